@@ -1,0 +1,69 @@
+"""The exception tree. Each class carries the exit status that the command ends with.
+
+Exit statuses: 0 fine; 1 the user's or the machine's fault; 2 usage; 3 a bug of ours; 4 measured, but the books
+don't close (no exception: the result is there); 130 Ctrl-C (128 + the signal's number).
+"""
+
+from __future__ import annotations
+
+BOOKS_OPEN = 4
+BUG = 3
+
+
+class KproxylatError(Exception):
+    """Something a user can mend.
+
+    :param message: what happened and why, in one line.
+    :param remedy: what to do next; printed on a line of its own, without the word "remedy".
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class UsageError(KproxylatError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class MachineError(KproxylatError):
+    """This machine, or what surrounds it, lacks what the command needs."""
+
+
+class CommandError(MachineError):
+    """A program that we ran failed.
+
+    :param argv: the command, as a list.
+    :param status: its exit status.
+    :param output: what it printed on stderr (on stdout, where stderr is empty).
+    """
+
+    def __init__(self, argv: list[str], status: int, output: str, remedy: str = "") -> None:
+        said = " ".join(output.split())[:300] or "(it printed nothing)"
+        super().__init__(f"{' '.join(argv)[:120]} ended with status {status}: {said}", remedy)
+        self.status = status
+        self.output = output
+
+
+class TemplateError(KproxylatError):
+    """A template that does not exist, does not render or does not compile."""
+
+
+class DumpError(KproxylatError):
+    """Text that belongs to no known form of bpftrace's output."""
+
+
+class LogError(KproxylatError):
+    """A log that cannot be read, or holds no run."""
+
+
+class Interrupted(BaseException):  # noqa: N818 - a signal is no error, and no ``except Exception`` may swallow it
+    """A signal asked us to end: clean up, save what there is, leave with 128 + its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
