@@ -61,7 +61,7 @@ class LogError(KproxylatError):
     """A log that cannot be read, or holds no run."""
 
 
-class Interrupted(BaseException):  # noqa: N818 - a signal is no error, and no ``except Exception`` may swallow it
+class Interrupted(BaseException):
     """A signal asked us to end: clean up, save what there is, leave with 128 + its number."""
 
     def __init__(self, signum: int) -> None:

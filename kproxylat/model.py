@@ -14,7 +14,6 @@ HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING
 """Number of a netfilter hook -> its name (kernel, ``include/uapi/linux/netfilter.h``, ``enum nf_inet_hooks``)."""
 
 
-
 @dataclass(frozen=True)
 class Bucket:
     """``count`` events in ``[lo, hi)``; ``None`` is an open end."""
@@ -129,7 +128,8 @@ class Accounting:
     """The books: each count is taken from a counter that does not know of the others.
 
     ``delivered``: packets that reached the endpoint; ``untranslated``: those that left the node with the ClusterIP
-    still on them; ``rejected``: ICMP errors that came back. ``closed`` says whether they agree, ``difference`` where not.
+    still on them; ``rejected``: ICMP errors that came back. ``closed`` says whether they agree, ``difference`` says
+    where they don't.
     """
 
     sent: int | None
@@ -216,9 +216,10 @@ def from_json(text: str | bytes) -> Result:
     if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
         raise ValueError(f"no document of schema {SCHEMA}")
     try:
-        return _build(Result, data)
+        result: Result = _build(Result, data)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a result of schema {SCHEMA}: {error}") from error
+    return result
 
 
 def _build(kind: Any, data: Any) -> Any:
@@ -234,6 +235,6 @@ def _build(kind: Any, data: Any) -> Any:
         return kind(**known)
     if origin is tuple:
         return tuple(_build(args[0], item) for item in data)
-    if origin in (dict, Mapping) or isinstance(data, dict) and args:
+    if origin in (dict, Mapping) or (isinstance(data, dict) and args):
         return {key: _build(args[1], item) for key, item in data.items()}
     return data
