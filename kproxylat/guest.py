@@ -1,0 +1,86 @@
+"""What runs inside the virtual machine: serve command lines from the host, one after another, in one boot.
+
+Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object, ``{"argv": [...],
+"cwd": "..."}`` or ``{"signal": N}`` for the command under way; each line on stdout one too: ``{"ready": RELEASE}``,
+``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a fork of this process, so that the imports,
+seconds each under emulation, are paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import selectors
+import sys
+from typing import Any
+
+from kproxylat import cli
+
+
+def emit(**event: Any) -> None:
+    """Send one event to the host."""
+    print(json.dumps(event), flush=True)
+
+
+def spawn(argv: list[str], cwd: str) -> tuple[int, dict[int, str]]:
+    """Fork a child that runs one command line.
+
+    :return: its process id; file descriptor to read from -> the event that its text goes into.
+    """
+    pipes = {"out": os.pipe(), "err": os.pipe()}
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
+                os.dup2(pipes[name][1] if name in pipes else os.open(name, os.O_RDONLY), number)
+            os.chdir(cwd)
+            cli.main(argv)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    for _, writer in pipes.values():
+        os.close(writer)
+    return pid, {reader: name for name, (reader, _) in pipes.items()}
+
+
+def serve() -> None:
+    """Serve until the host closes our stdin."""
+    emit(ready=platform.release())
+    child: tuple[int, dict[int, str]] = (0, {})
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    pending = b""
+    while True:
+        for key, _ in selector.select():
+            chunk = os.read(key.fd, 65536)
+            pid, names = child
+            if key.fd == 0:
+                if not chunk:
+                    return
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    order = json.loads(line)
+                    if "signal" in order:
+                        if names:
+                            os.kill(pid, order["signal"])
+                    else:
+                        child = spawn(order["argv"], order["cwd"])
+                        for reader in child[1]:
+                            selector.register(reader, selectors.EVENT_READ)
+            elif chunk:
+                emit(**{names[key.fd]: chunk.decode(errors="replace")})
+            else:
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                del names[key.fd]
+                if not names:
+                    emit(status=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+if __name__ == "__main__":
+    serve()

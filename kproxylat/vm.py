@@ -1,0 +1,173 @@
+"""A Linux kernel in a virtual machine over this machine's root file system, for a host that cannot trace.
+
+virtme-ng boots a distribution's kernel under QEMU, with KVM where it can, emulated (TCG) where not, without root. The
+guest sees the host's files read-only (9p) below a writable layer that is thrown away, and the output directory
+writable. On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed
+instruction, so that a difference of ``nsecs`` counts instructions. ``sleep=on`` keeps that clock behind the real one
+while the guest waits for the host's disk; ``sleep=off`` would let every time limit in the guest run out at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.proc import Background, find
+
+BOOT_LIMIT_S = 300
+CLOCKS = ("ns", "instructions")
+APT_KERNEL = "apt-get install linux-image-amd64"
+
+
+def find_kernel(image: Path | None, root: Path | None) -> Path:
+    """Return the kernel image to boot: the one asked for, else the newest below ``root``/boot.
+
+    :raises MachineError: there is none, it cannot be read, or its modules are not below ``root``.
+    """
+    top = root or Path("/")
+    if image is None:
+        # The cloud image has no 9p, by which the guest reads its root file system.
+        images = [each for each in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in each.name]
+        if not images:
+            raise MachineError(f"no kernel image in {top / 'boot'}", f"{APT_KERNEL}, or --kernel IMAGE")
+        image = max(images, key=lambda each: [int(part) for part in re.findall(r"\d+", each.name)])
+    if not os.access(image, os.R_OK):
+        raise MachineError(f"kernel image {image} cannot be read", f"{APT_KERNEL}, or another --kernel IMAGE")
+    modules = top / "lib/modules" / image.name.removeprefix("vmlinuz-")
+    if not modules.is_dir():
+        raise MachineError(f"the modules of {image.name} are not in {modules}", "name an image that is installed there")
+    return image
+
+
+def has_kvm() -> bool:
+    """Whether KVM works here. Some hosts show /dev/kvm without the processor's support, and QEMU hangs on it."""
+    flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.M)
+    return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+class Machine:
+    """A booted guest that runs command lines of ours; a context manager.
+
+    :param clock: "ns" or "instructions".
+    :param writable: directory of the host that the guest may write to.
+    :param kernel: kernel image (None: the newest in /boot).
+    :param root: root file system to boot over (None: this machine's own).
+    :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
+    """
+
+    def __init__(
+        self,
+        clock: str,
+        writable: Path,
+        kernel: Path | None = None,
+        root: Path | None = None,
+    ) -> None:
+        self.image = find_kernel(kernel, root)
+        self.root = root
+        self.clock = clock
+        self.writable = writable.resolve()
+        self.kvm = clock == "ns" and has_kvm()
+        self.release = ""
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._noise: list[str] = []
+
+    def command(self) -> list[str]:
+        """Return virtme-run's command line."""
+        clock = ["-icount", "shift=0,sleep=on"] if self.clock == "instructions" else []
+        accelerator = "kvm" if self.kvm else "tcg"
+        # Page-table isolation makes emulation several times slower: QEMU forgets its translations at every system
+        # call. It protects a guest from its own processes and takes no part in what a softirq executes.
+        options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off"]
+        # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
+        cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
+        package = shlex.quote(str(Path(__file__).parent.parent))
+        guest = f"PYTHONPATH={package} exec {shlex.quote(sys.executable)} -m kproxylat.guest"
+        command = ["virtme-run", "--kimg", str(self.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
+        command += ["--root", str(self.root)] if self.root else []
+        command += ["--cpus", "1" if self.clock == "instructions" else "2", "--force-9p", "--disable-monitor"]
+        command += [] if self.kvm else ["--disable-kvm"]
+        command += [word for option in options for word in ("--kopt", option)]
+        command += [f"--rwdir={self.writable}", "--script-sh", guest, "--qemu-opts", *cpu, *clock]
+        return command
+
+    def __enter__(self) -> Self:
+        find("qemu-system-x86_64")
+        if "," in f"{self.writable}{self.root or ''}":
+            raise UsageError(f"QEMU takes no comma in a path: {self.writable}")
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        program = Path(sys.executable).parent / "virtme-run"
+        command = self.command()
+        self._process = Background(
+            str(program) if program.exists() else find("virtme-run"),
+            *command[1:],
+            on_out=self._read,
+            on_err=lambda line: self._noise.append(line),
+            env={"PATH": search},
+        )
+        try:
+            self.release = self._next(BOOT_LIMIT_S, "boot")["ready"]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.write(None)
+        self._process.wait(5)
+        self._process.end()
+
+    def _read(self, line: str) -> None:
+        """Take a line of the guest's stdout; whatever is no event of ours is kept for an error message."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict):
+            self._events.put(event)
+        else:
+            self._noise.append(line)
+
+    def _next(self, limit_s: float | None, what: str) -> dict[str, Any]:
+        """Wait for the guest's next event.
+
+        :raises MachineError: the guest ended, or ``limit_s`` passed.
+        """
+        waited_s = 0.0
+        while self._process.alive or not self._events.empty():
+            try:
+                return self._events.get(timeout=0.5)
+            except queue.Empty:
+                waited_s += 0.5
+            if limit_s is not None and waited_s >= limit_s:
+                raise MachineError(f"the virtual machine did not {what} within {limit_s:.0f} s: {self._last_words()}")
+        raise MachineError(f"the virtual machine ended before it could {what}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"
+
+    def run(self, argv: Sequence[str], out: Callable[[str], None], err: Callable[[str], None]) -> int:
+        """Run one kproxylat command line in the guest.
+
+        :param out: receives its standard output as it comes; ``err`` its standard error.
+        :return: its exit status.
+        :raises MachineError: the guest died.
+        """
+        self._process.write(json.dumps({"argv": list(argv), "cwd": str(Path.cwd())}) + "\n")
+        while True:
+            try:
+                event = self._next(None, "finish")
+            except Interrupted as interrupt:
+                self._process.write(json.dumps({"signal": interrupt.exit_code - 128}) + "\n")
+                continue
+            if "status" in event:
+                return int(event["status"])
+            for stream, text in event.items():
+                {"out": out, "err": err}[stream](text)

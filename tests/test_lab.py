@@ -1,0 +1,122 @@
+"""The lab's rulesets against those that the real kube-proxy 1.36.3 wrote (tests/kube-proxy-rules)."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kproxylat.errors import UsageError
+from kproxylat.lab import Service, dummy_service, place_services, render_ruleset
+from kproxylat.modes import find_mode
+
+CAPTURED = Path(__file__).parent / "kube-proxy-rules"
+ENDPOINT = ("10.244.1.10:50051",)
+ALWAYS = [
+    Service("default/kubernetes:https", "tcp", "10.96.0.1", 443, ()),
+    Service("default/worker:grpc", "tcp", "10.96.100.50", 50051, ENDPOINT),
+    Service("default/worker-udp:grpc-udp", "udp", "10.96.100.51", 50051, ENDPOINT),
+    Service("default/worker-dual:grpc", "tcp", "10.96.100.52", 50051, ENDPOINT),
+    Service("default/worker-dual:grpc-udp", "udp", "10.96.100.52", 50051, ENDPOINT),
+]
+
+
+def captured(name: str) -> str:
+    path = CAPTURED / name
+    return path.read_text() if path.exists() else gzip.decompress((CAPTURED / f"{name}.gz").read_bytes()).decode()
+
+
+def commented(service: Service, rules: str) -> Service:
+    """Above 1,000 endpoints kube-proxy writes new endpoint rules without comments: take over which ones it did so."""
+    return replace(service, commented=f'"{service.port_name} -> ' in rules)
+
+
+def iptables_chains(text: str) -> dict[str, set[str]]:
+    """Rules by table and chain; counters and the policies' counters aside."""
+    chains: dict[str, set[str]] = defaultdict(set)
+    table = ""
+    for line in text.splitlines():
+        rule = re.sub(r"^\[\d+:\d+\] ", "", line)
+        if line.startswith("*"):
+            table = line
+        elif line.startswith(":"):
+            chains[f"{table} {line.split()[0][1:]}"].add(re.sub(r" \[.*", "", line))
+        elif rule.startswith("-A "):
+            chains[f"{table} {rule.split()[1]}"].add(rule)
+    return dict(chains)
+
+
+def nft_blocks(text: str) -> dict[str, set[str]]:
+    """Lines by table and chain, set or map; a list of elements is one line for each; handles aside."""
+    blocks: dict[str, set[str]] = defaultdict(set)
+    text = re.sub(r" # handle \d+", "", text)
+    text = re.sub(r"elements = \{ (.*?) \}\n", lambda m: m[1].replace(",", "\n") + "\n", text, flags=re.DOTALL)
+    table = block = ""
+    for line in (each.strip() for each in text.splitlines()):
+        if line.startswith("table "):
+            table = block = line.removesuffix(" {")
+        elif line.startswith(("chain ", "set ", "map ")):
+            block = f"{table} {line.removesuffix(' {')}"
+            blocks[block] = set()
+        elif line == "}":
+            block = table
+        elif line:
+            blocks[block].add(line)
+    return {name: lines for name, lines in blocks.items() if name.startswith("table ip kube-proxy")}
+
+
+@pytest.mark.parametrize("dummies", [0, 100, 1000])
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_iptables_rules_are_kube_proxys(backend: str, dummies: int) -> None:
+    rules = captured(f"iptables-{backend}/n{dummies}/iptables-{backend}-save.txt")
+    theirs = iptables_chains(rules)
+    services = [*ALWAYS, *(commented(dummy_service(number), rules) for number in range(dummies))]
+    assert sum(each.commented for each in services) > 0.9 * dummies
+    ours = iptables_chains(render_ruleset(find_mode("iptables", backend), services))
+    assert sum(len(rules) for name, rules in theirs.items() if name.startswith("*nat KUBE-S")) > 12 + 5 * dummies
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("dummies", [0, 100, 1000])
+def test_nftables_rules_are_kube_proxys(dummies: int) -> None:
+    theirs = nft_blocks(captured(f"nftables/n{dummies}/nft-list-ruleset.txt"))
+    services = [*ALWAYS, *(dummy_service(number) for number in range(dummies))]
+    ours = nft_blocks(render_ruleset(find_mode("nftables", None), services))
+    assert len(theirs["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])
+def test_worker_stands_where_it_was_put(position: str, index: int) -> None:
+    services = place_services(10, position, "both")
+    assert len(services) == 12
+    assert services[index].port_name == "default/worker:grpc-udp"
+
+
+def test_worker_may_be_tcp_only() -> None:
+    assert [each.protocol for each in place_services(0, "last", "tcp")] == ["tcp"]
+
+
+def test_large_cluster_has_fewer_comments() -> None:
+    services = place_services(1500, "last", "both")
+    assert sum(each.commented for each in services) == 1000
+    assert all(each.commented for each in services if "worker" in each.port_name)
+
+
+@pytest.mark.parametrize(("count", "position", "ports"), [(-1, "last", "both"), (10, "here", "both"), (1, "last", "x")])
+def test_impossible_lab_is_refused(count: int, position: str, ports: str) -> None:
+    with pytest.raises(UsageError):
+        place_services(count, position, ports)
+
+
+def test_several_endpoints_share_by_probability() -> None:
+    """Kubernetes, pkg/proxy/iptables/proxier.go: the k-th of n endpoints gets 1/(n-k), the last gets the rest."""
+    service = Service("default/many:http", "tcp", "10.96.0.9", 80, ("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"))
+    text = render_ruleset(find_mode("iptables", "nft"), [service])
+    assert re.findall(r"--probability (\S+)", text) == ["0.3333333333", "0.5000000000"]
+    nft = render_ruleset(find_mode("nftables", None), [service])
+    assert "numgen random mod 3 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80, 2 : 10.0.0.3 . 80 }" in nft
