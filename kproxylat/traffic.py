@@ -1,0 +1,160 @@
+"""Table GENERATORS: who sends the packets. Flows never repeat, so that every packet is looked up.
+
+The kernel's pktgen (Documentation/networking/pktgen.rst): one command per write to a file below /proc/net/pktgen, in
+the namespace that sends. Without the flags IPSRC_RND and UDPSRC_RND it steps source address and port together, so that
+A addresses and P ports with no common divisor repeat only after A x P packets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.kernel import load_module
+from kproxylat.proc import Background, run
+
+PROC = "/proc/net/pktgen"
+THREAD = "kpktgend_0"
+PORTS = range(1024, 64523)
+"""Source ports: 63,499 of them, a prime number, so that any smaller number of addresses has no divisor in common."""
+MAX_RATE_PPS = 10_000_000
+RATE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Packets to send.
+
+    :param source: the addresses to send from; ``skip`` of them are left to an earlier burst.
+    :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
+    """
+
+    count: int
+    rate_pps: int
+    source: IPv4Network
+    target_ip: str
+    target_port: int
+    netns: str
+    device: str
+    mac: str
+    skip: int = 0
+
+    @property
+    def addresses(self) -> int:
+        """How many source addresses it takes for flows that never repeat."""
+        return -(-self.count // len(PORTS))
+
+    def check(self) -> None:
+        """Make sure that the sources suffice.
+
+        :raises UsageError: they don't.
+        """
+        free = self.source.num_addresses - 2 - self.skip
+        if self.addresses > free:
+            raise UsageError(
+                f"{self.count} packets need {self.addresses} source addresses, {self.source} has {free}",
+                "a shorter run, a lower rate, or a larger --source",
+            )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a generator says it did: packets, errors (retries of the device), packets per second."""
+
+    count: int
+    errors: int
+    pps: float
+
+
+def _read(file: str, netns: str) -> str:
+    return run("cat", f"{PROC}/{file}", netns=netns)
+
+
+def _write(file: str, line: str, netns: str) -> None:
+    """Write one command to pktgen.
+
+    :raises MachineError: pktgen refuses it; carries its own words.
+    """
+    text = ""
+    try:
+        run("tee", f"{PROC}/{file}", netns=netns, stdin=line)
+    finally:
+        text = _read(file, netns)
+    result = re.findall(r"Result: (.*)", text)
+    if not result or not result[-1].startswith("OK"):
+        raise MachineError(f"pktgen refuses {line!r} for {file}: {result[-1] if result else text[-200:]}")
+
+
+def start_pktgen(burst: Burst) -> Background:
+    """Set pktgen up and start it.
+
+    :return: the writer of ``start``, which ends when all is sent.
+    :raises MachineError: pktgen refuses a command, or this kernel has none.
+    """
+    burst.check()
+    load_module("pktgen")
+    first = burst.source.network_address + 1 + burst.skip
+    _write(THREAD, "rem_device_all", burst.netns)
+    _write(THREAD, f"add_device {burst.device}", burst.netns)
+    for line in (
+        f"count {burst.count}",
+        "clone_skb 0",
+        "pkt_size 64",
+        f"dst_mac {burst.mac}",
+        f"dst_min {burst.target_ip}",
+        f"dst_max {burst.target_ip}",
+        f"src_min {first}",
+        f"src_max {first + burst.addresses - 1}",
+        f"udp_src_min {PORTS.start}",
+        f"udp_src_max {PORTS.stop}",
+        f"udp_dst_min {burst.target_port}",
+        f"udp_dst_max {burst.target_port}",
+        f"ratep {burst.rate_pps}",
+    ):
+        _write(burst.device, line, burst.netns)
+    words: list[str] = []
+    sender = Background("tee", f"{PROC}/pgctrl", on_out=lambda _: None, on_err=words.append, netns=burst.netns)
+    sender.write("start")
+    sender.write(None)
+    return sender
+
+
+def stop_pktgen(burst: Burst) -> None:
+    """Stop sending, if it still does."""
+    run("tee", f"{PROC}/pgctrl", netns=burst.netns, stdin="stop")
+
+
+def read_pktgen(burst: Burst) -> Sent:
+    """Return what pktgen says it has sent so far, or in all.
+
+    Sample, after a run::
+
+        Params: count 2000  min_pkt_size: 64  max_pkt_size: 64
+        Current:
+             pkts-sofar: 2000  errors: 0
+        Result: OK: 1999032(c37+d1998994) usec, 2000 (60byte,0frags)
+          1000pps 0Mb/sec (480000bps) errors: 0
+    """
+    text = _read(burst.device, burst.netns)
+    sofar = re.search(r"pkts-sofar: (\d+)\s+errors: (\d+)", text)
+    if sofar is None:
+        raise MachineError(f"pktgen's state cannot be read: {' '.join(text.split())[-200:]}")
+    elapsed = re.search(r"Result: OK: (\d+)\(", text)
+    count = int(sofar[1])
+    return Sent(count, int(sofar[2]), count / int(elapsed[1]) * 1e6 if elapsed and int(elapsed[1]) else 0.0)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """How packets are sent: start, stop, read what was sent."""
+
+    protocol: str
+    start: Callable[[Burst], Background]
+    stop: Callable[[Burst], None]
+    read: Callable[[Burst], Sent]
+
+
+GENERATORS = {"pktgen": Generator("udp", start_pktgen, stop_pktgen, read_pktgen)}
