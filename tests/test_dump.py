@@ -1,0 +1,80 @@
+"""bpftrace's text -> maps: what single forms mean."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from kproxylat.dump import parse_dump, read_prints
+
+
+def values(text: str) -> dict[str, Any]:
+    """Parse a text: map name -> its value, or {key: value} where it has keys."""
+    return {
+        name: {entry.key: entry.value for entry in each.entries} if each.entries[0].key else each.entries[0].value
+        for name, each in parse_dump(text).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("@n: 42", {"n": 42}),
+        ("@n: -9223372036854775807\n@u: 18446744073709551615", {"n": -9223372036854775807, "u": (1 << 64) - 1}),
+        ("@: 1", {"": 1}),
+        ("@zip: 007", {"zip": "007"}),
+        ("@f: 1.5\n@version: 1.50", {"f": 1.5, "version": "1.50"}),
+        ("@n[-1234567890, 0, 4239]: 198", {"n": {(-1234567890, 0, 4239): 198}}),
+        ("@table[18446635]: nat", {"table": {(18446635,): "nat"}}),
+        ("@p[0xffff8880]: 2", {"p": {(0xFFFF8880,): 2}}),
+        ("@m[a, b]: 1\n@m[a, b, c]: 2", {"m": {("a", "b"): 1, ("a, b", "c"): 2}}),
+        ("@s[12]: 1\n@s[x]: 9]: 5", {"s": {("12",): 1, ("x]: 9",): 5}}),
+        ("@s[1]: a]: 5\n@s[2]: b", {"s": {(1,): "a]: 5", (2,): "b"}}),
+        ("18:53:21 @reads: 58794", {"reads": 58794}),
+        ("@a[x]: 1.2.3.4@a[y]: 5.6.7.8", {"a": {("x",): "1.2.3.4", ("y",): "5.6.7.8"}}),
+        ("@r: { .x = 1, .y = two }", {"r": {"x": 1, "y": "two"}}),
+        ("@s: { .count = 2, .average = 3, .total = 7 }", {"s": {"count": 2, "average": 3, "total": 7}}),
+        ("@n: 1\n@n: 2", {"n": 2}),
+        ("Attaching 3 probes...\nAttached 3 probes\n__BPFTRACE_NOTIFY_PROBES_ATTACHED\n\n\n@n: 1\n", {"n": 1}),
+        ("@n: 1\r\n@s: x\r\n", {"n": 1, "s": "x"}),
+        ("", {}),
+    ],
+)
+def test_forms(text: str, expected: dict[str, Any]) -> None:
+    assert values(text) == expected
+
+
+def test_histograms_are_half_open_and_labels_binary() -> None:
+    text = (
+        "@h:\n(..., 0)   2 |@@|\n[0]   1 |@|\n[512, 1K)20000020 |@@|\n\n@l:\n[0, 5)  1 |@|\nnoise\n[5, ...)  3 |@@|\n"
+    )
+    maps = parse_dump(text)
+    assert maps["h"].kind == "hist"
+    assert maps["h"].entries[0].value == {
+        "count": 20000023,
+        "buckets": [
+            {"lo": None, "hi": 0, "count": 2},
+            {"lo": 0, "hi": 1, "count": 1},
+            {"lo": 512, "hi": 1024, "count": 20000020},
+        ],
+    }
+    assert maps["l"].kind == "lhist"
+    assert [row["hi"] for row in maps["l"].entries[0].value["buckets"]] == [5, None]
+
+
+def test_prints_are_told_apart() -> None:
+    prints = list(read_prints("@n[1]: 1\n@n[2]: 2\n-- text\n@n[3]: 3\n\n\n@n[1]: 7\n@n[4]: 9\n".splitlines()))
+    assert [[entry.value for entry in each.map.entries] for each in prints] == [[1, 2], [3], [7, 9]]
+
+
+def test_a_string_keeps_its_lines() -> None:
+    assert values("\n\n@a: one\ntwo\n\n@b[k\n1]: 2\n@z: 1\n") == {"a": "one\ntwo", "b": {("k\n1",): 2}, "z": 1}
+
+
+def test_fifty_thousand_entries_are_fast() -> None:
+    text = "".join(f"@n[-12345{at}, 0, {at}]: 198\n" for at in range(50_000))
+    start = time.perf_counter()
+    assert len(parse_dump(text)["n"].entries) == 50_000
+    assert time.perf_counter() - start < 10
