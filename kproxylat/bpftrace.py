@@ -66,23 +66,31 @@ def check_function(mode: Mode, module: str) -> None:
         )
 
 
-def environment(version: tuple[int, int]) -> dict[str, str]:
-    """Return bpftrace's settings; those that the user made in the environment are kept."""
-    limit = "BPFTRACE_MAX_MAP_KEYS" if version >= (0, 20) else "BPFTRACE_MAP_KEYS_MAX"
-    settings = {limit: str(MAX_MAP_KEYS), "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
+def find_map_limit() -> tuple[str, int]:
+    """Return the setting that limits a map's keys, as this version names it, and its value: the user's or ours.
+
+    :raises MachineError: the user's is no number.
+    """
+    name = "BPFTRACE_MAX_MAP_KEYS" if find_version()[1] >= (0, 20) else "BPFTRACE_MAP_KEYS_MAX"
+    value = os.environ.get(name, str(MAX_MAP_KEYS))
+    if not value.isdecimal():
+        raise MachineError(f"the environment has {name}={value[:20]!r}", "it takes a number, or unset it")
+    return name, int(value)
 
 
 class Tracer:
     """bpftrace at work on one script.
 
     :param script: the file to run.
-    :param on_line: receives every line of its standard output.
-    :ivar stdout: the lines printed so far. ``stderr``: the same of standard error.
+    :param on_line: receives every line that it prints, on either stream, as it comes.
+    :ivar stdout: the lines of standard output so far. ``stderr``: those of standard error, the first 1,000.
+    :ivar map_limit: how many keys a map may have.
     """
 
     def __init__(self, script: Path, on_line: Callable[[str], None]) -> None:
+        self.stdout: list[str] = []
         self.stderr: list[str] = []
+        limit_name, self.map_limit = find_map_limit()
         self._on_line = on_line
         self._attached = threading.Event()
         self._process = Background(
@@ -90,7 +98,7 @@ class Tracer:
             str(script),
             on_out=self._out,
             on_err=self._err,
-            env=environment(find_version()[1]),
+            env={limit_name: str(self.map_limit), "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"},
         )
 
     def _out(self, line: str) -> None:
@@ -98,12 +106,15 @@ class Tracer:
             self._attached.set()
         else:
             self._on_line(line)
+            self.stdout.append(line)
 
     def _err(self, line: str) -> None:
         if ATTACHED.match(line):
             self._attached.set()
-        elif len(self.stderr) < 1000:
-            self.stderr.append(line)
+        else:
+            self._on_line(line)
+            if len(self.stderr) < 1000:
+                self.stderr.append(line)
 
     @property
     def alive(self) -> bool:
@@ -170,7 +181,9 @@ def trace(script: Path, on_line: Callable[[str], None]) -> Iterator[Tracer]:
 
 
 def count_lost(text: str) -> int:
-    """Return how many events bpftrace says it lost; ``text`` is what it printed on both streams.
+    """Return how many events bpftrace says it lost.
+
+    :param text: what it printed on both streams.
 
     Samples: ``Lost 3 events`` (up to 0.23, stdout), ``WARNING: Total lost event count: 3`` (0.27, stderr).
     """

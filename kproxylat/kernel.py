@@ -99,6 +99,11 @@ def _read_btf(module: str) -> tuple[bytes, bytes]:
     return data[types : types + type_len], data[strings : strings + string_len]
 
 
+def btf_module(module: str) -> str:
+    """Return where a module's types and functions are found: under its name, or in vmlinux if it is built in."""
+    return module if (BTF / module).exists() else "vmlinux"
+
+
 # Bytes after a type's 12-byte head, by kind: fixed, and per member (kernel, Documentation/bpf/btf.rst).
 _BTF_TAIL = {
     1: (4, 0),

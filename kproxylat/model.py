@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA = "kproxylat/1"
 HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING"}
@@ -97,6 +97,17 @@ class Target:
     ip: str
     port: int | None
     protocol: str | None
+
+
+class Destination(NamedTuple):
+    """A target known whole: where packets are sent to."""
+
+    ip: str
+    port: int
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.ip}:{self.port}/{self.protocol}"
 
 
 @dataclass(frozen=True)

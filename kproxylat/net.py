@@ -45,7 +45,7 @@ def lock() -> Iterator[None]:
 
     :raises MachineError: another run holds it.
     """
-    with LOCK.open("a+", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    with os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The run before us may have removed the file between our opening and locking it.

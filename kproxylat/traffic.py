@@ -7,10 +7,13 @@ A addresses and P ports with no common divisor repeat only after A x P packets.
 
 from __future__ import annotations
 
+import queue
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.kernel import load_module
@@ -22,6 +25,7 @@ PORTS = range(1024, 64523)
 """Source ports: 63,499 of them, a prime number, so that any smaller number of addresses has no divisor in common."""
 MAX_RATE_PPS = 10_000_000
 RATE_TOLERANCE = 0.05
+WRITE_LIMIT_S = 30
 
 
 @dataclass(frozen=True)
@@ -69,23 +73,47 @@ class Sent:
     pps: float
 
 
-def _read(file: str, netns: str) -> str:
-    return run("cat", f"{PROC}/{file}", netns=netns)
+class _File:
+    """One of pktgen's files, in the namespace that sends: ``tee`` writes to it, line by line."""
+
+    def __init__(self, name: str, netns: str) -> None:
+        self._echo: queue.Queue[str] = queue.Queue()
+        # tee echoes a line, then writes it to each file in turn: the echo to the second comes after the write.
+        files = f"{PROC}/{name}", "/proc/self/fd/1"
+        self.process = Background("tee", *files, on_out=self._echo.put, on_err=self._echo.put, netns=netns)
+        # The process is in the namespace, and so are the files below its net directory.
+        self.path = Path(f"/proc/{self.process.pid}/net/pktgen/{name}")
+        self._name = name
+
+    def write(self, line: str) -> None:
+        """Write one command, and wait until it is written.
+
+        :raises MachineError: pktgen refuses it; carries its own words.
+        """
+        self.process.write(line + "\n")
+        try:
+            echo = self._echo.get(timeout=WRITE_LIMIT_S) and self._echo.get(timeout=WRITE_LIMIT_S)
+        except queue.Empty:
+            raise MachineError(f"pktgen took {line!r} for {self._name} not within {WRITE_LIMIT_S} s") from None
+        result = re.findall(r"Result: (.*)", self.path.read_text())
+        if not echo.startswith(line) or not result or not result[-1].startswith("OK"):
+            said = result[-1] if result else "nothing"
+            raise MachineError(f"pktgen refuses {line!r} for {self._name}: {said} ({echo.strip()})")
+
+    def close(self) -> None:
+        """End tee."""
+        self.process.write(None)
+        self.process.wait(WRITE_LIMIT_S)
+        self.process.end()
 
 
-def _write(file: str, line: str, netns: str) -> None:
-    """Write one command to pktgen.
-
-    :raises MachineError: pktgen refuses it; carries its own words.
-    """
-    text = ""
+@contextmanager
+def _open(name: str, netns: str) -> Iterator[_File]:
+    file = _File(name, netns)
     try:
-        run("tee", f"{PROC}/{file}", netns=netns, stdin=line)
+        yield file
     finally:
-        text = _read(file, netns)
-    result = re.findall(r"Result: (.*)", text)
-    if not result or not result[-1].startswith("OK"):
-        raise MachineError(f"pktgen refuses {line!r} for {file}: {result[-1] if result else text[-200:]}")
+        file.close()
 
 
 def start_pktgen(burst: Burst) -> Background:
@@ -97,34 +125,40 @@ def start_pktgen(burst: Burst) -> Background:
     burst.check()
     load_module("pktgen")
     first = burst.source.network_address + 1 + burst.skip
-    _write(THREAD, "rem_device_all", burst.netns)
-    _write(THREAD, f"add_device {burst.device}", burst.netns)
-    for line in (
-        f"count {burst.count}",
-        "clone_skb 0",
-        "pkt_size 64",
-        f"dst_mac {burst.mac}",
-        f"dst_min {burst.target_ip}",
-        f"dst_max {burst.target_ip}",
-        f"src_min {first}",
-        f"src_max {first + burst.addresses - 1}",
-        f"udp_src_min {PORTS.start}",
-        f"udp_src_max {PORTS.stop}",
-        f"udp_dst_min {burst.target_port}",
-        f"udp_dst_max {burst.target_port}",
-        f"ratep {burst.rate_pps}",
-    ):
-        _write(burst.device, line, burst.netns)
-    words: list[str] = []
-    sender = Background("tee", f"{PROC}/pgctrl", on_out=lambda _: None, on_err=words.append, netns=burst.netns)
-    sender.write("start")
+    with _open(THREAD, burst.netns) as thread:
+        thread.write("rem_device_all")
+        thread.write(f"add_device {burst.device}")
+    with _open(burst.device, burst.netns) as device:
+        for line in (
+            f"count {burst.count}",
+            "clone_skb 0",
+            "pkt_size 64",
+            f"dst_mac {burst.mac}",
+            f"dst_min {burst.target_ip}",
+            f"dst_max {burst.target_ip}",
+            f"src_min {first}",
+            f"src_max {first + burst.addresses - 1}",
+            f"udp_src_min {PORTS.start}",
+            f"udp_src_max {PORTS.stop}",
+            f"udp_dst_min {burst.target_port}",
+            f"udp_dst_max {burst.target_port}",
+            f"ratep {burst.rate_pps}",
+        ):
+            device.write(line)
+    # The file takes the last character for the end of the line, whatever it is.
+    sender = Background("tee", f"{PROC}/pgctrl", on_out=_ignore, on_err=_ignore, netns=burst.netns)
+    sender.write("start\n")
     sender.write(None)
     return sender
 
 
+def _ignore(_: str) -> None:
+    """tee echoes what it writes; whether it could, its exit status says."""
+
+
 def stop_pktgen(burst: Burst) -> None:
     """Stop sending, if it still does."""
-    run("tee", f"{PROC}/pgctrl", netns=burst.netns, stdin="stop")
+    run("tee", f"{PROC}/pgctrl", netns=burst.netns, stdin="stop\n")
 
 
 def read_pktgen(burst: Burst) -> Sent:
@@ -138,7 +172,7 @@ def read_pktgen(burst: Burst) -> Sent:
         Result: OK: 1999032(c37+d1998994) usec, 2000 (60byte,0frags)
           1000pps 0Mb/sec (480000bps) errors: 0
     """
-    text = _read(burst.device, burst.netns)
+    text = run("cat", f"{PROC}/{burst.device}", netns=burst.netns)
     sofar = re.search(r"pkts-sofar: (\d+)\s+errors: (\d+)", text)
     if sofar is None:
         raise MachineError(f"pktgen's state cannot be read: {' '.join(text.split())[-200:]}")

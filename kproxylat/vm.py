@@ -1,8 +1,7 @@
 """A Linux kernel in a virtual machine over this machine's root file system, for a host that cannot trace.
 
 virtme-ng boots a distribution's kernel under QEMU, with KVM where it can, emulated (TCG) where not, without root. The
-guest sees the host's files read-only (9p) below a writable layer that is thrown away, and the output directory
-writable. On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed
+guest sees the host's files read-only (9p), and the output directory writable. On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed
 instruction, so that a difference of ``nsecs`` counts instructions. ``sleep=on`` keeps that clock behind the real one
 while the guest waits for the host's disk; ``sleep=off`` would let every time limit in the guest run out at once.
 """
@@ -15,14 +14,25 @@ import queue
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.proc import Background, find
 
 BOOT_LIMIT_S = 300
+SHARE = "kproxylat"
+_GUEST = """\
+mkdir -p /run/root &&
+mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/root &&
+for each in proc sys dev; do mount --rbind /$each /run/root/$each; done &&
+mount --bind /run /run/root/run && mount --bind {writable} /run/root{writable} &&
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} &&
+exec chroot /run/root {python} -m kproxylat.guest
+"""
+"""What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
+touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s."""
 CLOCKS = ("ns", "instructions")
 APT_KERNEL = "apt-get install linux-image-amd64"
 
@@ -88,14 +98,20 @@ class Machine:
         options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off"]
         # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
         cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
-        package = shlex.quote(str(Path(__file__).parent.parent))
-        guest = f"PYTHONPATH={package} exec {shlex.quote(sys.executable)} -m kproxylat.guest"
+        guest = _GUEST.format(
+            share=SHARE,
+            writable=shlex.quote(str(self.writable)),
+            package=shlex.quote(str(Path(__file__).parent.parent)),
+            python=shlex.quote(sys.executable),
+        )
+        share = ["-fsdev", f"local,id={SHARE},path={self.root or '/'},security_model=none,readonly=on,multidevs=remap"]
+        share += ["-device", f"virtio-9p-pci,fsdev={SHARE},mount_tag={SHARE}"]
         command = ["virtme-run", "--kimg", str(self.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
         command += ["--root", str(self.root)] if self.root else []
         command += ["--cpus", "1" if self.clock == "instructions" else "2", "--force-9p", "--disable-monitor"]
         command += [] if self.kvm else ["--disable-kvm"]
         command += [word for option in options for word in ("--kopt", option)]
-        command += [f"--rwdir={self.writable}", "--script-sh", guest, "--qemu-opts", *cpu, *clock]
+        command += [f"--rwdir={self.writable}", "--script-sh", guest, "--qemu-opts", *cpu, *clock, *share]
         return command
 
     def __enter__(self) -> Self:
@@ -153,10 +169,10 @@ class Machine:
     def _last_words(self) -> str:
         return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"
 
-    def run(self, argv: Sequence[str], out: Callable[[str], None], err: Callable[[str], None]) -> int:
+    def run(self, argv: Sequence[str], out: IO[str], err: IO[str]) -> int:
         """Run one kproxylat command line in the guest.
 
-        :param out: receives its standard output as it comes; ``err`` its standard error.
+        :param out: receives its standard output as it comes. ``err``: its standard error.
         :return: its exit status.
         :raises MachineError: the guest died.
         """
@@ -170,4 +186,4 @@ class Machine:
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
-                {"out": out, "err": err}[stream](text)
+                print(text, end="", flush=True, file={"out": out, "err": err}[stream])

@@ -1,0 +1,139 @@
+"""Run logs as the old scripts wrote them: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>.log``.
+
+The old header, bpftrace's own text as it came, then the FINAL REPORT; the result lies beside it as ``.json``.
+Raw output goes to disk first and is parsed second.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from kproxylat.errors import MachineError
+from kproxylat.model import Probe, Result, to_json
+from kproxylat.modes import Mode
+
+RULE = "============================================"
+WIDE_RULE = "===================================================="
+_BAR = 52
+
+
+class RunLog:
+    """A log that is being written.
+
+    :param directory: where it goes; made if need be.
+    :param mode: its name's middle.
+    :param started: its name's end.
+    :raises MachineError: the directory or the file cannot be written.
+    """
+
+    def __init__(self, directory: Path, mode: str, started: datetime) -> None:
+        stem = f"ebpf_{mode}_{started:%Y%m%d_%H%M%S}"
+        self.error: OSError | None = None
+        try:
+            made = [each for each in (directory, *directory.parents) if not each.exists()]
+            directory.mkdir(parents=True, exist_ok=True)
+            for number in range(1000):
+                self.path = directory / f"{stem}{f'_{number}' if number else ''}.log"
+                try:
+                    self._file = self.path.open("x", encoding="utf-8", buffering=1)
+                    break
+                except FileExistsError:
+                    continue
+            else:
+                raise FileExistsError(f"1,000 logs named {stem}")
+        except OSError as error:
+            raise MachineError(
+                f"no log can be written in {directory}: {error.strerror or error}", "pass another --output-dir"
+            ) from None
+        for each in (*made, self.path):
+            give_to_user(each)
+
+    def write(self, text: str) -> None:
+        """Append text. A full disk does not stop the run: ``error`` keeps the first failure."""
+        try:
+            self._file.write(text)
+        except OSError as error:
+            self.error = self.error or error
+
+    def header(self, lines: Mapping[str, object]) -> None:
+        """Write the old scripts' header."""
+        body = "".join(f"{name}: {value}\n" for name, value in lines.items())
+        self.write(f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n")
+
+    def save(self, result: Result) -> None:
+        """Write the result beside the log.
+
+        :raises MachineError: it, or a part of the log, could not be written.
+        """
+        path = self.path.with_suffix(".json")
+        try:
+            self._file.close()
+            path.write_text(to_json(result) + "\n", encoding="utf-8")
+            give_to_user(path)
+        except OSError as error:
+            self.error = self.error or error
+        if self.error:
+            raise MachineError(f"the result could not be saved whole in {path.parent}: {self.error.strerror}")
+
+    def close(self) -> None:
+        """Close the log, whatever became of the run."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.error = self.error or error
+
+
+def give_to_user(path: Path) -> None:
+    """Under sudo, let a file belong to the user who called it."""
+    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+        os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID", -1)))
+
+
+def render_report(mode: Mode, probe: Probe | None) -> str:
+    """Render the old FINAL REPORT of one probe: whole microseconds, or instructions on that clock."""
+    title, prefix = mode.report
+    head = f"\n{WIDE_RULE}\n  FINAL REPORT\n{WIDE_RULE}\n\n--- {title} MODE ---\n"
+    if probe is None or not probe.count or probe.min is None or probe.max is None or probe.mean is None:
+        return f"{head}No {title.lower()} traffic observed.\n"
+    unit, scale = ("us", 1000) if probe.unit == "ns" else (probe.unit, 1)
+    figures = {"Min": probe.min, "Avg": probe.mean, "Max": probe.max}
+    lines = [f"Total invocations: {probe.count}"]
+    lines += [f"{name} latency: {round(value / scale)} {unit}" for name, value in figures.items()]
+    values: Counter[int] = Counter()
+    for value, count in (probe.values or {}).items():
+        values[int(value) // scale] += count
+    if values:
+        lines += ["", "Latency distribution (logarithmic buckets):", f"@{prefix}_latency_{unit}:"]
+        lines += _histogram(values, lambda value: (1 << value.bit_length() >> 1, 1 << value.bit_length()))
+    if values and unit == "us":
+        lines += ["", "Latency distribution (linear 0-100us, 5us buckets):", f"@{prefix}_latency_linear:"]
+        lines += _histogram(values, lambda value: (value // 5 * 5, value // 5 * 5 + 5) if value < 100 else (100, None))
+    return head + "\n".join(lines) + "\n"
+
+
+def _histogram(values: Mapping[int, int], bounds: Callable[[int], tuple[int, int | None]]) -> list[str]:
+    """Draw a histogram as bpftrace does (bpftrace, src/output.cpp)."""
+    counts: Counter[tuple[int, int | None]] = Counter()
+    for value, count in values.items():
+        counts[bounds(value)] += count
+    most = max(counts.values())
+    rows = sorted(counts.items(), key=lambda item: item[0][0])
+    return [f"{_label(*edges):<16} {count:>8} |{'@' * (count * _BAR // most):<{_BAR}}|" for edges, count in rows]
+
+
+def _label(lo: int, hi: int | None) -> str:
+    """Label a bucket: ``[512, 1K)``, ``[100, ...)``; 0 and 1 have a bucket of their own."""
+    if hi is not None and hi - lo == 1:
+        return f"[{lo}]"
+    return f"[{_number(lo)}, {'...' if hi is None else _number(hi)})"
+
+
+def _number(value: int) -> str:
+    for shift, suffix in ((30, "G"), (20, "M"), (10, "K")):
+        if value and value % (1 << shift) == 0:
+            return f"{value >> shift}{suffix}"
+    return str(value)
