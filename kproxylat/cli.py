@@ -35,6 +35,24 @@ def kproxylat(
     """Options of all commands."""
 
 
+@app.command()
+def parse(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
+    output: Annotated[str, typer.Option("--format", help="table, json, csv or openmetrics.")] = "table",
+    csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
+    percentiles: Annotated[str, typer.Option(help="Which ones, 0 to 100.")] = "50,95,99",
+    prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Every interval and slow line, as CSV or JSON.")
+    ] = False,
+) -> None:
+    """Read logs, old and new, and bpftrace's own text."""
+    from kproxylat.parsing import Wanted, parse_logs
+
+    wanted = Wanted(output, csv_dialect, percentiles, prints, intervals)
+    raise typer.Exit(parse_logs(files, wanted, say))
+
+
 def _interrupt(signum: int, _frame: object) -> NoReturn:
     """Turn the first signal into an exception; ignore further ones, so that the clean-up is not cut short."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
