@@ -120,15 +120,14 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
 def _probe_table(table_class: Any, result: Result) -> Any:
     table = table_class(show_edge=False, pad_edge=False)
     names = list(next(iter(result.probes)).percentiles)
-    for name in ("engine", "count", "min", "mean", "max", *(f"p{name}" for name in names), "unit"):
-        words = name in ("engine", "unit")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for name in ("engine", "count", "min", "mean", "max", *(f"p{name}" for name in names)):
+        table.add_column(name, justify="left" if name == "engine" else "right", overflow="fold")
     for probe in result.probes:
-        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        where = "\n".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook, f"in {probe.unit}")))
         figures = [_short(each) for each in (probe.count, probe.min, probe.mean, probe.max)]
         shown = [probe.percentiles.get(name) for name in names]
         bounds = [f"{_short(each.estimate)}\n[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown]
-        table.add_row(where, *figures, *bounds, probe.unit)
+        table.add_row(where, *figures, *bounds)
     return table
 
 

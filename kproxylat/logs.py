@@ -10,9 +10,11 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from kproxylat import legacy
 from kproxylat.dump import Print, Reader
@@ -123,6 +125,8 @@ class LogReader:
         for piece in _read_pieces(stream, self.damage):
             binary = binary or b"\0" in piece
             yield from self._read_piece(piece)
+        for each in self.damage:
+            self.run.warn(self.line_no, each)
         said = next((each for each in self.run.text.warnings if "ERROR" in each), None)
         yield from self._finish()
         if not self.index:
@@ -174,13 +178,13 @@ class LogReader:
 
     def _read_recurring(self, raw: bytes) -> Iterator[Result]:
         line = raw.decode(errors="backslashreplace")
-        is_row = "|" in line and any(True for _ in read_sample(raw, ""))
-        if "end" in self.run.seen and (is_row or _sign_of(line) == "report"):
+        kind = next((each for _, each, _ in read_sample(raw, "")), "")
+        if "end" in self.run.seen and kind in ("time", "row"):  # a slow line may also come after the report
             yield from self._finish()
         taken = self.run.samples.add(raw)
         if taken:
             self.run.seen.add("body")
-            self.run.signs.add("summary" if is_row else "report")
+            self.run.signs.add("summary" if kind == "row" else "report")
         elif taken is None and not self.run.reader.feed(line):
             self.run.warn(self.line_no, f"unreadable: {line!r}")
         elif taken is False:
@@ -323,23 +327,22 @@ def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
         yield rest
 
 
-def open_log(name: str) -> IO[bytes]:
+@contextmanager
+def open_log(name: str) -> Iterator[IO[bytes]]:
     """Open a log, compressed by gzip or not; ``-`` is stdin.
 
     :raises LogError: it is not there, no file, or must not be read.
     """
-    try:
-        if name == "-":
-            stream: IO[bytes] = sys.stdin.buffer
-        elif Path(name).is_dir():
-            raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
-        else:
-            stream = Path(name).open("rb")  # noqa: SIM115
-        if stream.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
-            return gzip.open(stream)  # type: ignore[return-value]
-    except OSError as error:
-        raise LogError(f"{name}: {(error.strerror or str(error)).lower()}") from error
-    return stream
+    if Path(name).is_dir():
+        raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
+    with ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
+            stream = cast(BufferedReader, file)
+            packed = stream.peek(2)[:2] == b"\x1f\x8b"
+        except (OSError, ValueError) as error:
+            raise LogError(f"{name}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
+        yield cast(IO[bytes], stack.enter_context(gzip.open(stream))) if packed else stream
 
 
 def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iterator[Result]:

@@ -41,6 +41,7 @@ class Summary:
         self.first: Sample | None = None
         self.last: Sample | None = None
         self._worst: list[tuple[int, int, Sample]] = []
+        self._ranked = 0
 
     @property
     def limit(self) -> int:
@@ -54,11 +55,12 @@ class Summary:
         self.first = self.first or sample
         self.last = sample
 
-    def rank(self, value: int, sample: Sample) -> None:
+    def rank(self, sample: Sample) -> None:
         """Keep a sample if it is one of the worst."""
-        if value > self.limit:
+        self._ranked += 1
+        if sample.max is not None and sample.max > self.limit:
             push = heapq.heappushpop if len(self._worst) == WORST else heapq.heappush
-            push(self._worst, (value, -self.lines, sample))
+            push(self._worst, (sample.max, -self._ranked, sample))
 
     def freeze(self) -> Samples:
         """Return what has been summed up; there is at least one line."""
@@ -86,12 +88,12 @@ class Collector:
             elif kind == "slow":
                 summary = self.slow.setdefault(engine, Summary())
                 summary.add(sample, summary.lines + 1)
-                summary.rank(sample.max or 0, sample)
+                summary.rank(sample)
             else:
                 summary = self.intervals.setdefault(engine, Summary())
                 count = sample.count or 0
                 summary.add(sample, count if kind == "block" else summary.total + count)
-                summary.rank(sample.max or 0, sample)
+                summary.rank(sample)
             return True
         return None if _NEARLY.match(line) else False
 
@@ -128,10 +130,9 @@ class Collector:
             for sample, _, _ in read_sample(line, ""):
                 summary.add(sample, before + count)
         over = re.compile(mark + rb"(" + _over(summary.limit) + rb") us \(tid=(\d{1,18})\)")
-        for at, match in enumerate(over.finditer(piece)):
-            summary.lines = before + at
+        for match in over.finditer(piece):
             time = piece[match.start() - 8 : match.start()].decode()
-            summary.rank(int(match[1]), Sample(time, max=int(match[1]), tid=int(match[2])))
+            summary.rank(Sample(time, max=int(match[1]), tid=int(match[2])))
         summary.lines = before + count
 
     def _add_blocks(self, piece: bytes, engine: str, count: int) -> None:
@@ -146,11 +147,10 @@ class Collector:
         if (summary.last.max or 0 if summary.last else 0) <= summary.limit:
             return  # the blocks count from the start, so that their maximum never falls
         over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: (" + _over(summary.limit) + rb") us")
-        for at, match in enumerate(over.finditer(piece)):
-            summary.lines = before + at
+        for match in over.finditer(piece):
             time = _time_before(piece, match.start()) or self._time
             for sample, _, _ in read_sample(_line_at(piece, match.start()), time):
-                summary.rank(int(match[1]), sample)
+                summary.rank(sample)
         summary.lines = before + count
 
     def _add_rows(self, piece: bytes, count: int) -> None:
@@ -160,10 +160,9 @@ class Collector:
             for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, total)
         over = re.compile(rb"us +\| (" + _over(summary.limit) + rb") +us")
-        for at, match in enumerate(over.finditer(piece)):
-            summary.lines = before + at
+        for match in over.finditer(piece):
             for sample, _, _ in read_sample(_line_at(piece, match.start()), ""):
-                summary.rank(int(match[1]), sample)
+                summary.rank(sample)
         summary.lines = before + count
 
 
