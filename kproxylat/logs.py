@@ -23,7 +23,7 @@ from kproxylat.legacy import RunText
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.samples import Collector, read_sample
 
-_PIECE, _SMALL, _LONG = 1 << 17, 1 << 11, 1 << 20
+_PIECE, _SMALL, _LONG = 1 << 18, 1 << 11, 1 << 20
 _WARNINGS = 100
 _MARKS = 10_000
 
@@ -304,27 +304,18 @@ def _sign_of(line: str) -> str:
 
 
 def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
-    """Read a stream in pieces of whole lines (a line of more than 1 MiB is cut); note what cannot be read."""
-    rest = b""
-    while True:
-        try:
-            block = stream.read(_PIECE)
-        except (EOFError, OSError, zlib.error) as error:
-            damage.append(f"cannot be read to its end: {error}")
-            block = b""
-        if not block:
-            break
-        rest += block
-        cut = rest.rfind(b"\n") + 1
-        cut -= 2 if rest.endswith(b"\n\r\n", 0, cut) else int(rest.endswith(b"\n\n", 0, cut))
-        if cut == 0 and len(rest) > _LONG:
-            yield rest + b"\n"
-            rest = b""
-        elif cut:
-            yield rest[:cut]
-            rest = rest[cut:]
-    if rest:
-        yield rest
+    """Read a stream in pieces of whole lines (a line of more than 1 MiB is cut); note what cannot be read.
+
+    No piece ends with a blank line, which belongs to the block after it.
+    """
+    try:
+        while piece := stream.read(_PIECE):
+            for _ in range(2):
+                if not piece.endswith(b"\n") or piece.endswith((b"\n\n", b"\n\r\n")):
+                    piece += stream.readline(_LONG)
+            yield piece if len(piece) < _LONG or piece.endswith(b"\n") else piece + b"\n"
+    except (EOFError, OSError, zlib.error) as error:
+        damage.append(f"cannot be read to its end: {error}")
 
 
 @contextmanager

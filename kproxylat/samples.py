@@ -30,6 +30,10 @@ _FORMS = {
     "row": b"::||us|us\n",
     "idle": b"::||-|-\n",
 }
+_WHOLE = tuple(
+    (names, b"".join(_FORMS[name] for name in names))
+    for names in (("time", "block iptables", "block nftables"), ("time", "block iptables"), ("time", "block nftables"))
+)
 _VARYING = b"0123456789 \r"
 
 
@@ -102,13 +106,8 @@ class Collector:
 
         :return: how many lines they were; 0 if they have to be read one by one.
         """
-        bare = piece.translate(None, _VARYING)
-        counts = dict.fromkeys(_FORMS, 0)
-        unknown = len(bare)
-        for name, form in _FORMS.items():  # the commonest first
-            counts[name] = bare.count(form) if unknown else 0
-            unknown -= counts[name] * len(form)
-        if unknown:
+        counts = _count_forms(piece.translate(None, _VARYING))
+        if not counts:
             return 0
         for engine in ENGINES:
             if counts[f"slow {engine}"]:
@@ -129,9 +128,9 @@ class Collector:
         for line in (first, last):
             for sample, _, _ in read_sample(line, ""):
                 summary.add(sample, before + count)
-        over = re.compile(mark + rb"(" + _over(summary.limit) + rb") us \(tid=(\d{1,18})\)")
+        over = re.compile(mark[1:] + _over(summary.limit) + rb" us \(tid=(\d{1,18})\)")
         for match in over.finditer(piece):
-            time = piece[match.start() - 8 : match.start()].decode()
+            time = piece[match.start() - 9 : match.start() - 1].decode()
             summary.rank(Sample(time, max=int(match[1]), tid=int(match[2])))
         summary.lines = before + count
 
@@ -146,7 +145,7 @@ class Collector:
         summary.lines = before + count
         if (summary.last.max or 0 if summary.last else 0) <= summary.limit:
             return  # the blocks count from the start, so that their maximum never falls
-        over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: (" + _over(summary.limit) + rb") us")
+        over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
         for match in over.finditer(piece):
             time = _time_before(piece, match.start()) or self._time
             for sample, _, _ in read_sample(_line_at(piece, match.start()), time):
@@ -159,11 +158,26 @@ class Collector:
         for at in (piece.find(b"|"), piece.rfind(b"|")):
             for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, total)
-        over = re.compile(rb"us +\| (" + _over(summary.limit) + rb") +us")
+        over = re.compile(rb"us +\| " + _over(summary.limit) + rb" +us")
         for match in over.finditer(piece):
             for sample, _, _ in read_sample(_line_at(piece, match.start()), ""):
                 summary.rank(sample)
         summary.lines = before + count
+
+
+def _count_forms(bare: bytes) -> dict[str, int]:
+    """Count the lines of each form; none if there is anything else. The commonest are tried first."""
+    counts = dict.fromkeys(_FORMS, 0)
+    counts["slow iptables"] = bare.count(_FORMS["slow iptables"])
+    unknown = len(bare) - counts["slow iptables"] * len(_FORMS["slow iptables"])
+    for names, form in _WHOLE:
+        blocks = bare.count(form) if unknown else 0
+        if blocks * len(form) == unknown:
+            return counts | dict.fromkeys(names, blocks)
+    for name, form in list(_FORMS.items())[1:]:
+        counts[name] = bare.count(form) if unknown else 0
+        unknown -= counts[name] * len(form)
+    return {} if unknown else counts
 
 
 def read_sample(line: bytes, time: str) -> Iterator[tuple[Sample, str, str]]:
@@ -194,9 +208,9 @@ def _time_before(piece: bytes, at: int) -> str:
 
 
 def _over(limit: int) -> bytes:
-    """A pattern for the integers greater than ``limit``, as printf writes them."""
+    """A group for an integer greater than ``limit``, as printf writes it; it fails at the first digits if it can."""
     if limit < 0:
-        return rb"\d{1,18}"
+        return rb"(\d{1,18})"
     digits = str(limit)
     rest = len(digits) - 1
     same = [
@@ -204,4 +218,5 @@ def _over(limit: int) -> bytes:
         for at, digit in enumerate(digits)
         if digit != "9"
     ]
-    return "|".join([rf"[1-9]\d{{{len(digits)},17}}", *same]).encode()
+    longer = rf"[1-9]\d{{{len(digits)}}}"
+    return rf"(?={'|'.join([*same, longer])})(\d{{1,18}})".encode()
