@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -93,42 +94,43 @@ def _csv_row(row: Iterable[Any]) -> str:
 
 
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, at most 80 columns wide."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Write tables for people, at most 80 columns wide (but for files' names)."""
     for result in results:
-        text = io.StringIO()
-        console = Console(file=text, width=80, highlight=False, markup=False, emoji=False)
         source, run = result.source, result.run
-        if source:
-            console.print(f"{source.file} (run {source.index + 1}, {source.dialect})", soft_wrap=True)
         facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
-        console.print("  ".join(f"{name}: {value}" for name, value in facts.items() if value) or "no metadata")
-        if result.probes:
-            console.print(_probe_table(Table, result))
+        paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
         if result.maps:
-            console.print("maps: " + ", ".join(_sketch(name, each) for name, each in result.maps.items()))
+            paragraphs.append("maps: " + ", ".join(_sketch(name, each) for name, each in result.maps.items()))
         for engine, slow in result.slow.items():
-            worst = slow.worst[0]
-            console.print(f"slow {engine}: {slow.lines}, worst {worst.max} us at {worst.time}")
-        for warning in result.quality.warnings:
-            console.print(f"warning: {warning}")
-        yield text.getvalue() + "\n"
+            paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
+        paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
+        if source:
+            yield f"{source.file} (run {source.index + 1}, {source.dialect})\n"
+        yield "".join(_draw_probes(result))
+        for paragraph in filter(None, paragraphs):
+            yield textwrap.fill(paragraph, 80, subsequent_indent="  ") + "\n"
+        yield "\n"
 
 
-def _probe_table(table_class: Any, result: Result) -> Any:
-    table = table_class(show_edge=False, pad_edge=False)
-    names = list(next(iter(result.probes)).percentiles)
-    for name in ("engine", "count", "min", "mean", "max", *(f"p{name}" for name in names)):
-        table.add_column(name, justify="left" if name == "engine" else "right", overflow="fold")
+def _draw_probes(result: Result) -> Iterator[str]:
+    """Draw a table with two lines a probe: the figures, and below the percentiles their bounds.
+
+    Not with rich: importing it takes longer than parsing a log.
+    """
+    names = list(result.probes[0].percentiles) if result.probes else []
+    rows = [["", "count", "min", "mean", "max", *(f"p{name}" for name in names)]] if result.probes else []
     for probe in result.probes:
-        where = "\n".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook, f"in {probe.unit}")))
-        figures = [_short(each) for each in (probe.count, probe.min, probe.mean, probe.max)]
+        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
         shown = [probe.percentiles.get(name) for name in names]
-        bounds = [f"{_short(each.estimate)}\n[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown]
-        table.add_row(where, *figures, *bounds)
-    return table
+        figures = (probe.count, probe.min, probe.mean, probe.max)
+        rows.append([where, *map(_short, figures), *(_short(each.estimate) if each else "" for each in shown)])
+        bounds = (f"[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown)
+        rows.append([f"  in {probe.unit}", "", "", "", "", *bounds])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        line = "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()
+        yield (line if len(line) <= 80 else row[0] + "\n" + line[widths[0] :].strip().rjust(80)) + "\n"
 
 
 def _short(number: float | None) -> str:
@@ -138,7 +140,8 @@ def _short(number: float | None) -> str:
 def _sketch(name: str, each: Any) -> str:
     """Say in a word what a map holds: its value, or how many entries."""
     if len(each.entries) == 1 and not each.entries[0].key and each.kind in ("int", "float", "str", "bool"):
-        return f"{name} {each.entries[0].value!s:.40}"
+        shown = str(each.entries[0].value)
+        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
     return f"{name} ({each.kind}{f', {len(each.entries)} entries' if each.entries[0].key else ''})"
 
 

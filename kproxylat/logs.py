@@ -41,7 +41,7 @@ class Dialect(NamedTuple):
 
 
 DIALECTS = (
-    Dialect("experiment", re.compile(r"\d*,\w*,[^,]*,[^,]*(,[\d.]*){5},[^,]*\Z"), legacy.build_experiment),
+    Dialect("experiment", re.compile(r"\d*,\w*,[^,]*,[^,]*(,([\d.]*|N/A)){5},[^,]*\Z"), legacy.build_experiment),
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
     Dialect("summary", re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"), legacy.build_summary),
     Dialect(
@@ -204,6 +204,8 @@ class LogReader:
             marks = self.run.text.marks.setdefault(sign, [])
             if len(marks) < _MARKS:
                 marks.append(line)
+            elif len(marks) == _MARKS:
+                self.run.warn(self.line_no, f"more than {_MARKS} lines of the dialect {sign}; the rest is left out")
             if sign == "experiment":
                 yield from self._finish()
                 return

@@ -107,10 +107,12 @@ def test_histograms_add_up_where_their_edges_meet() -> None:
 
 
 def test_table_fits_eighty_columns() -> None:
-    text = "".join(export_table([*results(), ours(5)]))
+    strings = list(read_log(str(DUMPS / "0.27.1--string_values.txt")))  # one holds an escape sequence
+    text = "".join(export_table([*results(), *strings, ours(5)]))
     lines = [line for line in text.splitlines() if not line.startswith(str(DUMPS))]
     assert max(map(len, lines)) <= 80
-    assert "ipt_do_table │    13" in text
+    assert "ipt_do_table     13    3  40.6  123" in text
+    assert "\x1b" not in text
     assert "528" in text
 
 
