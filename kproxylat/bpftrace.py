@@ -146,6 +146,10 @@ class Tracer:
                 self._process.end()
                 raise MachineError(f"bpftrace attached no probes within {limit_s:.0f} s: {self.words}")
 
+    def wait(self, limit_s: float | None) -> None:
+        """Let it trace for ``limit_s`` seconds (None: until it ends by itself)."""
+        self._process.wait(limit_s)
+
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Let it print its maps and end: SIGINT.
 

@@ -1,4 +1,7 @@
-"""The command line: options -> one call -> print. The only importer of typer."""
+"""The command line: options -> one call -> print. The only importer of typer.
+
+Each command imports what it needs when it runs, so that none waits for another's imports.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import typer
 
 from kproxylat import __version__
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, UsageError
+from kproxylat.screen import say
 
 if TYPE_CHECKING:
     from kproxylat.model import Result
@@ -23,20 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Measure what kube-proxy costs a packet inside the kernel, and prove the number.",
 )
-
-
-class ModeName(StrEnum):
-    """kube-proxy's modes."""
-
-    IPTABLES = "iptables"
-    NFTABLES = "nftables"
-
-
-class BackendName(StrEnum):
-    """What the kernel runs in mode iptables."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
 
 
 class Position(StrEnum):
@@ -69,26 +59,28 @@ class Clock(StrEnum):
     INSTRUCTIONS = "instructions"
 
 
-LAB, SEND, VM, SCRIPT = "Lab", "Traffic", "Virtual machine", "Script"
-LabOption = Annotated[
-    bool, typer.Option("--lab", help="Measure on a node made of network namespaces, without cluster.")
+Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
+Rate = Annotated[int, typer.Argument(help="Packets per second.")]
+Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
+InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
+ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables or nftables.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
+Services = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
+Place = Annotated[Position, typer.Option("--position", help="Where the worker's rule stands in the lab.")]
+Ports = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
+Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port.")]
+Source = Annotated[
+    str | None, typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (198.18.0.0/15).")
 ]
-ModeOption = Annotated[ModeName | None, typer.Option("--mode", help="kube-proxy's mode.")]
-BackendOption = Annotated[BackendName | None, typer.Option("--backend", help="What the kernel runs in mode iptables.")]
-ServicesOption = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
-WorkerOption = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
-TargetOption = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and UDP port.")]
-SourceOption = Annotated[
-    str | None, typer.Option("--source", metavar="CIDR", help="Free addresses to send from, inside clusterCIDR.")
-]
-TemplateOption = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for --template.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
-OutputOption = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
-VmOption = Annotated[bool, typer.Option("--vm", help="Measure inside a virtual machine; needs no root and no KVM.")]
-KernelOption = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (newest in /boot).")]
-RootOption = Annotated[Path | None, typer.Option("--vm-root", help="Root file system for --vm (this machine's).")]
-ClockOption = Annotated[Clock, typer.Option("--clock", help="With --vm: count executed instructions instead of time.")]
+Template = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
+Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
+InVm = Annotated[bool, typer.Option("--vm", help="Inside a virtual machine; takes neither root nor KVM.")]
+VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="The same, but only if this machine cannot trace.")]
+KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
+VmClock = Annotated[Clock, typer.Option("--clock", help="Of --vm: instructions counts what is executed, exactly.")]
+LOGS = Path("logs/ebpf")
 
 
 def _version(wanted: bool) -> None:
@@ -108,31 +100,31 @@ def kproxylat(
 
 @app.command()
 def run(
-    duration: Annotated[float, typer.Argument(help="Seconds to send for.")] = 30,
-    rate: Annotated[int, typer.Argument(help="Packets per second.")] = 10000,
-    warmup: Annotated[int, typer.Argument(help="Packets sent before the probes attach.")] = 100,
-    rule_position: Annotated[Position | None, typer.Argument(help="Like --position.")] = None,
-    lab: LabOption = False,
-    mode: ModeOption = None,
-    backend: BackendOption = None,
-    services: ServicesOption = 100,
-    position: Annotated[Position, typer.Option("--position", help="The worker's rule in the lab.")] = Position.LAST,
-    worker_ports: WorkerOption = WorkerPorts.BOTH,
-    target: TargetOption = None,
-    source: SourceOption = None,
-    template: TemplateOption = None,
-    settings: SetOption = None,
-    form: FormatOption = Format.TABLE,
-    output_dir: OutputOption = Path("logs/ebpf"),
-    vm: VmOption = False,
-    kernel: KernelOption = None,
-    vm_root: RootOption = None,
-    clock: ClockOption = Clock.NS,
+    duration: Duration = 30,
+    rate: Rate = 10000,
+    warmup: Warmup = 100,
+    rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None,
+    lab: InLab = False,
+    mode: ModeName = None,
+    backend: Backend = None,
+    services: Services = 100,
+    position: Place = Position.LAST,
+    worker_ports: Ports = WorkerPorts.BOTH,
+    target: Target = None,
+    source: Source = None,
+    template: Template = None,
+    settings: Settings = None,
+    form: Form = Format.TABLE,
+    output_dir: OutputDir = LOGS,
+    vm: InVm = False,
+    vm_if_needed: VmIfNeeded = False,
+    kernel: KernelImage = None,
+    clock: VmClock = Clock.NS,
 ) -> None:
-    """Measure a Service lookup: send packets that are looked up, time each, close the books.
+    """Measure a Service lookup: send packets, time each lookup, close the books.
 
+    \b
     Examples:
-      kproxylat run 30 10000                     as run-experiment.sh, on a node
       kproxylat run --lab --mode nftables 2 1000
       kproxylat run --lab --vm --clock instructions --services 1000 2 1000
       kproxylat run --target 10.96.0.10:50051 --mode iptables --backend nft
@@ -140,10 +132,13 @@ def run(
     from kproxylat import measure, plan
     from kproxylat.modes import find_mode
 
-    check_vm(vm, clock, kernel, vm_root)
-    mode_row = find_mode(*_mode_and_backend(mode, backend, lab, target))
+    if lab and target:
+        raise UsageError("--lab brings its own target", "leave out --lab or --target")
+    _check_target(lab or (mode and target))
+    name = mode or "iptables"
     options = plan.Options(
-        mode=mode_row,
+        # In the lab, mode iptables runs on the backend of current distributions.
+        mode=find_mode(name, backend or ("nft" if lab else None)),
         target=plan.parse_destination(target, "udp") if target else plan.WORKER,
         lab=plan.Lab(services, rule_position or position, worker_ports) if lab else None,
         duration_s=duration,
@@ -153,35 +148,176 @@ def run(
         output_dir=output_dir,
         template=template,
         settings=_settings(settings),
-        arguments=tuple(arguments()),
+        arguments=tuple(_ARGUMENTS),
     )
+    _check_vm(vm or vm_if_needed, clock, kernel)
     plan.check_options(options)
-    if vm:
-        relay(output_dir, clock, kernel, vm_root)
-    result, interrupted = measure.measure(options, say)
-    show(result, form)
-    if interrupted:
-        raise interrupted
-    if result.accounting and not result.accounting.closed:
-        say(f"kproxylat: the books don't close: {result.accounting.difference}")
-        sys.exit(BOOKS_OPEN)
+    _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    result, interrupted = measure.measure(options)
+    _finish([result], interrupted, form)
 
 
-def _mode_and_backend(
-    mode: ModeName | None, backend: BackendName | None, lab: bool, target: str | None
-) -> tuple[str, str | None]:
-    """Fill in what the lab chooses by itself: mode iptables, on the backend of current distributions."""
-    if lab and target:
-        raise UsageError("--lab brings its own target", "leave out --lab or --target")
-    if not lab and not (mode and target):
+@app.command()
+def sweep(
+    services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")],
+    duration: Duration = 2,
+    rate: Rate = 1000,
+    warmup: Warmup = 100,
+    lab: InLab = False,
+    mode: Annotated[str, typer.Option("--mode", metavar="MODE,...", help="Modes (all).")] = "",
+    backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = "",
+    position: Place = Position.LAST,
+    form: Form = Format.TABLE,
+    output_dir: OutputDir = LOGS,
+    vm: InVm = False,
+    vm_if_needed: VmIfNeeded = False,
+    kernel: KernelImage = None,
+    clock: VmClock = Clock.NS,
+) -> None:
+    """Measure the lookup over numbers of Services, for each mode and backend.
+
+    \b
+    Examples:
+      kproxylat sweep --lab --vm --clock instructions --services 10,100,1000
+      kproxylat sweep --lab --mode iptables --backend legacy,nft --services 10,100
+    """
+    from kproxylat import plan
+    from kproxylat import sweep as sweeping
+
+    if not lab:
+        raise UsageError("sweeping a cluster is not there yet", "pass --lab")
+    modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
+    counts = _counts(services)
+    options = plan.Options(
+        mode=modes[0],
+        lab=plan.Lab(counts[0], position),
+        duration_s=duration,
+        rate_pps=rate,
+        warmup=warmup,
+        output_dir=output_dir,
+        arguments=tuple(_ARGUMENTS),
+    )
+    _check_vm(vm or vm_if_needed, clock, kernel)
+    sweeping.check_points(sweeping.plan_points(options, modes, counts))
+    _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    results, interrupted = sweeping.sweep(sweeping.plan_points(options, modes, counts))
+    _finish(results, interrupted, form, is_sweep=True)
+
+
+@app.command()
+def trace(
+    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables or nftables.")],
+    backend: Backend = None,
+    target: Target = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="The target's: udp or tcp.")] = "udp",
+    duration: Annotated[float | None, typer.Option("--duration", help="Seconds to trace for.")] = None,
+    template: Template = None,
+    settings: Settings = None,
+    output_dir: OutputDir = LOGS,
+) -> None:
+    """Attach and report every 5 s until Ctrl-C or --duration; the traffic is yours.
+
+    \b
+    Examples:
+      kproxylat trace --mode nftables
+      kproxylat trace --mode iptables --backend nft --target 10.96.0.10:50051 --protocol tcp
+    """
+    from kproxylat import plan, watch
+    from kproxylat.modes import find_mode
+
+    if duration is not None and not 0 < duration <= 86400 * 365:
+        raise UsageError(f"a duration of {duration:g} s is not possible", "--duration takes seconds")
+    destination = plan.parse_destination(target, protocol) if target else None
+    watch.watch(find_mode(mode, backend), destination, duration, output_dir, template, _settings(settings))
+
+
+@app.command()
+def render(
+    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables or nftables.")],
+    backend: Backend = None,
+    target: Target = None,
+    source: Source = None,
+    template: Template = None,
+    settings: Settings = None,
+    vm: InVm = False,
+    kernel: KernelImage = None,
+) -> None:
+    """Print the bpftrace script that run would use on this kernel.
+
+    \b
+    Examples:
+      kproxylat render --mode iptables --backend legacy > trace-kubeproxy.bt
+      kproxylat render --mode nftables --target 10.96.0.10:50051 --vm
+    """
+    from kproxylat import plan
+    from kproxylat.modes import find_mode
+    from kproxylat.render import render_script
+
+    row = find_mode(mode, backend)
+    destination = plan.parse_destination(target, "udp") if target else None
+    sources = plan.parse_source(source) if source else plan.NODE_SOURCE
+    plan.check_template(template)
+    _relay_if(vm, False, Path.cwd(), Clock.NS, kernel)
+    plan.load_modules(row)
+    flow = plan.make_flow(destination, sources) if destination else None
+    print(render_script(plan.make_plan(row, flow), template, _settings(settings)), end="")
+
+
+@app.command()
+def cleanup() -> None:
+    """Remove whatever an interrupted run left: namespaces, links, and what is in them.
+
+    \b
+    Example:
+      sudo kproxylat cleanup
+    """
+    from kproxylat import net
+    from kproxylat.kernel import check_root
+
+    check_root()
+    with net.lock():
+        removed = net.remove_leftovers()
+    say(f"removed {', '.join(removed)}" if removed else "nothing was left")
+
+
+@app.command()
+def parse(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
+    output: Annotated[str, typer.Option("--format", help="table, json, csv or openmetrics.")] = "table",
+    csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
+    percentiles: Annotated[str, typer.Option(help="Which ones, 0 to 100.")] = "50,95,99",
+    prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Every interval and slow line, as CSV or JSON.")
+    ] = False,
+) -> None:
+    """Read logs, old and new, and bpftrace's own text.
+
+    \b
+    Examples:
+      kproxylat parse logs/ebpf/*.log
+      kproxylat parse --format csv --csv-dialect experiment old.log.gz
+    """
+    from kproxylat.parsing import Wanted, parse_logs
+
+    wanted = Wanted(output, csv_dialect, percentiles, prints, intervals)
+    raise typer.Exit(parse_logs(files, wanted, say))
+
+
+def _check_target(found: object) -> None:
+    if not found:
         raise UsageError(
-            "finding the target and the mode in a cluster is not there yet",
+            "looking up target and mode in a cluster is not there yet",
             "pass --target IP:PORT --mode MODE [--backend BACKEND], or --lab",
         )
-    name = mode or ModeName.IPTABLES
-    if lab and backend is None and name is ModeName.IPTABLES:
-        return name, BackendName.NFT
-    return name, backend
+
+
+def _counts(text: str) -> list[int]:
+    """Read ``10,100,1000``."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--services {text!r} is no list of numbers", "it takes some such as 10,100,1000") from None
 
 
 def _settings(words: list[str] | None) -> dict[str, str]:
@@ -193,43 +329,68 @@ def _settings(words: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def check_vm(vm: bool, clock: Clock, kernel: Path | None, root: Path | None) -> None:
-    """Make sure that options of the virtual machine come with ``--vm``."""
-    if not vm and (clock is Clock.INSTRUCTIONS or kernel or root):
-        raise UsageError("--clock instructions, --kernel and --vm-root are for a virtual machine", "add --vm")
+def _check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
+    if not vm and (clock is Clock.INSTRUCTIONS or kernel):
+        raise UsageError("--clock instructions and --kernel are for a virtual machine", "add --vm")
 
 
 _ARGUMENTS: list[str] = []
-_VM_FLAGS = {"--vm": 0, "--kernel": 1, "--vm-root": 1, "--clock": 1}
+_VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
-def arguments() -> list[str]:
-    """Return the command line as it was given, without the program's name."""
-    return list(_ARGUMENTS)
+def _relay_if(vm: bool, if_needed: bool, output_dir: Path, clock: Clock, image: Path | None) -> None:
+    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends."""
+    if if_needed and not vm:
+        from kproxylat.kernel import missing_to_trace
 
+        lacking = missing_to_trace()
+        say(
+            f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel."
+        )
+        vm = lacking is not None
+    if not vm:
+        return
+    from kproxylat.runlog import make_directory
+    from kproxylat.screen import waiting
+    from kproxylat.vm import BOOT_S, Machine
 
-def relay(output_dir: Path, clock: Clock, kernel: Path | None, root: Path | None) -> NoReturn:
-    """Run this very command line inside a virtual machine, and end as it ends."""
-    from kproxylat.vm import Machine
-
-    words, inside = iter(arguments()), []
+    words, inside = iter(_ARGUMENTS), []
     for word in words:
         name, equals, _ = word.partition("=")
         if name not in _VM_FLAGS:
             inside.append(word)
         elif _VM_FLAGS[name] and not equals:
             next(words)
-    with Machine(clock, output_dir, kernel, root) as machine:
-        say(f"kproxylat: Linux {machine.release} runs in a virtual machine")
+    make_directory(output_dir)
+    machine = Machine(clock, output_dir, image)
+    how = "with KVM" if machine.kvm else f"emulated, about {BOOT_S} s"
+    say(f"Booting {machine.image.name} in a virtual machine ({how})...")
+    with waiting("booting", 5 if machine.kvm else BOOT_S):
+        machine.__enter__()
+    try:
         status = machine.run(inside, sys.stdout, sys.stderr)
+    finally:
+        machine.__exit__()
     sys.exit(status)
 
 
-def show(result: Result, form: Format) -> None:
-    """Write a result to stdout."""
-    from kproxylat.model import to_json
+def _finish(results: list[Result], interrupted: Interrupted | None, form: Format, is_sweep: bool = False) -> None:
+    """Write results to stdout, and end with the status they deserve."""
+    from kproxylat.model import list_to_json, to_json
+    from kproxylat.screen import show_result, show_sweep
 
-    print(to_json(result))
+    if form is Format.JSON:
+        print(list_to_json(results) if is_sweep else to_json(results[0]))
+    elif is_sweep:
+        show_sweep(results)
+    else:
+        show_result(results[0])
+    if interrupted:
+        raise interrupted
+    open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
+    if open_books:
+        say(f"kproxylat: the books don't close: {open_books[0]}")
+        sys.exit(BOOKS_OPEN)
 
 
 def _interrupt(signum: int, _frame: object) -> NoReturn:
@@ -237,11 +398,6 @@ def _interrupt(signum: int, _frame: object) -> NoReturn:
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(signum)
-
-
-def say(message: str) -> None:
-    """Print a line on stderr, where everything goes that is no result."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

@@ -282,6 +282,9 @@ class Reader:
             return
         self._join_tail(followed)
         self._close()
+        if followed and not self._blank and all(entry.text.startswith("count ") for entry in self._entries):
+            for entry in self._entries:  # where stats are written like this, a blank line follows them
+                entry.read_as_string()
         self._done.append(Print(self._name, _build_map(self._entries), whole))
         self._name, self._entries, self._keys = None, [], set()
 

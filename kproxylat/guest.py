@@ -1,7 +1,7 @@
 """What runs inside the virtual machine: serve command lines from the host, one after another, in one boot.
 
 Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object, ``{"argv": [...],
-"cwd": "..."}`` or ``{"signal": N}`` for the command under way; each line on stdout one too: ``{"ready": RELEASE}``,
+"cwd": "...", "program": false}`` or ``{"signal": N}`` for the command under way; each line on stdout one too: ``{"ready": RELEASE}``,
 ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a fork of this process, so that the imports,
 seconds each under emulation, are paid once.
 """
@@ -15,7 +15,11 @@ import selectors
 import sys
 from typing import Any
 
-from kproxylat import cli
+from kproxylat import cli, measure, sweep, watch
+
+
+PRELOADED = measure, sweep, watch
+"""What the commands import, here once for all of them."""
 
 
 def emit(**event: Any) -> None:
@@ -23,8 +27,8 @@ def emit(**event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
-def spawn(argv: list[str], cwd: str) -> tuple[int, dict[int, str]]:
-    """Fork a child that runs one command line.
+def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]]:
+    """Fork a child that runs one command line: kproxylat's, or that of another program.
 
     :return: its process id; file descriptor to read from -> the event that its text goes into.
     """
@@ -36,6 +40,8 @@ def spawn(argv: list[str], cwd: str) -> tuple[int, dict[int, str]]:
             for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
                 os.dup2(pipes[name][1] if name in pipes else os.open(name, os.O_RDONLY), number)
             os.chdir(cwd)
+            if program:
+                os.execvp(argv[0], argv)  # noqa: S606 - no shell is what we want
             cli.main(argv)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -69,7 +75,7 @@ def serve() -> None:
                         if names:
                             os.kill(pid, order["signal"])
                     else:
-                        child = spawn(order["argv"], order["cwd"])
+                        child = spawn(order["argv"], order["cwd"], order["program"])
                         for reader in child[1]:
                             selector.register(reader, selectors.EVENT_READ)
             elif chunk:

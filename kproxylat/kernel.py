@@ -66,6 +66,11 @@ def load_module(name: str) -> bool:
     return True
 
 
+def unload_module(name: str) -> None:
+    """Unload a kernel module that :func:`load_module` loaded; another user of it may keep it."""
+    run("modprobe", "-r", "-q", name, ok=(0, 1))
+
+
 def missing_to_trace() -> str | None:
     """Return what this machine lacks to trace with (None: nothing): root, BPF trampolines, types, pktgen."""
     if os.geteuid() != 0:

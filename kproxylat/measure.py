@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from kproxylat import __version__, kernel, lab, net
+from kproxylat import kernel, lab, net
 from kproxylat.books import assemble, check_rate, reconcile
 from kproxylat.bpftrace import check_function, find_version, trace
 from kproxylat.detect import ServiceRule, read_service_rule
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.model import Result, Target, Traffic
 from kproxylat.modes import Mode
-from kproxylat.plan import Options, check_options, make_flow, make_plan, make_room, plan_bursts
+from kproxylat.plan import Options, check_options, load_modules, make_flow, make_plan, make_room, plan_bursts
 from kproxylat.proc import find, run
 from kproxylat.render import render_script
-from kproxylat.runlog import RunLog, render_report
+from kproxylat.runlog import RunLog, log_header, render_report
+from kproxylat.screen import say, waiting
 from kproxylat.traffic import GENERATORS, Burst, Sent
 
 
-def measure(options: Options, say: Callable[[str], None]) -> tuple[Result, Interrupted | None]:
+def measure(options: Options) -> tuple[Result, Interrupted | None]:
     """Measure what kube-proxy costs the target's packets.
 
-    :param say: receives the steps, and whatever else the user should know, line by line.
     :return: the result, which is saved, too; and the signal that cut it short, if one did.
     :raises KproxylatError: it could not be measured. Whatever happens, nothing is left behind.
     """
@@ -43,6 +43,8 @@ def measure(options: Options, say: Callable[[str], None]) -> tuple[Result, Inter
             "[3/7] Preparing the network"
             + (f" and the rules of {options.lab.services} Services..." if options.lab else "...")
         )
+        if kernel.load_module("pktgen"):
+            stack.callback(kernel.unload_module, "pktgen")
         made = stack.enter_context(net.network(options.sources, options.lab is not None, lab.ENDPOINT_IP))
         if options.lab:
             services = lab.place_services(options.lab.services, options.lab.position, options.lab.worker_ports)
@@ -59,7 +61,7 @@ def measure(options: Options, say: Callable[[str], None]) -> tuple[Result, Inter
         started = datetime.now().astimezone()
         log = RunLog(options.output_dir, mode.name, started)
         stack.callback(log.close)
-        log.header(_header(options, rule, started))
+        log.write(log_header(_header(options, rule), started))
         before, counted = read_service_rule(mode, target, made.node), net.read_counters(made)
         say("[6/7] Starting bpftrace, waiting until its probes are attached...")
         with script_file(script) as path, trace(path, log.write) as tracer:
@@ -88,8 +90,7 @@ def check_machine(mode: Mode) -> None:
     for program in ("bpftrace", "ip", "nft", "nsenter", "sysctl", *mode.tools):
         find(program)
     find_version()
-    for module in mode.modules:
-        kernel.load_module(module)
+    load_modules(mode)
     check_function(mode, kernel.btf_module(mode.module))
 
 
@@ -103,7 +104,9 @@ def send(burst: Burst, options: Options) -> Interrupted | None:
     limit_s = 2 * burst.count / burst.rate_pps + 60
     sender = generator.start(burst)
     try:
-        if not sender.wait(limit_s):
+        with waiting(f"{burst.count} packets", burst.count / burst.rate_pps):
+            done = sender.wait(limit_s)
+        if not done:
             generator.stop(burst)
             raise MachineError(f"{options.generator} was not done after {limit_s:.0f} s", "try a lower rate")
         if sender.status != 0:
@@ -155,11 +158,9 @@ def _describe(rule: ServiceRule) -> str:
     return "miss path: no rule matches, so the packets walk all rules and are not translated"
 
 
-def _header(options: Options, rule: ServiceRule, started: datetime) -> dict[str, object]:
-    """Return the old header's lines, and ours after them."""
-    clock, emulated = kernel.detect_clock()
+def _header(options: Options, rule: ServiceRule) -> dict[str, object]:
+    """Return what the log's header says of the run: the old lines, and ours after them."""
     return {
-        "Timestamp": f"{started:%Y-%m-%d %H:%M:%S}",
         "Kube-proxy mode": options.mode.name,
         "Worker ClusterIP": options.target.ip,
         "Duration": f"{options.duration_s:g}s",
@@ -169,8 +170,4 @@ def _header(options: Options, rule: ServiceRule, started: datetime) -> dict[str,
         "Worker position": f"{rule.position or 'N/A'} / {rule.chain_length or 'N/A'}",
         "Backend": options.mode.backend,
         "Target": options.target,
-        "Clock": f"{clock}{' (emulated)' if emulated else ''}",
-        "Kernel": kernel.release(),
-        "bpftrace": find_version()[0],
-        "kproxylat": __version__,
     }

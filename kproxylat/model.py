@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -32,18 +32,22 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Percentile:
-    """A percentile as an estimate and the bounds ``[lo, hi]`` that certainly contain it."""
+    """A percentile as an estimate and the bounds ``[lo, hi]`` that certainly contain it.
 
-    estimate: float
-    lo: float
-    hi: float
+    A bound is ``None`` where the histogram is open and no min or max is known; then there is no estimate either.
+    """
+
+    estimate: float | None
+    lo: float | None
+    hi: float | None
 
 
 @dataclass(frozen=True)
 class Probe:
     """The calls of one engine function for one table or chain and one hook.
 
-    ``min`` to ``sum`` and the histogram are in ``unit`` ("ns" or "instructions"); ``mode`` is the commonest value;
+    ``min`` to ``sum`` and the histogram are in ``unit`` ("ns", "instructions", or the whole "us" of the old scripts'
+    logs); ``mode`` is the commonest value;
     ``values`` has every distinct value with its count, where the script kept them.
     """
 
@@ -125,13 +129,13 @@ class Traffic:
     """What the generator was asked for and what it says it did."""
 
     generator: str
-    asked: int
+    asked: int | None
     sent: int | None
     errors: int | None
     pps: float | None
     rate_pps: int
     flows: int | None
-    warmup: int
+    warmup: int | None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,34 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One line of a log: a slow call, or what an interval's block or row says; latencies in whole us."""
+
+    time: str
+    count: int | None = None
+    min: int | None = None
+    mean: int | None = None
+    max: int | None = None
+    tid: int | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Many lines of one kind summed up.
+
+    :param lines: how many there were.
+    :param total: the events they speak of; of blocks that count from the start, those of the last one.
+    :param worst: up to ten with the greatest ``max``, greatest first, the earlier first where they are equal.
+    """
+
+    lines: int
+    total: int
+    first: Sample
+    last: Sample
+    worst: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a parsed result comes from: file, dialect, and its place among the runs of that file."""
 
@@ -195,7 +227,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement."""
+    """One measurement. ``intervals`` and ``slow`` are by the log's own word for the engine ("" where it has none)."""
 
     run: Run
     target: Target | None = None
@@ -206,6 +238,8 @@ class Result:
     quality: Quality = Quality()
     maps: Mapping[str, Map] = field(default_factory=dict)
     source: Source | None = None
+    intervals: Mapping[str, Samples] = field(default_factory=dict)
+    slow: Mapping[str, Samples] = field(default_factory=dict)
 
     @property
     def lookup(self) -> Probe | None:
@@ -213,9 +247,22 @@ class Result:
         return next((probe for probe in self.probes if probe.lookup), None)
 
 
+def target_text(result: Result) -> str:
+    """Write a result's target as ``IP:PORT/PROTOCOL``, without what is not known of it."""
+    target = result.target
+    if not target:
+        return ""
+    return target.ip + (f":{target.port}" if target.port else "") + (f"/{target.protocol}" if target.protocol else "")
+
+
 def to_json(result: Result) -> str:
     """Write a result as one JSON document."""
     return json.dumps({"schema": SCHEMA, **asdict(result)}, indent=2, ensure_ascii=False)
+
+
+def list_to_json(results: Iterable[Result]) -> str:
+    """Write results as one JSON document, ``{"schema": ..., "results": [...]}``."""
+    return json.dumps({"schema": SCHEMA, "results": [asdict(each) for each in results]}, indent=2, ensure_ascii=False)
 
 
 def from_json(text: str | bytes) -> Result:

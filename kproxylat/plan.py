@@ -109,12 +109,29 @@ def check_options(options: Options) -> None:
         if not lowest <= value <= highest:
             raise UsageError(f"the {name} of {value:g} is out of range", f"it takes {lowest:g} to {highest:g}")
     check_settings(options.settings)
-    if options.template and not options.template.is_file():
-        raise UsageError(f"template {options.template} does not exist", "--template takes a file's path")
+    check_template(options.template)
     if options.lab:
         lab.place_services(options.lab.services, options.lab.position, options.lab.worker_ports)
     _, burst = plan_bursts(options, "")
     burst.check()
+
+
+def check_template(template: Path | None) -> None:
+    """Make sure that a user's template is there.
+
+    :raises UsageError: it is not.
+    """
+    if template and not template.is_file():
+        raise UsageError(f"template {template} does not exist", "--template takes a file's path")
+
+
+def load_modules(mode: Mode) -> None:
+    """Load the kernel modules that a mode's rules and probes take.
+
+    :raises MachineError: one cannot be loaded.
+    """
+    for module in mode.modules:
+        kernel.load_module(module)
 
 
 def make_plan(mode: Mode, flow: Flow | None, interval_s: int = 0) -> Plan:

@@ -91,6 +91,28 @@ def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
     return Path(sum(probe.count for probe in calls), total, total / lookups if lookups else None, unit)
 
 
+def merge_probes(probes: Iterable[Probe]) -> Probe | None:
+    """Add probes of one engine up to one, of no table, chain or hook; None if there are none."""
+    calls = list(probes)
+    if not calls:
+        return None
+    count, total = sum(probe.count for probe in calls), sum(probe.sum or 0 for probe in calls)
+    return Probe(
+        engine=calls[0].engine,
+        table=None,
+        chain=None,
+        hook=None,
+        lookup=False,
+        count=count,
+        min=min((probe.min for probe in calls if probe.min is not None), default=None),
+        max=max((probe.max for probe in calls if probe.max is not None), default=None),
+        mean=total / count if count else None,
+        mode=None,
+        sum=total,
+        unit=calls[0].unit,
+    )
+
+
 def _entries(found: Map | None) -> Iterable[Any]:
     return found.entries if found else ()
 

@@ -148,8 +148,8 @@ class Background:
             except ProcessLookupError:
                 return
 
-    def wait(self, limit_s: float) -> bool:
-        """Wait for its end, at most ``limit_s`` seconds.
+    def wait(self, limit_s: float | None) -> bool:
+        """Wait for its end, at most ``limit_s`` seconds (None: as long as it takes).
 
         :return: whether it has ended.
         """

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from kproxylat import __version__, kernel
+from kproxylat.bpftrace import find_version
 from kproxylat.errors import MachineError
 from kproxylat.model import Probe, Result, to_json
 from kproxylat.modes import Mode
@@ -33,9 +35,8 @@ class RunLog:
     def __init__(self, directory: Path, mode: str, started: datetime) -> None:
         stem = f"ebpf_{mode}_{started:%Y%m%d_%H%M%S}"
         self.error: OSError | None = None
+        make_directory(directory)
         try:
-            made = [each for each in (directory, *directory.parents) if not each.exists()]
-            directory.mkdir(parents=True, exist_ok=True)
             for number in range(1000):
                 self.path = directory / f"{stem}{f'_{number}' if number else ''}.log"
                 try:
@@ -49,8 +50,7 @@ class RunLog:
             raise MachineError(
                 f"no log can be written in {directory}: {error.strerror or error}", "pass another --output-dir"
             ) from None
-        for each in (*made, self.path):
-            give_to_user(each)
+        give_to_user(self.path)
 
     def write(self, text: str) -> None:
         """Append text. A full disk does not stop the run: ``error`` keeps the first failure."""
@@ -58,11 +58,6 @@ class RunLog:
             self._file.write(text)
         except OSError as error:
             self.error = self.error or error
-
-    def header(self, lines: Mapping[str, object]) -> None:
-        """Write the old scripts' header."""
-        body = "".join(f"{name}: {value}\n" for name, value in lines.items())
-        self.write(f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n")
 
     def save(self, result: Result) -> None:
         """Write the result beside the log.
@@ -85,6 +80,37 @@ class RunLog:
             self._file.close()
         except OSError as error:
             self.error = self.error or error
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory for logs, where it is not there yet.
+
+    :raises MachineError: it cannot be made, or not be written to.
+    """
+    try:
+        made = [each for each in (directory, *directory.parents) if not each.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        for each in made:
+            give_to_user(each)
+    except OSError as error:
+        raise MachineError(f"{directory} cannot be made: {error.strerror}", "pass another --output-dir") from None
+    if not os.access(directory, os.W_OK):
+        raise MachineError(f"{directory} cannot be written to", "pass another --output-dir")
+
+
+def log_header(facts: Mapping[str, object], started: datetime) -> str:
+    """Render the old scripts' header: their lines among ``facts`` first, ours (versions, clock) last."""
+    clock, emulated = kernel.detect_clock()
+    facts = {
+        "Timestamp": f"{started:%Y-%m-%d %H:%M:%S}",
+        **facts,
+        "Clock": f"{clock}{' (emulated)' if emulated else ''}",
+        "Kernel": kernel.release(),
+        "bpftrace": find_version()[0],
+        "kproxylat": __version__,
+    }
+    body = "".join(f"{name}: {value}\n" for name, value in facts.items())
+    return f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n"
 
 
 def give_to_user(path: Path) -> None:

@@ -16,7 +16,6 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.kernel import load_module
 from kproxylat.proc import Background, run
 
 PROC = "/proc/net/pktgen"
@@ -123,7 +122,6 @@ def start_pktgen(burst: Burst) -> Background:
     :raises MachineError: pktgen refuses a command, or this kernel has none.
     """
     burst.check()
-    load_module("pktgen")
     first = burst.source.network_address + 1 + burst.skip
     with _open(THREAD, burst.netns) as thread:
         thread.write("rem_device_all")

@@ -70,16 +70,16 @@ def split_parts(text: str) -> list[str]:
         return parts
     joined: list[str] = []
     stack: list[str] = []
-    for part in parts:
-        if stack:
-            joined[-1] += ", " + part
-        else:
-            joined.append(part)
+    begin = 0
+    for at, part in enumerate(parts, 1):
         for char in part:
             if char in "([{":
                 stack.append(char)
             elif char in _PAIRS and (not stack or stack.pop() != _PAIRS[char]):
                 return parts
+        if not stack:
+            joined.append(", ".join(parts[begin:at]))
+            begin = at
     return parts if stack else joined
 
 

@@ -1,0 +1,83 @@
+"""Speed and memory of ``kproxylat parse``, as ratios: ``python bench/parse.py [MEGABYTES] [report|summary]``.
+
+1. A log of the old dialects against merely iterating over its lines (limit 3), and the peak memory (limit 100 MB).
+2. One small log, from process start to output, against a Typer hello-world (limit 1.5).
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ROOT / "tests" / "dumps" / "0.17.0--report_a_both.log"
+HELLO = "import typer\napp = typer.Typer()\n@app.command()\ndef main() -> None:\n    print('hello')\napp()\n"
+
+
+def write_log(path: Path, megabytes: int, dialect: str) -> None:
+    """Write a log as the old scripts did: interval blocks with up to five slow lines between, or table rows."""
+    dice, second = random.Random(1), 0  # noqa: S311
+    report = SMALL.read_text().split("Slow threshold: 100 us\n")
+    with path.open("w") as log:
+        log.write(report[0] if dialect == "report" else "TIME       | PACKETS/5s   | AVG LATENCY | MAX LATENCY\n")
+        while log.tell() < megabytes * 1_000_000:
+            for _ in range(1000):
+                second += 5
+                now = time.strftime("%H:%M:%S", time.gmtime(second))
+                if dialect == "summary":
+                    log.write(f"{now}   | {second % 99991:<12} | {second % 97:<6} us  | {second % 4999:<6} us\n")
+                    continue
+                for _ in range(dice.randrange(6)):
+                    log.write(f"{now} SLOW iptables: {dice.randrange(100, 5000)} us (tid={dice.randrange(9999)})\n")
+                log.write(f"\n{now} Statistics:\n  [iptables] Count: {second}, Min: 3 us, Avg: 40 us, Max: 123 us\n")
+                log.write(f"  [nftables] Count: {second}, Min: 0 us, Avg: 43 us, Max: 250 us\n")
+        log.write(report[1][report[1].index("\n====") :] if dialect == "report" else "")
+
+
+def measure(command: list[str]) -> float:
+    """Time a command; its output is thrown away."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def iterate(path: Path) -> float:
+    """Time the mere iteration over a file's lines."""
+    start = time.perf_counter()
+    with path.open() as lines:
+        for _ in lines:
+            pass
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the ratios; the medians of several alternating rounds, since the machine is not quiet."""
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    dialect = sys.argv[2] if len(sys.argv) > 2 else "report"
+    parse = [sys.executable, "-m", "kproxylat", "parse", "--format", "json"]
+    with tempfile.TemporaryDirectory() as folder:
+        log, hello = Path(folder, "a.log"), Path(folder, "hello.py")
+        hello.write_text(HELLO)
+        write_log(log, megabytes, dialect)
+        iterate(log)  # into the page cache
+        rounds = [(iterate(log), measure([*parse, str(log)])) for _ in range(5)]
+        base, ours = (statistics.median(each) for each in zip(*rounds, strict=True))
+        print(
+            f"{megabytes} MB {dialect}: iterating {base:.2f} s, parsing {ours:.2f} s, ratio {ours / base:.2f} (limit 3)"
+        )
+        print(f"peak memory {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000:.0f} MB (limit 100)")
+        for output in ("json", "table", "csv"):
+            small = [*parse[:-1], output, str(SMALL)]
+            rounds = [(measure([sys.executable, str(hello)]), measure(small)) for _ in range(11)]
+            base, ours = (statistics.median(each) for each in zip(*rounds, strict=True))
+            print(f"small log, {output}: Typer {base:.3f} s, ours {ours:.3f} s, ratio {ours / base:.2f} (limit 1.5)")
+
+
+if __name__ == "__main__":
+    main()

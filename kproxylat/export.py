@@ -1,0 +1,157 @@
+"""Results -> text: table EXPORTERS. Units are converted here and nowhere else; headers and metrics: docs/logs.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from kproxylat.metrics import export_openmetrics
+from kproxylat.model import SCHEMA, Probe, Result, target_text
+
+_SECONDS = {"ns": 1e-9, "us": 1e-6}
+_SOURCE_FIELDS = ("file", "dialect", "index")
+_RUN_FIELDS = (
+    *("started", "mode", "backend", "target", "services", "position", "chain_length", "duration_s", "rate_pps"),
+    *("clock", "kernel", "cut_short", "probes"),
+)
+_PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
+
+
+def main_probe(result: Result) -> Probe | None:
+    """Choose the probe that stands for a run in one line: the lookup, else that of its mode, else the busiest."""
+    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(result.run.mode or "")
+    probes = sorted(result.probes, key=lambda probe: (probe.lookup, probe.engine == engine, probe.count))
+    return probes[-1] if probes else None
+
+
+def export_json(results: Iterable[Result]) -> Iterator[str]:
+    """Write one document, ``{"schema": ..., "results": [...]}``."""
+    yield f'{{"schema": "{SCHEMA}", "results": ['
+    comma = ""
+    for result in results:
+        yield f"{comma}\n{json.dumps(asdict(result), ensure_ascii=False)}"
+        comma = ","
+    yield "\n]}\n"
+
+
+def export_csv(results: Iterable[Result]) -> Iterator[str]:
+    """Write one row a run, for its main probe; the header of the first row's percentiles is everybody's."""
+    names: list[str] | None = None
+    for result in results:
+        probe = main_probe(result)
+        if names is None:
+            names = list(probe.percentiles if probe else {})
+            shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
+            yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps"])
+        row = _describe(result, probe)
+        found = [probe.percentiles.get(name) if probe else None for name in names]
+        bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
+        maps = {name: each.entries[0].value for name, each in result.maps.items() if not each.entries[0].key}
+        plain = {name: value for name, value in maps.items() if isinstance(value, int | float | str)}
+        yield _csv_row([*row, *bounds, len(result.quality.warnings), json.dumps(plain, ensure_ascii=False)])
+
+
+def _describe(result: Result, probe: Probe | None) -> list[Any]:
+    """Fill the columns that do not depend on the percentiles asked for."""
+    known: dict[str, Any] = {
+        **asdict(result.run),
+        "target": target_text(result),
+        "rate_pps": result.traffic.rate_pps if result.traffic else None,
+        "probes": len(result.probes),
+    }
+    source = [getattr(result.source, name, None) for name in _SOURCE_FIELDS]
+    return [*source, *map(known.get, _RUN_FIELDS), *(getattr(probe, name, None) for name in _PROBE_FIELDS)]
+
+
+def export_experiment(results: Iterable[Result]) -> Iterator[str]:
+    """Write the old full experiment's CSV, one row a run; its percentiles are estimates, in whole microseconds."""
+    from kproxylat.legacy import EXPERIMENT_HEADER
+
+    yield EXPERIMENT_HEADER + "\n"
+    for result in results:
+        probe, run = main_probe(result), result.run
+        row: list[Any] = [run.services, run.mode or run.backend, run.position, run.chain_length]
+        scale = _SECONDS.get(probe.unit, 0) * 1e6 if probe else 0
+        figures: list[float | None] = [probe.mean, probe.max] if probe else [None, None]
+        for name in ("50", "95", "99"):
+            percentile = probe.percentiles.get(name) if probe else None
+            figures.append(percentile.estimate if percentile else None)
+        row += [
+            None if each is None or not scale else f"{each * scale:.3f}".rstrip("0").rstrip(".") for each in figures
+        ]
+        yield _csv_row([*row, run.log or (result.source.file if result.source else None)])
+
+
+def _csv_row(row: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue()
+
+
+def export_table(results: Iterable[Result]) -> Iterator[str]:
+    """Write tables for people, at most 80 columns wide (but for files' names)."""
+    for result in results:
+        source, run = result.source, result.run
+        facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
+        paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
+        if result.maps:
+            paragraphs.append("maps: " + ", ".join(_sketch(name, each) for name, each in result.maps.items()))
+        for engine, slow in result.slow.items():
+            paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
+        paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
+        if source:
+            yield f"{source.file} (run {source.index + 1}, {source.dialect})\n"
+        yield "".join(_draw_probes(result))
+        for paragraph in filter(None, paragraphs):
+            yield textwrap.fill(paragraph, 80, subsequent_indent="  ") + "\n"
+        yield "\n"
+
+
+def _draw_probes(result: Result) -> Iterator[str]:
+    """Draw a table with two lines a probe: the figures, and below the percentiles their bounds.
+
+    Not with rich: importing it takes longer than parsing a log.
+    """
+    names = list(result.probes[0].percentiles) if result.probes else []
+    rows = [["", "count", "min", "mean", "max", *(f"p{name}" for name in names)]] if result.probes else []
+    for probe in result.probes:
+        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        shown = [probe.percentiles.get(name) for name in names]
+        figures = (probe.count, probe.min, probe.mean, probe.max)
+        rows.append([where, *map(_short, figures), *(_short(each.estimate) if each else "" for each in shown)])
+        bounds = (f"[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown)
+        rows.append([f"  in {probe.unit}", "", "", "", "", *bounds])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        line = "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()
+        yield (line if len(line) <= 80 else row[0] + "\n" + line[widths[0] :].strip().rjust(80)) + "\n"
+
+
+def _short(number: float | None) -> str:
+    return "?" if number is None else f"{number:.1f}" if isinstance(number, float) and number % 1 else f"{number:.0f}"
+
+
+def _sketch(name: str, each: Any) -> str:
+    """Say in a word what a map holds: its value, or how many entries."""
+    if len(each.entries) == 1 and not each.entries[0].key and each.kind in ("int", "float", "str", "bool"):
+        shown = str(each.entries[0].value)
+        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
+    return f"{name} ({each.kind}{f', {len(each.entries)} entries' if each.entries[0].key else ''})"
+
+
+EXPORTERS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {
+    "table": export_table,
+    "json": export_json,
+    "csv": export_csv,
+    "openmetrics": export_openmetrics,
+}
+CSV_DIALECTS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {
+    "run": export_csv,
+    "experiment": export_experiment,
+}

@@ -1,0 +1,367 @@
+"""Reads the logs of runs, of every dialect: table DIALECTS. Memory does not grow with a run's length.
+
+A damaged place costs only itself; docs/logs.md describes the dialects and how a file is divided into runs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+from kproxylat import legacy
+from kproxylat.dump import Print, Reader
+from kproxylat.errors import LogError
+from kproxylat.legacy import RunText
+from kproxylat.model import Quality, Result, Sample, Source
+from kproxylat.samples import Collector, read_sample
+
+_PIECE, _SMALL, _LONG = 1 << 18, 1 << 11, 1 << 20
+_WARNINGS = 100
+_MARKS = 10_000
+
+
+class Dialect(NamedTuple):
+    """One row of the table: how a run of this dialect is recognized and what it says.
+
+    ``sign`` matches (at its beginning) a line that only this dialect has; such lines are kept in ``RunText.marks``.
+    ``build`` makes the result; source and quality are added to it.
+    """
+
+    name: str
+    sign: re.Pattern[str]
+    build: Callable[[RunText], Result]
+
+
+DIALECTS = (
+    Dialect("experiment", re.compile(r"\d*,\w*,[^,]*,[^,]*(,([\d.]*|N/A)){5},[^,]*\Z"), legacy.build_experiment),
+    Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
+    Dialect("summary", re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"), legacy.build_summary),
+    Dialect(
+        "report",
+        re.compile(r"  FINAL REPORT|\d\d:\d\d:\d\d Statistics:|\d\d:\d\d:\d\d SLOW \w+:|Tracing iptables and nftables"),
+        legacy.build_report,
+    ),
+    Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump),
+)
+"""The first that shows in a run is the run's; maps alone are a "dump"."""
+
+_STARTS = {
+    "header": re.compile(r" +eBPF Kube-Proxy Latency Experiment"),
+    "attach": re.compile(r"Attach(ing|ed) \d+ probe"),
+    "banner": re.compile(r" +Kube-Proxy Data Plane Latency Tracer|Tracing (iptables|packets)"),
+    "table": re.compile(r"TIME +\| PACKETS"),
+}
+_ENDS = re.compile(r" +FINAL (SUMMARY )?REPORT")
+_FIELDS = ("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position")
+_HEADER = re.compile(
+    rf"(?:\A|(?<=\"))({'|'.join(_FIELDS)}|Worker position|Warmup(?: packets)?): *(.+?)(?=\"echo|echo \"|\"|\Z)"
+)
+_FIGURES = {
+    "Total invocations": "count",
+    "Min latency": "min",
+    "Avg latency": "mean",
+    "Max latency": "max",
+    "Total Packets Traced": "count",
+    "Average Latency": "mean",
+    "Maximum Latency": "max",
+}
+_FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us)?\Z)?")
+_SECTION = re.compile(r"--- (\w+) MODE ---|No (\w+) traffic observed|No packets (captured|were traced)")
+_COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
+_LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
+_FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
+
+
+class _Run:
+    """One run while it is being read."""
+
+    def __init__(self, store: Callable[[Print], None]) -> None:
+        self.text = RunText()
+        self.samples = Collector()
+        self.reader = Reader()
+        self.store = store
+        self.seen: set[str] = set()
+        self.signs: set[str] = set()
+        self.section = ""
+        self.lost = self.total_lost = 0
+        self.full = False
+        self.last_name = ""
+
+    def warn(self, line_no: int, reason: str) -> None:
+        """Note damage, and where; after a hundred only that there is more."""
+        if len(self.text.warnings) < _WARNINGS:
+            self.text.warnings.append(f"line {line_no}: {reason}"[:200])
+        elif len(self.text.warnings) == _WARNINGS:
+            self.text.warnings.append(f"line {line_no}: more of this, not listed")
+
+
+class LogReader:
+    """Divides a log into runs and reads them; one for each file.
+
+    :param name: the file's name, for the results' ``source``.
+    :param store: called with every print of a map, in order (``--prints all``).
+    """
+
+    def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None) -> None:
+        self.name, self.store = name, store
+        self.line_no = self.index = 0
+        self.damage: list[str] = []  # of the file as a whole
+        self.run = _Run(store)
+
+    def read(self, stream: IO[bytes]) -> Iterator[Result]:
+        """Read all runs of a log.
+
+        :raises LogError: there is no run in it; or it cannot be read and no run was found before.
+        """
+        binary = False
+        for piece in _read_pieces(stream, self.damage):
+            binary = binary or b"\0" in piece
+            yield from self._read_piece(piece)
+        for each in self.damage:
+            self.run.warn(self.line_no, each)
+        said = next((each for each in self.run.text.warnings if "ERROR" in each), None)
+        yield from self._finish()
+        if not self.index:
+            what = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
+            reasons = [what, *self.damage, *([said] if said else [])]
+            raise LogError(f"{self.name}: {'is empty' if not self.line_no else '; '.join(reasons)}")
+
+    def _read_piece(self, piece: bytes) -> Iterator[Result]:
+        """Read whole lines at once where they are the recurring ones, else in halves, else one by one."""
+        if len(piece) > _SMALL and b" us" in piece:
+            if "end" not in self.run.seen:
+                count = self.run.samples.add_piece(piece)
+                if count:
+                    self.run.signs.add("summary" if b"|" in piece else "report")
+                    self.run.seen.add("body")
+                    self.run.reader.feed("")
+                    self.line_no += count
+                    return
+            half = piece.rfind(b"\n", 0, len(piece) // 2) + 1
+            if half:
+                yield from self._read_piece(piece[:half])
+                yield from self._read_piece(piece[half:])
+                return
+        *lines, last = piece.split(b"\n")
+        for line in lines:
+            yield from self._read_line(line, ended=True)
+        if last:
+            yield from self._read_line(last, ended=False)
+
+    def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
+        self.line_no += 1
+        if self.line_no == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        raw = raw.removesuffix(b"\r").removeprefix(b"^C")
+        if not ended and not raw.endswith((b"|", b" us", b")")):
+            self.run.warn(self.line_no, "the last line has no end and was left out")
+            return
+        if raw[:1] != b"@" and b"\x1b" in raw:
+            raw = _COLOUR.sub("", raw.decode("latin-1")).encode("latin-1")
+        if raw[:1].isdigit() or raw[:3] == b"  [":
+            yield from self._read_recurring(raw)
+            return
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError:
+            line = raw.decode(errors="backslashreplace")
+            self.run.warn(self.line_no, "not UTF-8; the bytes are kept as \\xNN")
+        yield from self._read_text(line)
+
+    def _read_recurring(self, raw: bytes) -> Iterator[Result]:
+        line = raw.decode(errors="backslashreplace")
+        kind = next((each for _, each, _ in read_sample(raw, "")), "")
+        if "end" in self.run.seen and kind in ("time", "row"):  # a slow line may also come after the report
+            yield from self._finish()
+        taken = self.run.samples.add(raw)
+        if taken:
+            self.run.seen.add("body")
+            self.run.signs.add("summary" if kind == "row" else "report")
+        elif taken is None and not self.run.reader.feed(line):
+            self.run.warn(self.line_no, f"unreadable: {line!r}")
+        elif taken is False:
+            yield from self._read_text(line)
+
+    def _read_text(self, line: str) -> Iterator[Result]:
+        if not line.startswith("@"):
+            for what, start in _STARTS.items():
+                if start.match(line):
+                    yield from self._start(what)
+            if self._read_figures(line):
+                self.run.reader.feed(line)
+                return
+        sign = _sign_of(line)
+        if sign:
+            self.run.signs.add(sign)
+            marks = self.run.text.marks.setdefault(sign, [])
+            if len(marks) < _MARKS:
+                marks.append(line)
+            elif len(marks) == _MARKS:
+                self.run.warn(self.line_no, f"more than {_MARKS} lines of the dialect {sign}; the rest is left out")
+            if sign == "experiment":
+                yield from self._finish()
+                return
+        if _ENDS.match(line):
+            if "end" in self.run.seen:
+                yield from self._finish()
+            self.run.seen.add("end")
+        if not self.run.reader.feed(line) and line:
+            self._check_damage(line)
+        self._take()
+
+    def _start(self, what: str) -> Iterator[Result]:
+        """Begin a new run, if this line cannot belong to the present one."""
+        seen = self.run.seen
+        if (
+            what in seen
+            or "end" in seen
+            or (what in ("header", "attach") and "body" in seen)
+            or (what == "header" and seen)
+        ):
+            yield from self._finish()
+        self.run.seen.add(what)
+
+    def _read_figures(self, line: str) -> bool:
+        """Read a line of the header or of a report."""
+        run, found = self.run, False
+        for field in _HEADER.finditer(line) if ": " in line else ():
+            name = "Warmup packets" if field[1] == "Warmup" else field[1]
+            run.text.header.setdefault(name, field[2].strip())
+            run.seen.add("fields")
+            found = True
+        section = _SECTION.match(line)
+        if section:
+            run.section = (section[1] or section[2] or "").lower()
+            run.text.report.setdefault(run.section or "summary", {})
+            if section[2]:
+                del run.text.report[run.section]
+            return True
+        figure = _FIGURE.match(line)
+        if figure and not figure[2]:
+            run.warn(self.line_no, f"unreadable: {line!r}")
+        elif figure:
+            section_name = run.section if figure[1].islower() or figure[1][1:].islower() else "summary"
+            run.text.report.setdefault(section_name, {})[_FIGURES[figure[1]]] = int(figure[2])
+        return found or bool(figure)
+
+    def _check_damage(self, line: str) -> None:
+        lost = _LOST.match(line)
+        if lost:
+            self.run.lost += int(lost[1] or 0)
+            self.run.total_lost = max(self.run.total_lost, int(lost[2] or 0))
+        elif _FULL.search(line):
+            self.run.full = True
+        if re.match(r"(\S+: )?(WARNING|ERROR): ", line) or (lost and lost[1]):
+            self.run.warn(self.line_no, line)
+        elif re.match(r"[\[(](-?\d|\.\.\.).*[)\]]|@\w+\b", line):
+            self.run.warn(self.line_no, f"unreadable: {line!r}")
+
+    def _take(self) -> None:
+        for each in self.run.reader.take():
+            self.store(each)
+            known = self.run.text.maps.get(each.name)
+            if not each.whole:
+                self.run.warn(self.line_no, f"the text ends inside @{each.name}")
+            if each.whole or not known:
+                self.run.text.maps[each.name] = each.map
+            self.run.seen.add("body")
+
+    def _finish(self) -> Iterator[Result]:
+        """End the present run and begin the next."""
+        run = self.run
+        run.reader.end()
+        self._take()
+        self.run = _Run(self.store)
+        text = run.text
+        if text.maps:
+            run.signs.add("dump")
+        dialect = next((each for each in DIALECTS if each.name in run.signs), None)
+        if dialect is None:
+            return
+        text.intervals = {name: each.freeze() for name, each in run.samples.intervals.items()}
+        text.slow = {name: each.freeze() for name, each in run.samples.slow.items()}
+        text.ended = dialect.name in ("dump", "single") or "end" in run.seen
+        if not text.ended:
+            run.warn(self.line_no, "the run ends before its report")
+        result = dialect.build(text)
+        quality = Quality(
+            lost_events=max(run.lost, run.total_lost),
+            full_maps=("?",) if run.full else (),
+            warnings=tuple(text.warnings),
+        )
+        yield replace(result, quality=quality, source=Source(self.name, dialect.name, self.index))
+        self.index += 1
+
+
+def _sign_of(line: str) -> str:
+    return next((each.name for each in DIALECTS if each.sign.match(line)), "")
+
+
+def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
+    """Read a stream in pieces of whole lines (a line of more than 1 MiB is cut); note what cannot be read.
+
+    No piece ends with a blank line, which belongs to the block after it.
+    """
+    try:
+        while piece := stream.read(_PIECE):
+            for _ in range(2):
+                if not piece.endswith(b"\n") or piece.endswith((b"\n\n", b"\n\r\n")):
+                    piece += stream.readline(_LONG)
+            yield piece if len(piece) < _LONG or piece.endswith(b"\n") else piece + b"\n"
+    except (EOFError, OSError, zlib.error) as error:
+        damage.append(f"cannot be read to its end: {error}")
+
+
+@contextmanager
+def open_log(name: str) -> Iterator[IO[bytes]]:
+    """Open a log, compressed by gzip or not; ``-`` is stdin.
+
+    :raises LogError: it is not there, no file, or must not be read.
+    """
+    if Path(name).is_dir():
+        raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
+    with ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
+            stream = cast(BufferedReader, file)
+            packed = stream.peek(2)[:2] == b"\x1f\x8b"
+        except (OSError, ValueError) as error:
+            raise LogError(f"{name}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
+        yield cast(IO[bytes], stack.enter_context(gzip.open(stream))) if packed else stream
+
+
+def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iterator[Result]:
+    """Read the runs of one log.
+
+    :param name: a file, or ``-`` for stdin.
+    :param store: called with every print of a map, in order.
+    :raises LogError: it cannot be read or holds no run.
+    """
+    with open_log(name) as stream:
+        yield from LogReader(name, store).read(stream)
+
+
+def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
+    """Read the recurring lines of a log one by one: kind (slow, block, row), engine, sample.
+
+    :raises LogError: it cannot be read.
+    """
+    time, damage = "", list[str]()
+    with open_log(name) as stream:
+        for piece in _read_pieces(stream, damage):
+            for line in piece.split(b"\n"):
+                for sample, kind, engine in read_sample(line, time):
+                    if kind == "time":
+                        time = sample.time
+                    else:
+                        yield kind, engine, sample
+    if damage:
+        raise LogError(f"{name}: {damage[0]}")

@@ -1,0 +1,107 @@
+"""The parse command: logs in, one of the exporters' texts out; a log that cannot be read does not stop the others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kproxylat.dump import Print
+from kproxylat.errors import LogError, UsageError
+from kproxylat.export import CSV_DIALECTS, EXPORTERS
+from kproxylat.logs import read_intervals, read_log
+from kproxylat.model import Result
+from kproxylat.percentiles import add_percentiles
+
+
+@dataclass
+class Wanted:
+    """The command's options, as they were given.
+
+    :raises UsageError: one of them is not among its choices.
+    """
+
+    output: str
+    csv_dialect: str
+    percentiles: str
+    prints: str
+    intervals: bool
+    percents: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for option, value, choices in (
+            ("--format", self.output, EXPORTERS),
+            ("--csv-dialect", self.csv_dialect, CSV_DIALECTS),
+            ("--prints", self.prints, ("last", "all")),
+        ):
+            if value not in choices:
+                raise UsageError(f"{option} {value}: choose one of {', '.join(choices)}")
+        try:
+            self.percents = [float(each) for each in self.percentiles.split(",")]
+        except ValueError:
+            self.percents = [-1]
+        if not all(0 <= each <= 100 for each in self.percents):
+            raise UsageError(f"--percentiles {self.percentiles}: give numbers from 0 to 100, e.g. 50,95,99.9")
+
+
+def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], None]) -> int:
+    """Read logs and write what was asked for on stdout.
+
+    :param complain: called with a line for each log that cannot be read.
+    :return: the exit status: 1 if there was one, else 0.
+    """
+    failed: list[str] = []
+
+    def read_all(read: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
+        for name in names:
+            try:
+                yield from read(name)
+            except LogError as error:
+                failed.append(name)
+                complain(f"kproxylat: {error}" + (f"\n  {error.remedy}" if error.remedy else ""))
+
+    def read_results(name: str) -> Iterator[Result]:
+        return (add_percentiles(each, wanted.percents) for each in read_log(name))
+
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if wanted.prints == "all":
+        pieces = read_all(_stream_prints)
+    elif wanted.intervals:
+        pieces = _stream_intervals(read_all(read_intervals), wanted.output)
+    else:
+        export = CSV_DIALECTS[wanted.csv_dialect] if wanted.output == "csv" else EXPORTERS[wanted.output]
+        pieces = export(read_all(read_results))
+    for piece in pieces:
+        sys.stdout.write(piece)
+    sys.stdout.flush()
+    return 1 if failed else 0
+
+
+def _stream_prints(name: str) -> Iterator[str]:
+    """Write every print of every map as a line of JSON, in the order of the text."""
+    waiting: list[Print] = []
+
+    def write() -> Iterator[str]:
+        for each in waiting:
+            line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+        waiting.clear()
+
+    for _ in read_log(name, waiting.append):
+        yield from write()
+    yield from write()
+
+
+def _stream_intervals(samples: Iterable[tuple[str, str, Any]], output: str) -> Iterator[str]:
+    """Write every recurring line: CSV with ``--format csv``, else lines of JSON."""
+    header = ("kind", "engine", "time", "count", "min", "mean", "max", "tid")
+    if output == "csv":
+        yield ",".join(header) + "\n"
+    for kind, engine, sample in samples:
+        line = {"kind": kind, "engine": engine, **asdict(sample)}
+        if output == "csv":
+            yield ",".join("" if each is None else str(each) for each in line.values()) + "\n"
+        else:
+            yield json.dumps(line) + "\n"

@@ -1,0 +1,251 @@
+"""Logs of every dialect: whole, damaged, cut, compressed, several in one file; and the command that reads them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxylat.errors import LogError
+from kproxylat.logs import LogReader, read_intervals, read_log
+from kproxylat.model import Result
+from kproxylat.samples import Collector
+
+DUMPS = Path(__file__).parent / "dumps"
+REPORT = (DUMPS / "0.17.0--report_a_both.log").read_bytes()
+SUMMARY = (DUMPS / "0.27.1--report_b_basic.log").read_bytes()
+HEADER = b"""============================================
+  eBPF Kube-Proxy Latency Experiment
+============================================
+Timestamp: 2026-01-31 12:34:56
+Kube-proxy mode: iptables
+Worker ClusterIP: 10.96.0.10
+Duration: 30s
+Packet rate: 10000 pps
+Warmup packets: 100
+Rule position: last
+Worker position: 12 / 104 (11.54%)
+============================================
+"""
+
+
+def read(text: bytes) -> list[Result]:
+    return list(LogReader("a.log").read(io.BytesIO(text)))
+
+
+def test_report() -> None:
+    (result,) = read(HEADER + REPORT)
+    run, (ipt, nft) = result.run, result.probes
+    assert (run.started, run.mode, run.duration_s, run.position, run.chain_length) == (
+        *("2026-01-31T12:34:56", "iptables", 30),
+        *(12, 104),
+    )
+    assert run.arguments == ("30", "10000", "100", "last")
+    assert result.target
+    assert result.target.ip == "10.96.0.10"
+    assert result.traffic
+    assert (result.traffic.rate_pps, result.traffic.warmup) == (10000, 100)
+    assert (ipt.engine, ipt.count, ipt.min, ipt.max, ipt.sum, ipt.unit) == ("ipt_do_table", 13, 3, 123, 528, "us")
+    assert ipt.mean == 528 / 13
+    assert (nft.engine, nft.count, nft.max) == ("nft_do_chain", 7, 250)
+    assert sum(bucket.count for bucket in ipt.histogram.buckets) == 13
+    assert result.maps["nft_sum"].entries[0].value == 307
+    assert result.intervals["iptables"].lines == 2
+    assert result.slow["iptables"].worst[0].max == 123
+    assert not run.cut_short
+    assert result.source
+    assert (result.source.dialect, result.source.index) == ("report", 0)
+
+
+def test_summary() -> None:
+    (result,) = read(SUMMARY)
+    (probe,) = result.probes
+    assert (probe.count, probe.mean, probe.max, probe.sum) == (20, 120.85, 1024, 2417)
+    assert result.intervals[""].total == 20
+    assert result.source
+    assert result.source.dialect == "summary"
+
+
+def test_single() -> None:
+    lines = "[iptables] Latency: 12.345 µs (12345 ns)\n[iptables] Latency: 10.000 µs (10000 ns)\n"
+    (result,) = read(lines.encode())
+    assert [(probe.count, probe.min, probe.sum, probe.unit) for probe in result.probes] == [(2, 10000, 22345, "ns")]
+    (nothing,) = read(b"ERROR: No packet traced after 10 seconds.\n")
+    assert nothing.probes == ()
+    assert "no packet was traced" in nothing.quality.warnings
+
+
+def test_experiment() -> None:
+    header = (
+        b"ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
+    )
+    first, second = read(
+        header + b"\n100,iptables,12,104,45,156,32,64,128,a.log\n1000,nftables,N/A,N/A,15,20,8,16,16,b\n"
+    )
+    assert (first.run.services, first.run.position, second.run.position) == (100, 12, None)
+    percentile = first.probes[0].percentiles["99"]
+    assert (percentile.estimate, percentile.lo, percentile.hi) == (None, 128, 156)
+
+
+@pytest.mark.parametrize("start", [b"", HEADER])
+def test_several_runs(start: bytes) -> None:
+    results = read((start + REPORT) * 2 + start + SUMMARY + start + REPORT)
+    assert [each.source.dialect for each in results if each.source] == ["report", "report", "summary", "report"]
+    assert [each.source.index for each in results if each.source] == [0, 1, 2, 3]
+    assert results[0].maps == results[1].maps == results[3].maps
+    assert results[0].probes == results[3].probes
+
+
+def strip(result: Result) -> tuple[Any, ...]:
+    return result.probes, result.maps, result.intervals, result.slow
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"  FINAL REPORT", b"\x1b[32m  FINAL REPORT\x1b[0m"),
+        lambda text: text.replace(b"[16, 32)", b"Lost 3 events\n[16, 32)").replace(b"[32, 64)", b"oops\n[32, 64)"),
+        lambda text: text.replace(b"\n[8, 16)", b"\n12:00:00 SLOW bridge: 7 us (tid=1)\n[8, 16)"),
+        lambda text: text.replace(b"Slow threshold", b"\xff\xfe\nSlow threshold"),
+    ],
+)
+def test_disturbances_change_no_figure(change: Any) -> None:
+    (plain,), (changed,) = read(REPORT), read(change(REPORT))
+    slow = {name: each for name, each in changed.slow.items() if name != "bridge"}
+    assert (changed.probes, changed.maps, changed.intervals, slow) == strip(plain)
+
+
+def test_damage_is_named() -> None:
+    text = REPORT.replace(b"[iptables] Count: 13, Min: 3", b"[iptables] Count: 1#").replace(
+        b"Avg latency: 40 us", b"Avg latency: 4"
+    )
+    text = text.replace(b"[64, 128)              4 |", b"[64, 128)              4", 1)
+    (result,) = read(text + b"@cut[")
+    reasons = " ".join(result.quality.warnings)
+    numbers = {int(each.split(":")[0].removeprefix("line ")) for each in result.quality.warnings if "line" in each}
+    lines = text.split(b"\n")
+    assert lines.index(b"  [iptables] Count: 1# us, Avg: 40 us, Max: 123 us") + 1 in numbers
+    assert "the last line has no end" in reasons
+    assert result.probes[0].count == 13
+
+
+def test_cut_anywhere() -> None:
+    """Whatever is left is read, and no figure differs from what the whole log says at that place."""
+    whole = {1, 3, 13, 40, 123, 0, 7, 43, 250, 2, 528, 307, 528 / 13, 307 / 7}
+    (full,) = read(REPORT)
+    for end in range(0, len(REPORT), 5):
+        try:
+            results = read(REPORT[:end])
+        except LogError:
+            continue
+        assert len(results) == 1
+        for probe in results[0].probes:
+            assert {probe.count, probe.min, probe.max, probe.mean, probe.sum} - {None} <= whole, end
+        for name, each in results[0].maps.items():
+            if each.kind == "int":
+                assert each == full.maps[name], end
+    assert read(REPORT[: REPORT.index(b"  FINAL")])[0].run.cut_short
+
+
+def write_lines(count: int) -> bytes:
+    dice, lines = random.Random(4), []
+    for at in range(count):
+        time = f"{at // 3600 % 24:02}:{at // 60 % 60:02}:{at % 60:02}"
+        lines += [
+            f"{time} SLOW {dice.choice(['ipt', 'nf'])}ables: {dice.randrange(9999)} us (tid={at})"
+        ] * dice.randrange(3)
+        lines += ["", f"{time} Statistics:", f"  [iptables] Count: {at}, Min: 3 us, Avg: 40 us, Max: {at // 9} us"]
+    return "\n".join(lines).replace("ipt" + "ables", "iptables").replace("nfables", "nftables").encode() + b"\n"
+
+
+def test_pieces_and_lines_give_the_same() -> None:
+    """What is taken as whole pieces is summed up as if it had been read line by line."""
+    text = write_lines(20_000)
+    one = Collector()
+    assert all(one.add(line) is not None for line in text.split(b"\n"))
+    (result,) = read(b"Attaching 1 probe...\n" + text)
+    assert result.slow == {name: each.freeze() for name, each in one.slow.items()}
+    assert result.intervals == {name: each.freeze() for name, each in one.intervals.items()}
+
+
+def test_rows_as_pieces_and_lines() -> None:
+    dice = random.Random(5)
+    rows = b"".join(
+        b"12:00:%02d   | %-12d | %-6d us  | %-6d us\n" % (at % 60, dice.randrange(9), at % 90, dice.randrange(9999))
+        for at in range(20_000)
+    )
+    one = Collector()
+    assert all(one.add(line) for line in rows.split(b"\n")[:-1])
+    (result,) = read(b"TIME       | PACKETS/5s   |\n" + rows)
+    assert result.intervals[""] == one.intervals[""].freeze()
+
+
+def test_a_foreign_line_among_thousands_costs_only_itself() -> None:
+    text = write_lines(5000).replace(b"00:40:00 Statistics:", b"00:40:00 Stat###", 1)
+    (result,) = read(text)
+    assert any("Stat###" in each for each in result.quality.warnings)
+    assert result.intervals["iptables"].lines == 5000
+
+
+def test_gzip_also_a_broken_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.log.gz"
+    path.write_bytes(gzip.compress(REPORT))
+    assert strip(next(iter(read_log(str(path))))) == strip(read(REPORT)[0])
+    path.write_bytes(gzip.compress(REPORT * 50)[:-20])
+    assert list(read_log(str(path)))
+
+
+def test_intervals_are_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(REPORT)
+    lines = [(kind, engine, sample.time, sample.max) for kind, engine, sample in read_intervals(str(path))]
+    assert (lines[0][:2], lines[0][3]) == (("slow", "iptables"), 123)
+    assert [each[0] for each in lines].count("block") == 4
+
+
+def kproxylat(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "kproxylat", *arguments], input=stdin, capture_output=True, check=False
+    )
+
+
+def test_command(tmp_path: Path) -> None:
+    (tmp_path / "good.log").write_bytes(REPORT)
+    (tmp_path / "empty.log").write_bytes(b"")
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "letter.txt").write_bytes(b"Dear reader,\nno run here.\n")
+    bad = ["empty.log", "binary", "letter.txt", "missing.log", "."]
+    names = [str(tmp_path / name) for name in [*bad, "good.log"]]
+    done = kproxylat("parse", "--format", "json", *names, "-", stdin=SUMMARY)
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["schema"] == "kproxylat/1"
+    assert [each["source"]["dialect"] for each in document["results"]] == ["report", "summary"]
+    said = done.stderr.decode().splitlines()
+    for name in bad:
+        assert len([line for line in said if line.startswith(f"kproxylat: {tmp_path / name}: ")]) == 1, said
+    assert "Traceback" not in done.stderr.decode()
+
+
+def test_command_usage() -> None:
+    for wrong in (["--format", "xml"], ["--percentiles", "101"], ["--percentiles", "x"], ["--prints", "some"]):
+        done = kproxylat("parse", *wrong, "-")
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_command_streams() -> None:
+    done = kproxylat("parse", "--prints", "all", "-", stdin=b"@n: 1\n-- text\n@n: 2\n")
+    assert [json.loads(line)["entries"][0]["value"] for line in done.stdout.splitlines()] == [1, 2]
+    done = kproxylat("parse", "--intervals", "--format", "csv", "-", stdin=REPORT)
+    assert done.stdout.splitlines()[0] == b"kind,engine,time,count,min,mean,max,tid"
+    assert len(done.stdout.splitlines()) == 1 + 3 + 4
