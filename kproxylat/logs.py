@@ -5,25 +5,20 @@ A damaged place costs only itself; docs/logs.md describes the dialects and how a
 
 from __future__ import annotations
 
-import gzip
 import re
-import sys
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from io import BufferedReader
-from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple
 
 from kproxylat import legacy
 from kproxylat.dump import Print, Reader
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
+from kproxylat.logfile import open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.samples import Collector, read_sample
 
-_PIECE, _SMALL, _LONG = 1 << 18, 1 << 11, 1 << 20
+_SMALL = 1 << 11
 _WARNINGS = 100
 _MARKS = 10_000
 
@@ -122,12 +117,12 @@ class LogReader:
         :raises LogError: there is no run in it; or it cannot be read and no run was found before.
         """
         binary = False
-        for piece in _read_pieces(stream, self.damage):
+        for piece in read_pieces(stream, self.damage):
             binary = binary or b"\0" in piece
             yield from self._read_piece(piece)
         for each in self.damage:
             self.run.warn(self.line_no, each)
-        said = next((each for each in self.run.text.warnings if "ERROR" in each), None)
+        said = next((each for each in self.run.text.warnings if "ERROR" in each or "no end" in each), None)
         yield from self._finish()
         if not self.index:
             what = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
@@ -305,39 +300,6 @@ def _sign_of(line: str) -> str:
     return next((each.name for each in DIALECTS if each.sign.match(line)), "")
 
 
-def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
-    """Read a stream in pieces of whole lines (a line of more than 1 MiB is cut); note what cannot be read.
-
-    No piece ends with a blank line, which belongs to the block after it.
-    """
-    try:
-        while piece := stream.read(_PIECE):
-            for _ in range(2):
-                if not piece.endswith(b"\n") or piece.endswith((b"\n\n", b"\n\r\n")):
-                    piece += stream.readline(_LONG)
-            yield piece if len(piece) < _LONG or piece.endswith(b"\n") else piece + b"\n"
-    except (EOFError, OSError, zlib.error) as error:
-        damage.append(f"cannot be read to its end: {error}")
-
-
-@contextmanager
-def open_log(name: str) -> Iterator[IO[bytes]]:
-    """Open a log, compressed by gzip or not; ``-`` is stdin.
-
-    :raises LogError: it is not there, no file, or must not be read.
-    """
-    if Path(name).is_dir():
-        raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
-    with ExitStack() as stack:
-        try:
-            file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
-            stream = cast(BufferedReader, file)
-            packed = stream.peek(2)[:2] == b"\x1f\x8b"
-        except (OSError, ValueError) as error:
-            raise LogError(f"{name}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
-        yield cast(IO[bytes], stack.enter_context(gzip.open(stream))) if packed else stream
-
-
 def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iterator[Result]:
     """Read the runs of one log.
 
@@ -356,7 +318,7 @@ def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
     """
     time, damage = "", list[str]()
     with open_log(name) as stream:
-        for piece in _read_pieces(stream, damage):
+        for piece in read_pieces(stream, damage):
             for line in piece.split(b"\n"):
                 for sample, kind, engine in read_sample(line, time):
                     if kind == "time":

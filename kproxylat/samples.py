@@ -168,6 +168,8 @@ class Collector:
 def _count_forms(bare: bytes) -> dict[str, int]:
     """Count the lines of each form; none if there is anything else. The commonest are tried first."""
     counts = dict.fromkeys(_FORMS, 0)
+    if bare.startswith(b"::|") and bare.count(_FORMS["row"]) * len(_FORMS["row"]) == len(bare):
+        return counts | {"row": len(bare) // len(_FORMS["row"])}
     counts["slow iptables"] = bare.count(_FORMS["slow iptables"])
     unknown = len(bare) - counts["slow iptables"] * len(_FORMS["slow iptables"])
     for names, form in _WHOLE:

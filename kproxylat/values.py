@@ -95,12 +95,9 @@ def parse_keys(texts: Sequence[str]) -> list[tuple[Any, ...]]:
         return keys
     split = [split_parts(text) for text in texts]
     width = min(map(len, split))
-    if width == 1:
-        columns: list[list[str]] = [list(texts)]
-    else:
-        exact = [parts for parts in split if len(parts) == width]
-        numbers = {at for at in range(width) if all(_key_kind(parts[at]) == "int" for parts in exact)}
-        columns = [list(column) for column in zip(*(_fit(parts, width, numbers) for parts in split), strict=True)]
+    exact = [parts for parts in split if len(parts) == width]
+    numbers = {at for at in range(width) if all(_key_kind(parts[at]) == "int" for parts in exact)}
+    columns = [list(column) for column in zip(*(_fit(parts, width, numbers) for parts in split), strict=True)]
     return list(zip(*map(_parse_column, columns), strict=True))
 
 

@@ -64,6 +64,22 @@ def test_histograms_are_half_open_and_labels_binary() -> None:
     assert [row["hi"] for row in maps["l"].entries[0].value["buckets"]] == [5, None]
 
 
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ("[8, 16) 1 |\n[16, 32) 1 |\n", "hist"),
+        ("[8, 16) 1 |\n[16, 24) 1 |\n", "lhist"),
+        ("[8, 12) 1 |\n[12, 16) 1 |\n[16, 24) 1 |\n", "hist"),
+        ("[3] 1 |\n[4] 1 |\n[5] 1 |\n[6] 1 |\n[7] 1 |\n[8, ...) 1 |\n", "lhist"),
+        ("(..., 5) 1 |\n", "lhist"),
+        ("(..., 0) 1 |\n", "hist"),
+        ("[-8, -4) 1 |\n", "lhist"),
+    ],
+)
+def test_hist_and_lhist(rows: str, kind: str) -> None:
+    assert parse_dump(f"@h:\n{rows}\n")["h"].kind == kind
+
+
 def test_prints_are_told_apart() -> None:
     prints = list(read_prints("@n[1]: 1\n@n[2]: 2\n-- text\n@n[3]: 3\n\n\n@n[1]: 7\n@n[4]: 9\n".splitlines()))
     assert [[entry.value for entry in each.map.entries] for each in prints] == [[1, 2], [3], [7, 9]]

@@ -156,6 +156,21 @@ def test_cut_anywhere() -> None:
     assert read(REPORT[: REPORT.index(b"  FINAL")])[0].run.cut_short
 
 
+def test_a_histogram_cut_short_does_not_replace_the_whole_one() -> None:
+    dump = REPORT.rindex(b"@ipt_latency_us:")
+    (result,) = read(REPORT[: REPORT.index(b"[16, 32)", dump)])
+    assert result.maps["ipt_latency_us"] == read(REPORT)[0].maps["ipt_latency_us"]
+    assert any("ends inside @ipt_latency_us" in each for each in result.quality.warnings)
+
+
+def test_figures_that_contradict_each_other_are_named() -> None:
+    (result,) = read(REPORT.replace(b"@ipt_sum: 528", b"@ipt_sum: 928"))
+    assert result.probes[0].mean == 40
+    assert any("the sum 928 over 13 calls is not the average 40" in each for each in result.quality.warnings)
+    (result,) = read(REPORT.replace(b"Total invocations: 13", b"Total invocations: 14"))
+    assert any("the histogram holds 13 of 14 calls" in each for each in result.quality.warnings)
+
+
 def write_lines(count: int) -> bytes:
     dice, lines = random.Random(4), []
     for at in range(count):
