@@ -12,12 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from kproxylat.errors import MachineError, TemplateError
+from kproxylat.kernel import detect_clock
 from kproxylat.modes import Mode
 from kproxylat.proc import Background, find, run
 
 ATTACH_LIMIT_S = 120
 STOP_LIMIT_S = 60
-MAX_MAP_KEYS = 65536
+MAX_MAP_KEYS = {"ns": 65536, "instructions": 8192}
+"""Keys of a map, by clock: nanoseconds have many distinct values, instructions few; making the maps takes time."""
 MIN_VERSION = (0, 17)
 ATTACHED = re.compile(r"^(__BPFTRACE_NOTIFY_PROBES_ATTACHED|Attached \d+ probes?)\b")
 """The line that says that all probes are attached: on stdout or stderr, asked for by an environment variable up to
@@ -66,13 +68,15 @@ def check_function(mode: Mode, module: str) -> None:
         )
 
 
-def find_map_limit() -> tuple[str, int]:
+def find_map_limit(clock: str) -> tuple[str, int]:
     """Return the setting that limits a map's keys, as this version names it, and its value: the user's or ours.
+
+    :param clock: "ns" or "instructions".
 
     :raises MachineError: the user's is no number.
     """
     name = "BPFTRACE_MAX_MAP_KEYS" if find_version()[1] >= (0, 20) else "BPFTRACE_MAP_KEYS_MAX"
-    value = os.environ.get(name, str(MAX_MAP_KEYS))
+    value = os.environ.get(name, str(MAX_MAP_KEYS[clock]))
     if not value.isdecimal():
         raise MachineError(f"the environment has {name}={value[:20]!r}", "it takes a number, or unset it")
     return name, int(value)
@@ -90,7 +94,7 @@ class Tracer:
     def __init__(self, script: Path, on_line: Callable[[str], None]) -> None:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
-        limit_name, self.map_limit = find_map_limit()
+        limit_name, self.map_limit = find_map_limit(detect_clock()[0])
         self._on_line = on_line
         self._attached = threading.Event()
         self._process = Background(
