@@ -34,7 +34,7 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
     check_options(options)
     with ExitStack() as stack:
         say("[1/7] Running pre-flight checks...")
-        check_machine(mode)
+        check_machine(mode, *(() if options.lab else ("conntrack",)))
         stack.enter_context(net.lock())
         for name in net.remove_leftovers():
             say(f"      removed {name}, left by an interrupted run")
@@ -52,6 +52,8 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         net.place_counters(made, options.sources, lab.ENDPOINT_IP, target.ip)
         rule = read_service_rule(mode, target, made.node)
         say(f"[4/7] Target: {target}, {_describe(rule)}")
+        if made.node is None:
+            stack.callback(run, "conntrack", "-D", "-s", str(options.sources), ok=(0, 1))
         room, needed = make_room(options, made)
         say(f"[5/7] Warming up: {options.warmup} packets; conntrack has room for {room} flows, {needed} needed")
         warmup, burst = plan_bursts(options, made.client)
@@ -76,18 +78,17 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         log.write(render_report(mode, result.lookup))
         result = replace(result, run=replace(result.run, log=str(log.path)))
         log.save(result)
-        if made.node is None:
-            run("conntrack", "-D", "-s", str(options.sources), ok=(0, 1))
     return result, interrupted
 
 
-def check_machine(mode: Mode) -> None:
+def check_machine(mode: Mode, *programs: str) -> None:
     """Make sure that this machine can trace this mode, and load the modules it takes.
 
+    :param programs: needed beside the mode's own.
     :raises MachineError: root, a program, a module or the engine's function is missing.
     """
     kernel.check_root()
-    for program in ("bpftrace", "ip", "nft", "nsenter", "sysctl", *mode.tools):
+    for program in ("bpftrace", "ip", "nft", "nsenter", "sysctl", *mode.tools, *programs):
         find(program)
     find_version()
     load_modules(mode)

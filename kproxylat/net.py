@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from kproxylat.errors import CommandError, MachineError
+from kproxylat.errors import MachineError
 from kproxylat.proc import run
 
 PREFIX = "kproxylat-"
@@ -26,6 +26,7 @@ CLIENT, NODE, BACKEND = f"{PREFIX}client", f"{PREFIX}node", f"{PREFIX}backend"
 POD_LINK, POD_GATEWAY = "kpl-pod", "169.254.77.1"
 BACKEND_LINK = "kpl-be"
 LOCK = Path("/run/kproxylat.lock")
+NETNS = Path("/run/netns")
 MAC = {"pod0": "02:00:00:00:4b:01", POD_LINK: "02:00:00:00:4b:02", BACKEND_LINK: "02:00:00:00:4b:03"}
 MAC["be0"] = "02:00:00:00:4b:04"
 
@@ -67,31 +68,35 @@ def lock() -> Iterator[None]:
 
 def find_leftovers() -> list[str]:
     """Return the namespaces and links that an interrupted run left."""
-    listed = json.loads(run("ip", "-json", "netns", "list") or "[]")
-    spaces = [each["name"] for each in listed if each["name"].startswith(PREFIX)]
-    links = json.loads(run("ip", "-json", "link", "show", "type", "veth") or "[]")
-    return spaces + [each["ifname"] for each in links if each.get("ifname") in (POD_LINK, BACKEND_LINK)]
+    spaces = sorted(each.name for each in NETNS.glob(f"{PREFIX}*"))
+    return spaces + [link for link in (POD_LINK, BACKEND_LINK) if (Path("/sys/class/net") / link).exists()]
 
 
 def remove_leftovers() -> list[str]:
     """Remove them; what goes with them are their rules, routes and pktgen threads.
 
     :return: what was removed.
+    :raises CommandError: something could not be removed.
     """
     found = find_leftovers()
-    for name in found:
-        kind = ["netns"] if name.startswith(PREFIX) else ["link"]
-        try:
-            run("ip", *kind, "delete", name)
-        except CommandError:
-            if name in find_leftovers():
-                raise
+    if found:
+        lines = [f"{'netns' if name.startswith(PREFIX) else 'link'} delete {name}" for name in found]
+        # A link may go with its namespace before its turn comes: try all, and look afterwards.
+        run("ip", "-force", "-batch", "-", stdin="\n".join(lines) + "\n", ok=(0, 1))
+    for name in find_leftovers():
+        run("ip", "netns" if name.startswith(PREFIX) else "link", "delete", name)
     return found
 
 
 def _ip(netns: str | None, *lines: str) -> None:
     """Run a batch of ip(8) commands in a namespace."""
     run("ip", "-batch", "-", netns=netns, stdin="\n".join(lines) + "\n")
+
+
+def _pair(name: str, peer: str, peer_netns: str) -> list[str]:
+    """Return ip(8)'s commands for a veth pair; without IPv6 addresses, whose neighbour discovery would be counted."""
+    ends = f"{name} address {MAC[name]} type veth peer name {peer} address {MAC[peer]} {peer_netns}"
+    return [f"link add {ends}", f"link set {name} addrgenmode none up"]
 
 
 @contextmanager
@@ -106,40 +111,29 @@ def network(source: IPv4Network, lab: bool, endpoint: str) -> Iterator[Network]:
     made = Network(CLIENT, NODE if lab else None, BACKEND if lab else None)
     with ExitStack() as stack:
         stack.callback(remove_leftovers)
-        names = [name for name in (made.client, made.node, made.backend) if name]
-        _ip(None, *(f"netns add {name}" for name in names))
-        for name in names:
-            # No router solicitations, no neighbour discovery: they would be counted, too.
-            run("sysctl", "-q", "-e", "-w", "net.ipv6.conf.all.disable_ipv6=1", netns=name)
-        node = f"netns {made.node}" if made.node else ""
-        _ip(
-            CLIENT, f"link add pod0 address {MAC['pod0']} type veth peer name {POD_LINK} address {MAC[POD_LINK]} {node}"
-        )
-        if made.node is None:
-            _ip(CLIENT, f"link set {POD_LINK} netns {os.getpid()}")
-        _ip(CLIENT, "link set lo up", "link set pod0 up")
-        if lab:
-            forward = ["net.ipv4.ip_forward=1", "net.ipv4.icmp_ratemask=0"]
-            run("sysctl", "-q", "-w", *forward, netns=NODE)
-            _ip(
-                NODE,
-                "link set lo up",
-                f"link add {BACKEND_LINK} address {MAC[BACKEND_LINK]} type veth "
-                f"peer name be0 address {MAC['be0']} netns {BACKEND}",
-                f"link set {BACKEND_LINK} up",
-                "address add 10.244.1.1/24 dev kpl-be",
-                f"neighbour replace {endpoint} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
-                # What is not translated leaves the node by its default route, as on a real node.
-                f"route add default via {endpoint}",
-            )
-            _ip(BACKEND, "link set lo up", "link set be0 up", f"address add {endpoint}/24 dev be0")
-        _ip(
-            made.node,
-            f"link set {POD_LINK} up",
+        _ip(None, *(f"netns add {name}" for name in (made.client, made.node, made.backend) if name))
+        node = f"netns {made.node or os.getpid()}"
+        _ip(CLIENT, *_pair("pod0", POD_LINK, node))
+        to_client = [
+            f"link set {POD_LINK} addrgenmode none up",
             f"neighbour replace {POD_GATEWAY} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
             # The way back, without which strict reverse-path filtering drops the packets.
             f"route add {source} via {POD_GATEWAY} dev {POD_LINK} onlink",
-        )
+        ]
+        to_backend = [
+            *_pair(BACKEND_LINK, "be0", f"netns {made.backend}"),
+            f"address add 10.244.1.1/24 dev {BACKEND_LINK}",
+            f"neighbour replace {endpoint} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
+            # What is not translated leaves the node by its default route, as on a real node.
+            f"route add default via {endpoint}",
+        ]
+        # A namespace without any address takes no gateway: the backend comes first.
+        _ip(made.node, *(to_backend if lab else ()), *to_client)
+        if lab:
+            # Every rejected packet is to be answered and counted, not one a second.
+            forward = ["net.ipv4.ip_forward=1", "net.ipv4.icmp_ratemask=0"]
+            run("sysctl", "-q", "-w", *forward, netns=NODE)
+            _ip(BACKEND, "link set be0 addrgenmode none up", f"address add {endpoint}/24 dev be0")
         yield made
 
 

@@ -173,6 +173,10 @@ class Machine:
     def _last_words(self) -> str:
         return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"
 
+    def signal(self, signum: int) -> None:
+        """Send a signal to the command line under way."""
+        self._process.write(json.dumps({"signal": signum}) + "\n")
+
     def run(self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False) -> int:
         """Run one command line in the guest.
 
@@ -186,7 +190,7 @@ class Machine:
             try:
                 event = self._next(None, "finish")
             except Interrupted as interrupt:
-                self._process.write(json.dumps({"signal": interrupt.exit_code - 128}) + "\n")
+                self.signal(interrupt.exit_code - 128)
                 continue
             if "status" in event:
                 return int(event["status"])

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec kproxylat run 0.5 400 --lab --mode iptables --backend nft
