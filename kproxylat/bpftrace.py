@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 from kproxylat.errors import MachineError, TemplateError
 from kproxylat.kernel import detect_clock
@@ -85,13 +84,13 @@ def find_map_limit(clock: str) -> tuple[str, int]:
 class Tracer:
     """bpftrace at work on one script.
 
-    :param script: the file to run.
+    :param script: the program's text, which goes in on standard input: no file is left by anything.
     :param on_line: receives every line that it prints, on either stream, as it comes.
     :ivar stdout: the lines of standard output so far. ``stderr``: those of standard error, the first 1,000.
     :ivar map_limit: how many keys a map may have.
     """
 
-    def __init__(self, script: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(self, script: str, on_line: Callable[[str], None]) -> None:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         limit_name, self.map_limit = find_map_limit(detect_clock()[0])
@@ -99,11 +98,13 @@ class Tracer:
         self._attached = threading.Event()
         self._process = Background(
             "bpftrace",
-            str(script),
+            "-",
             on_out=self._out,
             on_err=self._err,
             env={limit_name: str(self.map_limit), "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"},
         )
+        self._process.write(script)
+        self._process.write(None)
 
     def _out(self, line: str) -> None:
         if ATTACHED.match(line):
@@ -174,7 +175,7 @@ class Tracer:
 
 
 @contextmanager
-def trace(script: Path, on_line: Callable[[str], None]) -> Iterator[Tracer]:
+def trace(script: str, on_line: Callable[[str], None]) -> Iterator[Tracer]:
     """Start bpftrace and wait until its probes are attached; end it when the block is left.
 
     :raises MachineError: as :meth:`Tracer.wait_attached`.

@@ -16,6 +16,7 @@ from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
 from kproxylat.logfile import open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
+from kproxylat.record import SIGN, build_recorded
 from kproxylat.samples import Collector, read_sample
 
 _SMALL = 1 << 11
@@ -36,6 +37,7 @@ class Dialect(NamedTuple):
 
 
 DIALECTS = (
+    Dialect("kproxylat", SIGN, build_recorded),
     Dialect("experiment", re.compile(r"\d*,\w*,[^,]*,[^,]*(,([\d.]*|N/A)){5},[^,]*\Z"), legacy.build_experiment),
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
     Dialect("summary", re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"), legacy.build_summary),
@@ -289,8 +291,9 @@ class LogReader:
         result = dialect.build(text)
         quality = Quality(
             lost_events=max(run.lost, run.total_lost),
-            full_maps=("?",) if run.full else (),
-            warnings=tuple(text.warnings),
+            missed_probes=result.quality.missed_probes,
+            full_maps=result.quality.full_maps or (("?",) if run.full else ()),
+            warnings=result.quality.warnings + tuple(text.warnings),
         )
         yield replace(result, quality=quality, source=Source(self.name, dialect.name, self.index))
         self.index += 1

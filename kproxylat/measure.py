@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 from kproxylat import kernel, lab, net
 from kproxylat.books import assemble, check_rate, reconcile
@@ -63,10 +60,10 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         started = datetime.now().astimezone()
         log = RunLog(options.output_dir, mode.name, started)
         stack.callback(log.close)
-        log.write(log_header(_header(options, rule), started))
+        log.write(log_header(mode, _header(options, rule), started))
         before, counted = read_service_rule(mode, target, made.node), net.read_counters(made)
         say("[6/7] Starting bpftrace, waiting until its probes are attached...")
-        with script_file(script) as path, trace(path, log.write) as tracer:
+        with trace(script, log.write) as tracer:
             say(f"[7/7] Starting packet generation... {options.packets} packets at {options.rate_pps} pps")
             interrupted = send(burst, options)
             sent = GENERATORS[options.generator].read(burst)
@@ -119,15 +116,6 @@ def send(burst: Burst, options: Options) -> Interrupted | None:
     finally:
         sender.end()
     return None
-
-
-@contextmanager
-def script_file(script: str) -> Iterator[Path]:
-    """Put the script into a private file for bpftrace, removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kproxylat-") as directory:
-        path = Path(directory) / "trace-kubeproxy.bt"
-        path.write_text(script, encoding="utf-8")
-        yield path
 
 
 def _complete(

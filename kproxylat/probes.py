@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kproxylat.model import HOOKS, Bucket, Histogram, Map, Path, Percentile, Probe
+from kproxylat.model import HOOKS, Bucket, Histogram, Map, Path, Probe
 from kproxylat.modes import Mode
+from kproxylat.percentiles import compute_percentiles
 
 PERCENTILES = (50, 90, 95, 99)
 OWN_MAPS = frozenset({"n", "start", "seen", "table", "chain", "hist", "stats", "min", "max"})
@@ -31,30 +32,6 @@ def build_histogram(values: Mapping[int, int]) -> Histogram:
     for value, count in values.items():
         counts[bucket_bounds(value)] += count
     return Histogram(tuple(Bucket(lo, hi, count) for (lo, hi), count in sorted(counts.items())))
-
-
-def find_percentiles(values: Mapping[int, int], wanted: Iterable[float] = PERCENTILES) -> dict[str, Percentile]:
-    """Return percentiles of values with their counts, all known exactly.
-
-    The p-th stands at rank p/100 (n-1) of the sorted events, linearly between its neighbours, which are its bounds
-    (Hyndman and Fan's type 7, numpy's default).
-    """
-    ordered = sorted(values.items())
-    total = sum(values.values())
-
-    def at(rank: int) -> int:
-        for value, count in ordered:
-            rank -= count
-            if rank < 0:
-                return value
-        return ordered[-1][0]
-
-    found = {}
-    for each in wanted if total else ():
-        rank = each / 100 * (total - 1)
-        lo, hi = at(int(rank)), at(min(int(rank) + 1, total - 1))
-        found[f"{each:g}"] = Percentile(lo + (hi - lo) * (rank - int(rank)), lo, hi)
-    return found
 
 
 def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe, ...]:
@@ -140,7 +117,7 @@ def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe
         sum=total,
         unit=unit,
         histogram=build_histogram(values),
-        percentiles=find_percentiles(values),
+        percentiles=compute_percentiles(values, PERCENTILES),
         values={str(value): values[value] for value in sorted(values)},
     )
 

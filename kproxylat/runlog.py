@@ -17,6 +17,7 @@ from kproxylat.bpftrace import find_version
 from kproxylat.errors import MachineError
 from kproxylat.model import Probe, Result, to_json
 from kproxylat.modes import Mode
+from kproxylat.record import render_facts, render_record
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="
@@ -65,6 +66,7 @@ class RunLog:
         :raises MachineError: it, or a part of the log, could not be written.
         """
         path = self.path.with_suffix(".json")
+        self.write(render_record(result))
         try:
             self._file.close()
             path.write_text(to_json(result) + "\n", encoding="utf-8")
@@ -98,7 +100,7 @@ def make_directory(directory: Path) -> None:
         raise MachineError(f"{directory} cannot be written to", "pass another --output-dir")
 
 
-def log_header(facts: Mapping[str, object], started: datetime) -> str:
+def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
     """Render the old scripts' header: their lines among ``facts`` first, ours (versions, clock) last."""
     clock, emulated = kernel.detect_clock()
     facts = {
@@ -107,7 +109,7 @@ def log_header(facts: Mapping[str, object], started: datetime) -> str:
         "Clock": f"{clock}{' (emulated)' if emulated else ''}",
         "Kernel": kernel.release(),
         "bpftrace": find_version()[0],
-        "kproxylat": __version__,
+        "kproxylat": render_facts(mode, __version__, clock),
     }
     body = "".join(f"{name}: {value}\n" for name, value in facts.items())
     return f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n"

@@ -27,12 +27,13 @@ BOOT_LIMIT_S = 300
 BOOT_S = 45
 """How long a boot takes under emulation, as measured on 2 cores."""
 SHARE = "kproxylat"
+_SUDO = ("SUDO_UID", "SUDO_GID")
 _GUEST = """\
 mkdir -p /run/root &&
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/root &&
 for each in proc sys dev; do mount --rbind /$each /run/root/$each; done &&
 mount --bind /run /run/root/run && mount --bind {writable} /run/root{writable} &&
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} &&
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
 exec chroot /run/root {python} -m kproxylat.guest
 """
 """What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
@@ -105,6 +106,8 @@ class Machine:
         guest = _GUEST.format(
             share=SHARE,
             writable=shlex.quote(str(self.writable)),
+            # What the guest saves belongs to whoever called sudo out here.
+            sudo=" ".join(f"{name}={os.environ[name]}" for name in _SUDO if os.environ.get(name, "").isdecimal()),
             package=shlex.quote(str(Path(__file__).parent.parent)),
             python=shlex.quote(sys.executable),
         )

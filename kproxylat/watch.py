@@ -14,7 +14,7 @@ from kproxylat.books import assemble
 from kproxylat.bpftrace import trace
 from kproxylat.dump import parse_dump
 from kproxylat.errors import Interrupted
-from kproxylat.measure import check_machine, script_file
+from kproxylat.measure import check_machine
 from kproxylat.model import Destination, Probe, Result, Target
 from kproxylat.modes import Mode
 from kproxylat.plan import make_flow, make_plan
@@ -54,7 +54,7 @@ def watch(
         log = RunLog(output_dir, mode.name, started)
         stack.callback(log.close)
         facts = {"Kube-proxy mode": mode.name, "Worker ClusterIP": target.ip if target else "any"}
-        log.write(log_header(facts | {"Backend": mode.backend, "Target": target or "any"}, started))
+        log.write(log_header(mode, facts | {"Backend": mode.backend, "Target": target or "any"}, started))
         report = IntervalReport(mode, bool(target))
 
         def take(line: str) -> None:
@@ -62,8 +62,7 @@ def watch(
             report.feed(line)
 
         say("Starting bpftrace, waiting until its probes are attached...")
-        path = stack.enter_context(script_file(script))
-        tracer = stack.enter_context(trace(path, take))
+        tracer = stack.enter_context(trace(script, take))
         say(f"Tracing {mode.engine}; {f'{duration_s:g} s' if duration_s else 'Ctrl-C ends it'}")
         try:
             tracer.wait(duration_s)

@@ -1,0 +1,51 @@
+"""The last line of our own run logs: what bpftrace's text does not say of a run, as JSON; and how it is read back."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, replace
+
+from kproxylat.legacy import RunText, read_run
+from kproxylat.model import SCHEMA, Result, Run, from_json
+from kproxylat.modes import MODES, Mode
+from kproxylat.probes import OWN_MAPS, build_path, build_probes
+
+MARK = "kproxylat record: "
+SIGN = re.compile(r"kproxylat( record)?: ")
+_FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)")
+_REPORT_MAP = re.compile(r"(ipt|nft)_latency_\w+")
+
+
+def render_facts(mode: Mode, version: str, clock: str) -> str:
+    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK``."""
+    return f"{version}, {mode.name}/{mode.backend}, {clock}"
+
+
+def render_record(result: Result) -> str:
+    """Render the line; probes and maps are left out, which the text itself holds."""
+    data = {name: value for name, value in asdict(result).items() if name not in ("probes", "maps", "path", "source")}
+    return f"{MARK}{json.dumps({'schema': SCHEMA, **data})}\n"
+
+
+def build_recorded(text: RunText) -> Result:
+    """Build the result of one of our own logs: figures from the maps, the rest from the record, if there is one."""
+    run, target, traffic = read_run(text)
+    result = Result(run=run, target=target, traffic=traffic)
+    facts = next(filter(None, map(_FACTS.match, text.marks["kproxylat"])), None)
+    for line in text.marks["kproxylat"]:
+        if line.startswith(MARK):
+            try:
+                result = from_json(line.removeprefix(MARK))
+            except ValueError as error:
+                text.warnings.append(f"the run's record cannot be read: {error}"[:200])
+    mode = facts and next((row for row in MODES if (row.name, row.backend) == (facts[2], facts[3])), None)
+    if not facts or not mode:
+        text.warnings.append("the header does not say which mode, backend and clock it was")
+        return replace(result, maps=text.maps)
+    if result.run.kproxylat is None:
+        known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, clock=facts[4], cut_short=True)
+        result = replace(result, run=replace(result.run, **{k: v for k, v in asdict(known).items() if v}))
+    probes = build_probes(text.maps, mode, facts[4])
+    others = {name: each for name, each in text.maps.items() if name not in OWN_MAPS and not _REPORT_MAP.match(name)}
+    return replace(result, probes=probes, path=build_path(probes, facts[4]), maps=others)
