@@ -1,9 +1,9 @@
 """What runs inside the virtual machine: serve command lines from the host, one after another, in one boot.
 
 Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
-``{"argv": [...], "cwd": "...", "program": false}``, or ``{"signal": N}`` for the command under way. Each line on stdout
-is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a fork of
-this process, so that the imports, seconds each under emulation, are paid once.
+``{"argv": [...], "cwd": "...", "program": false}``, or ``{"signal": N}`` for the command under way. Each line on
+stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in
+a fork of this process, so that the imports, seconds each under emulation, are paid once.
 """
 
 from __future__ import annotations
