@@ -100,8 +100,9 @@ def send(burst: Burst, options: Options) -> Interrupted | None:
     """
     generator = GENERATORS[options.generator]
     limit_s = 2 * burst.count / burst.rate_pps + 60
-    sender = generator.start(burst)
+    sender = None
     try:
+        sender = generator.start(burst)
         with waiting(f"{burst.count} packets", burst.count / burst.rate_pps):
             done = sender.wait(limit_s)
         if not done:
@@ -111,10 +112,12 @@ def send(burst: Burst, options: Options) -> Interrupted | None:
             raise MachineError(f"{options.generator} failed (status {sender.status})")
     except Interrupted as interrupt:
         generator.stop(burst)
-        sender.wait(10)
+        if sender:
+            sender.wait(10)
         return interrupt
     finally:
-        sender.end()
+        if sender:
+            sender.end()
     return None
 
 

@@ -104,7 +104,7 @@ def check_options(options: Options) -> None:
         ("duration", options.duration_s, 0.001, 86400),
         ("rate", options.rate_pps, 1, MAX_RATE_PPS),
         ("warm-up", options.warmup, 0, 10_000_000),
-        ("number of packets", options.packets, 1, 2**31 - 1),
+        ("number of packets", options.duration_s * options.rate_pps, 1, 2**31 - 1),
     ):
         if not lowest <= value <= highest:
             raise UsageError(f"the {name} of {value:g} is out of range", f"it takes {lowest:g} to {highest:g}")

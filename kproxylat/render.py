@@ -91,7 +91,8 @@ def render_script(plan: Plan, template: Path | None = None, settings: Mapping[st
     try:
         return environment(template).get_template(name).render(variables)
     except jinja2.TemplateNotFound as error:
-        raise TemplateError(f"template {template or error.name} not found", "--template takes a file's path") from None
+        missing = template if template and error.name == name else error.name
+        raise TemplateError(f"template {missing} not found", "--template takes a file's path") from None
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"template {error.filename or name}, line {error.lineno}: {error.message}") from None
     except jinja2.UndefinedError as error:
@@ -108,8 +109,7 @@ def _line(error: Exception) -> int:
     """Return the template's line that raised: jinja2 rewrites the traceback so that its frames name it."""
     line, frame = 0, error.__traceback__
     while frame:
-        if frame.tb_frame.f_code.co_filename.endswith(".j2") or "jinja" not in frame.tb_frame.f_code.co_filename:
-            line = frame.tb_lineno if frame.tb_frame.f_globals.get("__jinja_template__") else line
+        line = frame.tb_lineno if "__jinja_exception__" in frame.tb_frame.f_globals else line
         frame = frame.tb_next
     return line
 

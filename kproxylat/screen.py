@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,21 +55,25 @@ def show_result(result: Result) -> None:
     run, target = result.run, result.target
     clock = f"{'emulated ' if run.emulated else ''}{run.clock}"
     print(
-        f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {clock};"
-        f" Linux {run.kernel}, bpftrace {run.bpftrace}"
+        f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {clock}\n"
+        f"Linux {run.kernel}, bpftrace {run.bpftrace}"
     )
     if target:
         place = f", rule {run.position} of {run.chain_length}" if run.position else ""
         print(f"target {target.ip}:{target.port}/{target.protocol}, {run.path} path{place}")
-    table = _table(f"{result.probes[0].engine if result.probes else ''}, {run.clock}", "table", "chain", "hook")
+    unit = result.probes[0].unit if result.probes else run.clock
+    table = _table(f"{result.probes[0].engine if result.probes else 'no calls'}, {unit}")
+    table.add_column("table, chain", overflow="fold")
+    table.add_column("hook", no_wrap=True)
     for name in ("calls", "min", "commonest", "mean", "p99", "max"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for probe in result.probes:
-        mark = "lookup: " if probe.lookup else ""
-        table.add_row(f"{mark}{probe.table or '?'}", probe.chain or "-", probe.hook or "?", *_figures(probe))
+        # In mode iptables a base chain is named after its hook, and adds nothing.
+        chain = f"\n  {probe.chain}" if probe.chain not in (None, probe.hook) else ""
+        table.add_row(f"{probe.table or '?'}{' *' if probe.lookup else ''}{chain}", probe.hook or "?", *_figures(probe))
     _print(table)
     if result.path and result.path.per_packet is not None:
-        print(f"all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
+        print(f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
     books = result.accounting
     if books and result.traffic:
         counts = {
@@ -124,11 +129,12 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 80
-    Console(width=width, highlight=False).print(table)
+    with StringIO() as text:
+        Console(file=text, width=80, highlight=False).print(table)
+        print("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n"))

@@ -1,0 +1,250 @@
+"""The command line: bad input ends with one clear line, a remedy and the right status; nothing is started before."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kproxylat import __version__, cli, kernel, net, proc
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("run", "sweep", "trace", "render", "cleanup", "parse")
+HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy")
+LAB = ("run", "--lab")
+SWEEP = ("sweep", "--lab", "--services", "10")
+TARGET = ("run", "--mode", "nftables", "--target")
+Captured = pytest.CaptureFixture[str]
+
+
+def call(capsys: Captured, *argv: str) -> tuple[int, str, str]:
+    """Run one command line in this process: status, stdout, stderr."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(argv))
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no program run and no signal handler stay: what bad input starts would fail the test."""
+
+    def start(*argv: object, **_: object) -> None:
+        raise AssertionError(f"{argv} was started")
+
+    monkeypatch.setattr(proc, "_command", start)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((*LAB, "--mode", "ipvs4"), "unknown mode 'ipvs4'"),
+        ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
+        ((*LAB, "--mode", "iptables", "--backend", "ipvs"), "no backend 'ipvs'"),
+        ((*LAB, "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'"),
+        ((*TARGET[:2], "iptables", "--target", "10.96.0.10:80"), "--backend legacy or nft"),
+        ((*LAB, "0"), "duration"),
+        ((*LAB, "--", "-5"), "duration"),
+        ((*LAB, "nan"), "duration"),
+        ((*LAB, "inf"), "duration"),
+        ((*LAB, "1e9"), "duration"),
+        ((*LAB, "soon"), ""),
+        ((*LAB, "1", "0"), "rate"),
+        ((*LAB, "--", "1", "-1"), "rate"),
+        ((*LAB, "1", "99999999"), "rate"),
+        ((*LAB, "1", "1.5"), ""),
+        ((*LAB, "0.001", "1"), "number of packets"),
+        ((*LAB, "86400", "10000000"), "number of packets"),
+        ((*LAB, "1", "10", "99999999"), "warm-up"),
+        ((*LAB, "--", "1", "10", "-1"), "warm-up"),
+        ((*LAB, "--services", "-1"), "-1 Services"),
+        ((*LAB, "--services", "60001"), "60001 Services"),
+        ((*LAB, "--services", "many"), ""),
+        ((*LAB, "--position", "second"), "second"),
+        ((*LAB, "1", "10", "10", "second"), "second"),
+        ((*LAB, "--worker-ports", "sctp"), "sctp"),
+        ((*LAB, "--source", "10.244.0.0"), "source addresses"),
+        ((*LAB, "--source", "10.244.0.1/16"), "no network"),
+        ((*LAB, "--source", "10.244.0.0/33"), "no network"),
+        ((*LAB, "--source", "fd00::/64"), "no network"),
+        ((*LAB, "--source", "here"), "no network"),
+        ((*LAB, "--source", "10.244.0.0/30", "86400", "20000"), "source addresses"),
+        ((*LAB, "--template", "nowhere.bt.j2"), "nowhere.bt.j2 does not exist"),
+        ((*LAB, "--template", "/"), "does not exist"),
+        ((*LAB, "--set", "threshold"), "no value"),
+        ((*LAB, "--set", "a-b=5"), "not a name"),
+        ((*LAB, "--set", "a=$(id)"), "a value takes letters"),
+        ((*LAB, "--set", "plan=5"), "not a name"),
+        ((*LAB, "--target", "10.96.0.10:80", "--mode", "nftables"), "--lab or --target"),
+        (("run",), "--target IP:PORT --mode"),
+        (("run", "30", "10000"), "--target IP:PORT --mode"),
+        (("run", "--target", "10.96.0.10:80"), "--target IP:PORT --mode"),
+        (("run", "--mode", "nftables"), "--target IP:PORT --mode"),
+        ((*TARGET, "worker:80"), "'worker:80' is no target"),
+        ((*TARGET, "10.96.0.10"), "is no target"),
+        ((*TARGET, "10.96.0.256:80"), "is no target"),
+        ((*TARGET, "10.96.0.10:http"), "is no target"),
+        ((*TARGET, "10.96.0.10:0"), "1 to 65535"),
+        ((*TARGET, "10.96.0.10:70000"), "1 to 65535"),
+        ((*TARGET, "10.96.0.10:-1"), "1 to 65535"),
+        ((*TARGET, "127.0.0.1:80"), "ClusterIP"),
+        ((*TARGET, "224.0.0.1:80"), "ClusterIP"),
+        ((*TARGET, "0.0.0.0:80"), "ClusterIP"),
+        ((*TARGET, "[fd00::1]:80"), "is no target"),
+        ((*TARGET, ""), "--target IP:PORT --mode"),
+        ((*LAB, "--clock", "instructions"), "--vm"),
+        ((*LAB, "--kernel", "/boot/vmlinuz"), "--vm"),
+        ((*LAB, "--clock", "sundial", "--vm"), "sundial"),
+        ((*LAB, "--format", "xml"), "xml"),
+        ((*LAB, "--no-such-option"), "--no-such-option"),
+        (("sweep", "--services", "10"), "--lab"),
+        (("sweep", "--lab", "--services", "10,many"), "no list of numbers"),
+        (("sweep", "--lab", "--services", ""), "no list of numbers"),
+        (("sweep", "--lab", "--services", "10,-1"), "-1 Services"),
+        ((*SWEEP, "--mode", "iptables,ipvs4"), "unknown mode 'ipvs4'"),
+        ((*SWEEP, "--backend", "xt"), "unknown backend 'xt'"),
+        ((*SWEEP, "--mode", "nftables", "--backend", "legacy"), "no mode has these backends"),
+        ((*SWEEP, "0"), "duration"),
+        ((*SWEEP, "--clock", "instructions"), "--vm"),
+        (("trace",), "--mode"),
+        (("trace", "--mode", "ipvs4"), "unknown mode"),
+        (("trace", "--mode", "iptables"), "--backend legacy or nft"),
+        (("trace", "--mode", "nftables", "--duration", "0"), "duration"),
+        (("trace", "--mode", "nftables", "--duration", "nan"), "duration"),
+        (("trace", "--mode", "nftables", "--target", "x"), "is no target"),
+        (("render", "--mode", "ipvs4"), "unknown mode"),
+        (("render", "--mode", "nftables", "--target", "10.96.0.10:0"), "1 to 65535"),
+        (("render", "--mode", "nftables", "--source", "x"), "no network"),
+        (("render", "--mode", "nftables", "--template", "nowhere.j2"), "nowhere.j2 does not exist"),
+        (("measure",), "measure"),
+        (("parse",), "FILE"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_wrong_usage_is_status_2_and_one_clear_line(capsys: Captured, argv: tuple[str, ...], said: str) -> None:
+    status, out, err = call(capsys, *argv)
+    lines = err.splitlines()
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    if lines[0].startswith("kproxylat: "):
+        assert len(lines) in (1, 2)
+    else:
+        # typer's own: usage, a hint at --help, a blank line, the error.
+        assert lines[0].startswith("Usage: kproxylat")
+        assert lines[-1].startswith("Error: ")
+
+
+def below_a_file(directory: Path) -> str:
+    """Return a directory that not even root can make."""
+    (directory / "file").touch()
+    return str(directory / "file" / "sub")
+
+
+@pytest.mark.parametrize("command", [LAB, SWEEP], ids=" ".join)
+def test_an_output_directory_that_cannot_be_written_is_told_before_booting(
+    capsys: Captured, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    status, out, err = call(capsys, *command, "--vm", "--output-dir", below_a_file(tmp_path))
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"kproxylat: .*/file/sub cannot be made: Not a directory\n  pass another --output-dir\n", err)
+
+
+def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> None:
+    argv = (*LAB, "--vm", "--kernel", "/nowhere/vmlinuz", "--output-dir", str(tmp_path))
+    status, _, err = call(capsys, *argv)
+    assert status == 1
+    assert "kernel image /nowhere/vmlinuz cannot be read" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [LAB, SWEEP, (*TARGET, "10.96.0.10:80"), ("trace", "--mode", "nftables"), ("cleanup",)],
+    ids=" ".join,
+)
+def test_an_ordinary_user_is_told_that_it_takes_root(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    status, out, err = call(capsys, *argv)
+    assert (status, out) == (1, "")
+    assert "need root" in err
+    assert "sudo" in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_bpftrace(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(proc, "PATH", str(tmp_path))
+    for argv in (LAB, ("trace", "--mode", "nftables")):
+        status, _, err = call(capsys, *argv)
+        lines = [line for line in err.splitlines() if not line.startswith("[")]
+        assert (status, lines) == (1, ["kproxylat: bpftrace not found", "  apt-get install bpftrace"])
+
+
+def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(net, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(kernel, "check_root", lambda: None)
+    with net.lock():
+        status, _, err = call(capsys, "cleanup")
+    assert status == 1
+    assert f"another run is under way (process {os.getpid()})" in err
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_bug_of_ours_is_one_line_and_status_3(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr("kproxylat.measure.measure", fail)
+    status, _, err = call(capsys, *LAB)
+    assert (status, len(err.splitlines())) == (3, 1)
+    assert "RuntimeError: surprise" in err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(capsys: Captured, command: str) -> None:
+    status, out, err = call(capsys, command, "--help")
+    assert (status, err) == (0, "")
+    assert "Example" in out
+    assert f"kproxylat {command}" in out.split("Example")[1]
+
+
+def test_every_command_is_tested_and_listed(capsys: Captured) -> None:
+    status, out, _ = call(capsys, "--help")
+    assert status == 0
+    listed = re.findall(r"^  ([a-z]+)  ", out.split("Commands:")[1], re.M)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_every_command_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"^(?:sudo )?kproxylat ([a-z]+)", (ROOT / "README.md").read_text(), re.M))
+    assert named <= set(COMMANDS)
+
+
+def test_the_version(capsys: Captured) -> None:
+    assert call(capsys, "--version") == (0, f"kproxylat {__version__}\n", "")
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_program_itself() -> None:
+    done = python("-m", "kproxylat", "run", "--lab", "--mode", "ipvs4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "kproxylat: unknown mode 'ipvs4'\n  --mode takes one of: iptables, nftables\n"
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    done = python("-c", f"import sys, kproxylat.cli; print([each for each in {HEAVY} if each in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr

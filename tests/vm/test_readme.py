@@ -1,0 +1,103 @@
+"""Every command of the README, and what its logs say when they are read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import Guest
+from tests.vm.test_ways import Trigger
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
+SHORT = {"30 10000": "0.5 400", "2 1000": "0.5 400", "--services 1000": "--services 20"}
+"""Emulated, and many: the README's commands run with fewer packets and Services."""
+
+
+def words(command: str) -> list[str]:
+    for long, short in SHORT.items():
+        command = command.replace(long, short)
+    return shlex.split(command)
+
+
+def test_readme_is_short_and_names_every_command() -> None:
+    assert len(README.splitlines()) <= 150
+    listed = subprocess.run(
+        [sys.executable, "-m", "kproxylat", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    names = set(re.findall(r"^  (\w+)  ", listed.split("Commands:")[1], re.M))
+    assert names == {command.split()[0] for command in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [each for each in COMMANDS if each.split()[0] in ("run", "sweep") and "--lab" in each and "--vm" not in each],
+)
+def test_lab_commands(timing: Guest, command: str) -> None:
+    done = timing.kproxylat(*words(command))
+    assert done.status == 0, done.err
+    assert "closed" in done.out
+
+
+def test_run_on_a_node_without_rules(timing: Guest) -> None:
+    """Without kube-proxy's rules there is nothing to measure; tests/vm/test_ways.py runs it on a node with rules."""
+    [command] = [each for each in COMMANDS if "--target" in each]
+    timing.program("bash", "-c", "nft flush ruleset")
+    done = timing.kproxylat(*words(command))
+    assert done.status == 1
+    assert "KUBE-SERVICES" in done.err
+    assert timing.program("ip", "netns", "list").out.count("kproxylat") == 0
+
+
+def test_trace_ends_by_ctrl_c(timing: Guest) -> None:
+    import io
+
+    [command] = [each for each in COMMANDS if each.startswith("trace")]
+    out, err = io.StringIO(), Trigger(timing, "Ctrl-C ends it", signal.SIGINT)
+    argv = [*words(command), "--output-dir", str(timing.directory)]
+    assert timing.machine.run(argv, out, err) == 0, err.getvalue()
+    assert "No nftables traffic observed." in out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["render", "cleanup"])
+def test_other_commands(timing: Guest, name: str) -> None:
+    [command] = [each for each in COMMANDS if each.startswith(name)]
+    done = timing.kproxylat(*words(command))
+    assert done.status == 0, done.err
+
+
+def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
+    """From outside, as a user calls it; the log read again gives the figures of the saved result, to the last digit."""
+    [command] = [each for each in COMMANDS if "--vm" in each]
+    package = str(Path(__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": package}
+    done = subprocess.run(
+        [sys.executable, "-m", "kproxylat", *words(command), "--format", "json"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["run"]["clock"] == "instructions"
+    assert result["accounting"]["closed"] is True
+    [log] = (tmp_path / "logs/ebpf").glob("*.log")
+    parsed = subprocess.run(
+        [sys.executable, "-m", "kproxylat", "parse", "--percentiles", "50,90,95,99", "--format", "json", str(log)],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    [again] = json.loads(parsed.stdout)["results"]
+    for name in ("target", "probes", "path", "traffic", "accounting", "quality", "run", "maps"):
+        assert again[name] == result[name], name
+    [command] = [each for each in COMMANDS if each.startswith("parse")]
+    script = f"{shlex.quote(sys.executable)} -m kproxylat {command}"
+    csv = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert csv.stdout.count("\n") == 2
