@@ -1,0 +1,243 @@
+"""bpftrace's moods, played by small programs on the PATH: late, dead, deaf, talkative."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kproxylat import bpftrace, proc
+from kproxylat.bpftrace import Tracer, count_lost, find_map_limit, find_version, probe_words, trace
+from kproxylat.errors import MachineError, TemplateError
+from kproxylat.modes import find_mode
+
+NOTIFY = "__BPFTRACE_NOTIFY_PROBES_ATTACHED"
+WAIT = "while :; do sleep 0.02; done"
+PRINTS_AT_SIGINT = "trap 'echo \"@n[1, 0, 5]: 3\"; exit 0' INT"
+Fake = Callable[..., Path]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """Put a shell script in bpftrace's place; returns the file that a tracer is started on."""
+    monkeypatch.setattr(proc, "PATH", f"{tmp_path}{os.pathsep}{proc.PATH}")
+    for name in ("BPFTRACE_MAX_MAP_KEYS", "BPFTRACE_MAP_KEYS_MAX"):
+        monkeypatch.delenv(name, raising=False)
+
+    def write(body: str, version: str = "bpftrace v0.17.0") -> Path:
+        program = tmp_path / "bpftrace"
+        program.write_text(f'#!/bin/bash\n[ "$1" = --version ] && {{ echo "{version}"; exit 0; }}\n{body}\n')
+        program.chmod(0o755)
+        return tmp_path / "script.bt"
+
+    find_version.cache_clear()
+    bpftrace.check_function.cache_clear()
+    yield write
+    find_version.cache_clear()
+    bpftrace.check_function.cache_clear()
+
+
+def start(script: Path) -> tuple[Tracer, list[str]]:
+    lines: list[str] = []
+    return Tracer(script, lines.append), lines
+
+
+@pytest.mark.parametrize(
+    "ready",
+    [f"echo {NOTIFY}", f"echo {NOTIFY} >&2", "echo Attached 3 probes >&2", "echo Attached 1 probe"],
+)
+def test_attached_is_read_and_the_maps_come_at_the_end(fake: Fake, ready: str) -> None:
+    script = fake(f"{PRINTS_AT_SIGINT}; echo Attaching 3 probes...; {ready}; {WAIT}")
+    lines: list[str] = []
+    with trace(script, lines.append) as tracer:
+        assert tracer.alive
+        tracer.stop()
+    assert tracer.stdout == ["Attaching 3 probes...\n", "@n[1, 0, 5]: 3\n"]
+    assert lines == tracer.stdout
+    assert not tracer.alive
+
+
+def test_attaching_is_not_attached(fake: Fake) -> None:
+    tracer, _ = start(fake(f"echo Attaching 3 probes...; {WAIT}"))
+    with pytest.raises(MachineError, match="attached no probes within 0 s: "):
+        tracer.wait_attached(0.3)
+    assert not tracer.alive
+
+
+def test_one_that_never_attaches_is_ended_and_quoted(fake: Fake) -> None:
+    tracer, _ = start(fake(f"echo thinking about it >&2; {WAIT}"))
+    with pytest.raises(MachineError, match="thinking about it"):
+        tracer.wait_attached(0.5)
+    assert not tracer.alive
+
+
+def test_one_that_dies_before_attaching(fake: Fake) -> None:
+    tracer, lines = start(fake("echo 'ERROR: Could not resolve symbol' >&2; echo bla >&2; exit 7"))
+    with pytest.raises(MachineError) as caught:
+        tracer.wait_attached(10)
+    assert "before its probes were attached (status 7): ERROR: Could not resolve symbol" in str(caught.value)
+    assert not isinstance(caught.value, TemplateError)
+    assert "bla" not in str(caught.value)
+    assert "bla\n" in lines
+
+
+def test_one_that_dies_by_a_signal(fake: Fake) -> None:
+    tracer, _ = start(fake("kill -SEGV $$"))
+    with pytest.raises(MachineError, match=r"status -11\): \(it printed nothing\)"):
+        tracer.wait_attached(10)
+
+
+def test_a_script_that_does_not_compile_is_the_templates_fault(fake: Fake) -> None:
+    said = "/tmp/x/trace-kubeproxy.bt:3:2-9: ERROR: Unknown function: 'foo'"
+    tracer, _ = start(fake(f'echo "{said}" >&2; echo "        ~~~~" >&2; exit 1'))
+    with pytest.raises(TemplateError, match="Unknown function") as caught:
+        tracer.wait_attached(10)
+    assert "render" in caught.value.remedy
+
+
+def test_one_that_ignores_sigint_is_ended(fake: Fake) -> None:
+    with trace(fake(f"trap '' INT; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        with pytest.raises(MachineError, match="did not end within 0 s of SIGINT"):
+            tracer.stop(0.3)
+        assert not tracer.alive
+
+
+def test_one_that_dies_while_tracing(fake: Fake) -> None:
+    with trace(fake(f"echo {NOTIFY}; echo out of memory >&2; exit 9"), lambda _: None) as tracer:
+        tracer.wait(10)
+        with pytest.raises(MachineError, match=r"died while tracing \(status 9\): out of memory"):
+            tracer.stop()
+
+
+def test_one_that_fails_at_its_end(fake: Fake) -> None:
+    with (
+        trace(fake(f"trap 'exit 3' INT; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer,
+        pytest.raises(MachineError, match=r"failed at its end \(status 3\)"),
+    ):
+        tracer.stop()
+
+
+def test_nothing_runs_after_the_block(fake: Fake) -> None:
+    with trace(fake(f"echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        assert tracer.alive
+    assert not tracer.alive
+
+
+def test_20000_lines_come_whole_and_in_order(fake: Fake) -> None:
+    script = fake(f"trap 'seq -f \"@n[1, 0, %.0f]: 1\" 20000; exit 0' INT; echo {NOTIFY}; {WAIT}")
+    with trace(script, lambda _: None) as tracer:
+        tracer.stop()
+    assert tracer.stdout == [f"@n[1, 0, {number}]: 1\n" for number in range(1, 20001)]
+
+
+def test_of_a_flood_on_stderr_the_beginning_is_kept(fake: Fake) -> None:
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000 >&2; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        tracer.stop()
+    assert tracer.stderr == [f"{number}\n" for number in range(1, 1001)]
+
+
+def test_bytes_that_are_no_text(fake: Fake) -> None:
+    with trace(fake(f"{PRINTS_AT_SIGINT}; printf '@s: \\377\\n'; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        tracer.stop()
+    assert tracer.stdout[0] == "@s: \ufffd\n"
+
+
+def test_it_gets_the_script_the_limit_and_the_order_to_notify(fake: Fake) -> None:
+    script = fake('echo "$1 $BPFTRACE_MAP_KEYS_MAX $BPFTRACE_MAX_MAP_KEYS $__BPFTRACE_NOTIFY_PROBES_ATTACHED"')
+    tracer, lines = start(script)
+    tracer.wait(10)
+    assert lines == [f"{script} {tracer.map_limit}  1\n"]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown", "version"),
+    [
+        ("bpftrace v0.17.0", "v0.17.0", (0, 17)),
+        ("bpftrace v0.23.2", "v0.23.2", (0, 23)),
+        ("bpftrace v0.25.0-16-gabc", "v0.25.0-16-gabc", (0, 25)),
+        ("bpftrace 1.0.1", "1.0.1", (1, 0)),
+    ],
+)
+def test_versions(fake: Fake, said: str, shown: str, version: tuple[int, int]) -> None:
+    fake("", said)
+    assert find_version() == (shown, version)
+
+
+@pytest.mark.parametrize(("said", "named"), [("what?", r"'what\?'"), ("", "''"), ("bpftrace v0.16.9", "too old")])
+def test_versions_that_will_not_do(fake: Fake, said: str, named: str) -> None:
+    fake("", said)
+    with pytest.raises(MachineError, match=named) as caught:
+        find_version()
+    assert "0.17 or newer" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ((0, 17), ("kfunc", "kretfunc", "args->")),
+        ((0, 20), ("kfunc", "kretfunc", "args->")),
+        ((0, 21), ("fentry", "fexit", "args.")),
+        ((1, 0), ("fentry", "fexit", "args.")),
+    ],
+)
+def test_words(version: tuple[int, int], words: tuple[str, str, str]) -> None:
+    assert probe_words(version) == words
+
+
+def test_the_map_limit_is_named_as_the_version_names_it(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("", "bpftrace v0.17.0")
+    assert find_map_limit("ns") == ("BPFTRACE_MAP_KEYS_MAX", 65536)
+    find_version.cache_clear()
+    fake("", "bpftrace v0.23.2")
+    assert find_map_limit("instructions") == ("BPFTRACE_MAX_MAP_KEYS", 8192)
+    monkeypatch.setenv("BPFTRACE_MAX_MAP_KEYS", "77")
+    assert find_map_limit("ns") == ("BPFTRACE_MAX_MAP_KEYS", 77)
+    monkeypatch.setenv("BPFTRACE_MAX_MAP_KEYS", "many")
+    with pytest.raises(MachineError, match="BPFTRACE_MAX_MAP_KEYS='many'"):
+        find_map_limit("ns")
+
+
+LISTED = """echo "kfunc:ip_tables:ipt_do_table"
+echo "    void * priv"; echo "    struct sk_buff * skb"; echo "    const struct nf_hook_state * {last}"
+echo "    unsigned int retval"
+"""
+
+
+def test_an_engine_with_the_arguments_that_we_expect(fake: Fake) -> None:
+    fake(LISTED.format(last="state"))
+    bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+
+
+def test_an_engine_with_other_arguments_is_refused(fake: Fake) -> None:
+    fake(LISTED.format(last="table"))
+    with pytest.raises(MachineError, match=r"takes \(priv, skb, table\), not \(priv, skb, state\)"):
+        bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+
+
+def test_an_engine_that_is_not_there_is_refused(fake: Fake) -> None:
+    fake("echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1")
+    with pytest.raises(MachineError, match="no function ipt_do_table"):
+        bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("", 0),
+        ("Lost 3 events\n@n: 1\nLost 4 events\n", 7),
+        ("WARNING: Total lost event count: 3\nWARNING: Total lost event count: 5\n", 5),
+        ("@s: Lost 3 events\n", 0),
+        ("Lost no events\n", 0),
+    ],
+)
+def test_lost_events(text: str, lost: int) -> None:
+    assert count_lost(text) == lost
+
+
+def test_no_bpftrace_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="bpftrace not found") as caught, trace(tmp_path / "x.bt", lambda _: None):
+        pass
+    assert caught.value.remedy == "apt-get install bpftrace"

@@ -1,0 +1,180 @@
+"""The virtual machine's command line, and the agent inside it, driven over pipes without a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxylat import __version__, vm
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.vm import Machine, find_kernel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Make a root file system with two kernels, and a cloud one, and an image without modules."""
+    (tmp_path / "boot").mkdir()
+    for release in ("6.1.0-9-amd64", "6.1.0-56-amd64", "6.12.1-cloud-amd64"):
+        (tmp_path / "boot" / f"vmlinuz-{release}").touch()
+        (tmp_path / "lib/modules" / release).mkdir(parents=True)
+    return tmp_path
+
+
+def test_the_newest_kernel_is_booted_but_no_cloud_kernel(root: Path) -> None:
+    assert find_kernel(None, root).name == "vmlinuz-6.1.0-56-amd64"
+
+
+def test_no_kernel(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="no kernel image in") as caught:
+        find_kernel(None, tmp_path)
+    assert caught.value.remedy.startswith("apt-get install")
+
+
+def test_a_kernel_that_is_not_there(root: Path) -> None:
+    with pytest.raises(MachineError, match="vmlinuz-5 cannot be read"):
+        find_kernel(root / "boot/vmlinuz-5", root)
+
+
+def test_a_kernel_without_its_modules(root: Path) -> None:
+    (root / "boot/vmlinuz-7.0").touch()
+    with pytest.raises(MachineError, match=r"modules of vmlinuz-7\.0 are not in"):
+        find_kernel(root / "boot/vmlinuz-7.0", root)
+
+
+def test_icount_is_for_the_instruction_clock_only(root: Path) -> None:
+    counting = Machine("instructions", root, root=root).command()
+    assert counting[counting.index("-icount") + 1] == "shift=0,sleep=on"
+    assert counting[counting.index("--cpus") + 1] == "1"
+    assert "kproxylat.clock=instructions" in counting
+    assert "--disable-kvm" in counting
+    timing = Machine("ns", root, root=root).command()
+    assert "-icount" not in timing
+    assert timing[timing.index("--cpus") + 1] == "2"
+    assert "kproxylat.clock=ns" in timing
+
+
+def test_odd_paths_stay_single_words(root: Path) -> None:
+    odd = root / "a b;$(touch pwned)'\"`&|"
+    odd.mkdir()
+    command = Machine("ns", odd, root=root).command()
+    assert f"--rwdir={odd}" in command
+    guest = command[command.index("--script-sh") + 1]
+    assert str(odd) in shlex.split(guest)
+    assert f"/run/root{odd}" in shlex.split(guest)
+    # What the guest's shell would do with the mounts and the chroot taken out of its hands.
+    assert "exec chroot" in guest
+    harmless = "mkdir() { :; }; mount() { printf '%s\\n' \"$@\"; }\n" + guest.replace("exec chroot", "echo")
+    said = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
+    assert str(odd) in said.stdout.splitlines()
+    assert not (root / "pwned").exists()
+
+
+def test_a_comma_that_qemu_cannot_take(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "find", lambda program: program)
+    odd = root / "a,b"
+    odd.mkdir()
+    with pytest.raises(UsageError, match="no comma"):
+        Machine("ns", odd, root=root).__enter__()
+
+
+class Agent:
+    """The agent as a child of ours."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kproxylat.guest"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def send(self, **order: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+
+    def next(self) -> dict[str, Any]:
+        assert self.process.stdout
+        event: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return event
+
+    def run(self, *argv: str, program: bool = False, cwd: str = "/") -> tuple[int, str, str]:
+        self.send(argv=argv, cwd=cwd, program=program)
+        return self.finish()
+
+    def finish(self) -> tuple[int, str, str]:
+        said = {"out": "", "err": ""}
+        while "status" not in (event := self.next()):
+            for stream, text in event.items():
+                said[stream] += text
+        return event["status"], said["out"], said["err"]
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    started = Agent()
+    assert started.next() == {"ready": platform.release()}
+    yield started
+    assert started.process.stdin
+    started.process.stdin.close()
+    assert started.process.wait(10) == 0
+    assert started.process.stdout
+    assert started.process.stdout.read() == ""
+    started.process.stdout.close()
+
+
+def test_a_command_of_ours(agent: Agent) -> None:
+    assert agent.run("--version") == (0, f"kproxylat {__version__}\n", "")
+
+
+def test_bad_options_are_status_2_on_stderr(agent: Agent) -> None:
+    status, out, err = agent.run("run", "--lab", "--mode", "ipvs4")
+    assert (status, out) == (2, "")
+    assert err.startswith("kproxylat: unknown mode 'ipvs4'\n")
+    assert agent.run("--no-such-option")[0] == 2
+
+
+def test_a_program_in_its_directory(agent: Agent, tmp_path: Path) -> None:
+    assert agent.run("pwd", program=True, cwd=str(tmp_path)) == (0, f"{tmp_path}\n", "")
+    assert agent.run("sh", "-c", "echo é >&2; exit 5", program=True) == (5, "", "é\n")
+
+
+def test_a_program_has_nothing_to_read(agent: Agent) -> None:
+    assert agent.run("cat", program=True) == (0, "", "")
+
+
+def test_much_output_comes_whole(agent: Agent) -> None:
+    status, out, _ = agent.run("seq", "50000", program=True)
+    assert (status, out) == (0, "".join(f"{number}\n" for number in range(1, 50001)))
+
+
+def test_what_cannot_start_fails_and_the_agent_lives(agent: Agent) -> None:
+    assert agent.run("kproxylat-no-such-program", program=True)[0] != 0
+    assert agent.run("--version", cwd="/kproxylat-nowhere")[0] != 0
+    assert agent.run("--version")[0] == 0
+
+
+def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
+    agent.send(argv=["sh", "-c", "echo on; exec sleep 60"], cwd="/", program=True)
+    assert agent.next() == {"out": "on\n"}
+    agent.send(signal=int(signal.SIGTERM))
+    assert agent.finish() == (-signal.SIGTERM, "", "")
+
+
+def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:
+    agent.send(signal=int(signal.SIGTERM))
+    assert agent.run("--version")[0] == 0
