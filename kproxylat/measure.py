@@ -54,8 +54,9 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         room, needed = make_room(options, made)
         say(f"[5/7] Warming up: {options.warmup} packets; conntrack has room for {room} flows, {needed} needed")
         warmup, burst = plan_bursts(options, made.client)
-        if options.warmup:
-            send(warmup, options)
+        interrupted = send(warmup, options) if options.warmup else None
+        if interrupted:
+            raise interrupted
         script = render_script(make_plan(mode, make_flow(target, options.sources)), options.template, options.settings)
         started = datetime.now().astimezone()
         log = RunLog(options.output_dir, mode.name, started)

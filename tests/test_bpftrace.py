@@ -16,21 +16,22 @@ from kproxylat.modes import find_mode
 NOTIFY = "__BPFTRACE_NOTIFY_PROBES_ATTACHED"
 WAIT = "while :; do sleep 0.02; done"
 PRINTS_AT_SIGINT = "trap 'echo \"@n[1, 0, 5]: 3\"; exit 0' INT"
-Fake = Callable[..., Path]
+Fake = Callable[..., str]
+SCRIPT = "BEGIN { exit(); }\n"
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    """Put a shell script in bpftrace's place; returns the file that a tracer is started on."""
+    """Put a shell script in bpftrace's place; returns the program that a tracer is started on."""
     monkeypatch.setattr(proc, "PATH", f"{tmp_path}{os.pathsep}{proc.PATH}")
     for name in ("BPFTRACE_MAX_MAP_KEYS", "BPFTRACE_MAP_KEYS_MAX"):
         monkeypatch.delenv(name, raising=False)
 
-    def write(body: str, version: str = "bpftrace v0.17.0") -> Path:
+    def write(body: str, version: str = "bpftrace v0.17.0") -> str:
         program = tmp_path / "bpftrace"
         program.write_text(f'#!/bin/bash\n[ "$1" = --version ] && {{ echo "{version}"; exit 0; }}\n{body}\n')
         program.chmod(0o755)
-        return tmp_path / "script.bt"
+        return SCRIPT
 
     find_version.cache_clear()
     bpftrace.check_function.cache_clear()
@@ -39,7 +40,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     bpftrace.check_function.cache_clear()
 
 
-def start(script: Path) -> tuple[Tracer, list[str]]:
+def start(script: str) -> tuple[Tracer, list[str]]:
     lines: list[str] = []
     return Tracer(script, lines.append), lines
 
@@ -145,10 +146,10 @@ def test_bytes_that_are_no_text(fake: Fake) -> None:
 
 
 def test_it_gets_the_script_the_limit_and_the_order_to_notify(fake: Fake) -> None:
-    script = fake('echo "$1 $BPFTRACE_MAP_KEYS_MAX $BPFTRACE_MAX_MAP_KEYS $__BPFTRACE_NOTIFY_PROBES_ATTACHED"')
+    script = fake('echo "$1 $(cat) $BPFTRACE_MAP_KEYS_MAX $BPFTRACE_MAX_MAP_KEYS $__BPFTRACE_NOTIFY_PROBES_ATTACHED"')
     tracer, lines = start(script)
     tracer.wait(10)
-    assert lines == [f"{script} {tracer.map_limit}  1\n"]
+    assert lines == [f"- {SCRIPT.strip()} {tracer.map_limit}  1\n"]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,6 @@ def test_lost_events(text: str, lost: int) -> None:
 
 def test_no_bpftrace_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proc, "PATH", str(tmp_path))
-    with pytest.raises(MachineError, match="bpftrace not found") as caught, trace(tmp_path / "x.bt", lambda _: None):
+    with pytest.raises(MachineError, match="bpftrace not found") as caught, trace(SCRIPT, lambda _: None):
         pass
     assert caught.value.remedy == "apt-get install bpftrace"

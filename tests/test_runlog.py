@@ -147,7 +147,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(runlog, "find_version", lambda: ("v0.17.0", (0, 17)))
     directory = tmp_path / "logs" / "ebpf"
     log = RunLog(directory, "iptables", STARTED)
-    log.write(log_header({"Kube-proxy mode": "iptables", "Worker ClusterIP": "10.96.100.50"}, STARTED))
+    log.write(log_header(LEGACY, {"Kube-proxy mode": "iptables", "Worker ClusterIP": "10.96.100.50"}, STARTED))
     log.write("Attaching 3 probes...\n\n\n@n[-12345, 0, 700]: 3\n@table[-12345]: nat\n")
     log.write(render_report(LEGACY, probe_of(VALUES)))
     log.close()
@@ -180,8 +180,8 @@ def test_the_header_is_the_old_one_with_ours_after_it(logs: Path) -> None:
 
 def test_our_own_reader_reads_it(logs: Path) -> None:
     (result,) = read_log(str(logs / "logs/ebpf/ebpf_iptables_20250304_050607.log"))
-    assert result.run.mode == "iptables"
-    assert [probe.count for probe in result.probes if probe.engine == "ipt_do_table"] == [10000]
+    assert result.source
+    assert (result.source.dialect, result.run.mode, result.run.backend) == ("kproxylat", "iptables", "legacy")
 
 
 def test_no_log_is_ever_overwritten(tmp_path: Path) -> None:
