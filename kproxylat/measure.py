@@ -35,11 +35,10 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         stack.enter_context(net.lock())
         for name in net.remove_leftovers():
             say(f"      removed {name}, left by an interrupted run")
+        script = render_script(make_plan(mode, make_flow(target, options.sources)), options.template, options.settings)
         say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}")
-        say(
-            "[3/7] Preparing the network"
-            + (f" and the rules of {options.lab.services} Services..." if options.lab else "...")
-        )
+        rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
+        say(f"[3/7] Preparing the network{rules}...")
         if kernel.load_module("pktgen"):
             stack.callback(kernel.unload_module, "pktgen")
         made = stack.enter_context(net.network(options.sources, options.lab is not None, lab.ENDPOINT_IP))
@@ -54,10 +53,9 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         room, needed = make_room(options, made)
         say(f"[5/7] Warming up: {options.warmup} packets; conntrack has room for {room} flows, {needed} needed")
         warmup, burst = plan_bursts(options, made.client)
-        interrupted = send(warmup, options) if options.warmup else None
+        _, interrupted = send(warmup, options) if options.warmup else (None, None)
         if interrupted:
             raise interrupted
-        script = render_script(make_plan(mode, make_flow(target, options.sources)), options.template, options.settings)
         started = datetime.now().astimezone()
         log = RunLog(options.output_dir, mode.name, started)
         stack.callback(log.close)
@@ -66,8 +64,7 @@ def measure(options: Options) -> tuple[Result, Interrupted | None]:
         say("[6/7] Starting bpftrace, waiting until its probes are attached...")
         with trace(script, log.write) as tracer:
             say(f"[7/7] Starting packet generation... {options.packets} packets at {options.rate_pps} pps")
-            interrupted = send(burst, options)
-            sent = GENERATORS[options.generator].read(burst)
+            sent, interrupted = send(burst, options)
             tracer.stop()
         after = read_service_rule(mode, target, made.node)
         counts = {name: packets - counted[name] for name, packets in net.read_counters(made).items()}
@@ -93,10 +90,10 @@ def check_machine(mode: Mode, *programs: str) -> None:
     check_function(mode, kernel.btf_module(mode.module))
 
 
-def send(burst: Burst, options: Options) -> Interrupted | None:
+def send(burst: Burst, options: Options) -> tuple[Sent, Interrupted | None]:
     """Send a burst and wait for its end; a signal stops it.
 
-    :return: the signal, if one came.
+    :return: what was sent, and the signal, if one came.
     :raises MachineError: the generator fails, or is not done in twice the time it should take.
     """
     generator = GENERATORS[options.generator]
@@ -113,13 +110,14 @@ def send(burst: Burst, options: Options) -> Interrupted | None:
             raise MachineError(f"{options.generator} failed (status {sender.status})")
     except Interrupted as interrupt:
         generator.stop(burst)
-        if sender:
-            sender.wait(10)
-        return interrupt
+        if not sender:
+            return Sent(0, 0, 0.0), interrupt
+        sender.wait(10)
+        return generator.read(burst), interrupt
     finally:
         if sender:
             sender.end()
-    return None
+    return generator.read(burst), None
 
 
 def _complete(

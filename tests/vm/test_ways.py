@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,22 +21,22 @@ SEED = Path(__file__).parent / "seed"
 
 
 class Trigger(io.StringIO):
-    """Standard error of a command line, which gets a signal as soon as it has said something."""
+    """Standard error of a command line, which gets a signal once it has said something, ``delay_s`` later."""
 
-    def __init__(self, guest: Guest, after: str, signum: int) -> None:
+    def __init__(self, guest: Guest, after: str, signum: int, delay_s: float = 0) -> None:
         super().__init__()
-        self._guest, self._after, self._signum = guest, after, signum
+        self._guest, self._after, self._signum, self._delay_s = guest, after, signum, delay_s
 
     def write(self, text: str) -> int:
         written = super().write(text)
         if self._signum and self._after in self.getvalue():
-            self._guest.machine.signal(self._signum)
+            threading.Timer(self._delay_s, self._guest.machine.signal, (self._signum,)).start()
             self._signum = 0
         return written
 
 
-def interrupt(guest: Guest, after: str, signum: int) -> Done:
-    out, err = io.StringIO(), Trigger(guest, after, signum)
+def interrupt(guest: Guest, after: str, signum: int, delay_s: float = 0) -> Done:
+    out, err = io.StringIO(), Trigger(guest, after, signum, delay_s)
     argv = ("run", "60", "500", *LAB, "--format", "json", "--output-dir", str(guest.directory))
     return Done(guest.machine.run(argv, out, err), out.getvalue(), err.getvalue())
 
@@ -54,13 +55,22 @@ def test_signal_leaves_nothing(timing: Guest, step: str, signum: int) -> None:
 
 
 def test_signal_while_sending_saves_what_there_is(timing: Guest) -> None:
-    done = interrupt(timing, "[7/7]", signal.SIGTERM)
+    done = interrupt(timing, "[7/7]", signal.SIGTERM, delay_s=10)
     assert done.status == 128 + signal.SIGTERM
     result = done.json
     assert result["run"]["cut_short"] is True
     assert 0 < result["traffic"]["sent"] < result["traffic"]["asked"] == 30000
     assert result["accounting"]["closed"] is True
     assert Path(result["run"]["log"]).with_suffix(".json").exists()
+    assert timing.state() == ["lo"]
+
+
+def test_signal_before_the_first_packet(timing: Guest) -> None:
+    done = interrupt(timing, "[7/7]", signal.SIGINT)
+    assert done.status == 128 + signal.SIGINT
+    counts = done.json["accounting"]
+    assert counts["sent"] == counts["lookups"] == counts["delivered"] < 30000
+    assert done.json["run"]["cut_short"] is True
     assert timing.state() == ["lo"]
 
 
@@ -160,7 +170,8 @@ def test_node_without_api(node: Guest) -> None:
 
 
 def test_trace_reports_in_the_old_form(node: Guest) -> None:
-    traffic = "ip netns exec be ping -q -i 0.2 -c 60 10.244.1.1 >/run/ping & "
+    sends = "for i in $(seq 60); do echo >/dev/udp/10.244.1.1/9; sleep 0.2; done"
+    traffic = f"ip netns exec be bash -c '{sends}' 2>/dev/null & "
     argv = ("trace", "--mode", "iptables", "--backend", "nft", "--duration", "12", "--output-dir", str(node.directory))
     done = node.program("bash", "-c", traffic + '"$@"; wait', "bash", sys.executable, "-m", "kproxylat", *argv)
     assert done.status == 0, done.err
