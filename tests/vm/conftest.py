@@ -57,7 +57,7 @@ class Guest:
     def state(self) -> list[str]:
         """What a run may leave behind: namespaces, links, its lock, processes, temporary files, pktgen."""
         script = (
-            "ip netns list; ip -brief link | cut -d' ' -f1; ls /run /tmp | grep kproxylat; lsmod | grep pktgen;"
+            "ip netns list; ip -brief link | cut -d' ' -f1; ls /run | grep kproxylat; lsmod | grep pktgen;"
             "ps -eo args | grep -E 'bpftrac[e]|te[e] |nsente[r]'; true"
         )
         return self.program("bash", "-c", script).out.splitlines()
