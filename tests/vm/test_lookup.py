@@ -156,4 +156,6 @@ def test_position_first_costs_less(counting: Guest, sweep: list[dict[str, Any]])
     assert done.json["run"]["position"] == 1
     last = lookup_of(find(sweep, "iptables", "legacy", 1000))["mode"]
     each = (last - lookup_of(find(sweep, "iptables", "legacy", 10))["mode"]) / 990
-    assert lookup_of(done.json)["mode"] == last - each * 1001
+    # Last, 1,000 dummies and the worker's own TCP port stand before it. The latter's address matches, so that it
+    # takes somewhat longer to turn away.
+    assert 0 < last - 1000 * each - lookup_of(done.json)["mode"] < 4 * each
