@@ -18,7 +18,7 @@ from tests.vm.test_ways import Trigger
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
-SHORT = {"30 10000": "0.5 400", "2 1000": "0.5 400", "--services 1000": "--services 20"}
+SHORT = {"30 10000": "0.5 400", "2 1000": "0.5 400", "10,100,1000": "10,20", "--services 1000": "--services 20"}
 """Emulated, and many: the README's commands run with fewer packets and Services."""
 
 
