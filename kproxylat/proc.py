@@ -11,6 +11,7 @@ import queue
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,6 +87,13 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
     return str(done.stdout.decode(errors="replace"))
 
 
+def _read_lines(reader: int, take: Callable[[str], None]) -> None:
+    """Read a pipe to its end, line by line."""
+    with os.fdopen(reader, encoding="utf-8", errors="replace", newline="\n") as stream:
+        for line in stream:
+            take(line)
+
+
 class Background:
     """A program that runs beside us.
 
@@ -107,26 +115,33 @@ class Background:
         self._ended = threading.Event()
         self._stdin: queue.Queue[str | None] = queue.Queue()
         command, words = _command(argv, netns)
+        # Pipes of our own: sh gives up on output that is not read within 2 s of the program's end.
+        streams = [(os.pipe(), take) for take in (on_out, on_err)]
+        writers = [os.fdopen(writer, "wb", buffering=0) for (_, writer), _ in streams]
+        self._readers = [
+            threading.Thread(target=_read_lines, args=(reader, take), daemon=True) for (reader, _), take in streams
+        ]
         self._process = command(
             *words,
             _bg=True,
             _bg_exc=False,
             _in=self._stdin,
-            _out=on_out,
-            _err=on_err,
-            _no_out=True,
-            _no_err=True,
+            _out=writers[0],
+            _err=writers[1],
             _env={**os.environ, **(env or {})},
-            _decode_errors="replace",
             _done=lambda *_: self._ended.set(),
             **_PIPES,
         )
+        for writer in writers:
+            writer.close()
+        for thread in self._readers:
+            thread.start()
         self.pid: int = self._process.pid
 
     @property
     def alive(self) -> bool:
         """Whether it still runs (or its output is still being read)."""
-        return not self._ended.is_set()
+        return not self._ended.is_set() or any(thread.is_alive() for thread in self._readers)
 
     @property
     def status(self) -> int:
@@ -153,7 +168,11 @@ class Background:
 
         :return: whether it has ended.
         """
-        return self._ended.wait(limit_s)
+        started_s = time.monotonic()
+        self._ended.wait(limit_s)
+        for thread in self._readers:
+            thread.join(None if limit_s is None else max(limit_s - (time.monotonic() - started_s), 0))
+        return not self.alive
 
     def end(self, limit_s: float = 2.0) -> None:
         """Make sure that it and what it started are gone: SIGTERM, and SIGKILL after ``limit_s`` seconds."""
