@@ -170,10 +170,11 @@ def test_node_without_api(node: Guest) -> None:
 
 
 def test_trace_reports_in_the_old_form(node: Guest) -> None:
-    sends = "for i in $(seq 60); do echo >/dev/udp/10.244.1.1/9; sleep 0.2; done"
+    sends = "for i in $(seq 1000); do echo >/dev/udp/10.244.1.1/9; sleep 0.2; done"
     traffic = f"ip netns exec be bash -c '{sends}' 2>/dev/null & "
     argv = ("trace", "--mode", "iptables", "--backend", "nft", "--duration", "12", "--output-dir", str(node.directory))
-    done = node.program("bash", "-c", traffic + '"$@"; wait', "bash", sys.executable, "-m", "kproxylat", *argv)
+    script = traffic + 'sender=$!; "$@"; status=$?; kill $sender; exit $status'
+    done = node.program("bash", "-c", script, "bash", sys.executable, "-m", "kproxylat", *argv)
     assert done.status == 0, done.err
     assert re.search(
         r"\n\d\d:\d\d:\d\d Statistics:\n  \[iptables\] Count: \d+, Min: \d+ us, Avg: \d+ us, Max: \d+ us\n", done.out
