@@ -66,7 +66,7 @@ class RunLog:
         :raises MachineError: it, or a part of the log, could not be written.
         """
         path = self.path.with_suffix(".json")
-        self.write(render_record(result))
+        self.write("\n" + render_record(result))
         try:
             self._file.close()
             path.write_text(to_json(result) + "\n", encoding="utf-8")
