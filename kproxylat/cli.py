@@ -198,9 +198,10 @@ def sweep(
         arguments=tuple(_ARGUMENTS),
     )
     _check_vm(vm or vm_if_needed, clock, kernel)
-    sweeping.check_points(sweeping.plan_points(options, modes, counts))
+    points = sweeping.plan_points(options, modes, counts)
+    sweeping.check_points(points)
     _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
-    results, interrupted = sweeping.sweep(sweeping.plan_points(options, modes, counts))
+    results, interrupted = sweeping.sweep(points)
     _finish(results, interrupted, form, is_sweep=True)
 
 
