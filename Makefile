@@ -5,24 +5,40 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the lab, the traffic, the tracing and the virtual machine take, on Debian.
-PACKAGES := bpftrace busybox-static conntrack iproute2 iptables kmod linux-image-amd64 nfacct nftables procps \
-	python3-venv qemu-system-x86 util-linux
+PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
+	procps python3-venv qemu-system-x86 util-linux
 
-.PHONY: help demo test check setup packages clean
+.PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-quick check setup packages clean
 help:
 	@echo "make demo   what a Service lookup costs: 3 backends x 10, 100, 1,000 Services (up to 10 minutes)"
 	@echo "make test   every test, those on a real kernel included (up to 25 minutes)"
+	@echo "make test-long  more faults and losses on a real kernel (an hour and more)"
+	@echo "make matrix  exact costs on 3 kernels by 2 versions of bpftrace, against bench/golden.json (an hour; 2 GB; root)"
 	@echo "make check  the quick part of it: ruff, mypy, and the tests without a kernel"
 	@echo "make clean  remove what these made"
 
 demo: setup
-	$(BIN)/kproxylat sweep --lab --vm-if-needed --clock instructions --services 10,100,1000
+	$(BIN)/kproxylat sweep --lab --vm-if-needed --clock instructions --mode iptables,nftables --services 10,100,1000
 
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest
+	$(MAKE) --jobs=2 --keep-going --output-sync=line --no-print-directory pytest-counting pytest-timing pytest-quick
+
+pytest-counting pytest-timing pytest-quick: export KPROXYLAT_REQUIRE := vm
+pytest-counting:
+	$(BIN)/python -m pytest -m "counting and not long"
+pytest-timing:
+	$(BIN)/python -m pytest -m "not counting and not long" tests/vm
+pytest-quick:
+	$(BIN)/python -m pytest --ignore=tests/vm
+
+test-long: setup
+	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
+
+matrix: setup
+	$(BIN)/python bench/matrix.py
 
 check: setup
 	$(BIN)/ruff check .
@@ -53,4 +69,4 @@ packages:
 	apt-get install --yes --quiet=2 --no-install-recommends $${missing[*]}
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf --one-file-system $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

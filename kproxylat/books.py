@@ -2,88 +2,226 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 
 from kproxylat import __version__, kernel
 from kproxylat.bpftrace import Tracer, count_lost, find_version
 from kproxylat.detect import ServiceRule
+from kproxylat.drops import CLIENT_LINK, DROPS, NO_LOSS, OVERLOAD
 from kproxylat.dump import parse_dump
 from kproxylat.model import Accounting, Map, Probe, Quality, Result, Run, Traffic
 from kproxylat.modes import Mode
-from kproxylat.probes import OWN_MAPS, build_path, build_probes
+from kproxylat.probes import build_path, build_probes, split_maps
 from kproxylat.traffic import RATE_TOLERANCE
 
 
-def assemble(mode: Mode, started: datetime, script: str, tracer: Tracer) -> Result:
-    """Parse what bpftrace printed and put the result together, as far as the trace alone goes."""
+def assemble(mode: Mode, kind: str, started: datetime, script: str, tracer: Tracer) -> Result:
+    """Parse what bpftrace printed and put the result together, as far as the trace alone goes.
+
+    :param script: the script as :attr:`kproxylat.render.Plan.anonymous` has it, equal where results can be compared.
+    """
     clock, emulated = kernel.detect_clock()
     maps = parse_dump("".join(tracer.stdout))
-    probes = build_probes(maps, mode, clock)
+    own, others = split_maps(maps)
+    probes = build_probes(own, mode, clock)
     about = Run(
         started=started.isoformat(timespec="seconds"),
         kproxylat=__version__,
         mode=mode.name,
         backend=mode.backend,
+        origin=mode.origin,
         clock=clock,
         emulated=emulated,
         kernel=kernel.release(),
         bpftrace=find_version()[0],
-        probe_kind="fentry",
+        probe_kind=kind,
         script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
     )
-    others = {name: each for name, each in maps.items() if name not in OWN_MAPS}
-    return Result(about, None, probes, build_path(probes, clock), quality=judge(maps, probes, tracer), maps=others)
+    return Result(about, None, probes, build_path(probes, clock), quality=judge(maps, own, probes, tracer), maps=others)
 
 
-def judge(maps: Mapping[str, Map], probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
+def judge(maps: Mapping[str, Map], own: Mapping[str, Map], probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
     """Look for whatever may have spoiled the numbers."""
     said = "".join(tracer.stdout) + "".join(tracer.stderr)
     full = tuple(f"@{name}" for name, each in maps.items() if len(each.entries) >= tracer.map_limit)
     # A call whose exit was never seen leaves its time of entry behind.
-    missed = len(maps["start"].entries) if "start" in maps else 0
+    missed = sum(len(maps[name].entries) for name in ("start", "begun") if name in maps)
+    missed += maps["missed"].entries[0].value if "missed" in own else 0
     warnings = [line.strip() for line in said.splitlines() if "WARNING" in line and "RLIMIT" not in line][:20]
+    if tracer.forgotten:
+        warnings.append(
+            f"bpftrace printed too much to be kept: {tracer.forgotten} lines, the first, are in the log alone"
+        )
     if full:
         warnings.append(f"full maps ({tracer.map_limit} keys): {', '.join(full)}; events are missing")
     if probes and not any(probe.lookup for probe in probes):
         warnings.append("no call was a Service lookup: are these the rules of the mode that was named?")
+    warnings += check_envelopes(probes)
     return Quality(count_lost(said), missed, full, tuple(warnings))
 
 
+def check_envelopes(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """Return a warning if the lookup and the whole hook around it were not traced equally often."""
+    return tuple(
+        f"the whole hook {whole.hook} was traced {whole.count} times, the lookup {lookup.count}"
+        for lookup in probes
+        for whole in probes
+        if lookup.lookup and whole.envelope and whole.hook == lookup.hook and whole.count != lookup.count
+    )
+
+
 def check_rate(traffic: Traffic) -> tuple[str, ...]:
-    """Return a warning if the rate was not kept."""
-    if traffic.pps is not None and abs(traffic.pps / traffic.rate_pps - 1) > RATE_TOLERANCE:
-        return (f"asked for {traffic.rate_pps} pps, reached {traffic.pps:.0f}",)
-    return ()
+    """Return warnings if not all was sent, or the rate was not kept, with a rate that can be."""
+    warnings = []
+    if traffic.sent is not None and traffic.asked is not None and traffic.sent < traffic.asked:
+        warnings.append(f"{traffic.sent} of {traffic.asked} packets were sent")
+    if traffic.pps is not None and traffic.rate_pps and abs(traffic.pps / traffic.rate_pps - 1) > RATE_TOLERANCE:
+        slower = f"; try {_round_down(traffic.pps)} pps" if traffic.pps < traffic.rate_pps else ""
+        warnings.append(f"asked for {traffic.rate_pps} pps, reached {traffic.pps:.0f}{slower}")
+    return tuple(warnings)
 
 
-def reconcile(result: Result, before: ServiceRule, after: ServiceRule, counts: Mapping[str, int]) -> Accounting:
-    """Hold the counters against each other: pktgen's, the probes', the rules' and the namespaces'.
+def check_losses(traffic: Traffic, books: Accounting) -> tuple[str, ...]:
+    """Return a warning if packets were lost to load, with a rate at which they should not be."""
+    lost = {name: count for name, count in (books.drops or {}).items() if name in OVERLOAD and count}
+    passed = [count for count in (books.lookups, books.delivered) if count is not None]
+    if not lost or not traffic.sent or not traffic.pps or min(passed) >= traffic.sent:
+        return ()
+    slower = _round_down(traffic.pps * min(passed) / traffic.sent)
+    said = ", ".join(f"{name} {count}" for name, count in lost.items())
+    return (f"packets were lost ({said}) at {traffic.pps:.0f} pps; try {slower} pps",)
+
+
+def _round_down(pps: float) -> int:
+    """Leave a tenth of a rate that was reached as a margin, and round it down to two digits."""
+    slower = int(pps * 0.9)
+    unit: int = 10 ** max(len(str(slower)) - 2, 0)
+    return max(slower // unit * unit, 1)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The counters at one moment: the target's rule, and the packets counted in namespaces and by the kernel."""
+
+    rule: ServiceRule
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _tally(before: Snapshot, after: Snapshot) -> dict[str, int]:
+    """Return what was counted between two moments, by name; what cannot be had is left out."""
+    tally = {name: count - before.counts.get(name, 0) for name, count in after.counts.items()}
+    if before.rule.packets is not None and after.rule.packets is not None:
+        tally["rule hits"] = after.rule.packets - before.rule.packets
+    if "untranslated" in tally:
+        tally["untranslated or rejected"] = tally["untranslated"] + tally.get("rejected", 0)
+    return tally
+
+
+def reconcile(
+    mode: Mode,
+    result: Result,
+    before: Snapshot,
+    after: Snapshot,
+    inner: tuple[Snapshot, Snapshot] | None = None,
+    broken: Iterable[str] = (),
+    counts_calls: bool = True,
+) -> Accounting:
+    """Hold the counters against each other: the generator's, the probes', the rules' and the namespaces'.
 
     On the hit path every packet sent is looked up, hits the target's rule and is delivered; on the miss path it is
     looked up, and leaves untranslated or is rejected.
 
-    :param before: the target's rule before the packets, ``after``: after them.
-    :param counts: packets counted in our namespaces, by name.
+    :param before: the counters before the probes were attached, ``after``: after they were gone.
+    :param inner: where others send: the counters just after the probes were attached, and just before they went. Nobody
+        knows what was sent then; the lookups must lie between what was counted in here and in all.
+    :param broken: links of ours that are down or gone.
+    :param counts_calls: whether the script counts the engine's calls at all, as ours does.
     :return: a count that cannot be had is None and is not held against the others.
     """
     sent = result.traffic.sent if result.traffic else None
-    lookups = result.lookup.count if result.lookup else 0
-    hits = None if before.packets is None or after.packets is None else after.packets - before.packets
-    delivered, untranslated, rejected = (counts.get(name) for name in ("delivered", "untranslated", "rejected"))
-    astray = None if untranslated is None else untranslated + (rejected or 0)
-    is_hit = before.path == "hit"
-    expected = [
-        ("lookups", lookups, sent),
-        ("rule hits", hits, sent if is_hit else 0),
-        ("delivered", delivered, sent if is_hit else 0),
-        ("untranslated or rejected", astray, 0 if is_hit else sent),
+    lookups = result.lookup.count if result.lookup else 0 if counts_calls else None
+    tally, is_hit = _tally(before, after), before.rule.path == "hit"
+    if CLIENT_LINK in tally and result.traffic and result.traffic.generator == "pktgen":
+        # What the link did not take pktgen sends again, and calls an error.
+        tally[CLIENT_LINK] = max(tally[CLIENT_LINK] - (result.traffic.errors or 0), 0)
+    least = _tally(*inner) if inner else tally
+    total = lookups if inner else sent
+    own = _count_own(result)
+    wanted = {
+        "lookups": total if is_hit or mode.misses_looked_up else 0,
+        "rule hits": (total or 0) + own if is_hit else 0,
+        "delivered": total if is_hit else 0,
+        "untranslated or rejected": 0 if is_hit else total,
+    }
+    counted = tally if lookups is None else tally | {"lookups": lookups}
+    wrong = [
+        f"{name} {counted[name]} instead of {count}"
+        for name, count in wanted.items()
+        if name in counted and (count is None or not least.get(name, counted[name]) <= count <= counted[name])
     ]
-    wrong = [f"{name} {count} instead of {wanted}" for name, count, wanted in expected if count not in (None, wanted)]
-    if (before.position, before.chain_length) != (after.position, after.chain_length):
+    if wrong and total is not None:
+        # Where others send, take of what a count may be the nearest to the lookups.
+        nearest = {name: min(max(wanted.get(name) or 0, least[name]), count) for name, count in tally.items()}
+        causes = _explain(result, counted | (nearest if inner else tally), total, is_hit)
+        causes += [f"link {each} is down or gone" for each in broken]
+        wrong[-1] += f" ({', '.join(causes) or 'unexplained'})"
+    if (before.rule.position, before.rule.chain_length) != (after.rule.position, after.rule.chain_length):
         wrong.append("kube-proxy's rules changed during the run")
-    closed = not wrong and sent is not None
-    difference = "; ".join(wrong) or None
-    return Accounting(sent, lookups, hits, delivered, untranslated, rejected, closed, difference)
+    if inner and not lookups:
+        wrong.append("no packet of the target was seen")
+    return Accounting(
+        sent,
+        lookups,
+        tally.get("rule hits"),
+        tally.get("delivered"),
+        tally.get("untranslated"),
+        tally.get("rejected"),
+        closed=not wrong and total is not None,
+        difference="; ".join(wrong) or None,
+        entries=tally.get("entries"),
+        strayed=tally.get("strayed"),
+        others=tally.get("others"),
+        drops={name: tally[name] for name in DROPS if name in tally} or None,
+    )
+
+
+def _count_own(result: Result) -> int:
+    """Count the node's own packets to the target, which hit the same rule, by OUTPUT, where ours are a pod's."""
+    lookup = result.lookup
+    if not lookup or not lookup.table or lookup.hook == "OUTPUT":
+        return 0
+    return sum(probe.count for probe in result.probes if (probe.table, probe.hook) == (lookup.table, "OUTPUT"))
+
+
+def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: bool) -> list[str]:
+    """Name the counters that explain why counts differ, and how many packets none of them does."""
+    quality, lookups = result.quality, counted.get("lookups")
+    end = counted.get("delivered" if is_hit else "untranslated or rejected")
+    hits = counted.get("rule hits", 0) - _count_own(result) if is_hit else 0
+    causes, unexplained = [], 0
+    lost = total - (max(lookups or 0, hits) if end is None else end)
+    if lost > 0:
+        drops = {name: counted[name] for name in DROPS if counted.get(name, 0) > 0}
+        strayed = counted.get("strayed", 0)
+        told = sum(count for name, count in drops.items() if name not in NO_LOSS) + strayed
+        told += counted.get("untranslated or rejected" if is_hit else "delivered", 0)
+        causes += [f"{name} {count}" for name, count in drops.items()]
+        causes += [f"{strayed} strayed to another address or port"] if strayed else []
+        unexplained += max(lost - told, 0)
+    untraced = 0 if lookups is None else min(max(hits, end or 0), total) - lookups
+    if untraced > 0:
+        traced_not = [f"map {name} was full" for name in quality.full_maps]
+        traced_not += [f"{quality.missed_probes} calls without an exit"] if quality.missed_probes else []
+        traced_not += [f"{quality.lost_events} lost events"] if quality.lost_events else []
+        causes += traced_not
+        unexplained += 0 if traced_not else untraced
+    beyond = max(hits, end or 0, lookups or 0) - total
+    if beyond > 0:
+        others = counted.get("others", 0)
+        causes += [f"{others} of other senders"] if others else []
+        unexplained += max(beyond - others, 0)
+    return causes + ([f"{unexplained} unexplained"] if unexplained else [])

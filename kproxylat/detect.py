@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 
-from kproxylat.errors import CommandError
-from kproxylat.model import Destination
+from kproxylat.errors import CommandError, MachineError
+from kproxylat.model import Destination, join_host_port
 from kproxylat.modes import Mode
 from kproxylat.proc import run
+
+_RULE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (\w+) .*--dport (\d+) .*-c (\d+) \d+ -j (?!KUBE-MARK-MASQ)")
+_ELEMENTS = 1000
+"""How many elements nft is asked for at a time: a word of a command line takes 128 KiB."""
+_READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
+"""ipvs adds the counters of its CPUs up every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
 
 
 @dataclass(frozen=True)
 class ServiceRule:
-    """The target's rule in KUBE-SERVICES, or element of map service-ips.
+    """The target's rule in KUBE-SERVICES, element of map service-ips, or virtual server.
 
-    :param position: its place in the chain from 1 on; ``chain_length``: the chain's rules. None in mode nftables.
-    :param packets: what it has counted. None in mode nftables, whose rules don't count.
+    :param position: its place in the chain from 1 on; ``chain_length``: the chain's rules. None in the
+        other modes.
+    :param packets: what it has counted (in ipvs, connections). None in mode nftables, whose rules don't count.
     """
 
     found: bool
@@ -30,9 +40,12 @@ class ServiceRule:
         return "hit" if self.found else "miss"
 
 
-def read_service_rule(mode: Mode, target: Destination, netns: str | None) -> ServiceRule:
+def read_service_rule(
+    mode: Mode, target: Destination, netns: str | None, others: Sequence[Destination] = ()
+) -> ServiceRule:
     """Look the target up in the live rules.
 
+    :param others: more targets, whose packets are added up; then there is no position.
     :raises CommandError: the rules cannot be read; there is no KUBE-SERVICES or no table kube-proxy.
 
     Sample, of ``iptables -t nat -v -S KUBE-SERVICES``::
@@ -41,18 +54,76 @@ def read_service_rule(mode: Mode, target: Destination, netns: str | None) -> Ser
         --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
     if mode.name == "nftables":
-        element = f"{{ {target.ip} . {target.protocol} . {target.port} }}"
         try:
-            run("nft", "get", "element", "ip", "kube-proxy", "service-ips", element, netns=netns)
+            every = [target, *others]
+            for some in (every[at : at + _ELEMENTS] for at in range(0, len(every), _ELEMENTS)):
+                elements = ", ".join(each.element for each in some)
+                run("nft", "get", "element", mode.ip, "kube-proxy", "service-ips", f"{{ {elements} }}", netns=netns)
         except CommandError:
-            run("nft", "list", "chain", "ip", "kube-proxy", "services", netns=netns)
+            run("nft", "list", "chain", mode.ip, "kube-proxy", "services", netns=netns)
             return ServiceRule(False)
         return ServiceRule(True)
-    listed = run(f"iptables-{mode.backend}", "-t", "nat", "-v", "-S", "KUBE-SERVICES", netns=netns)
-    rules = [line for line in listed.splitlines() if line.startswith("-A ")]
-    wanted = re.compile(rf"-d {re.escape(target.ip)}/32 -p {target.protocol} .*--dport {target.port} .*-c (\d+) ")
+    if mode.name == "ipvs":
+        return _read_virtual_servers((target, *others), netns)
+    rules = list_rules(mode.iptables, netns, "-v")
+    found: dict[Destination, tuple[int, int]] = {}
     for position, rule in enumerate(rules, 1):
-        hit = wanted.search(rule)
-        if hit:
-            return ServiceRule(True, position, len(rules), int(hit[1]))
-    return ServiceRule(False, None, len(rules), 0)
+        if hit := _RULE.search(_plain(rule)):
+            found.setdefault(Destination(hit[1], int(hit[3]), hit[2]), (position, int(hit[4])))
+    if any(each not in found for each in (target, *others)):
+        return ServiceRule(False, None, len(rules), 0)
+    packets = sum(found[each][1] for each in (target, *others))
+    return ServiceRule(True, None if others else found[target][0], len(rules), packets)
+
+
+def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
+    """List the rules of KUBE-SERVICES, each as ``-A KUBE-SERVICES ...``.
+
+    :param iptables: the program of family and backend, e.g. ``ip6tables-nft``.
+    :param options: more for iptables(8), e.g. ``-v`` for counters.
+    :raises CommandError: there is no such chain.
+    """
+    listed = run(iptables, "-t", "nat", *options, "-S", "KUBE-SERVICES", netns=netns)
+    return [line for line in listed.split("\n") if line.startswith("-A ")]
+
+
+def _plain(rule: str) -> str:
+    """Leave out comments, which say whatever somebody wanted."""
+    return re.sub(r'"(?:[^"\\]|\\.)*"', "", rule)
+
+
+def is_rule_of(target: Destination, rule: str) -> bool:
+    """Whether a rule of KUBE-SERVICES is the target's."""
+    wanted = rf"-d {re.escape(str(ip_network(target.ip)))} -p {target.protocol} .*--dport {target.port} "
+    return re.search(wanted, _plain(rule)) is not None
+
+
+def _read_virtual_servers(targets: Sequence[Destination], netns: str | None) -> ServiceRule:
+    """Look targets up among ipvs' virtual servers; what they count is the connections they made, one a lookup.
+
+    Sample, of ``ipvsadm -L -n --stats --exact -u 10.96.100.50:50051``::
+
+        Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes
+          -> RemoteAddress:Port
+        UDP  10.96.100.50:50051               2000     2000        0    92000        0
+          -> 10.244.1.10:50051                2000     2000        0    92000        0
+    """
+    server = join_host_port(targets[0].ip, targets[0].port)
+    one = (f"--{targets[0].protocol}-service", server) if len(targets) == 1 else ()
+    argv = ("ipvsadm", "-L", "-n", "--stats", "--exact", *one)
+    counts: list[int] = []
+    # The same for longer than it takes ipvs to add up its counters.
+    while len(counts) < _ADDED_UP or len(set(counts[-_ADDED_UP:])) > 1:
+        try:
+            listed = re.findall(r"^(TCP|UDP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
+        except CommandError:
+            listed = []
+        found = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
+        if any(each not in found for each in targets):
+            run("ipvsadm", "-L", "-n", "--timeout", netns=netns)
+            return ServiceRule(False, packets=0)
+        counts.append(sum(found[each] for each in targets))
+        if len(counts) > _READINGS:
+            raise MachineError(f"ipvs' counter of {targets[0]} does not stand still", "is there other traffic to it?")
+        threading.Event().wait(_READING_S)
+    return ServiceRule(True, packets=counts[-1])

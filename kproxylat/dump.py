@@ -214,7 +214,9 @@ class Reader:
         if self._open and self._open.rows and not self._blank:
             return False  # a foreign line inside a histogram, whose end is a blank line
         last = self._entries[-1] if self._entries else None
-        if self._dump and last and last.kind == "str" and len(self._tail) < _VALUE_LINES and not _RULE.match(line):
+        if _RULE.match(line):  # a report's title follows: bpftrace's own text is over
+            self._end_print()
+        if self._dump and last and last.kind == "str" and len(self._tail) < _VALUE_LINES:
             self._tail += [""] * self._blank + [line]
             self._blank = 0
             return True

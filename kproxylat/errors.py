@@ -1,13 +1,15 @@
 """The exception tree. Each class carries the exit status that the command ends with.
 
 Exit statuses: 0 fine; 1 the user's or the machine's fault; 2 usage; 3 a bug of ours; 4 measured, but the books
-don't close (no exception: the result is there); 130 Ctrl-C (128 + the signal's number).
+don't close (no exception: the result is there); 5 compared, and B is worse than --fail-if-worse allows; 130 Ctrl-C
+(128 + the signal's number).
 """
 
 from __future__ import annotations
 
 BOOKS_OPEN = 4
 BUG = 3
+WORSE = 5
 
 
 class KproxylatError(Exception):
@@ -49,8 +51,25 @@ class CommandError(MachineError):
         self.output = output
 
 
+class ApiError(MachineError):
+    """The cluster's API server refused a request.
+
+    :param status: of HTTP, such as 403.
+    :param reason: the Status object's, such as "AlreadyExists" (Kubernetes, ``metav1.StatusReason``); "" if none came.
+    """
+
+    def __init__(self, message: str, remedy: str, status: int, reason: str = "") -> None:
+        super().__init__(message, remedy)
+        self.status = status
+        self.reason = reason
+
+
 class TemplateError(KproxylatError):
     """A template that does not exist, does not render or does not compile."""
+
+
+class RulesetError(KproxylatError):
+    """A ruleset that cannot be read, is none of kube-proxy's, or has a line that is not believed."""
 
 
 class DumpError(KproxylatError):

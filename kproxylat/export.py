@@ -12,6 +12,7 @@ from typing import Any
 
 from kproxylat.metrics import export_openmetrics
 from kproxylat.model import SCHEMA, Probe, Result, target_text
+from kproxylat.screen import sketch_map
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _SOURCE_FIELDS = ("file", "dialect", "index")
@@ -20,12 +21,15 @@ _RUN_FIELDS = (
     *("clock", "kernel", "cut_short", "probes"),
 )
 _PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
+_AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
 
 
 def main_probe(result: Result) -> Probe | None:
     """Choose the probe that stands for a run in one line: the lookup, else that of its mode, else the busiest."""
     engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(result.run.mode or "")
-    probes = sorted(result.probes, key=lambda probe: (probe.lookup, probe.engine == engine, probe.count))
+    probes = sorted(
+        result.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
+    )
     return probes[-1] if probes else None
 
 
@@ -47,13 +51,22 @@ def export_csv(results: Iterable[Result]) -> Iterator[str]:
         if names is None:
             names = list(probe.percentiles if probe else {})
             shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
-            yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps"])
+            yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS])
         row = _describe(result, probe)
         found = [probe.percentiles.get(name) if probe else None for name in names]
         bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
-        maps = {name: each.entries[0].value for name, each in result.maps.items() if not each.entries[0].key}
-        plain = {name: value for name, value in maps.items() if isinstance(value, int | float | str)}
-        yield _csv_row([*row, *bounds, len(result.quality.warnings), json.dumps(plain, ensure_ascii=False)])
+        maps = {name: asdict(each) for name, each in result.maps.items()}
+        quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
+        yield _csv_row([*row, *bounds, *quality, *_describe_around(result, probe)])
+
+
+def _describe_around(result: Result, probe: Probe | None) -> list[float | None]:
+    """Fill the columns of the envelope at the main probe's hook, and of what tracing adds."""
+    around = next((each for each in result.probes if probe and each.envelope and each.hook == probe.hook), None)
+    added, middle = result.overhead, probe.middle if probe else None
+    row = (around.mean, around.share) if around else (None, None)
+    adds = (added.empty.estimate, added.script.estimate) if added else (None, None)
+    return [*row, *adds, *(added.untraced(middle) if added and middle is not None else (None, None))]
 
 
 def _describe(result: Result, probe: Probe | None) -> list[Any]:
@@ -100,9 +113,12 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
         facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
         paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
         if result.maps:
-            paragraphs.append("maps: " + ", ".join(_sketch(name, each) for name, each in result.maps.items()))
+            paragraphs.append("maps: " + ", ".join(sketch_map(name, each) for name, each in result.maps.items()))
         for engine, slow in result.slow.items():
             paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
+        shares = [f"{each.share:.1%} of {each.hook}" for each in result.probes if each.share is not None]
+        paragraphs += [f"the rules take {', '.join(shares)}"] if shares else []
+        paragraphs += _describe_added(result)
         paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
         if source:
             yield f"{source.file} (run {source.index + 1}, {source.dialect})\n"
@@ -110,6 +126,16 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
         for paragraph in filter(None, paragraphs):
             yield textwrap.fill(paragraph, 80, subsequent_indent="  ") + "\n"
         yield "\n"
+
+
+def _describe_added(result: Result) -> list[str]:
+    """Say what tracing adds, and what a lookup costs without; nothing where that was not measured."""
+    added, probe = result.overhead, main_probe(result)
+    if not added or not probe or probe.middle is None:
+        return []
+    untraced = " to ".join(map(_short, added.untraced(probe.middle)))
+    pair, script = _short(added.empty.estimate), _short(added.script.estimate)
+    return [f"tracing adds {script} {added.unit} to a call (an empty pair of probes {pair}); untraced it is {untraced}"]
 
 
 def _draw_probes(result: Result) -> Iterator[str]:
@@ -135,14 +161,6 @@ def _draw_probes(result: Result) -> Iterator[str]:
 
 def _short(number: float | None) -> str:
     return "?" if number is None else f"{number:.1f}" if isinstance(number, float) and number % 1 else f"{number:.0f}"
-
-
-def _sketch(name: str, each: Any) -> str:
-    """Say in a word what a map holds: its value, or how many entries."""
-    if len(each.entries) == 1 and not each.entries[0].key and each.kind in ("int", "float", "str", "bool"):
-        shown = str(each.entries[0].value)
-        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
-    return f"{name} ({each.kind}{f', {len(each.entries)} entries' if each.entries[0].key else ''})"
 
 
 EXPORTERS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {

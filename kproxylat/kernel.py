@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from kproxylat import interrupts
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.proc import run
 
+ROOT = Path("/")
 BTF = Path("/sys/kernel/btf")
 CONNTRACK = Path("/proc/sys/net/netfilter")
 
@@ -30,7 +32,7 @@ def detect_mitigations() -> dict[str, str]:
     """Return the CPU vulnerabilities and what the kernel does about each."""
     return {
         each.name: each.read_text().strip()
-        for each in sorted(Path("/sys/devices/system/cpu/vulnerabilities").glob("*"))
+        for each in sorted((ROOT / "sys/devices/system/cpu/vulnerabilities").glob("*"))
     }
 
 
@@ -39,13 +41,39 @@ def release() -> str:
     return platform.release()
 
 
-def check_root() -> None:
-    """Make sure that we are root.
+def version_numbers() -> tuple[int, int]:
+    """Return the running kernel's version, e.g. ``(6, 1)``."""
+    found = re.match(r"(\d+)\.(\d+)", release())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
-    :raises MachineError: we are not.
+
+def has_function(name: str) -> bool:
+    """Tell whether the kernel, or a module that is loaded, has a function that a kprobe can be put on."""
+    # A line of /proc/kallsyms: address, type, name, and the module's after a tab.
+    return re.search(rf" [tT] {re.escape(name)}[\t\n]", Path("/proc/kallsyms").read_text()) is not None
+
+
+CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
+"""What root needs of its capabilities, by number (kernel, include/uapi/linux/capability.h); and SYS_MODULE, where a
+module is still to be loaded."""
+
+
+def check_root() -> None:
+    """Make sure that we are root (bpftrace before 0.25 runs for nobody else) and have the capabilities it takes.
+
+    :raises MachineError: we are not, or lack some.
     """
     if os.geteuid() != 0:
         raise MachineError("tracing and network namespaces need root", "run it with sudo, or with --lab --vm")
+    held = int((ROOT / "proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
+    lacking = [f"CAP_{name}" for name, number in CAPABILITIES.items() if not held >> number & 1]
+    if lacking:
+        raise MachineError(f"this root lacks {', '.join(lacking)}", "give it these capabilities, or use --lab --vm")
+
+
+def has_module(name: str) -> bool:
+    """Whether a module is loaded, or built in and known by its name."""
+    return (ROOT / "sys/module" / name).exists()
 
 
 def load_module(name: str) -> bool:
@@ -54,7 +82,7 @@ def load_module(name: str) -> bool:
     :return: whether it was we who loaded it.
     :raises MachineError: this kernel does not have it.
     """
-    if (Path("/sys/module") / name).exists():
+    if has_module(name):
         return False
     try:
         run("modprobe", name)
@@ -68,27 +96,8 @@ def load_module(name: str) -> bool:
 
 def unload_module(name: str) -> None:
     """Unload a kernel module that :func:`load_module` loaded; another user of it may keep it."""
-    run("modprobe", "-r", "-q", name, ok=(0, 1))
-
-
-def missing_to_trace() -> str | None:
-    """Return what this machine lacks to trace with (None: nothing): root, BPF trampolines, types, pktgen."""
-    if os.geteuid() != 0:
-        return "root"
-    if not (BTF / "vmlinux").exists():
-        return "BTF (CONFIG_DEBUG_INFO_BTF)"
-    # fentry and fexit patch a function's ftrace call site.
-    if not any(Path(each, "available_filter_functions").exists() for each in _tracefs()):
-        return "function tracing (CONFIG_FUNCTION_TRACER)"
-    try:
-        run("modprobe", "--dry-run", "--quiet", "pktgen")
-    except (CommandError, MachineError):
-        return "the kernel module pktgen"
-    return None
-
-
-def _tracefs() -> tuple[str, str]:
-    return ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+    with interrupts.shielded():
+        run("modprobe", "-r", "-q", name, ok=(0, 1))
 
 
 def _read_btf(module: str) -> tuple[bytes, bytes]:
@@ -109,55 +118,58 @@ def btf_module(module: str) -> str:
     return module if (BTF / module).exists() else "vmlinux"
 
 
-# Bytes after a type's 12-byte head, by kind: fixed, and per member (kernel, Documentation/bpf/btf.rst).
-_BTF_TAIL = {
-    1: (4, 0),
-    3: (12, 0),
-    4: (0, 12),
-    5: (0, 12),
-    6: (0, 8),
-    13: (0, 8),
-    14: (4, 0),
-    15: (0, 12),
-    17: (4, 0),
-    19: (0, 12),
-}
-
+# A type: name, kind and number of members, size; then 12 bytes a member (kernel, Documentation/bpf/btf.rst).
 _BTF_STRUCT = 4
 
+UNTYPED: dict[tuple[int, int], dict[str, int]] = {
+    (5, 10): {
+        "nf_conn.tuplehash": 16,
+        "xt_table.name": 56,
+        "nft_chain.table": 64,
+        "nft_chain.name": 88,
+        "nft_table.name": 240,
+        "nft_pktinfo.xt": 16,
+        "xt_action_param.state": 16,
+    },
+}
+"""Offsets of kernels whose modules have no BTF (before 5.11), by offsetof() from Debian's headers for amd64; others'
+builds may differ: then names of tables come out wrong, no filter matches, and the books don't close."""
 
-def _btf_structs(types: bytes) -> Iterator[tuple[int, bool, int, int]]:
-    """Yield each struct's name (offset of its string), whether offsets hold bit field sizes, and its members' place."""
-    at = 0
-    while at < len(types):
-        name, info, _ = struct.unpack_from("<III", types, at)
-        members, kind = info & 0xFFFF, info >> 24 & 0x1F
-        if kind == _BTF_STRUCT and members:
-            yield name, bool(info >> 31), at + 12, members
-        fixed, each = _BTF_TAIL.get(kind, (0, 0))
-        at += 12 + fixed + each * members
+
+def _find_word(data: bytes, word: int) -> Iterator[int]:
+    """Find where 32 bits stand; going through a kernel's 100,000 types one by one would take a second."""
+    wanted = struct.pack("<I", word)
+    at = data.find(wanted)
+    while at >= 0:
+        if at % 4 == 0 and at + 12 <= len(data):
+            yield at
+        at = data.find(wanted, at + 1)
 
 
 @lru_cache
 def struct_offset(module: str, name: str, member: str) -> int:
     """Return the byte offset of a struct's member in the running kernel.
 
-    :param module: the module whose BTF has the struct, or else vmlinux has it.
-    :raises MachineError: neither has it.
+    :param module: the module whose BTF has the struct, or else vmlinux has it, or else :data:`UNTYPED`.
+    :raises MachineError: none has it.
     """
+    known = UNTYPED.get(version_numbers(), {}).get(f"{name}.{member}")
+    if known is not None and not (BTF / module).exists():
+        return known
     base_strings = _read_btf("vmlinux")[1]
     for source in [each for each in (module, "vmlinux") if (BTF / each).exists()]:
         types, strings = _read_btf(source)
         if source != "vmlinux":
             # A module's names continue those of vmlinux ("split BTF").
             strings = base_strings + strings
-        for name_at, is_bits, at, members in _btf_structs(types):
-            if strings[name_at : name_at + len(name) + 1] != name.encode() + b"\0":
-                continue
-            for each in range(members):
-                member_at, _, offset = struct.unpack_from("<III", types, at + 12 * each)
-                if strings[member_at : member_at + len(member) + 1] == member.encode() + b"\0":
-                    return int(offset & 0xFFFFFF if is_bits else offset) // 8
+        name_at, member_at = (strings.find(b"\0" + each.encode() + b"\0") + 1 for each in (name, member))
+        for at in _find_word(types, name_at) if name_at and member_at else ():
+            info = struct.unpack_from("<I", types, at + 4)[0]
+            members = info & 0xFFFF if info >> 24 & 0x1F == _BTF_STRUCT else 0
+            rows = types[at + 12 : at + 12 + 12 * members]
+            for found_at, _, offset in struct.iter_unpack("<III", rows[: len(rows) // 12 * 12]):
+                if found_at == member_at:
+                    return int(offset & 0xFFFFFF if info >> 31 else offset) // 8
     raise MachineError(f"struct {name} of this kernel's {module} has no member {member}", "please report this kernel")
 
 

@@ -7,18 +7,57 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address
 
 from kproxylat.errors import UsageError
+from kproxylat.model import join_host_port
 from kproxylat.modes import Mode
 from kproxylat.proc import run
 from kproxylat.render import render_rules
 
-CLUSTER_CIDR = "10.244.0.0/16"
-SERVICE_CIDR = "10.96.0.0/12"
-NODE_IP = "10.99.0.2"
-WORKER_IP = "10.96.100.50"
+
+@dataclass(frozen=True)
+class Addresses:
+    """A cluster's addresses of one IP family.
+
+    :param source: a free part of ``cluster_cidr``, to send from.
+    :param dummy_ip: the first dummy's ClusterIP. ``dummy_endpoint``: its endpoint.
+    """
+
+    cluster_cidr: str
+    service_cidr: str
+    node_ip: str
+    worker_ip: str
+    endpoint_ip: str
+    source: str
+    dummy_ip: IPv4Address | IPv6Address
+    dummy_endpoint: IPv4Address | IPv6Address
+
+
+ADDRESSES = {
+    4: Addresses(
+        cluster_cidr="10.244.0.0/16",
+        service_cidr="10.96.0.0/12",
+        node_ip="10.99.0.2",
+        worker_ip="10.96.100.50",
+        endpoint_ip="10.244.1.10",
+        source="10.244.128.0/17",
+        dummy_ip=IPv4Address("10.97.0.1"),
+        dummy_endpoint=IPv4Address("10.245.0.1"),
+    ),
+    6: Addresses(
+        cluster_cidr="fd00:10:244::/56",
+        service_cidr="fd00:10:96::/108",
+        node_ip="fd00:10:99::2",
+        worker_ip="fd00:10:96::50",
+        endpoint_ip="fd00:10:244:1::10",
+        source="fd00:10:244:80::/64",
+        dummy_ip=IPv6Address("fd00:10:96::1:1"),
+        dummy_endpoint=IPv6Address("fd00:10:245::1:1"),
+    ),
+}
+"""IP family -> the lab's addresses."""
 WORKER_PORT = 50051
-ENDPOINT_IP = "10.244.1.10"
 POSITIONS = ("first", "middle", "last")
 WORKER_PORTS = {"both": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
 MAX_SERVICES = 60_000
@@ -66,37 +105,54 @@ class Service:
         return f"service-{_hash(text, 8)}-{text}"
 
     @property
+    def address(self) -> str:
+        """``IP:PORT``."""
+        return join_host_port(self.ip, self.port)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Address and port of each endpoint."""
+        return [(ip.strip("[]"), port) for ip, _, port in (each.rpartition(":") for each in self.endpoints)]
+
+    @property
     def hairpins(self) -> list[str]:
         """Elements of mode nftables' set hairpin-connections: an endpoint that talks to itself."""
-        pairs = [each.rsplit(":", 1) for each in self.endpoints]
-        return [f"{ip} . {ip} . {self.protocol} . {port}" for ip, port in pairs]
+        return [f"{ip} . {ip} . {self.protocol} . {port}" for ip, port in self.pairs]
+
+    @property
+    def loop_backs(self) -> list[str]:
+        """The same as elements of mode ipvs' set KUBE-LOOP-BACK."""
+        return [f"{ip},{self.protocol}:{port},{ip}" for ip, port in self.pairs]
 
 
-def dummy_service(number: int, commented: bool = True) -> Service:
+def dummy_service(number: int, commented: bool = True, family: int = 4) -> Service:
     """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint."""
-    address = f"{number // 250}.{number % 250 + 1}"
+    # 250 to 256 addresses, so that none ends in 0 or 255.
+    offset = number // 250 * 256 + number % 250
+    ip, endpoint = str(ADDRESSES[family].dummy_ip + offset), str(ADDRESSES[family].dummy_endpoint + offset)
     name = f"default/dummy-service-{number}:http"
-    return Service(name, "tcp", f"10.97.{address}", 80, (f"10.245.{address}:80",), commented)
+    return Service(name, "tcp", ip, 80, (join_host_port(endpoint, 80),), commented)
 
 
-def worker_services(ports: str) -> list[Service]:
+def worker_services(ports: str, family: int = 4) -> list[Service]:
     """Return the worker's ports: gRPC over TCP, and the same over UDP for pktgen to hit.
 
     :param ports: "both", "tcp" or "udp".
     """
     names = {"tcp": "grpc", "udp": "grpc-udp"}
-    endpoint = f"{ENDPOINT_IP}:{WORKER_PORT}"
+    endpoint = join_host_port(ADDRESSES[family].endpoint_ip, WORKER_PORT)
     return [
-        Service(f"default/worker:{names[each]}", each, WORKER_IP, WORKER_PORT, (endpoint,))
+        Service(f"default/worker:{names[each]}", each, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
         for each in WORKER_PORTS[ports]
     ]
 
 
-def place_services(count: int, position: str, ports: str) -> list[Service]:
+def place_services(count: int, position: str, ports: str, family: int = 4) -> list[Service]:
     """Return the worker among ``count`` dummy Services, in the order of KUBE-SERVICES, as in a cluster that grew from
     the worker on.
 
     :param position: where the worker stands: "first", "middle" or "last" (of its ports, the UDP one outermost).
+    :param family: of their addresses, 4 or 6.
     :raises UsageError: another position, or an impossible count.
     """
     if position not in POSITIONS:
@@ -105,33 +161,58 @@ def place_services(count: int, position: str, ports: str) -> list[Service]:
         raise UsageError(f"unknown worker ports {ports!r}", f"--worker-ports takes one of: {', '.join(WORKER_PORTS)}")
     if not 0 <= count <= MAX_SERVICES:
         raise UsageError(f"{count} Services are not possible", f"--services takes 0 to {MAX_SERVICES}")
-    worker = worker_services(ports)
-    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER) for number in range(count)]
+    worker = worker_services(ports, family)
+    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER, family) for number in range(count)]
     before = {"first": 0, "middle": count // 2, "last": count}[position]
     return dummies[:before] + (worker[::-1] if position == "first" else worker) + dummies[before:]
 
 
-def render_ruleset(mode: Mode, services: Sequence[Service]) -> str:
-    """Render what kube-proxy 1.36 writes for these Services: text for iptables-restore or ``nft -f``."""
-    return render_rules(
-        mode.name,
-        {
-            "services": services,
-            "cluster_cidr": CLUSTER_CIDR,
-            "service_cidr": SERVICE_CIDR,
-            "node_ip": NODE_IP,
-        },
-    )
+RULESETS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "iptables": (
+        # kube-proxy makes this counter, which its rule in KUBE-FORWARD names.
+        (("nfacct", "add", "ct_state_invalid_dropped_pkts"), ""),
+        (("{ip}tables-{backend}-restore",), "iptables"),
+    ),
+    "nftables": ((("nft", "-f", "-"), "nftables"),),
+    "ipvs": (
+        (("sysctl", "-q", "-p", "-"), "ipvs-sysctl"),
+        (("ip", "-batch", "-"), "ipvs-addresses"),
+        (("ipset", "restore"), "ipvs-sets"),
+        (("{ip}tables-nft-restore",), "ipvs-iptables"),
+        (("ipvsadm", "--restore"), "ipvs-services"),
+    ),
+}
+"""Mode -> the commands that load its rules, each with the template (rules-NAME.j2) of what it reads."""
 
 
-def load_ruleset(mode: Mode, ruleset: str, netns: str) -> None:
+def render_ruleset(
+    mode: Mode, services: Sequence[Service], cluster: Addresses | None = None
+) -> list[tuple[tuple[str, ...], str]]:
+    """Render what kube-proxy 1.36 writes for these Services.
+
+    :param cluster: the cluster's addresses (None: the lab's own).
+    :return: the commands that load it, each with the text that it reads.
+    """
+    variables = {
+        "services": services,
+        "cluster": cluster or ADDRESSES[mode.family],
+        "family": mode.family,
+        "ip": mode.ip,
+        "bits": 128 if mode.family == 6 else 32,
+    }
+    return [
+        (
+            tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),
+            render_rules(name, variables) if name else "",
+        )
+        for argv, name in RULESETS[mode.name]
+    ]
+
+
+def load_ruleset(ruleset: Sequence[tuple[tuple[str, ...], str]], netns: str) -> None:
     """Load a ruleset into a network namespace.
 
-    :raises CommandError: the tool refuses it.
+    :raises CommandError: a tool refuses its part.
     """
-    if mode.name == "nftables":
-        run("nft", "-f", "-", netns=netns, stdin=ruleset)
-        return
-    # kube-proxy makes this counter, which its rule in KUBE-FORWARD names.
-    run("nfacct", "add", "ct_state_invalid_dropped_pkts", netns=netns)
-    run(f"iptables-{mode.backend}-restore", netns=netns, stdin=ruleset)
+    for argv, text in ruleset:
+        run(*argv, netns=netns, stdin=text)

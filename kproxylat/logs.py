@@ -70,7 +70,7 @@ _FIGURES = {
     "Average Latency": "mean",
     "Maximum Latency": "max",
 }
-_FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us)?\Z)?")
+_FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?")
 _SECTION = re.compile(r"--- (\w+) MODE ---|No (\w+) traffic observed|No packets (captured|were traced)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")

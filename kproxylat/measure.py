@@ -2,150 +2,184 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
-from kproxylat import kernel, lab, net
-from kproxylat.books import assemble, check_rate, reconcile
-from kproxylat.bpftrace import check_function, find_version, trace
+from kproxylat import interrupts, net
+from kproxylat.books import Snapshot, assemble, check_losses, check_rate, reconcile
+from kproxylat.bpftrace import trace
+from kproxylat.changes import CONNTRACK_MAX
+from kproxylat.conntrack import Room, forget_flows, make_room
 from kproxylat.detect import ServiceRule, read_service_rule
-from kproxylat.errors import Interrupted, MachineError
-from kproxylat.model import Result, Target, Traffic
+from kproxylat.drops import ENTRIES, read_drops
+from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.model import Quality, Result, ServiceCost, Target, Traffic
 from kproxylat.modes import Mode
-from kproxylat.plan import Options, check_options, load_modules, make_flow, make_plan, make_room, plan_bursts
-from kproxylat.proc import find, run
+from kproxylat.overhead import add_overhead
+from kproxylat.plan import Options, check_options, plan_bursts, plan_script
+from kproxylat.probes import counts_calls
+from kproxylat.ranking import rank_services
 from kproxylat.render import render_script
 from kproxylat.runlog import RunLog, log_header, render_report
-from kproxylat.screen import say, waiting
-from kproxylat.traffic import GENERATORS, Burst, Sent
+from kproxylat.screen import say
+from kproxylat.sending import send
+from kproxylat.stage import begin, build, open_node
+from kproxylat.traffic import GENERATORS, Sent
 
 
-def measure(options: Options) -> tuple[Result, Interrupted | None]:
+def measure(options: Options) -> tuple[Result, Interrupted | MachineError | None]:
     """Measure what kube-proxy costs the target's packets.
 
-    :return: the result, which is saved, too; and the signal that cut it short, if one did.
+    :return: the result, which is saved, too; and the signal that cut it short, or why it could not be saved.
     :raises KproxylatError: it could not be measured. Whatever happens, nothing is left behind.
     """
-    mode, target = options.mode, options.target
     check_options(options)
-    with ExitStack() as stack:
+    mode, sends = options.mode, GENERATORS[options.generator].sends
+    with interrupts.deferred(), ExitStack() as stack:
         say("[1/7] Running pre-flight checks...")
-        check_machine(mode, *(() if options.lab else ("conntrack",)))
-        stack.enter_context(net.lock())
-        for name in net.remove_leftovers():
-            say(f"      removed {name}, left by an interrupted run")
-        script = render_script(make_plan(mode, make_flow(target, options.sources)), options.template, options.settings)
-        say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}")
+        changes = begin(options, stack)
+        plan = plan_script(options)
+        script = render_script(plan, options.template, options.settings)
+        say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}, by {plan.kind}")
         rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
         say(f"[3/7] Preparing the network{rules}...")
-        if kernel.load_module("pktgen"):
-            stack.callback(kernel.unload_module, "pktgen")
-        made = stack.enter_context(net.network(options.sources, options.lab is not None, lab.ENDPOINT_IP))
-        if options.lab:
-            services = lab.place_services(options.lab.services, options.lab.position, options.lab.worker_ports)
-            lab.load_ruleset(mode, lab.render_ruleset(mode, services), net.NODE)
-        net.place_counters(made, options.sources, lab.ENDPOINT_IP, target.ip)
-        rule = read_service_rule(mode, target, made.node)
-        say(f"[4/7] Target: {target}, {_describe(rule)}")
-        if made.node is None:
-            stack.callback(run, "conntrack", "-D", "-s", str(options.sources), ok=(0, 1))
-        room, needed = make_room(options, made)
-        say(f"[5/7] Warming up: {options.warmup} packets; conntrack has room for {room} flows, {needed} needed")
-        warmup, burst = plan_bursts(options, made.client)
-        _, interrupted = send(warmup, options) if options.warmup else (None, None)
+        made = build(options, changes, stack)
+        rule = read_service_rule(mode, options.target, made.node, options.targets[1:])
+        many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
+        say(f"[4/7] Target: {many}{options.target}, {_describe(mode, rule)}")
+        open_node(options, made, changes, stack)
+        room = make_room(options, made, changes.raise_limit if CONNTRACK_MAX in options.allow else None)
+        forget = partial(forget_flows, made, options.sources)
+        warmup, burst, *further = plan_bursts(options, made)
+        say(f"[5/7] Warming up: {warmup.count} packets; {room}")
+        _, interrupted = send(warmup, options.generator) if warmup.count else (None, None)
         if interrupted:
             raise interrupted
         started = datetime.now().astimezone()
         log = RunLog(options.output_dir, mode.name, started)
         stack.callback(log.close)
         log.write(log_header(mode, _header(options, rule), started))
-        before, counted = read_service_rule(mode, target, made.node), net.read_counters(made)
+        outer, inner = [look(options, made, room)], []
         say("[6/7] Starting bpftrace, waiting until its probes are attached...")
-        with trace(script, log.write) as tracer:
-            say(f"[7/7] Starting packet generation... {options.packets} packets at {options.rate_pps} pps")
-            sent, interrupted = send(burst, options)
-            tracer.stop()
-        after = read_service_rule(mode, target, made.node)
-        counts = {name: packets - counted[name] for name, packets in net.read_counters(made).items()}
-        result = _complete(assemble(mode, started, script, tracer), options, rule, sent, interrupted)
-        result = replace(result, accounting=reconcile(result, before, after, counts))
+        try:
+            with trace(script, log.write) as tracer:
+                inner += [] if sends else [look(options, made, room)]
+                if sends:
+                    say(f"[7/7] Starting packet generation... {options.packets} packets at {options.rate_pps} pps")
+                else:
+                    say(f"[7/7] Tracing for {options.duration_s:g} s; the packets come from elsewhere")
+                sent, interrupted = send(burst, options.generator, room.forget_s, forget)
+                inner += [] if sends else [look(options, made, room)]
+                tracer.stop()
+            same = render_script(plan.anonymous, options.template, options.settings)
+            traced = assemble(mode, plan.kind, started, same, tracer)
+        except KproxylatError as error:
+            error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
+            raise
+        outer.append(look(options, made, room))
+        options = replace(options, warnings=options.warnings + changes.put_back("rule"))
+        result = _rank(_complete(traced, options, rule, sent, interrupted), options)
+        result = close_books(mode, result, outer, inner, made, counts_calls(script))
         log.write(render_report(mode, result.lookup))
+        # After the report, which ends the maps' text.
+        if further and not interrupted:
+            send_again = partial(send, name=options.generator)
+            result, interrupted = add_overhead(result, mode, plan, further, send_again, log.write)
         result = replace(result, run=replace(result.run, log=str(log.path)))
-        log.save(result)
-    return result, interrupted
+        unsaved = log.save(result)
+    return result, interrupted or unsaved
 
 
-def check_machine(mode: Mode, *programs: str) -> None:
-    """Make sure that this machine can trace this mode, and load the modules it takes.
-
-    :param programs: needed beside the mode's own.
-    :raises MachineError: root, a program, a module or the engine's function is missing.
-    """
-    kernel.check_root()
-    for program in ("bpftrace", "ip", "nft", "nsenter", "sysctl", *mode.tools, *programs):
-        find(program)
-    find_version()
-    load_modules(mode)
-    check_function(mode, kernel.btf_module(mode.module))
+def look(options: Options, made: net.Network, room: Room) -> Snapshot:
+    """Read all counters. Conntrack's entries are counted only where ours stay and there are no others."""
+    counts = net.read_counters(made) | read_drops(made)
+    if not room.kept:
+        counts.pop(ENTRIES, None)
+    rule = read_service_rule(options.mode, options.target, made.node, options.targets[1:])
+    return Snapshot(rule, counts)
 
 
-def send(burst: Burst, options: Options) -> tuple[Sent, Interrupted | None]:
-    """Send a burst and wait for its end; a signal stops it.
-
-    :return: what was sent, and the signal, if one came.
-    :raises MachineError: the generator fails, or is not done in twice the time it should take.
-    """
-    generator = GENERATORS[options.generator]
-    limit_s = 2 * burst.count / burst.rate_pps + 60
-    sender = None
-    try:
-        sender = generator.start(burst)
-        with waiting(f"{burst.count} packets", burst.count / burst.rate_pps):
-            done = sender.wait(limit_s)
-        if not done:
-            generator.stop(burst)
-            raise MachineError(f"{options.generator} was not done after {limit_s:.0f} s", "try a lower rate")
-        if sender.status != 0:
-            raise MachineError(f"{options.generator} failed (status {sender.status})")
-    except Interrupted as interrupt:
-        generator.stop(burst)
-        if not sender:
-            return Sent(0, 0, 0.0), interrupt
-        sender.wait(10)
-        return generator.read(burst), interrupt
-    finally:
-        if sender:
-            sender.end()
-    return generator.read(burst), None
+def close_books(
+    mode: Mode, result: Result, outer: list[Snapshot], inner: list[Snapshot], made: net.Network, counts_calls: bool
+) -> Result:
+    """Add the books to a result: counters before and after the tracing, and, where others send, within."""
+    within = (inner[0], inner[1]) if inner else None
+    books, broken = reconcile(mode, result, outer[0], outer[1], within, (), counts_calls), list[str]()
+    if not books.closed:
+        broken = net.find_broken_links(made)
+        books = reconcile(mode, result, outer[0], outer[1], within, broken, counts_calls)
+    # A lower rate does not mend a link.
+    warnings = check_losses(result.traffic, books) if result.traffic and not broken else ()
+    quality = replace(result.quality, warnings=result.quality.warnings + warnings)
+    return replace(result, accounting=books, quality=quality)
 
 
 def _complete(
     result: Result, options: Options, rule: ServiceRule, sent: Sent, interrupted: Interrupted | None
 ) -> Result:
     """Add what the trace does not know: the options, the target's rule, the traffic."""
-    asked, rate_pps = options.packets, options.rate_pps
-    traffic = Traffic(
-        options.generator, asked, sent.count, sent.errors, sent.pps, rate_pps, flows=sent.count, warmup=options.warmup
-    )
+    traffic = Traffic(options.generator, None, None, None, None, None, None, None)
+    if GENERATORS[options.generator].sends:
+        asked, count, rate_pps = options.packets, sent.count, options.rate_pps
+        traffic = Traffic(
+            options.generator, asked, count, sent.errors, sent.pps, rate_pps, flows=count, warmup=options.warmup
+        )
     about = replace(
         result.run,
         duration_s=options.duration_s,
         arguments=options.arguments,
-        services=options.lab.services if options.lab else None,
+        services=options.lab.services if options.lab else options.services,
         position=rule.position,
         chain_length=rule.chain_length,
         path=rule.path,
-        masqueraded=options.lab is None and options.source is None,
+        masqueraded=options.masqueraded,
         cut_short=interrupted is not None,
     )
-    quality = replace(result.quality, warnings=result.quality.warnings + check_rate(traffic))
-    return replace(result, run=about, target=Target(*options.target), traffic=traffic, quality=quality)
+    late = () if interrupted else check_rate(traffic)
+    warnings = options.warnings + result.quality.warnings + late + _check_target(options)
+    quality = replace(result.quality, warnings=warnings)
+    return replace(result, run=about, target=options.found or Target(*options.target), traffic=traffic, quality=quality)
 
 
-def _describe(rule: ServiceRule) -> str:
+def _rank(result: Result, options: Options) -> Result:
+    """Say what each Service cost, where packets were sent to many."""
+    if not (options.lab and options.lab.ruleset and result.lookup and result.lookup.targets):
+        return result
+    ranked = rank_services(result.lookup, options.lab.ruleset.services)
+    return replace(result, services=ranked, quality=_check_shares(result, ranked, len(options.targets)))
+
+
+def _check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
+    """Add a warning where a Service was not looked up as often as packets were sent to it."""
+    sent = (result.traffic and result.traffic.sent) or 0
+    uneven = targets - sum(each.calls * targets == sent for each in ranked)
+    warning = f"{uneven} of {targets} Services were not looked up {sent / targets:g} times"
+    return replace(result.quality, warnings=result.quality.warnings + ((warning,) if uneven else ()))
+
+
+def _check_target(options: Options) -> tuple[str, ...]:
+    """Look the target up again, and return a warning if it is another."""
+    if not options.look_up or not options.found:
+        return ()
+    try:
+        now = options.look_up()
+    except MachineError as error:
+        return (f"the target could not be looked up after the run: {error}",)
+    if now == options.found:
+        return ()
+    then = f"{options.found.ip}, endpoints {', '.join(options.found.endpoints)}"
+    return (f"the target changed during the run: {then}; now {now.ip}, endpoints {', '.join(now.endpoints)}",)
+
+
+def _describe(mode: Mode, rule: ServiceRule) -> str:
     if rule.found:
-        return f"rule {rule.position} of {rule.chain_length}" if rule.position else "in map service-ips"
+        place = {"ipvs": "a virtual server", "nftables": "in map service-ips"}.get(mode.name, "in KUBE-SERVICES")
+        return f"rule {rule.position} of {rule.chain_length}" if rule.position else place
+    if not mode.misses_looked_up:
+        return "miss path: no virtual server matches, so the packets are rejected before the lookup"
     return "miss path: no rule matches, so the packets walk all rules and are not translated"
 
 
@@ -155,9 +189,12 @@ def _header(options: Options, rule: ServiceRule) -> dict[str, object]:
         "Kube-proxy mode": options.mode.name,
         "Worker ClusterIP": options.target.ip,
         "Duration": f"{options.duration_s:g}s",
-        "Packet rate": f"{options.rate_pps} pps",
-        "Warmup packets": options.warmup,
-        "Rule position": options.lab.position if options.lab else "unknown",
+        **(
+            {"Packet rate": f"{options.rate_pps} pps", "Warmup packets": options.warmup}
+            if GENERATORS[options.generator].sends
+            else {}
+        ),
+        "Rule position": options.lab.position if options.lab else options.position or "unknown",
         "Worker position": f"{rule.position or 'N/A'} / {rule.chain_length or 'N/A'}",
         "Backend": options.mode.backend,
         "Target": options.target,

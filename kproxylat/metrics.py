@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from kproxylat.errors import MachineError
-from kproxylat.model import Histogram, Result, target_text
+from kproxylat.model import Bucket, Histogram, Map, Result, target_text
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 1000
@@ -19,7 +23,7 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
     prometheus_client writes the text, which node_exporter's textfile collector takes too.
     """
     try:
-        from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+        from prometheus_client.core import HistogramMetricFamily
         from prometheus_client.openmetrics.exposition import generate_latest
     except ImportError as error:
         raise MachineError(
@@ -28,43 +32,82 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
 
     names = ("mode", "backend", "table", "hook", "target")
     merged: dict[tuple[str, ...], list[tuple[Histogram, float | None]]] = {}
-    gauges = GaugeMetricFamily(
-        "kproxylat_map", "Value of a map that bpftrace printed", labels=["map", "key", *names[:2]]
-    )
-    seen: set[tuple[str, ...]] = set()
+    maps: dict[tuple[str, str, str], Map] = {}
+    lasts: dict[tuple[str, str, str], Result] = {}
     for result in results:
         run = result.run
-        common = (run.mode or "", run.backend or "")
+        lasts[run.mode or "", run.backend or "", target_text(result)] = result
         for probe in result.probes:
             if probe.histogram.buckets:
                 backend = _BACKENDS.get(probe.engine, run.backend or "")
                 labels = (run.mode or "", backend, probe.table or "", probe.hook or "", target_text(result))
-                merged.setdefault((probe.unit, *labels), []).append((probe.histogram, probe.sum))
-        for entry, value in _list_numbers(result):
-            if (*entry, *common) not in seen:
-                seen.add((*entry, *common))
-                gauges.add_metric([*entry, *common], value)
+                what = "envelope" if probe.envelope else "latency"
+                merged.setdefault((what, probe.unit, *labels), []).append((probe.histogram, probe.sum))
+        for name, each in result.maps.items():
+            maps[name, run.mode or "", run.backend or ""] = each
     families: dict[str, HistogramMetricFamily] = {}
-    for (unit, *where), parts in merged.items():
+    for (what, unit, *where), parts in merged.items():
         scale = _SECONDS.get(unit)
-        name = f"kproxylat_latency_{'seconds' if scale else unit}"
-        what = "Time in the engine's call" if scale else f"Executed {unit} in the engine's call"
+        name = f"kproxylat_{what}_{'seconds' if scale else unit}"
+        where_to = "in the engine's call" if what == "latency" else "in the whole hook around the engine's calls"
         if name not in families:
-            families[name] = HistogramMetricFamily(name, what, labels=names)
+            text = f"{'Time' if scale else f'Executed {unit}'} {where_to}"
+            families[name] = HistogramMetricFamily(name, text, labels=names)
         sums = [each for _, each in parts]
         total = sum(each for each in sums if each is not None) * (scale or 1) if None not in sums else None
         families[name].add_metric(where, _accumulate([each for each, _ in parts], scale or 1), total)
-    collected = [*families.values(), *([gauges] if gauges.samples else [])]
+    collected = [*families.values(), *_build_around_families(lasts), *_build_map_families(maps)]
     registry = type("Registry", (), {"collect": lambda _: collected})()
     yield generate_latest(registry).decode()  # type: ignore[no-untyped-call]
 
 
-def _list_numbers(result: Result) -> Iterator[tuple[tuple[str, str], float]]:
-    """List the numbers of maps that are few enough for labels."""
-    for name, each in result.maps.items():
-        if each.kind in ("int", "float") and len(each.entries) <= _ENTRIES:
-            for entry in each.entries:
-                yield (name, ", ".join(map(str, entry.key))), entry.value
+def _build_around_families(results: Mapping[tuple[str, str, str], Result]) -> list[Metric]:
+    """Build the metrics of the rules' share of each hook and of what tracing adds, by mode, backend and target."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    labels = ["mode", "backend", "target"]
+    shares = GaugeMetricFamily("kproxylat_rules_share", "Engine's part of the hook's time", labels=[*labels, "hook"])
+    added: dict[str, GaugeMetricFamily] = {}
+    for where, result in results.items():
+        for probe in result.probes:
+            if probe.share is not None:
+                shares.add_metric([*where, probe.hook or ""], probe.share)
+        found = result.overhead
+        if found:
+            scale = _SECONDS.get(found.unit)
+            name = f"kproxylat_added_{'seconds' if scale else found.unit}"
+            family = added.setdefault(
+                name, GaugeMetricFamily(name, "What tracing adds to a call", labels=[*labels, "probes"])
+            )
+            for probes, each in (("empty", found.empty), ("script", found.script)):
+                family.add_metric([*where, probes], each.estimate * (scale or 1))
+    return [each for each in (shares, *added.values()) if each.samples]
+
+
+def _build_map_families(maps: Mapping[tuple[str, str, str], Map]) -> list[Metric]:
+    """Build the metrics of maps, by name, mode and backend: their size, and what they hold if it is not too much."""
+    from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+
+    labels = ["map", "mode", "backend", "key"]
+    numbers = GaugeMetricFamily("kproxylat_map", "Numbers of a map that bpftrace printed", labels=[*labels, "part"])
+    texts = GaugeMetricFamily("kproxylat_map_text", "What else a map holds: 1", labels=[*labels, "value"])
+    shapes = HistogramMetricFamily("kproxylat_map_events", "Histograms of a map", labels=labels)
+    sizes = GaugeMetricFamily("kproxylat_map_entries", "Entries of a map", labels=labels[:3])
+    for found, each in maps.items():
+        sizes.add_metric(found, len(each.entries))
+        for entry in each.entries if len(each.entries) <= _ENTRIES else ():
+            key = [*found, ", ".join(map(str, entry.key))]
+            if each.kind in ("hist", "lhist"):
+                histogram = Histogram(tuple(Bucket(**row) for row in entry.value["buckets"]))
+                shapes.add_metric(key, _accumulate([histogram], 1), None)
+            elif isinstance(entry.value, int | float):
+                numbers.add_metric([*key, ""], entry.value)
+            elif each.kind == "stats":
+                for part, value in entry.value.items():
+                    numbers.add_metric([*key, part], value)
+            else:
+                texts.add_metric([*key, str(entry.value)], 1)
+    return [each for each in (numbers, shapes, texts, sizes) if each.samples]
 
 
 def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, float]]:

@@ -2,106 +2,204 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kproxylat.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A function, or two of the same arguments, that walk the rules, as a range of kernels has them.
+
+    :param functions: the kernel functions; the first one gives the engine its name.
+    :param since: the first kernel that has them so.
+    :param layout: names of their arguments, as BTF has them, that the expressions rely on.
+    :param skb: expression after ``args``: the packet. ``state``: its ``struct nf_hook_state``.
+    :param priv: that which calls are split by: the ``struct xt_table`` or ``struct nft_chain``.
+    :param offsets: struct and member whose byte offset the script needs, each with the module whose BTF has it.
+    """
+
+    functions: tuple[str, ...]
+    since: tuple[int, int]
+    layout: tuple[str, ...]
+    skb: str
+    state: str
+    priv: str
+    offsets: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Mode:
     """One proxy mode on one backend.
 
-    :param name: kube-proxy's ``mode``: iptables, nftables.
-    :param backend: what the kernel runs: legacy (xtables) or nft.
-    :param engine: the kernel function that walks the rules, once per table or base chain and hook.
-    :param module: the module that holds ``engine``.
-    :param skb: bpftrace expression after ``args``: the packet. ``state``: its ``struct nf_hook_state``.
-    :param priv: that which the call is split by: the ``struct xt_table`` or ``struct nft_chain``.
-    :param layout: names of the engine's arguments, as BTF has them, that the expressions rely on.
-    :param offsets: struct and member whose byte offset the script needs, each with the module whose BTF has it.
+    :param name: kube-proxy's ``mode``: iptables, nftables, ipvs.
+    :param backend: what the kernel runs: legacy (xtables), nft or ipvs.
+    :param engines: what to trace, the newest kernels' first. ``module``: the module that holds them.
     :param table: the table of the Service lookup of a packet that enters the node. ``chain``: its base chain.
     :param hook: number of the lookup's netfilter hook.
+    :param output_chain: the base chain in which the node's own packets are looked up, at OUTPUT.
     :param modules: modules to load before rules are loaded and probes attached.
     :param tools: programs that load and show the rules.
     :param counts_hits: whether the rules count packets.
     :param report: section of the old FINAL REPORT: its title and the prefix of its map names.
+    :param misses_looked_up: whether a packet that no Service matches meets the engine at the lookup's hook, too.
+    :param origin: whose packets they are: a "pod"'s, or the "node"'s own.
+    :param family: the packets' IP family, 4 or 6.
     """
 
     name: str
     backend: str
-    engine: str
+    engines: tuple[Engine, ...]
     module: str
-    skb: str
-    state: str
-    priv: str
-    layout: tuple[str, ...]
-    offsets: tuple[tuple[str, str, str], ...]
-    table: str
+    table: str | None
     chain: str | None
     hook: int
+    output_chain: str | None
     modules: tuple[str, ...]
     tools: tuple[str, ...]
     counts_hits: bool
     report: tuple[str, str]
+    misses_looked_up: bool = True
+    origin: str = "pod"
+    family: int = 4
+
+    def for_family(self, family: int) -> Mode:
+        """Return the row as it is for IPv4 (4) or IPv6 (6)."""
+        if family == self.family:
+            return self
+        names = IPV6 if family == 6 else {name: each for each, name in IPV6.items()}
+
+        def rename(words: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(names.get(word, word) for word in words)
+
+        engines = tuple(
+            replace(
+                each,
+                functions=rename(each.functions),
+                offsets=tuple((names.get(module, module), name, member) for module, name, member in each.offsets),
+            )
+            for each in self.engines
+        )
+        module = names.get(self.module, self.module)
+        modules, tools = rename(self.modules), rename(self.tools)
+        return replace(self, engines=engines, module=module, modules=modules, tools=tools, family=family)
+
+    def from_node(self) -> Mode:
+        """Return the row as it is for the node's own packets."""
+        return replace(self, chain=self.output_chain, hook=3, origin="node", misses_looked_up=True)
+
+    @property
+    def ip(self) -> str:
+        """The family as nft, ip6tables and others write it: "ip" or "ip6"."""
+        return "ip6" if self.family == 6 else "ip"
+
+    @property
+    def iptables(self) -> str:
+        """The program of family and backend in mode iptables, e.g. ``ip6tables-nft``."""
+        return f"{self.ip}tables-{self.backend}"
+
+    @property
+    def engine(self) -> str:
+        """The engine's name, by which results call it on every kernel."""
+        return self.engines[0].functions[0]
 
 
-# Kernel, net/netfilter/nf_tables_core.c: unsigned int nft_do_chain(struct nft_pktinfo *pkt, void *priv).
-_NFT = {
-    "backend": "nft",
-    "engine": "nft_do_chain",
-    "module": "nf_tables",
-    "skb": "pkt->skb",
-    "state": "pkt->state",
-    "priv": "priv",
-    "layout": ("pkt", "priv"),
-    "offsets": (
-        ("nf_tables", "nft_chain", "table"),
-        ("nf_tables", "nft_chain", "name"),
-        ("nf_tables", "nft_table", "name"),
-    ),
-    "hook": 0,
+IPV6 = {
+    "ip_tables": "ip6_tables",
+    "iptable_nat": "ip6table_nat",
+    "ipt_do_table": "ip6t_do_table",
+    "ip_vs_remote_request4": "ip_vs_remote_request6",
+    "ip_vs_local_request4": "ip_vs_local_request6",
+    "iptables-legacy": "ip6tables-legacy",
+    "iptables-legacy-restore": "ip6tables-legacy-restore",
+    "iptables-nft": "ip6tables-nft",
+    "iptables-nft-restore": "ip6tables-nft-restore",
 }
+"""Module, function or tool of IPv4 -> its twin of IPv6; the others serve both."""
+_XT_NAME = (("ip_tables", "xt_table", "name"),)
+# Kernel, net/ipv4/netfilter/ip_tables.c, and ip6_tables.c: the arguments were put into the order of a hook's in 5.16.
+_IPT = (
+    Engine(("ipt_do_table",), (5, 16), ("priv", "skb", "state"), "skb", "state", "priv", _XT_NAME),
+    Engine(("ipt_do_table",), (4, 9), ("skb", "state", "table"), "skb", "state", "table", _XT_NAME),
+)
+# Kernel, net/netfilter/nf_tables_core.c: unsigned int nft_do_chain(struct nft_pktinfo *pkt, void *priv). Up to 5.11
+# the state is in pkt's struct xt_action_param.
+_NFT_NAMES = (
+    ("nf_tables", "nft_chain", "table"),
+    ("nf_tables", "nft_chain", "name"),
+    ("nf_tables", "nft_table", "name"),
+)
+_NFT = (
+    Engine(("nft_do_chain",), (5, 12), ("pkt", "priv"), "pkt->skb", "pkt->state", "priv", _NFT_NAMES),
+    Engine(("nft_do_chain",), (4, 9), ("pkt", "priv"), "pkt->skb", "pkt->xt.state", "priv", _NFT_NAMES),
+)
+# Kernel, net/netfilter/ipvs/ip_vs_core.c: one function for all hooks since 5.16, before it one for LOCAL_IN and one
+# for LOCAL_OUT.
+_IPVS = (
+    Engine(("ip_vs_in_hook",), (5, 16), ("priv", "skb", "state"), "skb", "state", "priv"),
+    Engine(("ip_vs_remote_request4", "ip_vs_local_request4"), (4, 9), ("priv", "skb", "state"), "skb", "state", "priv"),
+)
 
 MODES: tuple[Mode, ...] = (
     Mode(
         name="iptables",
         backend="legacy",
-        # Kernel, net/ipv4/netfilter/ip_tables.c, 5.16 and later:
-        # unsigned int ipt_do_table(void *priv, struct sk_buff *skb, const struct nf_hook_state *state)
-        engine="ipt_do_table",
+        engines=_IPT,
         module="ip_tables",
-        skb="skb",
-        state="state",
-        priv="priv",
-        layout=("priv", "skb", "state"),
-        offsets=(("ip_tables", "xt_table", "name"),),
         table="nat",
         chain=None,
         hook=0,
+        output_chain=None,
         modules=("ip_tables", "iptable_nat", "nf_conntrack", "nfnetlink_acct", "xt_nfacct"),
         tools=("iptables-legacy", "iptables-legacy-restore", "nfacct"),
         counts_hits=True,
         report=("IPTABLES", "ipt"),
     ),
     Mode(
-        **_NFT,  # type: ignore[arg-type]
         name="iptables",
+        backend="nft",
+        engines=_NFT,
+        module="nf_tables",
         table="nat",
         chain="PREROUTING",
+        hook=0,
+        output_chain="OUTPUT",
         modules=("nf_tables", "nft_compat", "nf_conntrack", "nfnetlink_acct", "xt_nfacct"),
         tools=("iptables-nft", "iptables-nft-restore", "nfacct"),
         counts_hits=True,
         report=("IPTABLES", "ipt"),
     ),
     Mode(
-        **_NFT,  # type: ignore[arg-type]
         name="nftables",
+        backend="nft",
+        engines=_NFT,
+        module="nf_tables",
         table="kube-proxy",
         chain="nat-prerouting",
+        hook=0,
+        output_chain="nat-output",
         modules=("nf_tables", "nf_conntrack"),
         tools=("nft",),
         counts_hits=False,
         report=("NFTABLES", "nft"),
+    ),
+    Mode(
+        name="ipvs",
+        backend="ipvs",
+        engines=_IPVS,
+        module="ip_vs",
+        table=None,
+        chain=None,
+        # LOCAL_IN, since every ClusterIP is an address of the node. The packet then leaves through LOCAL_OUT, where
+        # the function is called once more, and finds the connection that it made.
+        hook=1,
+        output_chain=None,
+        modules=("ip_vs", "ip_vs_rr", "nf_conntrack", "nf_tables", "nft_compat", "xt_set", "dummy"),
+        tools=("ipvsadm", "ipset", "iptables-nft-restore"),
+        counts_hits=True,
+        report=("IPVS", "ipvs"),
+        # Rules in INPUT reject it before.
+        misses_looked_up=False,
     ),
 )
 

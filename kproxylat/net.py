@@ -9,67 +9,157 @@ the traffic under test passes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import ip_interface
 from pathlib import Path
+from typing import TextIO
 
+from kproxylat import interrupts
 from kproxylat.errors import MachineError
+from kproxylat.model import Destination, IpNetwork
 from kproxylat.proc import run
 
 PREFIX = "kproxylat-"
 CLIENT, NODE, BACKEND = f"{PREFIX}client", f"{PREFIX}node", f"{PREFIX}backend"
-POD_LINK, POD_GATEWAY = "kpl-pod", "169.254.77.1"
+POD_LINK, POD_GATEWAYS = "kpl-pod", {4: "169.254.77.1", 6: "fe80::4b:1"}
+NODE_LINK = "kpl-node"
+"""The node's end of the pod's link, and the address that on both ends stands for the other one."""
+FORWARDING = {
+    4: ("net.ipv4.ip_forward=1", "net.ipv4.icmp_ratemask=0"),
+    6: ("net.ipv6.conf.all.forwarding=1", "net.ipv6.icmp.ratemask=2"),
+}
+"""Every rejected packet is to be answered and counted, not one a second. (IPv6's mask is a list; 2: Packet Too Big.)"""
 BACKEND_LINK = "kpl-be"
 LOCK = Path("/run/kproxylat.lock")
 NETNS = Path("/run/netns")
+LINKS = Path("/sys/class/net")
 MAC = {"pod0": "02:00:00:00:4b:01", POD_LINK: "02:00:00:00:4b:02", BACKEND_LINK: "02:00:00:00:4b:03"}
 MAC["be0"] = "02:00:00:00:4b:04"
 
 
 @dataclass(frozen=True)
 class Network:
-    """Namespaces of a run (None: the one that we run in, or none at all)."""
+    """Namespaces of a run (None: the one that we run in, or none at all), whose packets: "pod" or "node", IP family."""
 
-    client: str
+    client: str | None
     node: str | None
     backend: str | None
+    origin: str = "pod"
+    family: int = 4
+
+    @property
+    def is_lab(self) -> bool:
+        """Whether the node is one of ours."""
+        return self.backend is not None
+
+
+class Lock:
+    """The machine's one run: who holds this file's lock. The file says which process that is, and what it changed.
+
+    :ivar notes: what an interrupted run changed and did not put back: words, the first of which says what kind it is.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.notes = list(_parse_notes(file.read(100_000)))
+        file.seek(0)
+        file.truncate()
+        self._write(os.getpid())
+        for each in self.notes:
+            self.note(*each)
+
+    def note(self, *words: str) -> None:
+        """Add a note, so that whoever comes after our sudden death knows."""
+        self._write(words)
+
+    def _write(self, line: object) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
+    """Read the lock's lines, as far as they are whole: the first is the process's number."""
+    for line in text.splitlines():
+        try:
+            words = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+            yield tuple(words)
 
 
 @contextmanager
-def lock() -> Iterator[None]:
+def lock() -> Iterator[Lock]:
     """Hold the machine's one run.
+
+    :raises MachineError: another run holds it, or something that is not ours stands at the lock's path.
+    """
+    with interrupts.deferred(), _take_lock() as file:
+        try:
+            yield Lock(file)
+        finally:
+            if _is_lock(file):
+                LOCK.unlink()
+
+
+def _take_lock() -> TextIO:
+    while True:
+        try:
+            # No symbolic link is followed, and nobody waits for a pipe's other end.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            number = os.open(LOCK, flags, 0o600)
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+                os.close(number)
+                raise OSError(errno.EPERM, "it is no file of ours")
+        except OSError as error:
+            raise MachineError(f"the lock {LOCK} cannot be taken: {error.strerror}", f"rm {LOCK}") from None
+        file = os.fdopen(number, "r+", errors="replace")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.readline(20).strip() or "unknown"
+            file.close()
+            raise MachineError(f"another run is under way (process {holder})", "wait for its end") from None
+        # The run before us may have removed the file between our opening and locking it.
+        if _is_lock(file):
+            return file
+        file.close()
+
+
+def _is_lock(file: TextIO) -> bool:
+    """Whether this open file is still the one at the lock's path."""
+    try:
+        return os.path.samestat(LOCK.lstat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _claim(name: str) -> Iterator[None]:
+    """Hold a namespace: should somebody remove the lock's file, no other run takes ours for leftovers.
 
     :raises MachineError: another run holds it.
     """
-    with os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
+    with (NETNS / name).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run before us may have removed the file between our opening and locking it.
-            if os.fstat(file.fileno()).st_nlink == 0:
-                raise BlockingIOError
         except BlockingIOError:
-            file.seek(0)
-            raise MachineError(
-                f"another run is under way (process {file.read().strip() or 'unknown'})", "wait for its end"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            LOCK.unlink()
+            raise MachineError(f"another run is under way: it holds {name}", "wait for its end") from None
+        yield
 
 
 def find_leftovers() -> list[str]:
     """Return the namespaces and links that an interrupted run left."""
     spaces = sorted(each.name for each in NETNS.glob(f"{PREFIX}*"))
-    return spaces + [link for link in (POD_LINK, BACKEND_LINK) if (Path("/sys/class/net") / link).exists()]
+    return spaces + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if (LINKS / link).exists()]
 
 
 def remove_leftovers() -> list[str]:
@@ -77,15 +167,24 @@ def remove_leftovers() -> list[str]:
 
     :return: what was removed.
     :raises CommandError: something could not be removed.
+    :raises MachineError: they are those of a run that is under way.
     """
     found = find_leftovers()
     if found:
+        if CLIENT in found:
+            with _claim(CLIENT):
+                pass
         lines = [f"{'netns' if name.startswith(PREFIX) else 'link'} delete {name}" for name in found]
         # A link may go with its namespace before its turn comes: try all, and look afterwards.
         run("ip", "-force", "-batch", "-", stdin="\n".join(lines) + "\n", ok=(0, 1))
     for name in find_leftovers():
         run("ip", "netns" if name.startswith(PREFIX) else "link", "delete", name)
     return found
+
+
+def _remove_own() -> None:
+    with interrupts.shielded():
+        remove_leftovers()
 
 
 def _ip(netns: str | None, *lines: str) -> None:
@@ -100,41 +199,74 @@ def _pair(name: str, peer: str, peer_netns: str) -> list[str]:
 
 
 @contextmanager
-def network(source: IPv4Network, lab: bool, endpoint: str) -> Iterator[Network]:
+def network(
+    source: IpNetwork, lab: bool, endpoint: str, origin: str = "pod", node: str | None = None
+) -> Iterator[Network]:
     """Make the namespaces and links of a run, and remove them at the end.
 
     :param source: the addresses that our packets come from, routed back over the client's link.
     :param lab: whether the node is a namespace of ours with a backend behind it.
-    :param endpoint: the backend's address in the lab.
+    :param endpoint: the backend's address in the lab, of the same family.
+    :param origin: who sends, "pod" or "node", which then has the addresses as its own.
+    :param node: the network namespace that is the node, where it is none of ours (None: the one that we run in).
     :raises CommandError: ip(8) refuses something.
     """
-    made = Network(CLIENT, NODE if lab else None, BACKEND if lab else None)
+    made = Network(CLIENT, NODE if lab else node, BACKEND if lab else None, origin, source.version)
+    gateway, bits = POD_GATEWAYS[source.version], source.max_prefixlen
+    # IPv6 would try for a second whether another has an address, and let none be used meanwhile.
+    at_once = " nodad" if source.version == 6 else ""
     with ExitStack() as stack:
-        stack.callback(remove_leftovers)
-        _ip(None, *(f"netns add {name}" for name in (made.client, made.node, made.backend) if name))
-        node = f"netns {made.node or os.getpid()}"
-        _ip(CLIENT, *_pair("pod0", POD_LINK, node))
+        stack.callback(_remove_own)
+        _ip(None, *(f"netns add {name}" for name in ((CLIENT, NODE, BACKEND) if lab else (CLIENT,))))
+        stack.enter_context(_claim(CLIENT))
+        client = [
+            *_pair("pod0", POD_LINK, f"netns {made.node or os.getpid()}"),
+            # Sockets may be bound to any of our sources; hping3 wants an address on the link.
+            "link set lo up",
+            f"route add local {source} dev lo",
+            f"address add {source.network_address + 1}/{bits} dev pod0{at_once}",
+            f"neighbour replace {gateway} lladdr {MAC[POD_LINK]} dev pod0 nud permanent",
+            f"route add default via {gateway} dev pod0 onlink",
+        ]
         to_client = [
             f"link set {POD_LINK} addrgenmode none up",
-            f"neighbour replace {POD_GATEWAY} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
+            f"neighbour replace {gateway} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
             # The way back, without which strict reverse-path filtering drops the packets.
-            f"route add {source} via {POD_GATEWAY} dev {POD_LINK} onlink",
+            f"route add {source} via {gateway} dev {POD_LINK} onlink",
         ]
+        if origin == "node":
+            # Its other end is the client's, so that it goes when that goes, from whichever node it is.
+            client += [f"link add node0 type veth peer name {NODE_LINK} netns {made.node or os.getpid()}"]
+            client += ["link set node0 addrgenmode none up"]
+            to_client[-1:] = [f"link set {NODE_LINK} addrgenmode none up", f"route add local {source} dev {NODE_LINK}"]
+        subnet = ip_interface(f"{endpoint}/{24 if source.version == 4 else 64}").network
         to_backend = [
             *_pair(BACKEND_LINK, "be0", f"netns {made.backend}"),
-            f"address add 10.244.1.1/24 dev {BACKEND_LINK}",
-            f"neighbour replace {endpoint} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
-            # What is not translated leaves the node by its default route, as on a real node.
-            f"route add default via {endpoint}",
+            f"address add {subnet.network_address + 1}/{bits} dev {BACKEND_LINK}{at_once}",
+            f"neighbour replace {gateway} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
+            # The backend has whatever endpoint a rule names. What is not translated leaves by this route, too.
+            f"route add default via {gateway} dev {BACKEND_LINK} onlink",
         ]
+        _ip(CLIENT, *client)
         # A namespace without any address takes no gateway: the backend comes first.
         _ip(made.node, *(to_backend if lab else ()), *to_client)
         if lab:
-            # Every rejected packet is to be answered and counted, not one a second.
-            forward = ["net.ipv4.ip_forward=1", "net.ipv4.icmp_ratemask=0"]
-            run("sysctl", "-q", "-w", *forward, netns=NODE)
-            _ip(BACKEND, "link set be0 addrgenmode none up", f"address add {endpoint}/24 dev be0")
+            run("sysctl", "-q", "-w", *FORWARDING[source.version], netns=NODE)
+            address = f"address add {endpoint}/{subnet.prefixlen} dev be0{at_once}"
+            _ip(BACKEND, "link set be0 addrgenmode none up", address)
         yield made
+
+
+def find_broken_links(made: Network) -> list[str]:
+    """Return our links that are gone, or down."""
+    ends = [(made.client, "pod0"), (made.node, POD_LINK)] if made.client else []
+    ends += [(made.node, BACKEND_LINK), (made.backend, "be0")] if made.backend else []
+    broken = []
+    for netns, name in ends:
+        listed = run("ip", "-json", "link", "show", "dev", name, netns=netns, ok=(0, 1)).strip()
+        if not listed or json.loads(listed)[0]["operstate"] != "UP":
+            broken.append(name)
+    return broken
 
 
 # Counters at the ends of the road, before conntrack, so that they add no entry to it.
@@ -142,30 +274,65 @@ _COUNT = """
 table inet kproxylat {{
 	counter delivered {{ }}
 	counter untranslated {{ }}
+	counter strayed {{ }}
+	counter others {{ }}
 	counter rejected {{ }}
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
-		ip saddr {source} ip daddr {endpoint} counter name delivered drop
-		ip saddr {source} ip daddr {target} counter name untranslated drop
-		ip daddr {source} icmp type destination-unreachable counter name rejected drop
+		{ip} saddr {sender} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
+		{ip} saddr {source} {ip} daddr {{ {targets} }} counter name untranslated drop
+		{ip} saddr {source} counter name strayed drop
+		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
+		{ip} daddr {source} {icmp} type destination-unreachable counter name rejected drop
+		{ip} daddr {source} meta l4proto udp drop comment "else an answer would be answered by an ICMP error"
 	}}
 }}
 """
 
 
-def place_counters(made: Network, source: IPv4Network, endpoint: str, target: str) -> None:
-    """Let the client's and the backend's namespace count what arrives there, by nft counters."""
-    for name in (made.client, made.backend):
+def place_counters(
+    made: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
+) -> None:
+    """Let the client's and the backend's namespace count what arrives there, by nft counters, and drop it: nothing
+    answers our packets in the lab. (On a node the client answers a backend's SYN-ACK by RST, which is no new flow.)
+
+    :param endpoints: the backend's addresses, ports and protocols. ``targets``: the ClusterIPs.
+    :param masqueraded: whether our packets may arrive from an address of the node.
+    """
+    ip, icmp, anyone = ("ip", "icmp", "0.0.0.0/0") if source.version == 4 else ("ip6", "icmpv6", "::/0")
+    words = {
+        "ip": ip,
+        "icmp": icmp,
+        "source": source,
+        "sender": anyone if masqueraded else source,
+        "endpoints": ", ".join(dict.fromkeys(each.element for each in endpoints)),
+        "targets": ", ".join(dict.fromkeys(targets)),
+    }
+    for name in (_rejecting(made), made.backend):
         if name:
-            run("nft", "-f", "-", netns=name, stdin=_COUNT.format(source=source, endpoint=endpoint, target=target))
+            run("nft", "-f", "-", netns=name, stdin=_COUNT.format(**words))
+
+
+def _rejecting(made: Network) -> str | None:
+    """Return the namespace in which errors that answer our packets arrive."""
+    return made.client if made.origin == "pod" else made.node if made.is_lab else None
 
 
 def read_counters(made: Network) -> dict[str, int]:
-    """Return the packets of each counter: delivered and untranslated at the backend, rejected at the client."""
+    """Return the packets of each counter: rejected at the client; at the backend delivered, untranslated, strayed (ours
+    at another address or port), others (of other senders at the endpoint).
+
+    :raises MachineError: they cannot be read; another has removed them.
+    """
     counts: dict[str, int] = {}
-    for name, wanted in ((made.client, ["rejected"]), (made.backend, ["delivered", "untranslated"])):
+    at_backend = ["delivered", "untranslated", "strayed", "others"]
+    for name, wanted in ((_rejecting(made), ["rejected"]), (made.backend, at_backend)):
         if name:
-            listed = json.loads(run("nft", "--json", "list", "counters", netns=name))["nftables"]
-            found = {each["counter"]["name"]: each["counter"]["packets"] for each in listed if "counter" in each}
-            counts |= {each: found[each] for each in wanted}
+            said = run("nft", "--json", "list", "counters", netns=name)
+            try:
+                listed = [each["counter"] for each in json.loads(said)["nftables"] if "counter" in each]
+                found = {each["name"]: each["packets"] for each in listed}
+                counts |= {each: int(found[each]) for each in wanted}
+            except (ValueError, LookupError, TypeError):
+                raise MachineError(f"nft does not list the counters of {name}: {said[:100]!r}") from None
     return counts

@@ -8,6 +8,8 @@ from math import ceil, floor
 
 from kproxylat.model import Bucket, Histogram, Map, Percentile, Result
 
+PERCENTILES = (50, 95, 99)
+"""Those that are given unless others are asked for."""
 _LINEAR = {"ipt_do_table": "ipt_latency_linear", "nft_do_chain": "nft_latency_linear"}
 """Function -> the old scripts' linear histogram of the same calls, finer below 100 us."""
 

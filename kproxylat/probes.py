@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
-from kproxylat.model import HOOKS, Bucket, Histogram, Map, Path, Probe
+from kproxylat.model import HOOKS, Bucket, Destination, Histogram, Map, Path, Probe
 from kproxylat.modes import Mode
-from kproxylat.percentiles import compute_percentiles
+from kproxylat.percentiles import PERCENTILES, compute_percentiles, estimate_percentiles
 
-PERCENTILES = (50, 90, 95, 99)
-OWN_MAPS = frozenset({"n", "start", "seen", "table", "chain", "hist", "stats", "min", "max"})
+_OWN_MAPS = {
+    "n": ("int", 3),
+    "targets": ("int", 4),
+    "to": ("int", 1),
+    "hist": ("hist", 2),
+    "stats": ("stats", 2),
+    "min": ("int", 2),
+    "max": ("int", 2),
+    "table": ("", 1),
+    "chain": ("", 1),
+    "start": ("int", 1),
+    "seen": ("int", 1),
+    "call": ("int", 1),
+    "missed": ("int", 0),
+    "envelope": ("int", 2),
+    "begun": ("int", 1),
+    "within": ("int", 1),
+}
+"""Our script's maps: kind (names may look like any) and number of key parts, all of them integers."""
+ENVELOPE = "nf_hook_slow"
+"""The kernel's function that calls everybody who has hooked into a netfilter hook."""
 _SUB_BUCKETS = 5
+_PROTOCOLS = {6: "tcp", 17: "udp"}
 _U64 = (1 << 64) - 1
 
 Key = tuple[str | None, str | None, str | None]
@@ -34,33 +57,84 @@ def build_histogram(values: Mapping[int, int]) -> Histogram:
     return Histogram(tuple(Bucket(lo, hi, count) for (lo, hi), count in sorted(counts.items())))
 
 
-def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe, ...]:
-    """Build the probes of a run, the lookup first, then by the time they take.
+def split_maps(maps: Mapping[str, Map]) -> tuple[dict[str, Map], dict[str, Map]]:
+    """Split maps into our script's own, and those of a user's template, which may have taken the same names.
 
-    :param maps: what the script printed: ``@n[priv, hook, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
-        ``[priv, hook]``; ``@table[priv]``, ``@chain[priv]``.
+    :return: own maps, empty where none of them holds calls; and the others.
+    """
+    own = {name: each for name, each in maps.items() if name in _OWN_MAPS and _fits(each, *_OWN_MAPS[name])}
+    if not own.keys() & {"n", "stats", "envelope"}:
+        own = {}
+    return own, {name: each for name, each in maps.items() if name not in own}
+
+
+def _fits(each: Map, kind: str, parts: int) -> bool:
+    keys_fit = all(
+        len(entry.key) == parts and all(isinstance(part, int) for part in entry.key) for entry in each.entries
+    )
+    return keys_fit and kind in ("", each.kind)
+
+
+def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe, ...]:
+    """Build the probes of a run, the lookup first, then by the time they take; envelopes come last.
+
+    :param maps: our own (:func:`split_maps`): ``@n[priv, hook, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
+        ``[priv, hook]``; ``@targets[target, priv, hook, value]``; ``@table[priv]``, ``@chain[priv]``;
+        ``@envelope[hook, value]``.
     :param unit: "ns" or "instructions".
     """
     names = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}
 
     def place(priv: int, hook: int) -> Key:
         key = (priv & _U64,)
-        return names["table"].get(key), names["chain"].get(key), HOOKS.get(hook, str(hook))
+        table, chain = (names[kind].get(key) for kind in ("table", "chain"))
+        return table and str(table), chain and str(chain), HOOKS.get(hook, str(hook))
 
     exact: dict[Key, Counter[int]] = defaultdict(Counter)
     for priv, hook, value, count in ((*entry.key, entry.value) for entry in _entries(maps.get("n"))):
         exact[place(priv, hook)][value] += count
     probes = [_exact_probe(key, values, mode, unit) for key, values in exact.items()]
+    targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for target, priv, hook, value, count in ((*entry.key, entry.value) for entry in _entries(maps.get("targets"))):
+        targets[place(priv, hook)][_name_target(target)][str(value)] = count
+    by_target = {key: dict(each) for key, each in targets.items()}
+    probes = [
+        replace(each, targets=by_target.get((each.table, each.chain, each.hook))) if each.lookup else each
+        for each in probes
+    ]
     parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "stats", "min", "max")}
     for (priv, hook), stats in parts["stats"].items():
         shape = {kind: parts[kind].get((priv, hook)) for kind in ("hist", "min", "max")}
         probes.append(_summed_probe(place(priv, hook), stats, shape, mode, unit))
-    return tuple(sorted(probes, key=lambda probe: (not probe.lookup, -(probe.sum or 0))))
+    probes += _build_envelopes(maps.get("envelope"), probes, mode, unit)
+    return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
+
+
+def values_by_hook(found: Map | None) -> dict[int, Counter[int]]:
+    """Split ``@envelope[hook, value]``: number of the hook -> value -> events."""
+    hooks: dict[int, Counter[int]] = defaultdict(Counter)
+    for hook, value, count in ((*entry.key, entry.value) for entry in _entries(found)):
+        hooks[hook][value] += count
+    return hooks
+
+
+def _build_envelopes(found: Map | None, calls: Sequence[Probe], mode: Mode, unit: str) -> Iterator[Probe]:
+    for hook, values in values_by_hook(found).items():
+        key = None, None, HOOKS.get(hook, str(hook))
+        probe = _exact_probe(key, values, mode, unit)
+        inside = sum(each.sum or 0 for each in calls if each.hook == probe.hook)
+        share = inside / probe.sum if probe.sum else None
+        yield replace(probe, engine=ENVELOPE, lookup=False, envelope=True, share=share)
+
+
+def counts_calls(script: str) -> bool:
+    """Tell whether a script has the maps from which probes are built; a template of the user's may not."""
+    return "@n[" in script or "@stats[" in script
 
 
 def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
     """Sum the engine's calls up over all hooks; None if there were none."""
-    calls = list(probes)
+    calls = [probe for probe in probes if not probe.envelope]
     if not calls:
         return None
     total = sum(probe.sum or 0 for probe in calls)
@@ -88,6 +162,12 @@ def merge_probes(probes: Iterable[Probe]) -> Probe | None:
         sum=total,
         unit=calls[0].unit,
     )
+
+
+def _name_target(words: int) -> str:
+    """Write a target as ``IP:PORT/PROTOCOL``; its words are this machine's numbers of bytes in network order."""
+    address, rest = ((words >> shift & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for shift in (32, 0))
+    return str(Destination(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
 
 
 def _entries(found: Map | None) -> Iterable[Any]:
@@ -124,6 +204,7 @@ def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe
 
 def _summed_probe(key: Key, stats: Mapping[str, int], shape: Mapping[str, Any], mode: Mode, unit: str) -> Probe:
     buckets = shape["hist"]["buckets"] if shape["hist"] else []
+    histogram = Histogram(tuple(Bucket(**each) for each in buckets if each["count"]))
     return Probe(
         mode.engine,
         *key,
@@ -135,5 +216,6 @@ def _summed_probe(key: Key, stats: Mapping[str, int], shape: Mapping[str, Any], 
         mode=None,
         sum=stats["total"],
         unit=unit,
-        histogram=Histogram(tuple(Bucket(**each) for each in buckets if each["count"])),
+        histogram=histogram,
+        percentiles=estimate_percentiles([histogram], PERCENTILES, shape["min"], shape["max"]),
     )

@@ -11,24 +11,47 @@ import queue
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from ctypes import CDLL, get_errno
+from pathlib import Path
+from typing import Any, TypeVar
 
 import sh
 
+from kproxylat import interrupts
 from kproxylat.errors import CommandError, MachineError
 
-PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-"""Where programs are looked for: PATH, and the directories that an ordinary user's PATH leaves out."""
+Answer = TypeVar("Answer")
+_CLONE_NEWNET = 0x40000000
+"""Kernel, include/uapi/linux/sched.h."""
+_DIRECTORIES = [
+    *os.environ.get("PATH", "").split(os.pathsep),
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+]
+PATH = os.pathsep.join(each for each in _DIRECTORIES if each.startswith("/"))
+"""Where programs are looked for: PATH, and the directories that an ordinary user's PATH leaves out; never the current
+directory, which an empty or relative entry would mean."""
 
 PACKAGES = {
     "bpftrace": "bpftrace",
     "conntrack": "conntrack",
+    "grep": "grep",
+    "hping3": "hping3",
     "ip": "iproute2",
+    "ipset": "ipset",
+    "iptables": "iptables",
+    "ipvsadm": "ipvsadm",
     "iptables-legacy": "iptables",
     "iptables-legacy-restore": "iptables",
+    "iptables-legacy-save": "iptables",
     "iptables-nft": "iptables",
+    "iptables-nft-save": "iptables",
     "iptables-nft-restore": "iptables",
     "modprobe": "kmod",
     "nfacct": "nfacct",
@@ -40,10 +63,37 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
 }
 """Program -> the Debian package that holds it."""
+_DNF_PACKAGES = {
+    "conntrack": "conntrack-tools",
+    "ip": "iproute",
+    "iptables-legacy": "iptables-legacy",
+    "iptables-legacy-restore": "iptables-legacy",
+    "iptables": "iptables-nft",
+    "iptables-nft": "iptables-nft",
+    "iptables-nft-restore": "iptables-nft",
+    "nfacct": "/usr/sbin/nfacct",
+    "sysctl": "procps-ng",
+}
+"""The same on systems with dnf, where the package has another name; dnf takes a file's path, too."""
 
+
+MAX_LINE = 1 << 20
+"""A longer line is read in pieces, so that a program that prints without end does not fill our memory."""
 
 _PIPES: dict[str, Any] = {"_tty_out": False, "_tty_in": False, "_truncate_exc": False, "_new_session": True}
 """Plain pipes, and a session of its own: Ctrl-C on the terminal reaches us alone, and we end our children."""
+
+
+def install(*programs: str) -> tuple[str, str]:
+    """Return the commands that install programs: with apt, and with dnf."""
+    apt = dict.fromkeys(PACKAGES.get(each, each) for each in programs)
+    dnf = dict.fromkeys(_DNF_PACKAGES.get(each, PACKAGES.get(each, each)) for each in programs)
+    return f"apt-get install {' '.join(apt)}", f"dnf install {' '.join(dnf)}"
+
+
+def has_apt() -> bool:
+    """Whether packages are installed with apt here, rather than with dnf."""
+    return not shutil.which("dnf", path=PATH) or bool(shutil.which("apt-get", path=PATH))
 
 
 def find(program: str) -> str:
@@ -54,8 +104,8 @@ def find(program: str) -> str:
     path = shutil.which(program, path=PATH)
     if path is None:
         package = PACKAGES.get(program, program)
-        install = f"install {package}" if " " in package else f"apt-get install {package}"
-        raise MachineError(f"{program} not found", install)
+        command = f"install {package}" if " " in package else install(program)[0 if has_apt() else 1]
+        raise MachineError(f"{program} not found", command)
     return path
 
 
@@ -63,34 +113,65 @@ def _command(argv: tuple[str, ...], netns: str | None) -> tuple[sh.Command, list
     """Put the words together: die with us, enter the namespace, run the program."""
     words = ["--pdeathsig", "KILL"]
     if netns is not None:
-        words += [find("nsenter"), f"--net=/run/netns/{netns}"]
+        words += [find("nsenter"), f"--net={netns_path(netns)}"]
     return sh.Command(find("setpriv")), [*words, find(argv[0]), *argv[1:]]
+
+
+def netns_path(netns: str) -> Path:
+    """Return the file that stands for a network namespace: of a name of ip(8)'s, or a path itself."""
+    return Path("/run/netns", netns)
+
+
+def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
+    """Call a function inside of a network namespace, in a thread of its own; sockets that it opens belong there.
+
+    :param netns: None: ours.
+    :raises MachineError: the namespace cannot be entered. Whatever else ``work`` raises.
+    """
+    if netns is None:
+        return work()
+
+    def enter() -> Answer:
+        # os.setns() is there from Python 3.12 on.
+        with netns_path(netns).open() as file:
+            if CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                raise MachineError(f"network namespace {netns} cannot be entered: {os.strerror(get_errno())}")
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(enter).result()
 
 
 def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """Run a program to its end.
 
     :param argv: the program and its arguments.
-    :param netns: the network namespace it runs in (None: ours).
+    :param netns: the network namespace it runs in, a name of ip(8)'s or a path (None: ours).
     :param stdin: what it reads.
     :param ok: exit statuses that are no failure.
     :return: its standard output.
     :raises CommandError: any other exit status; carries what the program said.
     :raises MachineError: the program is not installed.
     """
-    command, words = _command(argv, netns)
+    out: list[str] = []
+    err: list[str] = []
+    process = Background(*argv, on_out=out.append, on_err=err.append, netns=netns)
     try:
-        done = command(*words, _in=stdin, _ok_code=list(ok), _return_cmd=True, _decode_errors="replace", **_PIPES)
-    except sh.ErrorReturnCode as error:
-        said = (error.stderr or error.stdout).decode(errors="replace")
-        raise CommandError(list(argv), error.exit_code, said) from None
-    return str(done.stdout.decode(errors="replace"))
+        if stdin:
+            process.write(stdin)
+        process.write(None)
+        process.wait(None)
+    finally:
+        process.end()
+    if process.status not in ok:
+        raise CommandError(list(argv), process.status, "".join(err or out))
+    return "".join(out)
 
 
 def _read_lines(reader: int, take: Callable[[str], None]) -> None:
-    """Read a pipe to its end, line by line."""
+    """Read a pipe to its end, line by line; a line without an end comes in pieces of 1 Mi characters."""
     with os.fdopen(reader, encoding="utf-8", errors="replace", newline="\n") as stream:
-        for line in stream:
+        while line := stream.readline(MAX_LINE):
             take(line)
 
 
@@ -129,19 +210,26 @@ class Background:
             _out=writers[0],
             _err=writers[1],
             _env={**os.environ, **(env or {})},
-            _done=lambda *_: self._ended.set(),
             **_PIPES,
         )
         for writer in writers:
             writer.close()
-        for thread in self._readers:
+        for thread in (*self._readers, threading.Thread(target=self._await, daemon=True)):
             thread.start()
         self.pid: int = self._process.pid
+
+    def _await(self) -> None:
+        """Note the end, and that all output is read, at once: sh itself looks only once a second."""
+        with suppress(sh.ErrorReturnCode):
+            self._process.wait()
+        for thread in self._readers:
+            thread.join()
+        self._ended.set()
 
     @property
     def alive(self) -> bool:
         """Whether it still runs (or its output is still being read)."""
-        return not self._ended.is_set() or any(thread.is_alive() for thread in self._readers)
+        return not self._ended.is_set()
 
     @property
     def status(self) -> int:
@@ -163,16 +251,19 @@ class Background:
             except ProcessLookupError:
                 return
 
+    def count_files(self) -> int:
+        """Return how many files it holds open (0: it has ended)."""
+        try:
+            return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+        except OSError:
+            return 0
+
     def wait(self, limit_s: float | None) -> bool:
         """Wait for its end, at most ``limit_s`` seconds (None: as long as it takes).
 
         :return: whether it has ended.
         """
-        started_s = time.monotonic()
-        self._ended.wait(limit_s)
-        for thread in self._readers:
-            thread.join(None if limit_s is None else max(limit_s - (time.monotonic() - started_s), 0))
-        return not self.alive
+        return interrupts.wait(self._ended, limit_s)
 
     def end(self, limit_s: float = 2.0) -> None:
         """Make sure that it and what it started are gone: SIGTERM, and SIGKILL after ``limit_s`` seconds."""
@@ -183,5 +274,6 @@ class Background:
                 self._process.signal_group(signum)
             except ProcessLookupError:
                 break
-            self.wait(limit_s)
+            with interrupts.shielded():
+                self.wait(limit_s)
         self._stdin.put(None)

@@ -9,17 +9,17 @@ from dataclasses import asdict, replace
 from kproxylat.legacy import RunText, read_run
 from kproxylat.model import SCHEMA, Result, Run, from_json
 from kproxylat.modes import MODES, Mode
-from kproxylat.probes import OWN_MAPS, build_path, build_probes
+from kproxylat.probes import build_path, build_probes, split_maps
 
 MARK = "kproxylat record: "
 SIGN = re.compile(r"kproxylat( record)?: ")
-_FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)")
-_REPORT_MAP = re.compile(r"(ipt|nft)_latency_\w+")
+_FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
+_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_\w+")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:
-    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK``."""
-    return f"{version}, {mode.name}/{mode.backend}, {clock}"
+    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK[, from node]``."""
+    return f"{version}, {mode.name}/{mode.backend}, {clock}{', from node' if mode.origin == 'node' else ''}"
 
 
 def render_record(result: Result) -> str:
@@ -43,9 +43,18 @@ def build_recorded(text: RunText) -> Result:
     if not facts or not mode:
         text.warnings.append("the header does not say which mode, backend and clock it was")
         return replace(result, maps=text.maps)
+    mode = mode.from_node() if facts[5] else mode
     if result.run.kproxylat is None:
-        known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, clock=facts[4], cut_short=True)
+        known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, origin=mode.origin, clock=facts[4])
+        known = replace(known, cut_short=True)
         result = replace(result, run=replace(result.run, **{k: v for k, v in asdict(known).items() if v}))
-    probes = build_probes(text.maps, mode, facts[4])
-    others = {name: each for name, each in text.maps.items() if name not in OWN_MAPS and not _REPORT_MAP.match(name)}
-    return replace(result, probes=probes, path=build_path(probes, facts[4]), maps=others)
+    own, others = split_maps(text.maps)
+    probes = build_probes(own, mode, facts[4])
+    others = {name: each for name, each in others.items() if not _REPORT_MAP.match(name)}
+    return replace(
+        result,
+        probes=probes,
+        path=build_path(probes, facts[4]),
+        maps=others,
+        intervals=text.intervals or result.intervals,
+    )

@@ -18,6 +18,7 @@ from kproxylat.errors import MachineError
 from kproxylat.model import Probe, Result, to_json
 from kproxylat.modes import Mode
 from kproxylat.record import render_facts, render_record
+from kproxylat.rights import find_caller
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="
@@ -40,7 +41,10 @@ class RunLog:
         try:
             for number in range(1000):
                 self.path = directory / f"{stem}{f'_{number}' if number else ''}.log"
+                if os.path.lexists(self.path.with_suffix(".json")):
+                    continue
                 try:
+                    # "x" follows no symbolic link: the directory may be another user's.
                     self._file = self.path.open("x", encoding="utf-8", buffering=1)
                     break
                 except FileExistsError:
@@ -51,30 +55,35 @@ class RunLog:
             raise MachineError(
                 f"no log can be written in {directory}: {error.strerror or error}", "pass another --output-dir"
             ) from None
-        give_to_user(self.path)
+        give_to_user(self._file.fileno())
 
     def write(self, text: str) -> None:
         """Append text. A full disk does not stop the run: ``error`` keeps the first failure."""
         try:
-            self._file.write(text)
+            if not self._file.closed:  # a program that is being ended may still have said something
+                self._file.write(text)
         except OSError as error:
             self.error = self.error or error
 
-    def save(self, result: Result) -> None:
+    def save(self, result: Result) -> MachineError | None:
         """Write the result beside the log.
 
-        :raises MachineError: it, or a part of the log, could not be written.
+        :return: that it, or a part of the log, could not be written; it still can be shown.
         """
         path = self.path.with_suffix(".json")
         self.write("\n" + render_record(result))
         try:
             self._file.close()
-            path.write_text(to_json(result) + "\n", encoding="utf-8")
-            give_to_user(path)
+            with path.open("x", encoding="utf-8") as file:
+                file.write(to_json(result) + "\n")
+                give_to_user(file.fileno())
         except OSError as error:
             self.error = self.error or error
-        if self.error:
-            raise MachineError(f"the result could not be saved whole in {path.parent}: {self.error.strerror}")
+        if not self.error:
+            return None
+        return MachineError(
+            f"the result could not be saved whole in {path.parent}: {self.error.strerror}", "make room there"
+        )
 
     def close(self) -> None:
         """Close the log, whatever became of the run."""
@@ -115,10 +124,14 @@ def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> st
     return f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n"
 
 
-def give_to_user(path: Path) -> None:
-    """Under sudo, let a file belong to the user who called it."""
-    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
-        os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID", -1)))
+def give_to_user(path: Path | int) -> None:
+    """Under sudo, let a file or directory belong to the user who called it.
+
+    :param path: an open file's descriptor; of a directory its path, which may not be a symbolic link.
+    """
+    caller = find_caller()
+    if caller:
+        os.chown(path, *caller, follow_symlinks=isinstance(path, int))
 
 
 def render_report(mode: Mode, probe: Probe | None) -> str:

@@ -18,7 +18,7 @@ _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18}
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
 _TIME = re.compile(rb"(\d\d:\d\d:\d\d) Statistics:\r?\Z")
 _ROW = re.compile(
-    rb"(\d\d:\d\d:\d\d) +\| (\d{1,18}) +\| (?:(\d{1,18}) +us|-) +\| (?:(\d{1,18}) +us|-) *\r?\Z",
+    rb"(\d\d:\d\d:\d\d) *\| *(\d{1,18}) *\| *(?:(\d{1,18}) *us|-) *\| *(?:(\d{1,18}) *us|-) *\r?\Z",
 )
 _NEARLY = re.compile(rb"\d\d:\d\d:\d\d (?:SLOW\b|Stat)|  \[\w+\] Cou|\d\d:\d\d:\d\d +\| ")
 _FORMS = {
@@ -34,7 +34,7 @@ _WHOLE = tuple(
     (names, b"".join(_FORMS[name] for name in names))
     for names in (("time", "block iptables", "block nftables"), ("time", "block iptables"), ("time", "block nftables"))
 )
-_VARYING = b"0123456789 \r"
+_BLANKS, _DIGITS = b" \r", b"0123456789"
 
 
 class Summary:
@@ -106,7 +106,8 @@ class Collector:
 
         :return: how many lines they were; 0 if they have to be read one by one.
         """
-        counts = _count_forms(piece.translate(None, _VARYING))
+        dense = piece.translate(None, _BLANKS)
+        counts = _count_forms(dense.translate(None, _DIGITS))
         if not counts:
             return 0
         for engine in ENGINES:
@@ -115,7 +116,7 @@ class Collector:
             if counts[f"block {engine}"]:
                 self._add_blocks(piece, engine, counts[f"block {engine}"])
         if counts["row"] or counts["idle"]:
-            self._add_rows(piece, counts["row"] + counts["idle"])
+            self._add_rows(dense, counts["row"] + counts["idle"])
         if counts["time"]:
             self._time = _time_before(piece, len(piece))
         return sum(counts.values()) + counts["time"]
@@ -153,12 +154,13 @@ class Collector:
         summary.lines = before + count
 
     def _add_rows(self, piece: bytes, count: int) -> None:
+        """Take rows without their blanks."""
         summary = self.intervals.setdefault("", Summary())
         before, total = summary.lines, summary.total + sum(map(int, piece.split(b"|")[1::3]))
         for at in (piece.find(b"|"), piece.rfind(b"|")):
             for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, total)
-        over = re.compile(rb"us +\| " + _over(summary.limit) + rb" +us")
+        over = re.compile(rb"us\|" + _over(summary.limit) + rb"us")
         for match in over.finditer(piece):
             for sample, _, _ in read_sample(_line_at(piece, match.start()), ""):
                 summary.rank(sample)

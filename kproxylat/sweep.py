@@ -1,16 +1,63 @@
-"""Many runs: the lab's modes and backends over numbers of Services."""
+"""Many runs: modes and backends over numbers of Services, in an order that hides no drift, and resumed where they were
+interrupted.
+
+While a sweep is under way, ``sweep_<YYYYmmdd_HHMMSS>.state`` lies in the output directory: its options as a line of
+JSON, then a line for each run that is saved. At its end a ``sweep_<YYYYmmdd_HHMMSS>.json`` takes its place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from random import Random
+from time import monotonic
+from typing import Any
 
-from kproxylat.errors import Interrupted, UsageError
+from kproxylat import __version__, kernel
+from kproxylat.bpftrace import find_version
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.export import export_experiment
 from kproxylat.measure import measure
-from kproxylat.model import Result
+from kproxylat.model import Result, from_json, list_to_json
 from kproxylat.modes import MODES, Mode
 from kproxylat.plan import Lab, Options, check_options
-from kproxylat.screen import say
+from kproxylat.ranking import split_services
+from kproxylat.runlog import give_to_user, make_directory
+from kproxylat.screen import say, show_series
+from kproxylat.series import Series, build_series
+
+MAX_REPEATS = 1000
+
+
+@dataclass
+class Sweep:
+    """What came out.
+
+    :param seed: of the order (None: as planned, which on the instruction clock is as good) and of the bootstrap.
+    :param complete: whether all points were measured. ``resumed``: how many of them before an interruption.
+    :param seconds: how long each run took, by its log's name.
+    """
+
+    seed: int | None
+    repeats: int
+    complete: bool = False
+    resumed: int = 0
+    results: list[Result] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """The results by mode and backend, with their verdicts; those of many Services by the Services before each."""
+        every = [part for each in self.results for part in (split_services(each) if each.services else [each])]
+        return build_series(every, self.seed or 0)
+
+    def to_json(self) -> str:
+        """Write one document: the results of all runs, the series, and how it was measured."""
+        about = {name: getattr(self, name) for name in ("seed", "repeats", "complete", "resumed", "seconds")}
+        return list_to_json(self.results, series=self.series, sweep=about)
 
 
 def find_modes(modes: Iterable[str], backends: Iterable[str]) -> list[Mode]:
@@ -34,31 +81,226 @@ def plan_points(base: Options, modes: Iterable[Mode], services: Iterable[int]) -
 
     :param base: what all points have in common.
     """
-    lab, counts = base.lab or Lab(), list(services)
-    return [replace(base, mode=mode, lab=replace(lab, services=count)) for mode in modes for count in counts]
+    lab, counts = base.lab, list(dict.fromkeys(services))
+    return [
+        replace(base, mode=mode, services=count, lab=replace(lab, services=count) if lab else None)
+        for mode in modes
+        for count in counts
+    ]
 
 
-def check_points(points: Iterable[Options]) -> None:
+def check_points(points: Iterable[Options], repeats: int = 1) -> None:
     """Refuse what cannot be, before anything is measured.
 
-    :raises UsageError: as :func:`kproxylat.plan.check_options`.
+    :raises UsageError: as :func:`kproxylat.plan.check_options`, or so many repeats are not possible.
     """
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise UsageError(f"{repeats} repeats are not possible", f"--repeats takes 1 to {MAX_REPEATS}")
     for point in points:
         check_options(point)
 
 
-def sweep(points: list[Options]) -> tuple[list[Result], Interrupted | None]:
-    """Measure point after point.
+def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[tuple[Options, int]]:
+    """Return the runs in the order in which they are measured: each point once in every round.
 
-    :return: the results so far, and the signal that cut the sweep short, if one did.
+    :param seed: shuffles each round, so that a drift of the machine does not look like the Services' doing (None: not).
+    :return: the point and the number of its repeat, from 0 on.
+    """
+    rng, ordered = Random(seed), []  # noqa: S311 - chance for an order
+    for number in range(repeats):
+        ordered += [(point, number) for point in (points if seed is None else rng.sample(points, len(points)))]
+    return ordered
+
+
+class State:
+    """What of a sweep is measured already, on disk.
+
+    :param directory: where logs and results lie.
+    :param options: what must be the same for a run to count.
+    :param fresh: leave older states alone.
+    :raises MachineError: the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, options: dict[str, Any], seed: int | None, fresh: bool) -> None:
+        make_directory(directory)
+        self.results: dict[str, Result] = {}
+        self.seconds: dict[str, float] = {}
+        for path in () if fresh else sorted(directory.glob("sweep_*.state"), reverse=True):
+            if self._read(path, options):
+                return
+        self.seed = seed
+        self.path = directory / f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}.state"
+        self._write({"options": options, "seed": seed})
+
+    def _read(self, path: Path, options: dict[str, Any]) -> bool:
+        """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
+        try:
+            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            begun = json.loads(head)
+            if begun["options"] != options:
+                return False
+            self.path, self.seed = path, begun["seed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for line in lines:
+            try:
+                done = json.loads(line)
+                result = from_json((path.parent / Path(done["result"]).name).read_text(encoding="utf-8"))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            self.results[done["point"]], self.seconds[done["point"]] = result, done["seconds"]
+        return True
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                # The line before may be torn: begin a new one.
+                file.write(("\n" if file.tell() else "") + json.dumps(line))
+            give_to_user(self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+
+    def add(self, point: str, result: Result, seconds: float) -> None:
+        """Note a run that is measured and saved."""
+        self.results[point], self.seconds[point] = result, seconds
+        if not result.run.cut_short and result.run.log:
+            name = Path(result.run.log).with_suffix(".json").name
+            self._write({"point": point, "seconds": round(seconds, 1), "result": name})
+
+    def close(self, points: Iterable[str], text: str) -> Path:
+        """Save the sweep's document, and forget the points that are in it."""
+        path = self.path.parent / f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
+        done = {f'"point": {json.dumps(point)},' for point in points}
+        try:
+            path.write_text(text + "\n", encoding="utf-8")
+            give_to_user(path)
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            left = [line for line in lines if not any(each in line for each in done)]
+            if left[1:]:
+                self.path.write_text("\n".join(left), encoding="utf-8")
+            else:
+                self.path.unlink()
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        return path
+
+
+def _cannot_write(path: Path, error: OSError) -> MachineError:
+    return MachineError(f"{path} cannot be written: {error.strerror}", "pass another --output-dir")
+
+
+def _save_csv(path: Path, results: Iterable[Result]) -> Path:
+    """Save the old experiment's CSV."""
+    try:
+        path.write_text("".join(export_experiment(results)), encoding="utf-8")
+        give_to_user(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    return path
+
+
+def show(found: Sweep, form: str) -> None:
+    """Write a sweep to stdout.
+
+    :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
+    """
+    if form == "json":
+        print(found.to_json())
+    elif form == "csv":
+        print("".join(export_experiment(found.results)), end="")
+        if any(result.run.clock == "instructions" for result in found.results):
+            say("The old CSV has microseconds only: its figures are empty on the instruction clock")
+    else:
+        show_series(found.series)
+        closed = sum(bool(result.accounting and result.accounting.closed) for result in found.results)
+        print(f"books closed: {closed} of {len(found.results)} runs")
+
+
+def _series(point: Options) -> str:
+    """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
+    return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
+
+
+def _name(point: Options, number: int) -> str:
+    return f"{_series(point)} {point.services} {number}"
+
+
+def _describe(point: Options) -> dict[str, Any]:
+    """Return what must be the same for the runs of a sweep to belong together."""
+    lab, clock = point.lab or Lab(), kernel.detect_clock()
+    rules = lab.ruleset and {**lab.ruleset.digest, "targets": [str(each) for each in point.targets or (point.target,)]}
+    return {
+        **({"ruleset": rules} if rules else {}),
+        **{name: getattr(point, name) for name in ("duration_s", "rate_pps", "warmup", "generator", "probe")},
+        **{"position": point.position or lab.position, "worker_ports": lab.worker_ports},
+        "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
+        **{"clock": list(clock), "kernel": kernel.release(), "bpftrace": find_version()[0], "kproxylat": __version__},
+    }
+
+
+def _time_left(runs: Sequence[tuple[Options, int]], state: State) -> str:
+    """Estimate the time that runs take by that of the measured ones of the nearest number of Services."""
+    known = {int(name.split()[1]): seconds for name, seconds in state.seconds.items()}
+    if not known:
+        return ""
+    left_s = 0.0
+    for point, _ in runs:
+        size = point.services or 0
+        left_s += min(known.items(), key=lambda each: abs(each[0] - size))[1]
+    return f"; about {left_s // 60:.0f} min {left_s % 60:.0f} s left"
+
+
+def sweep(
+    points: Sequence[Options],
+    repeats: int = 1,
+    seed: int | None = None,
+    fresh: bool = False,
+    prepare: Callable[[Options], Options] | None = None,
+) -> tuple[Sweep, Interrupted | MachineError | None]:
+    """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
+
+    :param seed: of the order on the ns clock (None: a new one).
+    :param fresh: measure all of them.
+    :param prepare: makes a cluster what a point says, and returns what is to be measured then. Points are measured in
+        their order, each as often as it has to be, since that takes minutes (None: in the lab).
+    :return: what was measured, and what cut the sweep short: a signal, or a result that could not be saved.
     :raises KproxylatError: as :func:`kproxylat.measure.measure`.
     """
-    results: list[Result] = []
-    for number, point in enumerate(points, 1):
-        count = point.lab.services if point.lab else 0
-        say(f"== run {number} of {len(points)}: {point.mode.name} on {point.mode.backend}, {count} Services")
-        result, interrupted = measure(point)
-        results.append(result)
-        if interrupted:
-            return results, interrupted
-    return results, None
+    kernel.check_root()
+    if prepare or kernel.detect_clock()[0] == "instructions":
+        seed = None
+    elif seed is None:
+        seed = Random().getrandbits(32)  # noqa: S311
+    state = State(points[0].output_dir, _describe(points[0]), seed, fresh)
+    runs = order_points(points, repeats, state.seed)
+    if prepare:
+        runs.sort(key=lambda each: points.index(each[0]))
+    found = Sweep(state.seed, repeats, resumed=sum(_name(*run) in state.results for run in runs))
+    if found.resumed:
+        say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
+    if state.seed is not None:
+        say(f"Order randomised, seed {state.seed}")
+    ended: Interrupted | MachineError | None = None
+    for number, (point, repeat) in enumerate(runs, 1):
+        name = _name(point, repeat)
+        if name not in state.results:
+            left = _time_left([each for each in runs[number - 1 :] if _name(*each) not in state.results], state)
+            series = _series(point).replace("/", " on ")
+            say(f"== run {number} of {len(runs)}: {series}, {point.services:,} Services{left}")
+            begun_s = monotonic()
+            try:
+                result, ended = measure(prepare(point) if prepare else point)
+            except (KproxylatError, Interrupted):
+                say(f"      {len(found.results)} of {len(runs)} runs are kept: the same command goes on from there")
+                raise
+            state.add(name, result, monotonic() - begun_s)
+        found.results.append(state.results[name])
+        found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)
+        if ended:
+            return found, ended
+    found.complete = True
+    saved = state.close([_name(*run) for run in runs], found.to_json())
+    say(f"saved: {saved}")
+    if prepare:
+        say(f"saved: {_save_csv(saved.with_suffix('.csv'), found.results)}")
+    return found, None

@@ -1,21 +1,30 @@
 """Table GENERATORS: who sends the packets. Flows never repeat, so that every packet is looked up.
 
+"sockets" sends from plain sockets (:mod:`kproxylat.sender`); "hping3" sends TCP SYNs, from one address; with "none" the
+traffic comes from elsewhere.
+
 The kernel's pktgen (Documentation/networking/pktgen.rst): one command per write to a file below /proc/net/pktgen, in
 the namespace that sends. Without the flags IPSRC_RND and UDPSRC_RND it steps source address and port together, so that
-A addresses and P ports with no common divisor repeat only after A x P packets.
+A addresses and P ports with no common divisor repeat only after A x P packets. Of IPv6 it has one source address
+(``src6``; it steps none, net/core/pktgen.c, mod_cur_headers), so that no more flows than ports can be made.
 """
 
 from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Callable, Iterator
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from ipaddress import IPv4Network
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from kproxylat.errors import MachineError, UsageError
+from kproxylat.model import Destination, IpNetwork
 from kproxylat.proc import Background, run
 
 PROC = "/proc/net/pktgen"
@@ -25,6 +34,9 @@ PORTS = range(1024, 64523)
 MAX_RATE_PPS = 10_000_000
 RATE_TOLERANCE = 0.05
 WRITE_LIMIT_S = 30
+SENDER = Path(__file__).with_name("sender.py")
+HPING3_LAST_WAIT_S = 1.0
+"""How long hping3 waits for answers after the last packet of ``-c`` (hping2.h, COUNTREACHED_TIMEOUT)."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +45,44 @@ class Burst:
 
     :param source: the addresses to send from; ``skip`` of them are left to an earlier burst.
     :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
+    :param protocol: "udp" or "tcp", of which the SYN is sent.
+    :param targets: where many are sent to in turn, in place of the one.
     """
 
     count: int
     rate_pps: int
-    source: IPv4Network
+    source: IpNetwork
     target_ip: str
     target_port: int
-    netns: str
+    netns: str | None
     device: str
     mac: str
     skip: int = 0
+    protocol: str = "udp"
+    targets: tuple[Destination, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """The first source address."""
+        return str(self.source.network_address + 1 + self.skip)
 
     @property
     def addresses(self) -> int:
         """How many source addresses it takes for flows that never repeat."""
         return -(-self.count // len(PORTS))
 
-    def check(self) -> None:
+    def check(self, most: int | None = None) -> None:
         """Make sure that the sources suffice.
 
+        :param most: how many source addresses the generator can use (None: any number).
         :raises UsageError: they don't.
         """
         free = self.source.num_addresses - 2 - self.skip
+        if most is not None and self.addresses > most:
+            raise UsageError(
+                f"{self.count} packets are more than the {most * len(PORTS)} flows that this generator can make",
+                "a shorter run, a lower rate, or another --generator",
+            )
         if self.addresses > free:
             raise UsageError(
                 f"{self.count} packets need {self.addresses} source addresses, {self.source} has {free}",
@@ -65,17 +92,32 @@ class Burst:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a generator says it did: packets, errors (retries of the device), packets per second."""
+    """What a generator says it did: packets, errors (pktgen's are retries of the device), packets per second.
 
-    count: int
-    errors: int
-    pps: float
+    None is what it does not say.
+    """
+
+    count: int | None = None
+    errors: int | None = None
+    pps: float | None = None
+
+
+class Sender(Background):
+    """A program that sends, or lets the kernel send; its end is the end of the sending.
+
+    :ivar said: the lines that it printed, the last 1,000.
+    """
+
+    def __init__(self, *argv: str, netns: str | None = None) -> None:
+        self.said: deque[str] = deque(maxlen=1000)
+        self.started_s = time.monotonic()
+        super().__init__(*argv, on_out=self.said.append, on_err=self.said.append, netns=netns)
 
 
 class _File:
     """One of pktgen's files, in the namespace that sends: ``tee`` writes to it, line by line."""
 
-    def __init__(self, name: str, netns: str) -> None:
+    def __init__(self, name: str, netns: str | None) -> None:
         self._echo: queue.Queue[str] = queue.Queue()
         # tee echoes a line, then writes it to each file in turn: the echo to the second comes after the write.
         files = f"{PROC}/{name}", "/proc/self/fd/1"
@@ -102,12 +144,14 @@ class _File:
     def close(self) -> None:
         """End tee."""
         self.process.write(None)
-        self.process.wait(WRITE_LIMIT_S)
-        self.process.end()
+        try:
+            self.process.wait(WRITE_LIMIT_S)
+        finally:
+            self.process.end()
 
 
 @contextmanager
-def _open(name: str, netns: str) -> Iterator[_File]:
+def _open(name: str, netns: str | None) -> Iterator[_File]:
     file = _File(name, netns)
     try:
         yield file
@@ -115,14 +159,12 @@ def _open(name: str, netns: str) -> Iterator[_File]:
         file.close()
 
 
-def start_pktgen(burst: Burst) -> Background:
+def start_pktgen(burst: Burst) -> Sender:
     """Set pktgen up and start it.
 
     :return: the writer of ``start``, which ends when all is sent.
     :raises MachineError: pktgen refuses a command, or this kernel has none.
     """
-    burst.check()
-    first = burst.source.network_address + 1 + burst.skip
     with _open(THREAD, burst.netns) as thread:
         thread.write("rem_device_all")
         thread.write(f"add_device {burst.device}")
@@ -130,12 +172,8 @@ def start_pktgen(burst: Burst) -> Background:
         for line in (
             f"count {burst.count}",
             "clone_skb 0",
-            "pkt_size 64",
             f"dst_mac {burst.mac}",
-            f"dst_min {burst.target_ip}",
-            f"dst_max {burst.target_ip}",
-            f"src_min {first}",
-            f"src_max {first + burst.addresses - 1}",
+            *_addresses(burst),
             f"udp_src_min {PORTS.start}",
             f"udp_src_max {PORTS.stop}",
             f"udp_dst_min {burst.target_port}",
@@ -144,22 +182,27 @@ def start_pktgen(burst: Burst) -> Background:
         ):
             device.write(line)
     # The file takes the last character for the end of the line, whatever it is.
-    sender = Background("tee", f"{PROC}/pgctrl", on_out=_ignore, on_err=_ignore, netns=burst.netns)
+    sender = Sender("tee", f"{PROC}/pgctrl", netns=burst.netns)
     sender.write("start\n")
     sender.write(None)
     return sender
 
 
-def _ignore(_: str) -> None:
-    """tee echoes what it writes; whether it could, its exit status says."""
+def _addresses(burst: Burst) -> tuple[str, ...]:
+    """Return the commands that depend on the IP family. An IPv6 packet has a checksum, and 16 bytes of pktgen's own."""
+    if burst.source.version == 6:
+        return "pkt_size 78", f"dst6 {burst.target_ip}", f"src6 {burst.first}", "flag UDPCSUM"
+    last = ip_address(burst.first) + burst.addresses - 1
+    target = f"dst_min {burst.target_ip}", f"dst_max {burst.target_ip}"
+    return "pkt_size 64", *target, f"src_min {burst.first}", f"src_max {last}"
 
 
-def stop_pktgen(burst: Burst) -> None:
+def stop_pktgen(burst: Burst, _: Sender | None = None) -> None:
     """Stop sending, if it still does."""
     run("tee", f"{PROC}/pgctrl", netns=burst.netns, stdin="stop\n")
 
 
-def read_pktgen(burst: Burst) -> Sent:
+def read_pktgen(burst: Burst, _: Sender | None = None) -> Sent:
     """Return what pktgen says it has sent so far, or in all.
 
     Sample, after a run::
@@ -179,14 +222,127 @@ def read_pktgen(burst: Burst) -> Sent:
     return Sent(count, int(sofar[2]), count / int(elapsed[1]) * 1e6 if elapsed and int(elapsed[1]) else 0.0)
 
 
+def start_sockets(burst: Burst) -> Sender:
+    """Start :mod:`kproxylat.sender`."""
+    numbers = burst.addresses, PORTS.start, len(PORTS), burst.count, burst.rate_pps
+    protocol = "-" if burst.targets else burst.protocol
+    words = protocol, burst.target_ip, str(burst.target_port), burst.first, *map(str, numbers)
+    # -I: modules of ours that lie beside it must not stand for Python's own.
+    sender = Sender(sys.executable, "-I", str(SENDER), *words, netns=burst.netns)
+    sender.write("".join(f"{each.protocol} {each.ip} {each.port}\n" for each in burst.targets))
+    sender.write(None)
+    return sender
+
+
+def stop_program(_: Burst, sender: Sender | None) -> None:
+    """Let a program of ours, or hping3, say what it has sent, and end."""
+    if sender:
+        sender.signal(signal.SIGINT)
+
+
+def read_sockets(_: Burst, sender: Sender) -> Sent:
+    """Read what the sender said at its end.
+
+    Sample: ``sent 2000 errors 0 seconds 2.000071``.
+    """
+    said = _find_said(r"sent (\d+) errors (\d+) seconds ([\d.]+)", sender)
+    if said is None:
+        return Sent(0, 0, 0.0)
+    count, seconds = int(said[1]), float(said[3])
+    return Sent(count, int(said[2]), count / seconds if seconds else 0.0)
+
+
+def start_hping3(burst: Burst) -> Sender:
+    """Start hping3: SYNs from one address, whose port goes up by one with every packet."""
+    interval = f"u{max(round(1e6 / burst.rate_pps), 1)}"
+    words = "-q", "-n", "-S", "-I", burst.device, "-i", interval, "-c", str(burst.count), "-a", burst.first
+    return Sender(
+        "hping3", *words, "-s", str(PORTS.start), "-p", str(burst.target_port), burst.target_ip, netns=burst.netns
+    )
+
+
+def read_hping3(burst: Burst, sender: Sender) -> Sent:
+    """Read what hping3 said at its end; it does not say how long it took, so we do.
+
+    Sample: ``2000 packets transmitted, 0 packets received, 100% packet loss``.
+    """
+    elapsed_s = time.monotonic() - sender.started_s
+    said = _find_said(r"(\d+) packets transmitted", sender)
+    count = int(said[1]) if said else 0
+    elapsed_s -= HPING3_LAST_WAIT_S if count == burst.count else 0
+    return Sent(count, None, count / elapsed_s if elapsed_s > 0 else 0.0)
+
+
+def _find_said(pattern: str, sender: Sender) -> re.Match[str] | None:
+    """Find what a program said of its packets; None if our signal ended it before it began.
+
+    :raises MachineError: it said nothing of the kind.
+    """
+    text = "".join(sender.said)
+    found = re.search(pattern, text)
+    if found is None and sender.status != -signal.SIGINT:
+        said = " ".join(text.split())[-200:] or "(it printed nothing)"
+        raise MachineError(f"{Path(sender.argv[0]).name} did not say what it sent: {said}")
+    return found
+
+
 @dataclass(frozen=True)
 class Generator:
-    """How packets are sent: start, stop, read what was sent."""
+    """How packets are sent: start, stop, read what was sent.
 
-    protocol: str
-    start: Callable[[Burst], Background]
-    stop: Callable[[Burst], None]
-    read: Callable[[Burst], Sent]
+    :param protocols: what it can send, the usual one first.
+    :param sends: whether it does: with "none" others do. ``from_node``: whether the node's own packets, too.
+    :param families: the IP families that it can send.
+    :param max_addresses: how many source addresses it can use, by family, where that is not any number.
+    :param modules: kernel modules that it takes. ``tools``: programs. ``ok``: its exit statuses that are no failure.
+    """
+
+    protocols: tuple[str, ...]
+    start: Callable[[Burst], Sender]
+    stop: Callable[[Burst, Sender | None], None]
+    read: Callable[[Burst, Sender], Sent]
+    sends: bool = True
+    from_node: bool = False
+    families: tuple[int, ...] = (4, 6)
+    max_addresses: Mapping[int, int] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    ok: tuple[int, ...] = (0,)
 
 
-GENERATORS = {"pktgen": Generator("udp", start_pktgen, stop_pktgen, read_pktgen)}
+GENERATORS = {
+    "pktgen": Generator(("udp",), start_pktgen, stop_pktgen, read_pktgen, max_addresses={6: 1}, modules=("pktgen",)),
+    "sockets": Generator(("udp", "tcp"), start_sockets, stop_program, read_sockets, from_node=True),
+    # hping3 has no IPv6, and ends with status 1 where nothing answers.
+    "hping3": Generator(
+        *(("tcp",), start_hping3, stop_program, read_hping3),
+        families=(4,),
+        max_addresses={4: 1},
+        tools=("hping3",),
+        ok=(0, 1),
+    ),
+    "none": Generator(
+        ("udp", "tcp"),
+        lambda burst: Sender("sleep", f"{burst.count / burst.rate_pps:f}"),
+        lambda _, sender: sender.end() if sender else None,
+        lambda _burst, _sender: Sent(),
+        sends=False,
+        from_node=True,
+    ),
+}
+
+
+def find_generator(name: str, protocol: str | None = None, family: int = 4) -> Generator:
+    """Return the row of a generator.
+
+    :param protocol: what it is to send (None: anything). ``family``: over IPv4 or IPv6.
+    :raises UsageError: there is no such generator, or it does not send this protocol, or not this family.
+    """
+    if name not in GENERATORS:
+        raise UsageError(f"unknown generator {name!r}", f"--generator takes one of: {', '.join(GENERATORS)}")
+    found = GENERATORS[name]
+    if protocol not in (None, *found.protocols):
+        raise UsageError(f"generator {name} sends no {protocol!r}", f"it sends: {', '.join(found.protocols)}")
+    if family not in found.families:
+        raise UsageError(f"generator {name} sends no IPv{family}", "pass another --generator, such as sockets")
+    return found

@@ -20,25 +20,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+from kproxylat import interrupts
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.proc import Background, find
+from kproxylat.rights import find_caller
 
 BOOT_LIMIT_S = 300
 BOOT_S = 45
 """How long a boot takes under emulation, as measured on 2 cores."""
 SHARE = "kproxylat"
-_SUDO = ("SUDO_UID", "SUDO_GID")
 _GUEST = """\
-mkdir -p /run/root &&
-mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/root &&
-for each in proc sys dev; do mount --rbind /$each /run/root/$each; done &&
-mount --bind /run /run/root/run && mount --bind {writable} /run/root{writable} &&
+mkdir -p /run/host &&
+mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
+for each in proc sys dev; do mount --rbind /$each /run/host/$each; done &&
+mount --bind /run /run/host/run && mount --bind {writable} /run/host{writable} &&
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
-exec chroot /run/root {python} -m kproxylat.guest
+exec chroot /run/host {python} -m kproxylat.guest
 """
 """What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
 touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s."""
 CLOCKS = ("ns", "instructions")
+PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
+"""What another root file system has: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
 
 
@@ -72,9 +75,10 @@ class Machine:
     """A booted guest that runs command lines of ours; a context manager.
 
     :param clock: "ns" or "instructions".
-    :param writable: directory of the host that the guest may write to.
+    :param writable: directory of the host that the guest may write to; below ``root``.
     :param kernel: kernel image (None: the newest in /boot).
-    :param root: root file system to boot over (None: this machine's own).
+    :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
+    :ivar inside: path of ``writable`` in the guest.
     :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
     """
 
@@ -89,6 +93,7 @@ class Machine:
         self.root = root
         self.clock = clock
         self.writable = writable.resolve()
+        self.inside = str("/" / self.writable.relative_to(root.resolve())) if root else str(self.writable)
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -103,13 +108,14 @@ class Machine:
         options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off"]
         # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
         cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
+        caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
         guest = _GUEST.format(
             share=SHARE,
-            writable=shlex.quote(str(self.writable)),
-            # What the guest saves belongs to whoever called sudo out here.
-            sudo=" ".join(f"{name}={os.environ[name]}" for name in _SUDO if os.environ.get(name, "").isdecimal()),
-            package=shlex.quote(str(Path(__file__).parent.parent)),
-            python=shlex.quote(sys.executable),
+            writable=shlex.quote(self.inside),
+            # What the guest saves belongs to whoever called sudo out here, and it believes their templates.
+            sudo=f"SUDO_UID={caller[0]} SUDO_GID={caller[1]}" if caller else "",
+            package=shlex.quote(PACKAGE if self.root else str(Path(__file__).parent.parent)),
+            python=shlex.quote(PYTHON if self.root else sys.executable),
         )
         share = ["-fsdev", f"local,id={SHARE},path={self.root or '/'},security_model=none,readonly=on,multidevs=remap"]
         share += ["-device", f"virtio-9p-pci,fsdev={SHARE},mount_tag={SHARE}"]
@@ -123,8 +129,8 @@ class Machine:
 
     def __enter__(self) -> Self:
         find("qemu-system-x86_64")
-        if "," in f"{self.writable}{self.root or ''}":
-            raise UsageError(f"QEMU takes no comma in a path: {self.writable}")
+        if set(",=") & set(f"{self.writable}{self.root or ''}"):
+            raise UsageError(f"QEMU and virtme-ng take no comma and no = in a path: {self.writable}")
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         program = Path(sys.executable).parent / "virtme-run"
         command = self.command()
@@ -162,9 +168,11 @@ class Machine:
         """Wait for the guest's next event.
 
         :raises MachineError: the guest ended, or ``limit_s`` passed.
+        :raises Interrupted: a signal came.
         """
         waited_s = 0.0
         while self._process.alive or not self._events.empty():
+            interrupts.check()
             try:
                 return self._events.get(timeout=0.5)
             except queue.Empty:
@@ -188,7 +196,8 @@ class Machine:
         :return: its exit status.
         :raises MachineError: the guest died.
         """
-        self._process.write(json.dumps({"argv": list(argv), "cwd": str(Path.cwd()), "program": program}) + "\n")
+        cwd = "/" if self.root else str(Path.cwd())
+        self._process.write(json.dumps({"argv": list(argv), "cwd": cwd, "program": program}) + "\n")
         while True:
             try:
                 event = self._next(None, "finish")

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
-from ipaddress import IPv4Network
 from pathlib import Path
 
-from kproxylat import net
+from kproxylat import interrupts, net
 from kproxylat.books import assemble
 from kproxylat.bpftrace import trace
 from kproxylat.dump import parse_dump
 from kproxylat.errors import Interrupted
-from kproxylat.measure import check_machine
 from kproxylat.model import Destination, Probe, Result, Target
 from kproxylat.modes import Mode
-from kproxylat.plan import make_flow, make_plan
-from kproxylat.probes import build_probes, merge_probes
+from kproxylat.nodes import Node
+from kproxylat.plan import ANY_SOURCE, make_flow, make_plan
+from kproxylat.probes import build_probes, merge_probes, split_maps
 from kproxylat.render import render_script
 from kproxylat.runlog import RunLog, log_header, render_report
 from kproxylat.screen import say
+from kproxylat.stage import check_machine
 
 INTERVAL_S = 5
-ANY_SOURCE = IPv4Network("0.0.0.0/0")
 _HEAD = re.compile(r"(\d\d:\d\d:\d\d) Statistics:$")
 _TAIL = "--\n"
 
@@ -36,18 +36,25 @@ def watch(
     output_dir: Path,
     template: Path | None,
     settings: dict[str, str],
+    probe: str = "auto",
+    node: Node | None = None,
 ) -> Result:
     """Trace the engine's calls, and report to stdout.
 
+    :param mode: of the target's family.
     :param target: whose first packets of a flow to trace (None: all packets on the machine).
     :param duration_s: seconds to trace for (None: until a signal).
+    :param probe: "fentry", "kprobe" or "auto".
+    :param node: the one whose calls to trace, where its network namespace is named (else all of this machine).
     :return: the result, which is saved, too.
     :raises KproxylatError: it cannot be traced.
     """
-    check_machine(mode)
-    script = render_script(
-        make_plan(mode, make_flow(target, ANY_SOURCE) if target else None, INTERVAL_S), template, settings
-    )
+    with interrupts.deferred():
+        check_machine(mode, probe)
+    inode = node.inode if node and node.netns else 0
+    flow = make_flow(target, ANY_SOURCE[mode.family]) if target else None
+    plan = make_plan(mode, flow, probe, INTERVAL_S, netns_inode=inode)
+    script = render_script(plan, template, settings)
     started = datetime.now().astimezone()
     with ExitStack() as stack:
         stack.enter_context(net.lock())
@@ -55,55 +62,80 @@ def watch(
         stack.callback(log.close)
         facts = {"Kube-proxy mode": mode.name, "Worker ClusterIP": target.ip if target else "any"}
         log.write(log_header(mode, facts | {"Backend": mode.backend, "Target": target or "any"}, started))
-        report = IntervalReport(mode, bool(target))
-
-        def take(line: str) -> None:
-            log.write(line)
-            report.feed(line)
-
+        report = IntervalReport(mode, bool(target), log.write)
         say("Starting bpftrace, waiting until its probes are attached...")
-        tracer = stack.enter_context(trace(script, take))
+        tracer = stack.enter_context(trace(script, report.feed))
         say(f"Tracing {mode.engine}; {f'{duration_s:g} s' if duration_s else 'Ctrl-C ends it'}")
         try:
             tracer.wait(duration_s)
         except Interrupted:
             say("Stopping...")
         tracer.stop()
-        result = assemble(mode, started, script, tracer)
+        tracer.stdout.extend(report.flush())
+        same = render_script(plan.anonymous, template, settings)
+        result = assemble(mode, plan.kind, started, same, tracer)
         about = replace(result.run, duration_s=duration_s, log=str(log.path))
         result = replace(result, run=about, target=Target(*target) if target else None)
         final = render_report(mode, result.lookup if target else merge_probes(result.probes))
         print(final, flush=True)
         log.write(final)
-        log.save(result)
+        unsaved = log.save(result)
+    if unsaved:
+        raise unsaved
     return result
 
 
 class IntervalReport:
-    """Turns the maps that the script prints every few seconds into the old scripts' lines, on stdout.
+    """Turns the maps that the script prints every few seconds into the old scripts' lines, on stdout and in the log.
+
+    The maps themselves are neither logged nor kept: a trace of a day would fill memory and disk. Its log grows by about
+    90 bytes an interval, 1.5 MB a day.
 
     :param lookup_only: report the Service lookup alone, not all calls.
+    :param write: writes to the log.
     """
 
-    def __init__(self, mode: Mode, lookup_only: bool) -> None:
+    def __init__(self, mode: Mode, lookup_only: bool, write: Callable[[str], object]) -> None:
         self._mode = mode
         self._lookup_only = lookup_only
+        self._write = write
         self._time = ""
         self._lines: list[str] = []
 
-    def feed(self, line: str) -> None:
-        """Take a line of bpftrace's."""
+    def feed(self, line: str) -> bool:
+        """Take a line of bpftrace's.
+
+        :return: whether it is none of an interval's, and so one for the result.
+        """
         head = _HEAD.match(line)
         if head:
-            self._time, self._lines = head[1], []
-        elif self._time and line == _TAIL:
-            print(f"\n{self._time} Statistics:\n{self._describe()}", flush=True)
-            self._time = ""
-        elif self._time:
+            self.flush()
+            self._time = head[1]
+        elif not self._time or line.startswith("Lost ") or "WARNING" in line:
+            self._write(line)
+            return True
+        elif line == _TAIL:
+            text = f"\n{self._time} Statistics:\n{self._describe()}"
+            print(text, flush=True)
+            self._write(f"{text}\n")
+            self._time, self._lines = "", []
+        else:
             self._lines.append(line)
+        return False
+
+    def flush(self) -> list[str]:
+        """Log the lines of an interval that has no end, as a template of one's own may print it.
+
+        :return: these lines.
+        """
+        lines = self._lines
+        self._write("".join(lines))
+        self._time, self._lines = "", []
+        return lines
 
     def _describe(self) -> str:
-        probes = build_probes(parse_dump("".join(self._lines)), self._mode, "ns")
+        own, _ = split_maps(parse_dump("".join(self._lines)))
+        probes = build_probes(own, self._mode, "ns")
         merged: Probe | None = merge_probes(probe for probe in probes if probe.lookup or not self._lookup_only)
         if merged is None or merged.min is None or merged.mean is None or merged.max is None:
             return "  No packets traced yet. Is traffic running, and is this the mode that kube-proxy has?"

@@ -12,11 +12,12 @@ from kproxylat import bpftrace, proc
 from kproxylat.bpftrace import Tracer, count_lost, find_map_limit, find_version, probe_words, trace
 from kproxylat.errors import MachineError, TemplateError
 from kproxylat.modes import find_mode
+from kproxylat.render import Script
 
 NOTIFY = "__BPFTRACE_NOTIFY_PROBES_ATTACHED"
 WAIT = "while :; do sleep 0.02; done"
 PRINTS_AT_SIGINT = "trap 'echo \"@n[1, 0, 5]: 3\"; exit 0' INT"
-Fake = Callable[..., str]
+Fake = Callable[..., Script]
 SCRIPT = "BEGIN { exit(); }\n"
 
 
@@ -31,16 +32,16 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         program = tmp_path / "bpftrace"
         program.write_text(f'#!/bin/bash\n[ "$1" = --version ] && {{ echo "{version}"; exit 0; }}\n{body}\n')
         program.chmod(0o755)
-        return SCRIPT
+        return Script(SCRIPT)
 
     find_version.cache_clear()
-    bpftrace.check_function.cache_clear()
+    bpftrace.find_engine.cache_clear()
     yield write
     find_version.cache_clear()
-    bpftrace.check_function.cache_clear()
+    bpftrace.find_engine.cache_clear()
 
 
-def start(script: str) -> tuple[Tracer, list[str]]:
+def start(script: Script) -> tuple[Tracer, list[str]]:
     lines: list[str] = []
     return Tracer(script, lines.append), lines
 
@@ -55,8 +56,8 @@ def test_attached_is_read_and_the_maps_come_at_the_end(fake: Fake, ready: str) -
     with trace(script, lines.append) as tracer:
         assert tracer.alive
         tracer.stop()
-    assert tracer.stdout == ["Attaching 3 probes...\n", "@n[1, 0, 5]: 3\n"]
-    assert lines == tracer.stdout
+    assert list(tracer.stdout) == ["Attaching 3 probes...\n", "@n[1, 0, 5]: 3\n"]
+    assert lines == list(tracer.stdout)
     assert not tracer.alive
 
 
@@ -91,11 +92,15 @@ def test_one_that_dies_by_a_signal(fake: Fake) -> None:
 
 
 def test_a_script_that_does_not_compile_is_the_templates_fault(fake: Fake) -> None:
-    said = "/tmp/x/trace-kubeproxy.bt:3:2-9: ERROR: Unknown function: 'foo'"
-    tracer, _ = start(fake(f'echo "{said}" >&2; echo "        ~~~~" >&2; exit 1'))
-    with pytest.raises(TemplateError, match="Unknown function") as caught:
+    said = "stdin:2:2-9: ERROR: Unknown function: 'foo'"
+    script = fake(f'echo "{said}" >&2; echo "        ~~~~" >&2; echo "{said}" >&2; exit 1')
+    script.origins = (("mine.bt.j2", 1), ("mine.bt.j2", 7))
+    tracer, _ = start(script)
+    with pytest.raises(TemplateError) as caught:
         tracer.wait_attached(10)
-    assert "render" in caught.value.remedy
+    assert str(caught.value) == "template mine.bt.j2, line 7: Unknown function: 'foo' (and 1 more)"
+    assert caught.value.remedy.startswith("bpftrace does not compile: ")
+    assert "kproxylat render" in caught.value.remedy
 
 
 def test_one_that_ignores_sigint_is_ended(fake: Fake) -> None:
@@ -103,6 +108,21 @@ def test_one_that_ignores_sigint_is_ended(fake: Fake) -> None:
         with pytest.raises(MachineError, match="did not end within 0 s of SIGINT"):
             tracer.stop(0.3)
         assert not tracer.alive
+
+
+def test_one_that_overhears_sigint_is_asked_again(fake: Fake) -> None:
+    """The real one does so up to 0.17, now and then: outside of epoll_wait."""
+    body = "trap 'if ((asked++)); then exec 9<&-; echo \"@n: 1\"; exit 0; fi' INT"
+    with trace(fake(f"exec 9</dev/null; asked=0; {body}; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        tracer.stop(20)
+    assert list(tracer.stdout) == ["@n: 1\n"]
+
+
+def test_one_that_is_slow_to_end_is_not_asked_again(fake: Fake) -> None:
+    body = 'trap \'exec 9<&-; trap "exit 4" INT; for i in {1..150}; do sleep 0.02; done; echo "@n: 1"; exit 0\' INT'
+    with trace(fake(f"exec 9</dev/null; {body}; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
+        tracer.stop(20)
+    assert list(tracer.stdout) == ["@n: 1\n"]
 
 
 def test_one_that_dies_while_tracing(fake: Fake) -> None:
@@ -130,7 +150,33 @@ def test_20000_lines_come_whole_and_in_order(fake: Fake) -> None:
     script = fake(f"trap 'seq -f \"@n[1, 0, %.0f]: 1\" 20000; exit 0' INT; echo {NOTIFY}; {WAIT}")
     with trace(script, lambda _: None) as tracer:
         tracer.stop()
-    assert tracer.stdout == [f"@n[1, 0, {number}]: 1\n" for number in range(1, 20001)]
+    assert list(tracer.stdout) == [f"@n[1, 0, {number}]: 1\n" for number in range(1, 20001)]
+
+
+def test_of_a_flood_on_stdout_the_end_is_kept(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpftrace, "KEEP_CHARS", 1000)
+    lines: list[str] = []
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000; echo {NOTIFY}; {WAIT}"), lines.append) as tracer:
+        tracer.stop()
+    assert lines[:5000] == [f"{number}\n" for number in range(1, 5001)], "the log has all"
+    assert 900 < sum(map(len, tracer.stdout)) <= 1000
+    assert tracer.stdout[-1] == "@n[1, 0, 5]: 3\n"
+    assert tracer.forgotten == 5001 - len(tracer.stdout)
+
+
+def test_a_line_without_end_comes_in_pieces(fake: Fake) -> None:
+    flood = "head -c 3000000 /dev/zero | tr '\\0' x"
+    with trace(fake(f"trap 'echo; echo \"@n: 3\"; exit 0' INT; {flood}; echo {NOTIFY} >&2; {WAIT}"), len) as tracer:
+        tracer.stop()
+    assert max(map(len, tracer.stdout)) == proc.MAX_LINE
+    assert "".join(tracer.stdout) == "x" * 3_000_000 + "\n@n: 3\n"
+
+
+def test_lines_that_are_not_wanted_are_not_kept(fake: Fake) -> None:
+    script = fake(f"{PRINTS_AT_SIGINT}; seq 50; echo {NOTIFY}; {WAIT}")
+    with trace(script, lambda line: line.startswith("@")) as tracer:
+        tracer.stop()
+    assert list(tracer.stdout) == ["@n[1, 0, 5]: 3\n"]
 
 
 def test_of_a_flood_on_stderr_the_beginning_is_kept(fake: Fake) -> None:
@@ -200,27 +246,63 @@ def test_the_map_limit_is_named_as_the_version_names_it(fake: Fake, monkeypatch:
         find_map_limit("ns")
 
 
-LISTED = """echo "kfunc:ip_tables:ipt_do_table"
+LISTED = """echo "kfunc:vmlinux:ipt_do_table"
 echo "    void * priv"; echo "    struct sk_buff * skb"; echo "    const struct nf_hook_state * {last}"
 echo "    unsigned int retval"
 """
+LEGACY = find_mode("iptables", "legacy")
+NOTHING = "echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1"
 
 
-def test_an_engine_with_the_arguments_that_we_expect(fake: Fake) -> None:
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Be another kernel, of which all is built in."""
+    monkeypatch.setattr(bpftrace, "btf_module", lambda _: "vmlinux")
+    monkeypatch.setattr(bpftrace, "has_function", lambda name: name == "ipt_do_table")
+    return lambda *version: monkeypatch.setattr(bpftrace, "version_numbers", lambda: version)
+
+
+def test_an_engine_with_the_arguments_that_we_expect(fake: Fake, kernel: Callable[[int, int], None]) -> None:
+    kernel(6, 1)
     fake(LISTED.format(last="state"))
-    bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "fentry")
+    assert bpftrace.find_engine(LEGACY, "kprobe") == (LEGACY.engines[0], "kprobe")
 
 
-def test_an_engine_with_other_arguments_is_refused(fake: Fake) -> None:
+def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[[int, int], None]) -> None:
+    kernel(5, 14)
+    lines = (
+        LISTED.format(last="table")
+        .replace('echo "    void * priv"; ', "")
+        .replace("struct sk_buff * skb", "void * skb")
+    )
+    fake(lines.replace("nf_hook_state * table", 'nf_hook_state * state"; echo "    struct xt_table * table'))
+    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "fentry")
+
+
+def test_without_types_it_is_kprobes_and_the_kernels_version(fake: Fake, kernel: Callable[[int, int], None]) -> None:
+    fake(NOTHING)
+    kernel(5, 10)
+    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "kprobe")
+    kernel(6, 1)
+    bpftrace.find_engine.cache_clear()
+    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "kprobe")
+    with pytest.raises(MachineError, match="no function ipt_do_table that fentry can trace"):
+        bpftrace.find_engine(LEGACY, "fentry")
+
+
+def test_an_engine_with_other_arguments_is_refused(fake: Fake, kernel: Callable[[int, int], None]) -> None:
+    kernel(6, 1)
     fake(LISTED.format(last="table"))
     with pytest.raises(MachineError, match=r"takes \(priv, skb, table\), not \(priv, skb, state\)"):
-        bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+        bpftrace.find_engine(LEGACY, "fentry")
 
 
-def test_an_engine_that_is_not_there_is_refused(fake: Fake) -> None:
-    fake("echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1")
-    with pytest.raises(MachineError, match="no function ipt_do_table"):
-        bpftrace.check_function(find_mode("iptables", "legacy"), "ip_tables")
+def test_an_engine_that_is_not_there_is_refused(fake: Fake, kernel: Callable[[int, int], None]) -> None:
+    kernel(6, 1)
+    fake(NOTHING)
+    with pytest.raises(MachineError, match="no function ip_vs_in_hook that kprobe can trace"):
+        bpftrace.find_engine(find_mode("ipvs", None), "auto")
 
 
 @pytest.mark.parametrize(

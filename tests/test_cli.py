@@ -13,10 +13,12 @@ import pytest
 from kproxylat import __version__, cli, kernel, net, proc
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("run", "sweep", "trace", "render", "cleanup", "parse")
-HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy")
+COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
+            *("capture", "whatif"))  # fmt: skip
+HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
+RULES = str(ROOT / "tests/kube-proxy-rules/iptables-nft/n0/iptables-nft-save.txt")
 TARGET = ("run", "--mode", "nftables", "--target")
 Captured = pytest.CaptureFixture[str]
 
@@ -48,7 +50,17 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
         ((*LAB, "--mode", "iptables", "--backend", "ipvs"), "no backend 'ipvs'"),
         ((*LAB, "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'"),
-        ((*TARGET[:2], "iptables", "--target", "10.96.0.10:80"), "--backend legacy or nft"),
+        ((*LAB, "--ruleset", "/nowhere"), "/nowhere does not exist"),
+        (("run", "--ruleset", "/nowhere"), "--ruleset is for the lab"),
+        ((*LAB, "--every-service"), "--every-service is for a --ruleset"),
+        ((*LAB, "--ruleset", RULES), "either --target IP:PORT or --every-service"),
+        ((*LAB, "--ruleset", RULES, "--target", "10.96.0.1:443"), "no Service 10.96.0.1:443 with an endpoint"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "--generator", "pktgen"), "pktgen sends to one Service only"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "0.001", "1000"), "1 packets are too few for 4 Services"),
+        ((*LAB, "--ruleset", RULES, "--mode", "ipvs", "--every-service"), "no rules of mode ipvs"),
+        (("whatif", RULES, "--packets", "0"), "0 packets to each Service"),
+        (("whatif", "/nowhere"), "/nowhere does not exist"),
+        (("whatif", RULES, "--kernel", "/boot/vmlinuz"), "add --vm"),
         ((*LAB, "0"), "duration"),
         ((*LAB, "--", "-5"), "duration"),
         ((*LAB, "nan"), "duration"),
@@ -63,6 +75,10 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*LAB, "86400", "10000000"), "number of packets"),
         ((*LAB, "1", "10", "99999999"), "warm-up"),
         ((*LAB, "--", "1", "10", "-1"), "warm-up"),
+        ((*LAB, "--generator", "iperf"), "unknown generator 'iperf'"),
+        ((*LAB, "--protocol", "tcp"), "pktgen sends no 'tcp'"),
+        ((*LAB, "--generator", "hping3", "--protocol", "udp"), "hping3 sends no 'udp'"),
+        ((*LAB, "--generator", "hping3"), "more than the 63499 flows"),
         ((*LAB, "--services", "-1"), "-1 Services"),
         ((*LAB, "--services", "60001"), "60001 Services"),
         ((*LAB, "--services", "many"), ""),
@@ -72,7 +88,11 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*LAB, "--source", "10.244.0.0"), "source addresses"),
         ((*LAB, "--source", "10.244.0.1/16"), "no network"),
         ((*LAB, "--source", "10.244.0.0/33"), "no network"),
-        ((*LAB, "--source", "fd00::/64"), "no network"),
+        ((*LAB, "--source", "fd00::/64x"), "no network"),
+        ((*LAB, "--source", "fd00::/64"), "source fd00::/64 is not IPv4, as the target is"),
+        ((*LAB, "--family", "5"), "'5' is not one of '4', '6'"),
+        ((*LAB, "--family", "6", "--generator", "hping3"), "generator hping3 sends no IPv6"),
+        ((*LAB, "--family", "6", "7", "10000"), "more than the 63499 flows that this generator can make"),
         ((*LAB, "--source", "here"), "no network"),
         ((*LAB, "--source", "10.244.0.0/30", "86400", "20000"), "source addresses"),
         ((*LAB, "--template", "nowhere.bt.j2"), "nowhere.bt.j2 does not exist"),
@@ -82,35 +102,51 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*LAB, "--set", "a=$(id)"), "a value takes letters"),
         ((*LAB, "--set", "plan=5"), "not a name"),
         ((*LAB, "--target", "10.96.0.10:80", "--mode", "nftables"), "--lab or --target"),
-        (("run",), "--target IP:PORT --mode"),
-        (("run", "30", "10000"), "--target IP:PORT --mode"),
-        (("run", "--target", "10.96.0.10:80"), "--target IP:PORT --mode"),
-        (("run", "--mode", "nftables"), "--target IP:PORT --mode"),
         ((*TARGET, "worker:80"), "'worker:80' is no target"),
         ((*TARGET, "10.96.0.10"), "is no target"),
         ((*TARGET, "10.96.0.256:80"), "is no target"),
         ((*TARGET, "10.96.0.10:http"), "is no target"),
         ((*TARGET, "10.96.0.10:0"), "1 to 65535"),
         ((*TARGET, "10.96.0.10:70000"), "1 to 65535"),
-        ((*TARGET, "10.96.0.10:-1"), "1 to 65535"),
+        ((*TARGET, "10.96.0.10:-1"), "is no target"),
         ((*TARGET, "127.0.0.1:80"), "ClusterIP"),
         ((*TARGET, "224.0.0.1:80"), "ClusterIP"),
         ((*TARGET, "0.0.0.0:80"), "ClusterIP"),
-        ((*TARGET, "[fd00::1]:80"), "is no target"),
-        ((*TARGET, ""), "--target IP:PORT --mode"),
+        ((*TARGET, "fd00::1:80"), "is no target"),
+        ((*TARGET, "[10.96.0.10]:80"), "is no target"),
+        ((*TARGET, "[fe80::1%eth0]:80"), "is no target"),
+        ((*TARGET, "[ff02::1]:80"), "no target of a Service"),
+        ((*TARGET, "[fd00::1]:80", "--family", "4"), "target [fd00::1]:80 is IPv6, and --family 4 is passed"),
+        ((*TARGET, ""), "'' is no target"),
         ((*LAB, "--clock", "instructions"), "--vm"),
         ((*LAB, "--kernel", "/boot/vmlinuz"), "--vm"),
         ((*LAB, "--clock", "sundial", "--vm"), "sundial"),
         ((*LAB, "--format", "xml"), "xml"),
         ((*LAB, "--no-such-option"), "--no-such-option"),
-        (("sweep", "--services", "10"), "--lab"),
+        ((*LAB, "--netns", "/run/netns/x"), "--lab makes its own node"),
+        ((*LAB, "--allow", "net.ipv4.ip_forward"), "--lab makes its own node"),
+        ((*TARGET, "10.96.0.10:80", "--allow", "kernel.panic"), "--allow kernel.panic is never needed"),
+        ((*TARGET, "10.96.0.10:80", "--netns", "/nowhere"), "/nowhere is no network namespace"),
+        ((*TARGET, "10.96.0.10:80", "--netns", "/etc/passwd"), "/etc/passwd is no network namespace"),
+        ((*TARGET, "10.96.0.10:80", "--netns", "/x", "--node-container", "y"), "name the same thing"),
+        ((*TARGET, "10.96.0.10:80", "--node-container", "--privileged"), "no name of a container"),
         (("sweep", "--lab", "--services", "10,many"), "no list of numbers"),
         (("sweep", "--lab", "--services", ""), "no list of numbers"),
+        (("sweep", "--lab"), "no list of numbers"),
+        ((*SWEEP, "--ruleset", RULES, "--every-service"), "--ruleset brings its own Services"),
+        ((*SWEEP, "--target", "10.96.0.9:80"), "--target is for a --ruleset here"),
+        (("sweep", "--lab", "--ruleset", RULES), "either --target IP:PORT or --every-service"),
+        (
+            ("sweep", "--lab", "--ruleset", RULES, "--every-service", "--backend", "ipvs"),
+            "mode iptables has no backend",
+        ),
         (("sweep", "--lab", "--services", "10,-1"), "-1 Services"),
         ((*SWEEP, "--mode", "iptables,ipvs4"), "unknown mode 'ipvs4'"),
         ((*SWEEP, "--backend", "xt"), "unknown backend 'xt'"),
         ((*SWEEP, "--mode", "nftables", "--backend", "legacy"), "no mode has these backends"),
         ((*SWEEP, "0"), "duration"),
+        ((*SWEEP, "--repeats", "0"), "0 repeats"),
+        ((*SWEEP, "--repeats", "1001"), "1001 repeats"),
         ((*SWEEP, "--clock", "instructions"), "--vm"),
         (("trace",), "--mode"),
         (("trace", "--mode", "ipvs4"), "unknown mode"),
@@ -242,7 +278,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 def test_the_program_itself() -> None:
     done = python("-m", "kproxylat", "run", "--lab", "--mode", "ipvs4")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "kproxylat: unknown mode 'ipvs4'\n  --mode takes one of: iptables, nftables\n"
+    assert done.stderr == "kproxylat: unknown mode 'ipvs4'\n  --mode takes one of: iptables, ipvs, nftables\n"
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
+from kproxylat.errors import LogError
 from kproxylat.export import EXPORTERS, export_csv, export_experiment, export_json, export_openmetrics, export_table
 from kproxylat.logs import LogReader, read_log
-from kproxylat.model import Bucket, Histogram, Probe, Result, Run, Target
+from kproxylat.model import Bounded, Bucket, Histogram, Overhead, Probe, Result, Run, Target
 from kproxylat.percentiles import add_percentiles
+from kproxylat.screen import show_result
 
 DUMPS = Path(__file__).parent / "dumps"
 
@@ -56,7 +60,7 @@ def test_csv() -> None:
         "2",
     )
     assert float(rows[0]["p50_lo"]) <= float(rows[0]["p50"]) <= float(rows[0]["p50_hi"])
-    assert json.loads(rows[2]["maps"])["str"] == "plain text"
+    assert json.loads(rows[2]["maps"])["str"] == {"kind": "str", "entries": [{"key": [], "value": "plain text"}]}
 
 
 def test_experiment_csv_can_be_read_back() -> None:
@@ -92,6 +96,41 @@ def test_openmetrics_is_accepted() -> None:
     assert [each.name for each in text_format(text)], "the textfile collector reads the older text format"
 
 
+def test_every_map_is_in_every_export() -> None:
+    for path in sorted(DUMPS.glob("*--*.*")):
+        try:
+            found = list(read_log(str(path)))
+        except LogError:
+            continue
+        names = {name for each in found for name in each.maps}
+        document = json.loads("".join(export_json(found)))
+        assert {name for each in document["results"] for name in each["maps"]} == names
+        rows = list(csv.DictReader(io.StringIO("".join(export_csv(found)))))
+        assert {name for row in rows for name in json.loads(row["maps"])} == names
+        families = list(text_string_to_metric_families("".join(export_openmetrics(found))))
+        samples = [each for family in families for each in family.samples if "map" in each.labels]
+        assert {each.labels["map"] for each in samples} == names
+        table = "".join(export_table(found))
+        assert all(name in table for name in names)
+
+
+def test_openmetrics_has_histograms_stats_and_texts_of_maps() -> None:
+    text = (
+        "@hist[7]:\n[1]                    2 |@@@@|\n[2, 4)                 3 |@@@@@@|\n\n"
+        "@name[x]: some\n@s: count 3, average 2, total 6\n\n"
+    )
+    (result,) = LogReader("x").read(io.BytesIO(b"Attaching 1 probe...\n" + text.encode()))
+    families = text_string_to_metric_families("".join(export_openmetrics([result])))
+    samples = {
+        (each.name, each.labels["map"], *each.labels.values()): each.value for f in families for each in f.samples
+    }
+    shown = {(key[0], key[1], value) for key, value in samples.items()}
+    assert ("kproxylat_map_events_bucket", "hist", 5) in shown
+    assert {("kproxylat_map", "s", 3), ("kproxylat_map", "s", 2), ("kproxylat_map", "s", 6)} <= shown
+    assert ("kproxylat_map_text", "name", 1) in shown
+    assert {("kproxylat_map_entries", name, 1) for name in ("hist", "name", "s")} <= shown
+
+
 def test_openmetrics_of_instructions_is_another_metric() -> None:
     text = "".join(export_openmetrics([ours(5, "instructions")]))
     names = [each.name for each in text_string_to_metric_families(text)]
@@ -119,3 +158,65 @@ def test_table_fits_eighty_columns() -> None:
 def test_every_exporter_takes_an_empty_result() -> None:
     for export in EXPORTERS.values():
         assert isinstance("".join(export([Result(Run())])), str)
+
+
+def around() -> Result:
+    """A result with the whole hook around the lookup, and with what tracing adds."""
+    result = ours(3, "instructions")
+    call = replace(result.probes[0], mode=700)
+    whole = replace(
+        call, engine="nf_hook_slow", table=None, chain=None, lookup=False, mean=5000.0, envelope=True, share=0.14
+    )
+    added = Overhead("instructions", "PREROUTING", 4, 1, Bounded(250, 250, 250), Bounded(1900, 1900, 1900), 400)
+    return replace(result, probes=(call, whole), overhead=added)
+
+
+def test_the_whole_hook_and_what_tracing_adds_are_in_every_export() -> None:
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([around()]))))
+    shown = {name: row[name] for name in ("hook", "mean", "envelope_mean", "rules_share")}
+    assert shown == {"hook": "PREROUTING", "mean": "700.0", "envelope_mean": "5000.0", "rules_share": "0.14"}
+    assert [row[name] for name in ("empty_adds", "script_adds", "untraced_lo", "untraced_hi")] == [
+        *("250", "1900", "50", "300")
+    ]
+    (document,) = json.loads("".join(export_json([around()])))["results"]
+    assert document["probes"][1]["share"] == 0.14
+    assert document["overhead"]["script"] == {"estimate": 1900, "lo": 1900, "hi": 1900}
+    families = {
+        each.name: each for each in text_string_to_metric_families("".join(export_openmetrics([around(), around()])))
+    }
+    counts = {
+        name: [each.value for each in families[name].samples if each.name.endswith("_count")]
+        for name in ("kproxylat_latency_instructions", "kproxylat_envelope_instructions")
+    }
+    assert counts == {"kproxylat_latency_instructions": [8.0], "kproxylat_envelope_instructions": [8.0]}
+    (share,) = families["kproxylat_rules_share"].samples
+    assert (share.labels["hook"], share.value) == ("PREROUTING", 0.14)
+    added = {each.labels["probes"]: each.value for each in families["kproxylat_added_instructions"].samples}
+    assert added == {"empty": 250.0, "script": 1900.0}
+    text = "".join(export_table([around()]))
+    assert "the rules take 14.0% of PREROUTING" in text
+    said = "tracing adds 1900 instructions to a call (an empty pair of probes 250); untraced it is 50 to 300"
+    assert said in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_without_them_their_columns_are_empty_and_their_metrics_absent() -> None:
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([ours(3)]))))
+    assert {row[name] for name in ("envelope_mean", "rules_share", "empty_adds", "untraced_lo")} == {""}
+    text = "".join(export_openmetrics([ours(3)]))
+    assert "kproxylat_added" not in text
+    assert "kproxylat_rules_share" not in text
+
+
+def test_the_screens_tables_of_them_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(around())
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"^ ?PREROUTING .* 14\.0%$", out, re.M), out
+    assert re.search(r"^ ?nat \*\s+PREROUTING\s+700\s+50\s+300$", out, re.M), out
+    assert "an empty pair of probes 250;" in " ".join(out.split())
+    ns = replace(around(), overhead=Overhead("ns", "INPUT", 4, 1, Bounded(20.5, 18, 23), Bounded(650, 600, 700.25), 40))
+    show_result(ns)
+    out = capsys.readouterr().out
+    assert "20.5 (18 to 23)" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80

@@ -12,7 +12,7 @@ import pytest
 
 from kproxylat.errors import UsageError
 from kproxylat.lab import Service, dummy_service, place_services, render_ruleset
-from kproxylat.modes import find_mode
+from kproxylat.modes import Mode, find_mode
 
 CAPTURED = Path(__file__).parent / "kube-proxy-rules"
 ENDPOINT = ("10.244.1.10:50051",)
@@ -23,6 +23,11 @@ ALWAYS = [
     Service("default/worker-dual:grpc", "tcp", "10.96.100.52", 50051, ENDPOINT),
     Service("default/worker-dual:grpc-udp", "udp", "10.96.100.52", 50051, ENDPOINT),
 ]
+
+
+def text_of(mode: Mode, services: list[Service]) -> str:
+    """Return what the last command of a ruleset reads."""
+    return render_ruleset(mode, services)[-1][1]
 
 
 def captured(name: str) -> str:
@@ -76,7 +81,7 @@ def test_iptables_rules_are_kube_proxys(backend: str, dummies: int) -> None:
     theirs = iptables_chains(rules)
     services = [*ALWAYS, *(commented(dummy_service(number), rules) for number in range(dummies))]
     assert sum(each.commented for each in services) > 0.9 * dummies
-    ours = iptables_chains(render_ruleset(find_mode("iptables", backend), services))
+    ours = iptables_chains(text_of(find_mode("iptables", backend), services))
     assert sum(len(rules) for name, rules in theirs.items() if name.startswith("*nat KUBE-S")) > 12 + 5 * dummies
     assert ours == theirs
 
@@ -85,7 +90,7 @@ def test_iptables_rules_are_kube_proxys(backend: str, dummies: int) -> None:
 def test_nftables_rules_are_kube_proxys(dummies: int) -> None:
     theirs = nft_blocks(captured(f"nftables/n{dummies}/nft-list-ruleset.txt"))
     services = [*ALWAYS, *(dummy_service(number) for number in range(dummies))]
-    ours = nft_blocks(render_ruleset(find_mode("nftables", None), services))
+    ours = nft_blocks(text_of(find_mode("nftables", None), services))
     assert len(theirs["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
     assert ours == theirs
 
@@ -116,7 +121,34 @@ def test_impossible_lab_is_refused(count: int, position: str, ports: str) -> Non
 def test_several_endpoints_share_by_probability() -> None:
     """Kubernetes, pkg/proxy/iptables/proxier.go: the k-th of n endpoints gets 1/(n-k), the last gets the rest."""
     service = Service("default/many:http", "tcp", "10.96.0.9", 80, ("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"))
-    text = render_ruleset(find_mode("iptables", "nft"), [service])
+    text = text_of(find_mode("iptables", "nft"), [service])
     assert re.findall(r"--probability (\S+)", text) == ["0.3333333333", "0.5000000000"]
-    nft = render_ruleset(find_mode("nftables", None), [service])
+    nft = text_of(find_mode("nftables", None), [service])
     assert "numgen random mod 3 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80, 2 : 10.0.0.3 . 80 }" in nft
+
+
+def test_services_that_share_an_endpoint_are_one_element_of_a_set() -> None:
+    for argv, text in render_ruleset(find_mode("ipvs", None), ALWAYS):
+        if argv[0] in ("ipset", "ip", "ipvsadm"):
+            assert len(set(text.splitlines())) == len(text.splitlines()), argv
+    assert "add KUBE-LOOP-BACK 10.244.1.10,udp:50051,10.244.1.10" in text_of_sets(ALWAYS)
+
+
+def text_of_sets(services: list[Service]) -> list[str]:
+    return dict(render_ruleset(find_mode("ipvs", None), services))[("ipset", "restore")].splitlines()
+
+
+def test_ipvs_has_every_service_in_each_of_its_parts() -> None:
+    services = place_services(3, "last", "both")
+    parts = {argv[0]: text for argv, text in render_ruleset(find_mode("ipvs", None), services)}
+    addresses = parts["ip"].splitlines()
+    assert addresses[0] == "link add kube-ipvs0 type dummy"
+    assert addresses[1:] == [f"address add {ip}/32 dev kube-ipvs0" for ip in dict.fromkeys(s.ip for s in services)]
+    sets = parts["ipset"].splitlines()
+    assert "add KUBE-CLUSTER-IP 10.96.100.50,udp:50051" in sets
+    assert "add KUBE-LOOP-BACK 10.244.1.10,tcp:50051,10.244.1.10" in sets
+    servers = parts["ipvsadm"].splitlines()
+    assert servers[:2] == ["-A -t 10.97.0.1:80 -s rr", "-a -t 10.97.0.1:80 -r 10.245.0.1:80 -m -w 1"]
+    assert servers[-2:] == ["-A -u 10.96.100.50:50051 -s rr", "-a -u 10.96.100.50:50051 -r 10.244.1.10:50051 -m -w 1"]
+    named = set(re.findall(r"--match-set (\S+)", parts["iptables-nft-restore"]))
+    assert named <= {line.split()[1] for line in sets if line.startswith("create")}

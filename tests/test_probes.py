@@ -11,7 +11,7 @@ from kproxylat.dump import parse_dump
 from kproxylat.model import Bucket, Percentile, Probe
 from kproxylat.modes import find_mode
 from kproxylat.percentiles import compute_percentiles
-from kproxylat.probes import bucket_bounds, build_histogram, build_path, build_probes, merge_probes
+from kproxylat.probes import bucket_bounds, build_histogram, build_path, build_probes, merge_probes, split_maps
 
 LEGACY = find_mode("iptables", "legacy")
 NFT = find_mode("nftables", None)
@@ -109,6 +109,42 @@ def test_the_summed_maps_of_trace() -> None:
     assert (other.min, other.max, other.histogram.buckets) == (None, None, ())
 
 
+ENVELOPES = f"""@n[{NAT}, 0, 700]: 3
+@n[{MANGLE}, 0, 100]: 3
+@n[{MANGLE}, 2, 50]: 3
+@envelope[0, 3000]: 2
+@envelope[0, 6000]: 1
+@envelope[4, 500]: 3
+@table[{NAT}]: nat
+@table[{MANGLE}]: mangle
+"""
+
+
+def test_envelopes_come_last_with_the_share_of_the_calls_at_their_hook() -> None:
+    probes = build_probes(parse_dump(ENVELOPES), LEGACY, "instructions")
+    assert [(each.engine, each.hook, each.count, each.lookup) for each in probes] == [
+        ("ipt_do_table", "PREROUTING", 3, True),
+        ("ipt_do_table", "PREROUTING", 3, False),
+        ("ipt_do_table", "FORWARD", 3, False),
+        ("nf_hook_slow", "PREROUTING", 3, False),
+        ("nf_hook_slow", "POSTROUTING", 3, False),
+    ]
+    before, after = probes[3:]
+    assert before.envelope
+    assert (before.sum, before.mode, before.share) == (12_000, 3000, (3 * 700 + 3 * 100) / 12_000)
+    assert after.share == 0
+    assert {each.share for each in probes[:3]} == {None}
+
+
+def test_an_envelope_is_no_lookup_and_not_in_the_path() -> None:
+    ipvs = find_mode("ipvs", None)
+    probes = build_probes(parse_dump(f"@n[{NAT}, 1, 700]: 3\n@envelope[1, 900]: 3\n"), ipvs, "ns")
+    assert [(each.lookup, each.envelope) for each in probes] == [(True, False), (False, True)]
+    path = build_path(probes, "ns")
+    assert path
+    assert (path.calls, path.sum, path.per_packet) == (3, 2100, 700)
+
+
 def test_no_maps_no_probes() -> None:
     assert build_probes({}, LEGACY, "ns") == ()
 
@@ -184,3 +220,33 @@ def test_the_path_is_all_calls_for_each_lookup() -> None:
     assert without is not None
     assert without.per_packet is None
     assert build_path([], "ns") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@n: 5\n",
+        "@n[1, 0]: 5\n",
+        "@n[a, 0, 1]: 5\n",
+        "@n[1, 0, 1]: text\n",
+        "@stats[1, 0]: 7\n",
+        "@stats[1]: count 3, average 2, total 6\n\n",
+        "@start[77]: 5\n@latency_ns:\n[1]        2 |@@@@|\n\n",
+    ],
+)
+def test_a_templates_maps_of_our_names_stay_the_templates(text: str) -> None:
+    maps = parse_dump(text)
+    own, others = split_maps(maps)
+    assert (own, others) == ({}, maps)
+    assert build_probes(own, LEGACY, "ns") == ()
+
+
+def test_our_own_maps_are_told_from_others() -> None:
+    own, others = split_maps(parse_dump(exact_dump()))
+    assert (set(own), set(others)) == ({"n", "table"}, {"chain_of_another_template"})
+
+
+def test_a_chain_may_be_named_like_a_number() -> None:
+    own, _ = split_maps(parse_dump("@chain[1]: 7\n@n[1, 0, 3]: 1\n@table[1]: 12\n"))
+    (probe,) = build_probes(own, NFT, "ns")
+    assert (probe.table, probe.chain) == ("12", "7")

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat import runlog
+from kproxylat.dump import parse_dump
 from kproxylat.errors import MachineError
 from kproxylat.logs import read_log
-from kproxylat.model import Probe, Result, Run
+from kproxylat.model import Bounded, Overhead, Probe, Result, Run, Target
 from kproxylat.modes import find_mode
+from kproxylat.probes import build_path, build_probes, split_maps
 from kproxylat.runlog import RunLog, log_header, make_directory, render_report
 
 STARTED = datetime(2025, 3, 4, 5, 6, 7)
@@ -184,6 +187,60 @@ def test_our_own_reader_reads_it(logs: Path) -> None:
     assert (result.source.dialect, result.run.mode, result.run.backend) == ("kproxylat", "iptables", "legacy")
 
 
+DUMP = """Attaching 3 probes...
+
+
+@chain[-117]: nat-prerouting
+@chain[-118]: filter-forward
+@mine[one]: 7
+@n[-118, 2, 800]: 3
+@n[-117, 0, 2256]: 2
+@n[-117, 0, 2301]: 1
+@envelope[2, 4000]: 3
+@envelope[0, 9000]: 3
+
+
+@table[-117]: kube-proxy
+@table[-118]: kube-proxy
+"""
+OVERHEAD = Overhead("ns", "PREROUTING", 3, 2, Bounded(260.5, 250.0, 270.0), Bounded(1500, 1490, 1510), 574)
+
+
+@pytest.mark.parametrize("end", ["@table[-117]: kube-proxy\n", "@mine[one]: 7\n", ""])
+@pytest.mark.parametrize("unit", ["ns", "instructions"])
+@pytest.mark.parametrize("mode", [NFTABLES, NFTABLES.from_node()], ids=["pod", "node"])
+def test_a_log_read_again_is_the_result_that_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: runlog.Mode, unit: str, end: str
+) -> None:
+    """Whatever map bpftrace printed last: its text ends where the report begins."""
+    monkeypatch.setattr(runlog, "find_version", lambda: ("v0.17.0", (0, 17)))
+    monkeypatch.setattr(runlog.kernel, "detect_clock", lambda: (unit, True))
+    dump = DUMP.replace(end, "") + end
+    if mode.origin == "node":
+        dump = dump.replace("nat-prerouting", "nat-output").replace("@n[-117, 0,", "@n[-117, 3,")
+    own, others = split_maps(parse_dump(dump))
+    probes = build_probes(own, mode, unit)
+    result = Result(
+        Run(kproxylat="0.1.0", mode="nftables", backend="nft", origin=mode.origin, clock=unit),
+        Target("10.96.100.50", 50051, "udp"),
+        probes,
+        build_path(probes, unit),
+        maps=others,
+        overhead=OVERHEAD,
+    )
+    assert result.lookup
+    assert result.lookup.count == 3
+    assert [each.hook for each in probes if each.envelope] == ["PREROUTING", "FORWARD"]
+    log = RunLog(tmp_path, "nftables", STARTED)
+    log.write(log_header(mode, {"Kube-proxy mode": "nftables"}, STARTED) + dump)
+    log.write(render_report(mode, result.lookup))
+    for line in dump.splitlines(keepends=True):
+        log.write(f"overhead, script: {line.replace('3', '4').replace('@', '')}")
+    log.save(result)
+    (again,) = read_log(str(log.path))
+    assert replace(again, source=None) == result
+
+
 def test_no_log_is_ever_overwritten(tmp_path: Path) -> None:
     written = []
     for text in ("first", "second", "third"):
@@ -236,15 +293,20 @@ def test_a_full_disk_does_not_stop_the_run_and_is_told_at_its_end(tmp_path: Path
     log.write("a line\n")
     assert log.error is not None
     log.write("another\n")
-    with pytest.raises(MachineError, match=r"could not be saved whole in .*: No space left on device"):
-        log.save(Result(Run()))
+    assert "No space left on device" in str(log.save(Result(Run())))
     log.close()
 
 
 def test_files_belong_to_the_user_who_called_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {}
+
+    def own(path: Path | int, uid: int, gid: int, follow_symlinks: bool) -> None:
+        assert follow_symlinks == isinstance(path, int), "a path's symbolic link is not followed"
+        real = path if isinstance(path, Path) else Path(f"/proc/self/fd/{path}").readlink()
+        owners[real.name] = uid, gid
+
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: owners.update({Path(path).name: (uid, gid)}))
+    monkeypatch.setattr(os, "chown", own)
     monkeypatch.setenv("SUDO_UID", "1234")
     monkeypatch.setenv("SUDO_GID", "99")
     log = RunLog(tmp_path / "logs" / "ebpf", "iptables", STARTED)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Network
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxylat import traffic
+from kproxylat import proc, traffic
+from kproxylat import sender as sender_program
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.modes import find_mode
-from kproxylat.plan import Options, plan_bursts
-from kproxylat.traffic import PORTS, Burst, Sent, read_pktgen
+from kproxylat.net import Network
+from kproxylat.plan import Lab, Options, check_options, plan_bursts
+from kproxylat.sender import send_flows
+from kproxylat.traffic import GENERATORS, PORTS, Burst, Sent, find_generator, read_pktgen
 
 BURST = Burst(2000, 1000, IPv4Network("10.244.128.0/29"), "10.96.100.50", 50051, "client", "pod0", "02:00:00:00:00:01")
 
@@ -65,7 +73,7 @@ def test_flows_never_repeat_in_long_runs(count: int) -> None:
 @given(st.integers(0, 200_000), st.integers(1, 10**6))
 def test_the_run_and_its_warm_up_share_no_source(warmup: int, packets: int) -> None:
     options = Options(find_mode("nftables", None), duration_s=packets / 1000, rate_pps=1000, warmup=warmup)
-    first, second = plan_bursts(options, "client")
+    first, second = plan_bursts(options, Network("client", "node", "backend"))
     assert (first.count, second.count) == (warmup, packets)
     assert second.skip >= first.skip + first.addresses
 
@@ -153,3 +161,153 @@ def test_a_command_that_is_never_written(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(EchoingTee, "echoes", 1)
     with pytest.raises(MachineError, match="took 'count 5' for pod0 not within"):
         pktgen_file(monkeypatch, tmp_path / "pod0").write("count 5")
+
+
+@pytest.mark.parametrize(("name", "protocol"), [("sockets", "tcp"), ("pktgen", "udp"), ("none", None)])
+def test_generators(name: str, protocol: str | None) -> None:
+    assert find_generator(name, protocol) is GENERATORS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "said", "remedy"),
+    [
+        ("iperf", None, "unknown generator 'iperf'", "pktgen, sockets, hping3, none"),
+        ("pktgen", "tcp", "generator pktgen sends no 'tcp'", "it sends: udp"),
+        ("hping3", "udp", "generator hping3 sends no 'udp'", "it sends: tcp"),
+        ("sockets", "sctp", "generator sockets sends no 'sctp'", "it sends: udp, tcp"),
+    ],
+)
+def test_generators_that_there_are_not(name: str, protocol: str | None, said: str, remedy: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        find_generator(name, protocol)
+    assert remedy in caught.value.remedy
+
+
+def test_hping3_has_one_address() -> None:
+    replace(BURST, count=len(PORTS)).check(1)
+    with pytest.raises(UsageError, match="63500 packets are more than the 63499 flows"):
+        replace(BURST, count=len(PORTS) + 1).check(1)
+
+
+def test_a_missing_hping3_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(proc, "PATH", str(tmp_path))
+    with pytest.raises(MachineError, match=r"^hping3 not found$") as caught:
+        proc.find(*GENERATORS["hping3"].tools)
+    assert caught.value.remedy == "apt-get install hping3"
+
+
+def listen(kind: int) -> socket.socket:
+    server = socket.socket(socket.AF_INET, kind)
+    server.bind(("127.0.0.1", 0))
+    server.settimeout(5)
+    if kind == socket.SOCK_STREAM:
+        server.listen(500)
+    return server
+
+
+def burst_to(server: socket.socket, **more: Any) -> Burst:
+    """Make a burst to a socket of ours, from addresses of the loopback link."""
+    ip, port = server.getsockname()
+    about = {"source": IPv4Network("127.7.0.0/16"), "target_ip": ip, "target_port": port, "netns": None}
+    return replace(BURST, **about | {"count": 200, "rate_pps": 1000} | more)
+
+
+def test_sockets_send_every_packet_from_another_flow_at_the_rate() -> None:
+    with listen(socket.SOCK_DGRAM) as server:
+        burst = burst_to(server, skip=3)
+        sender = traffic.start_sockets(burst)
+        flows = [server.recvfrom(100)[1] for _ in range(burst.count)]
+        assert sender.wait(10)
+    sent = traffic.read_sockets(burst, sender)
+    assert (sender.status, sent.count, sent.errors) == (0, 200, 0)
+    assert sent.pps == pytest.approx(1000, rel=0.05)
+    assert len(set(flows)) == 200
+    assert set(flows) == {("127.7.0.4", port) for port in PORTS[:200]}
+
+
+def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
+    flows: list[tuple[str, int]] = []
+    monkeypatch.setitem(sender_program.SENDERS, "udp", lambda source, _: flows.append(source))
+    assert send_flows([("udp", ("", 0))], ["a", "b"], range(10, 13), 6, 1e6)[:2] == (6, 0)
+    assert flows == [("a", 10), ("b", 11), ("a", 12), ("b", 10), ("a", 11), ("b", 12)]
+
+
+def test_sockets_send_syns() -> None:
+    with listen(socket.SOCK_STREAM) as server:
+        burst = burst_to(server, protocol="tcp", count=20)
+        sender = traffic.start_sockets(burst)
+        assert sender.wait(10)
+        # On the loopback link the handshake is done at once.
+        accepted, source = server.accept()
+        accepted.close()
+        assert source == ("127.7.0.1", PORTS.start)
+    assert traffic.read_sockets(burst, sender).count == 20
+
+
+def test_packets_that_cannot_be_sent_are_errors() -> None:
+    with listen(socket.SOCK_DGRAM) as server:
+        burst = burst_to(server, source=IPv4Network("203.0.113.0/24"), count=5)
+        sender = traffic.start_sockets(burst)
+        assert sender.wait(10)
+    sent = traffic.read_sockets(burst, sender)
+    assert (sent.count, sent.errors) == (0, 5)
+
+
+def test_sockets_that_are_stopped_say_how_far_they_came() -> None:
+    with listen(socket.SOCK_DGRAM) as server:
+        burst = burst_to(server, count=60_000)
+        sender = traffic.start_sockets(burst)
+        server.recvfrom(100)
+        traffic.stop_program(burst, sender)
+        assert sender.wait(10)
+    assert 0 < (traffic.read_sockets(burst, sender).count or 0) < 60_000
+
+
+def test_a_program_that_is_stopped_before_it_began_has_sent_nothing() -> None:
+    sender = traffic.Sender("sleep", "60")
+    traffic.stop_program(BURST, sender)
+    assert sender.wait(10)
+    assert traffic.read_sockets(BURST, sender) == Sent(0, 0, 0.0)
+
+
+@pytest.mark.parametrize("read", [traffic.read_sockets, traffic.read_hping3])
+def test_a_program_that_does_not_say_what_it_sent(read: Callable[[Burst, traffic.Sender], Sent]) -> None:
+    sender = traffic.Sender("echo", "no idea")
+    assert sender.wait(10)
+    with pytest.raises(MachineError, match="echo did not say what it sent: no idea"):
+        read(BURST, sender)
+
+
+@pytest.mark.parametrize(("packets", "pps"), [(2000, 1000.0), (1000, 1000 / 3)])
+def test_hping3s_last_wait_is_no_sending(monkeypatch: pytest.MonkeyPatch, packets: int, pps: float) -> None:
+    sender = traffic.Sender("echo", f"{packets} packets transmitted, 0 packets received, 100% packet loss")
+    assert sender.wait(10)
+    monkeypatch.setattr(traffic.time, "monotonic", lambda: sender.started_s + 3)
+    assert traffic.read_hping3(BURST, sender) == Sent(packets, None, pytest.approx(pps))
+
+
+def test_with_none_the_run_lasts_its_time_and_nobody_knows_what_was_sent() -> None:
+    generator = GENERATORS["none"]
+    started = time.monotonic()
+    sender = generator.start(replace(BURST, count=30, rate_pps=100))
+    assert sender.wait(10)
+    assert time.monotonic() - started == pytest.approx(0.3, abs=0.2)
+    assert generator.read(BURST, sender) == Sent(None, None, None)
+
+
+def test_none_needs_no_warm_up_and_takes_any_source() -> None:
+    options = Options(find_mode("nftables", None), generator="none")
+    assert [burst.count for burst in plan_bursts(options, Network(None, None, None))] == [0, 300_000]
+    assert str(options.sources) == "0.0.0.0/0"
+    assert str(replace(options, lab=Lab()).sources) == "10.244.128.0/17"
+
+
+def test_the_nodes_own_packets_are_sent_by_the_node() -> None:
+    mode = find_mode("iptables", "nft").from_node()
+    assert (mode.chain, mode.hook, mode.origin) == ("OUTPUT", 3, "node")
+    options = Options(mode, lab=Lab(10), generator="sockets")
+    assert {burst.netns for burst in plan_bursts(options, Network("client", "node", "backend", "node"))} == {"node"}
+    with pytest.raises(UsageError, match="pktgen sends no packets of the node's own") as caught:
+        check_options(replace(options, generator="pktgen"))
+    assert "--generator sockets" in caught.value.remedy

@@ -68,22 +68,25 @@ def test_icount_is_for_the_instruction_clock_only(root: Path) -> None:
 def test_odd_paths_stay_single_words(root: Path) -> None:
     odd = root / "a b;$(touch pwned)'\"`&|"
     odd.mkdir()
-    command = Machine("ns", odd, root=root).command()
+    machine = Machine("ns", odd, root=root)
+    command = machine.command()
     assert f"--rwdir={odd}" in command
+    assert machine.inside == f"/{odd.name}"
     guest = command[command.index("--script-sh") + 1]
-    assert str(odd) in shlex.split(guest)
-    assert f"/run/root{odd}" in shlex.split(guest)
+    assert machine.inside in shlex.split(guest)
+    assert f"/run/host{machine.inside}" in shlex.split(guest)
     # What the guest's shell would do with the mounts and the chroot taken out of its hands.
     assert "exec chroot" in guest
     harmless = "mkdir() { :; }; mount() { printf '%s\\n' \"$@\"; }\n" + guest.replace("exec chroot", "echo")
     said = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
-    assert str(odd) in said.stdout.splitlines()
+    assert machine.inside in said.stdout.splitlines()
     assert not (root / "pwned").exists()
 
 
-def test_a_comma_that_qemu_cannot_take(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["a,b", "a=b"])
+def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(vm, "find", lambda program: program)
-    odd = root / "a,b"
+    odd = root / name
     odd.mkdir()
     with pytest.raises(UsageError, match="no comma"):
         Machine("ns", odd, root=root).__enter__()
@@ -92,9 +95,9 @@ def test_a_comma_that_qemu_cannot_take(root: Path, monkeypatch: pytest.MonkeyPat
 class Agent:
     """The agent as a child of ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "kproxylat.guest") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kproxylat.guest"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

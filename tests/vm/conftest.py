@@ -41,7 +41,7 @@ class Guest:
 
     def kproxylat(self, *argv: str) -> Done:
         """Run kproxylat; what it saves goes into ``directory``."""
-        if argv[0] in ("run", "sweep", "trace"):
+        if argv[0] in ("run", "sweep", "trace", "whatif"):
             argv = (*argv, "--output-dir", str(self.directory))
         return self._run(argv, program=False)
 
@@ -61,6 +61,12 @@ class Guest:
             "ps -eo args | grep -E 'bpftrac[e]|te[e] |nsente[r]'; true"
         )
         return self.program("bash", "-c", script).out.splitlines()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what the counting guest runs: `make test` runs it beside all the rest, one processor each."""
+    if "counting" in getattr(item, "fixturenames", ()):
+        item.add_marker("counting")
 
 
 def _boot(clock: str, directory: Path) -> Iterator[Guest]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from kproxylat.model import to_json
+from tests.results import COUNTED, load
 from tests.vm.conftest import Guest
 from tests.vm.test_ways import Trigger
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
-SHORT = {"30 10000": "0.5 400", "2 1000": "0.5 400", "10,100,1000": "10,20", "--services 1000": "--services 20"}
+SHORT = {
+    "30 10000": "0.5 400",
+    "2 1000": "0.5 400",
+    "--mode iptables --services 10,100,1000": "--mode nftables --services 10",
+    "--services 1000": "--services 20",
+}
 """Emulated, and many: the README's commands run with fewer packets and Services."""
 
 
@@ -67,11 +75,26 @@ def test_trace_ends_by_ctrl_c(timing: Guest) -> None:
     assert "No nftables traffic observed." in out.getvalue()
 
 
-@pytest.mark.parametrize("name", ["render", "cleanup"])
+@pytest.mark.parametrize("name", ["render", "cleanup", "doctor"])
 def test_other_commands(timing: Guest, name: str) -> None:
     [command] = [each for each in COMMANDS if each.startswith(name)]
     done = timing.kproxylat(*words(command))
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("name", ["compare", "plot"])
+def test_commands_on_results(tmp_path: Path, name: str) -> None:
+    [command] = [each for each in COMMANDS if each.startswith(name)]
+    shutil.copy(COUNTED, tmp_path / "sweep.json")
+    for each, result in (("before", load(COUNTED)[0]), ("after", load(COUNTED)[0])):
+        (tmp_path / f"{each}.json").write_text(to_json(result))
+    package = str(Path(__file__).parent.parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "kproxylat", *shlex.split(command)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": package},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cost the same" in done.stdout if name == "compare" else (tmp_path / "sweep.svg").stat().st_size
 
 
 def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
@@ -89,11 +112,11 @@ def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
     assert result["accounting"]["closed"] is True
     [log] = (tmp_path / "logs/ebpf").glob("*.log")
     parsed = subprocess.run(
-        [sys.executable, "-m", "kproxylat", "parse", "--percentiles", "50,90,95,99", "--format", "json", str(log)],
+        [sys.executable, "-m", "kproxylat", "parse", "--format", "json", str(log)],
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     [again] = json.loads(parsed.stdout)["results"]
-    for name in ("target", "traffic", "accounting", "run"):
+    for name in ("target", "probes", "path", "traffic", "accounting", "quality", "run", "maps"):
         assert again[name] == result[name], name
     [command] = [each for each in COMMANDS if each.startswith("parse")]
     script = f"{shlex.quote(sys.executable)} -m kproxylat {command}"

@@ -1,0 +1,96 @@
+"""Rulesets without the addresses and names of their cluster, which cost the same to look up. Pure.
+
+Addresses that share their first k bits still do (Xu et al. 2002, "Prefix-preserving IP address anonymization"), so that
+every address stays inside or outside of every network. The first bits that tell private and special networks from
+others stay.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from base64 import b32encode
+from ipaddress import IPv4Address, IPv4Network
+
+_SPECIAL = [
+    IPv4Network(each) for each in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
+]
+_WHOLE = [IPv4Network(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+"""Networks whose first bits stay, and those of which every address does."""
+_KEPT = {
+    format(int(each.network_address), "032b")[:length]
+    for each in (*_SPECIAL, *_WHOLE)
+    for length in range(each.prefixlen)
+}
+_ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?![\w]|\.\d)")
+_CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|SEP|EXT|FW|XLB)-)([A-Z2-7]{16})")
+_NFT_CHAIN = re.compile(
+    r"\b(service|external|firewall|endpoint)-[A-Z2-7]{8}-[^\s,/]+/[^\s,/]+/(tcp|udp|sctp)/([^\s,]*)"
+)
+_COMMENT = re.compile(r'(--comment|comment) "((?:[^"\\]|\\.)*)"')
+_OWN = re.compile(r"(?:[Kk]ubernetes|masquerade|block incoming|kube-proxy|rules for|service |Active|IPs that|vmap|"
+                  r"destinations|ClusterIP|NodePort|Reject|Drop|helper)[^/]*$")  # fmt: skip
+_NAMED = re.compile(r"([^ /]+/[^ ]+)( cluster IP| has no endpoints| -> [\d.]+:\d+)?$")
+
+
+class Anonymizer:
+    """Replaces addresses and names, the same by the same.
+
+    :param key: at random, and not kept, nobody undoes it by trying.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._known: dict[str, int] = {}
+
+    def _hash(self, text: str) -> bytes:
+        return hmac.digest(self._key, text.encode(), "sha256")
+
+    def _word(self, text: str, length: int) -> str:
+        return b32encode(self._hash(text)).decode()[:length]
+
+    def _flip(self, prefix: str) -> int:
+        if prefix not in self._known:
+            self._known[prefix] = 0 if prefix in _KEPT else self._hash(prefix)[0] & 1
+        return self._known[prefix]
+
+    def address(self, text: str, length: int = 32) -> str:
+        """Return another address for this one, of a network of this prefix length."""
+        number = int(IPv4Address(text))
+        bits = format(number, "032b")
+        if any(IPv4Address(text) in each for each in _WHOLE):
+            return text
+        flips = "".join(str(self._flip(bits[:at])) if at < length else "0" for at in range(32))
+        return str(IPv4Address(number ^ int(flips, 2)))
+
+    def _replace_address(self, found: re.Match[str]) -> str:
+        length = found[2] or ""
+        try:
+            return self.address(found[1], int(length[1:] or 32)) + length
+        except ValueError:
+            return "0.0.0.0"  # noqa: S104 - no address at all
+
+    def _replace_comment(self, found: re.Match[str]) -> str:
+        word, text = found.groups()
+        named = _NAMED.match(text)
+        if named:
+            text = f"{self.name(named[1])}{named[2] or ''}"
+        elif not _OWN.match(text):
+            text = f"anonymous-{self._word(text, 8).lower()}"
+        return f'{word} "{text}"'
+
+    def name(self, text: str) -> str:
+        """Return another name for ``namespace/name:port``."""
+        name, colon, _ = text.partition(":")
+        return f"anonymous/s{self._word(name, 10).lower()}{colon}{colon and 'p' + self._word(text, 4).lower()}"
+
+    def _replace_nft_chain(self, found: re.Match[str]) -> str:
+        kind, protocol = found[1], found[2]
+        return f"{kind}-{self._word(found[0], 8)}-anonymous/s{self._word(found[0], 10).lower()}/{protocol}/p"
+
+    def text(self, text: str) -> str:
+        """Replace all addresses, Services' names, chains named after them, and others' comments."""
+        text = _NFT_CHAIN.sub(self._replace_nft_chain, text)
+        text = _COMMENT.sub(self._replace_comment, text)
+        text = _CHAIN.sub(lambda found: found[1] + self._word(found[2], 16), text)
+        return _ADDRESS.sub(self._replace_address, text)

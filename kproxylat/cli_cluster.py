@@ -1,0 +1,258 @@
+"""The commands that speak to a cluster, ``kproxylat mode`` and ``services``; :mod:`kproxylat.cli` adds them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from kproxylat.cli_options import Cluster, Format, Namespaced, Place, spread
+
+mode_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Show or set kube-proxy's mode.
+
+    \b
+    Examples:
+      kproxylat mode show
+      kproxylat mode set nftables
+    """,
+)
+
+
+@mode_app.command("show")
+@spread
+def mode_show(
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Where several backends hold rules, try one TCP connection to a Service.")
+    ] = False,
+    form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
+    *,
+    cluster: Cluster,
+    place: Place,
+) -> None:
+    """Show mode and backend, how sure that is, and what each source says. Run it on a node, as root.
+
+    Status 0: certain or likely; 1: ambiguous, unknown, or no kube-proxy. Without --probe nothing is changed.
+
+    \b
+    Examples:
+      sudo kproxylat mode show
+      sudo kproxylat mode show --probe --format json
+    """
+    from dataclasses import asdict
+
+    from kproxylat.proxymode import CERTAIN, LIKELY, decide, gather
+
+    evidence = gather(cluster.connect, probe, place.find())
+    finding = decide(evidence)
+    if form is Format.JSON:
+        print(json.dumps({**asdict(finding), "sources": dict(evidence.sources), "unasked": evidence.unasked}, indent=2))
+    else:
+        print(f"kube-proxy mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
+        print(f"  {finding.reason}")
+        for source, says in evidence.sources:
+            print(f"{source}: {says}")
+        for each in evidence.unasked:
+            print(f"not asked: {each}")
+        for each in finding.warnings:
+            print(f"warning: {each}")
+        if finding.settle:
+            print(f"settle it: {finding.settle}")
+    sys.exit(0 if finding.sure in (CERTAIN, LIKELY) else 1)
+
+
+@mode_app.command("set")
+@spread
+def mode_set(
+    mode: Annotated[str, typer.Argument(help="iptables, nftables, ipvs, or default (an empty mode).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    limit: Annotated[float, typer.Option("--timeout", help="Seconds to wait for pods and rules, each.")] = 300,
+    *,
+    cluster: Cluster,
+    place: Place,
+) -> None:
+    """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, wait until they run in it.
+
+    Rules of the old mode may stay behind in the nodes' kernels: on a node, kproxylat mode show tells.
+
+    \b
+    Examples:
+      kproxylat mode set nftables
+      kproxylat mode set default --yes
+    """
+    from kproxylat.errors import MachineError
+    from kproxylat.liverules import read_proxy
+    from kproxylat.proxyconfig import DEFAULT_MODE
+    from kproxylat.proxymode import decide, gather
+    from kproxylat.rollout import MODES, apply_change, plan_change, wait_for_mode, wait_for_rollout
+    from kproxylat.screen import say
+
+    api, node = cluster.connect(), place.find()
+    change = plan_change(api, mode)
+    if not change.diff:
+        print(f"kube-proxy's mode is {mode} already")
+        return
+    print(change.diff)
+    if not yes:
+        typer.confirm(
+            f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
+        )
+    try:
+        read_proxy("/proxyMode", netns=node.netns)
+        is_node = True
+    except MachineError:
+        is_node = False
+    say(f"to put the old mode back: kproxylat mode set {change.old} --context {api.context}")
+    apply_change(api, change)
+    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change.daemonset, limit):.1f} s")
+    if is_node:
+        took_s = wait_for_mode(MODES[mode] or DEFAULT_MODE, limit, node.netns)
+        print(f"kube-proxy of this node is in mode {MODES[mode] or DEFAULT_MODE}: {took_s:.1f} s")
+        for each in decide(gather(None, node=node)).warnings:
+            say(f"warning: {each}")
+
+
+services_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Create, list and delete dummy Services: dummy-service-0, -1, ..., label type=dummy.
+
+    \b
+    Examples:
+      kproxylat services create --count 1000
+      kproxylat services delete
+    """,
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """How Services are created and deleted."""
+
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", metavar="SECONDS", help="On a node: until the kernel's rules hold it, so long at most."),
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
+
+
+@services_app.command("create")
+@spread
+def services_create(
+    count: Annotated[int, typer.Option("--count", help="How many there are to be: 0 to N-1, each if it is missing.")],
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Make Service worker, TCP and UDP 50051, and its Deployment, too.")
+    ] = False,
+    image: Annotated[str | None, typer.Option("--worker-image", help="Its image (Kubernetes' agnhost).")] = None,
+    *,
+    how: How,
+    cluster: Namespaced,
+    place: Place,
+) -> None:
+    """Create dummy Services with an EndpointSlice each; what is there stays, so an interrupted command is repeated.
+
+    \b
+    Examples:
+      kproxylat services create --count 10000
+      kproxylat services create --count 0 --worker -n default
+    """
+    import time
+
+    from kproxylat.dummies import check_count, create, plan_creation, read_dummies
+    from kproxylat.worker import IMAGE, apply_worker
+
+    check_count(count)
+    api = cluster.connect()
+    found = read_dummies(api)
+    missing = plan_creation(found, count)
+    there = f"in namespace {api.namespace}; {len(found.services)} are there"
+    if how.dry_run:
+        print(f"would create {len(missing)} dummy Services and their EndpointSlices {there}")
+        if worker:
+            print("would apply Service worker and Deployment worker")
+        return
+    if worker:
+        apply_worker(api, image or IMAGE)
+        print("applied Service worker and Deployment worker")
+    started_s = time.monotonic()
+    create(api, found, missing)
+    took_s = time.monotonic() - started_s
+    rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
+    print(f"created {len(missing)} dummy Services and their EndpointSlices {there.replace('are', 'were')}{rate}")
+    if how.wait is not None:
+        from kproxylat.sync import service_ports, wait_for_rules
+
+        took_s = wait_for_rules(service_ports(read_dummies(api)), limit_s=how.wait, node=place.find())
+        print(f"kube-proxy's rules hold them: {took_s:.1f} s")
+
+
+@services_app.command("delete")
+@spread
+def services_delete(
+    worker: Annotated[bool, typer.Option("--worker", help="And the worker that create --worker made.")] = False,
+    *,
+    how: How,
+    cluster: Namespaced,
+    place: Place,
+) -> None:
+    """Delete the dummy Services and their EndpointSlices: those with the label type=dummy and such a name, no others.
+
+    \b
+    Examples:
+      kproxylat services delete --dry-run
+      kproxylat services delete --worker
+    """
+    from kproxylat.dummies import delete, read_dummies
+    from kproxylat.sync import service_ports, wait_for_rules
+    from kproxylat.worker import delete_worker
+
+    api = cluster.connect()
+    if how.dry_run:
+        found = read_dummies(api)
+        numbers = f"{len(found.services)} dummy Services and {len(found.slices)} EndpointSlices"
+        print(f"would delete {numbers} in namespace {api.namespace}{' and the worker' if worker else ''}")
+        return
+    ports = service_ports(read_dummies(api)) if how.wait is not None else set()
+    services, slices = delete(api)
+    print(f"deleted {services} dummy Services and {slices} EndpointSlices in namespace {api.namespace}")
+    if how.wait is not None:
+        print(f"kube-proxy's rules are without them: {wait_for_rules(set(), ports, how.wait, place.find()):.1f} s")
+    if worker:
+        print(f"deleted {delete_worker(api)} objects of the worker")
+
+
+@services_app.command("list")
+@spread
+def services_list(
+    form: Annotated[Format, typer.Option("--format", help="How the list is written to stdout.")] = Format.TABLE,
+    *,
+    cluster: Namespaced,
+) -> None:
+    """List the dummy Services, and say what is incomplete.
+
+    \b
+    Examples:
+      kproxylat services list
+      kproxylat services list --format json | jq .count
+    """
+    from kproxylat.dummies import read_dummies
+    from kproxylat.screen import say
+
+    api = cluster.connect()
+    found = read_dummies(api)
+    addresses = {number: found.services[number]["spec"].get("clusterIP", "") for number in sorted(found.services)}
+    if form is Format.JSON:
+        rest = {"without_slice": found.without_slice, "not_ours": found.strange, "services": addresses}
+        print(json.dumps({"namespace": api.namespace, "count": len(addresses), **rest}, indent=2))
+        return
+    for number, address in addresses.items():
+        print(f"dummy-service-{number:<6} {address}{'  no EndpointSlice' if number in found.without_slice else ''}")
+    lacking = len(found.without_slice)
+    say(f"{len(addresses)} dummy Services in namespace {api.namespace}; without EndpointSlice: {lacking}")
+    for name in found.strange:
+        say(f"not ours, though it has the label: {name}")

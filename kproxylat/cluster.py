@@ -1,0 +1,240 @@
+"""The cluster's API: the only importer of ``kubernetes``.
+
+Of the client we use what reads kubeconfig, gets credentials and keeps connections. Requests and answers are plain JSON
+objects: building and checking the client's models takes longer than the API server does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from kproxylat.errors import ApiError, MachineError, UsageError
+
+Object = dict[str, Any]
+"""An object of the API as JSON has it."""
+
+CONNECTIONS = 16
+"""Requests under way at a time."""
+TRIES = 10
+LONGEST_WAIT_S = 10.0
+"""Longest wait between two tries, whatever the server asks for: then it asks again."""
+TIMEOUT_S = {"connect": 5.0, "read": 60.0}
+PAGE = 500
+"""Objects per page of a list, as kubectl has it."""
+OVERLOADED = (429, 500, 502, 503, 504)
+APPLY_PATCH = "application/apply-patch+yaml"
+"""Server-side apply; JSON is YAML, too."""
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+class Api:
+    """A cluster's API server.
+
+    :param client: the kubernetes client's ``ApiClient``.
+    :param namespace: the context's, or the one that the command line names.
+    :param context: the context's name, for messages.
+    """
+
+    def __init__(self, client: Any, namespace: str, context: str) -> None:
+        self.namespace = namespace
+        self.context = context
+        self._configuration = client.configuration
+        self._pool = client.rest_client.pool_manager
+        self._agent = client.user_agent
+        self._auth = threading.Lock()
+        self._answered = False
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let the requests under way end, and start no other: Ctrl-C does this to the threads."""
+        self._stopped.set()
+
+    def resume(self) -> None:
+        """Allow requests again."""
+        self._stopped.clear()
+
+    def get(self, path: str, **query: str | int) -> Object:
+        """Read an object, or one page of a list.
+
+        :param path: e.g. ``/api/v1/namespaces/default/services/worker``.
+        :raises ApiError: the server refuses.
+        :raises MachineError: it cannot be reached.
+        """
+        return self.request("GET", path, query=query)
+
+    def find(self, path: str) -> Object | None:
+        """Read an object that may not be there.
+
+        :raises ApiError: the server refuses for another reason.
+        """
+        try:
+            return self.get(path)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    def list(self, path: str, **query: str | int) -> Iterator[Object]:
+        """Read a list page by page.
+
+        A list whose continue token has expired (410) is begun again, and may then give an object twice.
+        """
+        token = ""
+        while True:
+            try:
+                page = self.get(path, **query, limit=PAGE, **({"continue": token} if token else {}))
+            except ApiError as error:
+                if error.status != 410 or not token:
+                    raise
+                token = ""
+                continue
+            yield from page.get("items") or ()
+            token = page.get("metadata", {}).get("continue", "")
+            if not token:
+                return
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str | int] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """Send a request until it is answered: overload, lost connections and conflicts of a POST are tried again.
+
+        A request whose answer was lost may have been carried out: a second POST may say AlreadyExists, a second
+        DELETE NotFound.
+
+        :raises ApiError: the server refuses it.
+        :raises MachineError: the server cannot be reached.
+        :raises CancelledError: :meth:`stop` was called.
+        """
+        import urllib3
+
+        url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        timeout = urllib3.Timeout(**TIMEOUT_S)
+        for attempt in range(1, TRIES + 1):
+            if self._stopped.is_set():
+                raise CancelledError
+            try:
+                headers = self._headers(content_type)
+                answer = self._pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
+            except urllib3.exceptions.HTTPError as error:
+                # A connection that is lost may come back; where none was ever made, none will be.
+                lost = isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError))
+                if not (lost or self._answered) or attempt == TRIES:
+                    raise self._unreachable(error) from None
+                self._wait(attempt, "")
+                continue
+            self._answered = True
+            if answer.status < 300:
+                return self._parse(answer.data)
+            refused = self._refuse(answer.status, answer.data)
+            again = answer.status in OVERLOADED or (method == "POST" and refused.reason == "Conflict")
+            if not again or attempt == TRIES:
+                raise refused
+            self._wait(attempt, answer.headers.get("Retry-After", ""))
+        raise AssertionError("not reached")
+
+    def _headers(self, content_type: str) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._agent}
+        # The client asks an exec plugin for a new token when the old one expires: once, not from every thread.
+        with self._auth:
+            settings = self._configuration.auth_settings().values()
+        return headers | {each["key"]: each["value"] for each in settings if each["in"] == "header"}
+
+    def _wait(self, attempt: int, retry_after: str) -> None:
+        """Wait before the next try: as long as the server asks for, or twice as long each time."""
+        wait_s = float(retry_after) if retry_after.isdigit() else 0.05 * 2**attempt
+        if self._stopped.wait(min(wait_s, LONGEST_WAIT_S) * random.uniform(0.75, 1)):  # noqa: S311
+            raise CancelledError
+
+    def _parse(self, data: bytes) -> Object:
+        try:
+            parsed = json.loads(data)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise MachineError(f"what answers at {self._configuration.host} is no Kubernetes API", self._look_at())
+        return parsed
+
+    def _refuse(self, status: int, data: bytes) -> ApiError:
+        """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
+        try:
+            said = json.loads(data)
+            message, reason = str(said.get("message", "")), str(said.get("reason", ""))
+        except (ValueError, AttributeError):
+            message, reason = data[:200].decode(errors="replace"), ""
+        message = " ".join(message.split()) or "it says nothing more"
+        remedy = {
+            401: f"log in again, or look at the user of context {self.context}: kubectl auth whoami",
+            404: "is the namespace right, and the cluster's version recent? kubectl get namespaces",
+            403: "docs/rbac.md lists the permissions that each command needs",
+        }.get(status, "")
+        if status == 401:
+            message = "the token has expired, or is none"
+        return ApiError(f"the API server refuses ({status} {reason or 'error'}): {message}", remedy, status, reason)
+
+    def _unreachable(self, error: Exception) -> MachineError:
+        said = str(error).rsplit(">: ", 1)[-1]
+        return MachineError(f"no API server answers at {self._configuration.host}: {said[:160]}", self._look_at())
+
+    def _look_at(self) -> str:
+        return f"look at the cluster of context {self.context}: kubectl config view --minify"
+
+
+def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Api:
+    """Read the configuration as kubectl does: ``--kubeconfig``, KUBECONFIG, ~/.kube/config, or a pod's account.
+
+    :param context: its name (None: the current one).
+    :param namespace: instead of the context's.
+    :raises UsageError: a file or a context that does not exist was asked for.
+    :raises MachineError: there is no configuration, or none that can be read.
+    """
+    from kubernetes.client import ApiClient, Configuration
+    from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+    from kubernetes.config.kube_config import KubeConfigMerger
+    from yaml import YAMLError
+
+    if kubeconfig and not kubeconfig.is_file():
+        raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
+    files = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    configuration = Configuration()
+    configuration.connection_pool_maxsize = CONNECTIONS
+    try:
+        if any(Path(each).is_file() for each in files.split(os.pathsep)):
+            merged = KubeConfigMerger(files).config.value
+            contexts = [getattr(each, "value", each) for each in merged.get("contexts") or ()]
+            known = {each["name"]: each.get("context") or {} for each in contexts}
+            name = context or merged.get("current-context") or ""
+            if name not in known:
+                raise UsageError(
+                    f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
+                    f"--context takes one of: {', '.join(map(str, known))}",
+                )
+            load_kube_config(files, name, configuration, persist_config=False)
+            found = known[name].get("namespace")
+        elif "KUBERNETES_SERVICE_HOST" in os.environ:
+            load_incluster_config(configuration)
+            name, found = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
+        else:
+            raise MachineError(
+                f"there is no kubeconfig: {files} does not exist, and this is no pod",
+                "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
+            )
+    except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise MachineError(f"the kubeconfig cannot be used: {said}", "try: kubectl config view") from None
+    return Api(ApiClient(configuration), namespace or found or "default", name)

@@ -1,0 +1,144 @@
+"""ClusterIPs and their endpoints, read out of the rules that kube-proxy wrote. Pure.
+
+Rules of Kubernetes 1.18 to 1.36: pkg/proxy/iptables, nftables, ipvs/proxier.go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from ipaddress import IPv4Network
+
+from kproxylat.lab import Service
+from kproxylat.rulecheck import find_tables
+
+_RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+) (.*)")
+_PORTAL = re.compile(r"-d ([\d.]+)(?:/32)? -p (tcp|udp|sctp) .*--dport (\d+) -j (KUBE-SV[CL]-\S+|REJECT|DROP)\b")
+_NAME = re.compile(r'--comment "?([^" ]+/[^" ]+)')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_ELEMENT = re.compile(
+    r"([\d.]+) \. (tcp|udp|sctp|6|17|132) \. (\d+)"
+    r"(?: (?:comment \"([^\"]*)\"|counter packets \d+ bytes \d+))* : goto ([^\s,]+)"
+)
+_NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
+"""Of protocols, as nft prints them where it is asked for numbers."""
+_SERVER = re.compile(r"-A -([tu]) ([\d.]+):(\d+)(?: |$)")
+_REAL = re.compile(r"-a -([tu]) ([\d.]+:\d+) -r ([\d.]+:\d+)(?: |$)")
+_CIDR = r"([\d.]+/\d+)"
+
+
+def strip_comments(rule: str) -> str:
+    """Take quoted texts, which say whatever somebody wanted, out of a rule."""
+    return _QUOTED.sub('""', rule)
+
+
+def split_tables(text: str) -> dict[str, dict[str, list[str]]]:
+    """Sort what iptables-save prints: table -> chain -> rules, without ``-A CHAIN``."""
+    tables: dict[str, dict[str, list[str]]] = {}
+    chains: dict[str, list[str]] = defaultdict(list)
+    for line in text.splitlines():
+        if line.startswith("*"):
+            chains = tables.setdefault(line[1:].strip(), defaultdict(list))
+        elif found := _RULE.match(line):
+            chains[found[1]].append(found[2])
+    return tables
+
+
+def parse_iptables(text: str) -> list[Service]:
+    """Read the Services of mode iptables as ``iptables-save`` prints them.
+
+    Sample (a Service's rule leads to its chain, each rule there to an endpoint's, whose last rule translates)::
+
+        -A KUBE-SERVICES -d 10.96.0.9/32 -p tcp -m comment --comment "default/web:http cluster IP" -m tcp --dport 80
+        -j KUBE-SVC-X
+        -A KUBE-SVC-X -m comment --comment "default/web:http -> 10.244.1.7:8080" -j KUBE-SEP-Y
+        -A KUBE-SEP-Y -p tcp -m comment --comment "default/web:http" -m tcp -j DNAT --to-destination 10.244.1.7:8080
+
+    :return: in the order of the rules of KUBE-SERVICES; last those without endpoints, which table filter rejects.
+    """
+    tables = split_tables(text)
+    nat, rejected = tables.get("nat", {}), tables.get("filter", {}).get("KUBE-SERVICES", [])
+    services = []
+    for rule in [*nat.get("KUBE-SERVICES", []), *rejected]:
+        found = _PORTAL.search(strip_comments(rule))
+        if not found:
+            continue
+        ip, protocol, port, chain = found.groups()
+        # With session affinity there is a rule more for each endpoint, to the same chain.
+        jumps = dict.fromkeys(each for hop in nat.get(chain, []) for each in re.findall(r"-j (KUBE-SEP-\S+)", hop))
+        translations = [each for jump in jumps for each in nat.get(jump, [])]
+        endpoints = [each for rule in translations for each in re.findall(r"--to-destination ([\d.]+:\d+)", rule)]
+        commented = any("--comment" in hop for hop in nat.get(chain, []) if "-j KUBE-SEP-" in hop)
+        name = _NAME.search(rule)
+        services.append(Service(_call(name and name[1], ip, protocol, port), protocol, ip, int(port), tuple(endpoints),
+                                commented))  # fmt: skip
+    return services
+
+
+def _call(name: str | None, ip: str, protocol: str, port: str) -> str:
+    """Return ``namespace/name:port``, or, where the rules have no such name, the address in its place."""
+    if name and re.fullmatch(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?", name):
+        return name
+    return f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
+
+
+def parse_nft(text: str) -> list[Service]:
+    """Read the Services of mode nftables as ``nft list table ip kube-proxy`` prints them.
+
+    Samples, of 1.36, and of 1.29 to 1.35, where each endpoint has a chain of its own::
+
+        elements = { 10.96.0.9 . tcp . 80 : goto service-ABCDEFGH-default/web/tcp/http, ... }
+        chain service-ABCDEFGH-default/web/tcp/http {
+            meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.244.1.7 . 8080 }
+            numgen random mod 1 vmap { 0 : goto endpoint-...__10.244.1.7/8080 }
+
+    :return: in the order of maps service-ips and no-endpoint-services.
+    """
+    table = dict(find_tables(text)).get("ip kube-proxy", "")
+    blocks = {
+        found[1]: found[2] for found in re.finditer(r"^\s+(?:map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S)
+    }
+    services = []
+    for map_name in ("service-ips", "no-endpoint-services"):
+        for ip, number, port, comment, chain in _ELEMENT.findall(blocks.get(map_name, "")):
+            protocol = _NUMBERS.get(number, number)
+            if chain.startswith(("external-", "firewall-")):  # of another address of the Service
+                continue
+            body = strip_comments(blocks.get(chain, ""))
+            hops = dict.fromkeys(re.findall(r"goto (endpoint-[^\s,]+)", body))
+            endpoints = [f"{each}:{number}" for each, number in re.findall(r"\d+ : ([\d.]+) \. (\d+)", body)]
+            endpoints += [each for hop in hops for each in re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))]
+            words = re.fullmatch(r"service-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
+            name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
+            services.append(Service(_call(name, ip, protocol, port), protocol, ip, int(port), tuple(endpoints)))
+    return services
+
+
+def parse_ipvsadm(text: str) -> list[Service]:
+    """Read virtual servers as ``ipvsadm -Sn`` prints them; others than IPv4's of TCP and UDP are left out.
+
+    Sample: ``-A -t 10.96.0.9:80 -s rr`` and ``-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1``.
+    """
+    servers = [(found[1], found[2], found[3]) for line in text.splitlines() if (found := _SERVER.match(line))]
+    reals: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in text.splitlines():
+        if found := _REAL.match(line):
+            reals[found[1], found[2]].append(found[3])
+    names = {"t": "tcp", "u": "udp"}
+    return [
+        Service(_call(None, ip, names[each], port), names[each], ip, int(port), tuple(reals[each, f"{ip}:{port}"]))
+        for each, ip, port in servers
+    ]
+
+
+def find_cluster_cidr(text: str) -> IPv4Network | None:
+    """Find clusterCIDR in the rules that masquerade what comes from elsewhere; None where they name none.
+
+    Samples: ``! -s 10.244.0.0/16 -d 10.96.0.9/32 ... -j KUBE-MARK-MASQ``, ``ip saddr != 10.244.0.0/16 meta mark set``.
+    """
+    found = re.search(rf"! -s {_CIDR} .*-j KUBE-MARK-MASQ", text)
+    found = found or re.search(rf"ip daddr @cluster-ips ip saddr != {_CIDR} ", text)
+    try:
+        return IPv4Network(found[1]) if found else None
+    except ValueError:
+        return None

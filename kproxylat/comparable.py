@@ -1,0 +1,67 @@
+"""What of results may be held against each other: their values, and the reasons that speak against it. Pure."""
+
+from __future__ import annotations
+
+from kproxylat.model import Probe, Result
+from kproxylat.stats import Distribution
+
+REASONS = ("clock", "probe", "kernel", "bpftrace", "mitigations", "script", "books", "events")
+"""Names of the reasons not to compare."""
+
+
+def distribution(probe: Probe) -> Distribution | None:
+    """Return the distribution of a probe's calls: exact, else that of its histogram; None where it has neither."""
+    if probe.values:
+        return Distribution.of_values({int(value): count for value, count in probe.values.items()})
+    rows = [
+        (
+            bucket.lo if bucket.lo is not None else probe.min if probe.min is not None else float("-inf"),
+            bucket.hi - 1 if bucket.hi is not None else probe.max if probe.max is not None else float("inf"),
+            bucket.count,
+        )
+        for bucket in probe.histogram.buckets
+    ]
+    return Distribution(rows) if rows else None
+
+
+def find_differences(a: Result, b: Result) -> dict[str, str]:
+    """Return why the numbers of two results must not be compared: a name for the reason -> what differs."""
+    clocks = [f"{'emulated ' if each.run.emulated else ''}{each.run.clock or _unit(each)}" for each in (a, b)]
+    facts: dict[str, tuple[str | None, str | None]] = {
+        "clock": (clocks[0], clocks[1]),
+        "probe": (a.run.probe_kind, b.run.probe_kind),
+        "kernel": (a.run.kernel, b.run.kernel),
+        "bpftrace": (a.run.bpftrace, b.run.bpftrace),
+    }
+    found = {name: f"{x or 'unknown'} and {y or 'unknown'}" for name, (x, y) in facts.items() if x != y}
+    old, new = a.run.mitigations or {}, b.run.mitigations or {}
+    others = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if others:
+        name, more = others[0], f", and {len(others) - 1} more" if others[1:] else ""
+        found["mitigations"] = f"{name}: {old.get(name) or 'unknown'} and {new.get(name) or 'unknown'}{more}"
+    # Two modes call two functions, and a script of each; made by one kproxylat of its own template they do the same.
+    if (a.run.mode, a.run.backend) == (b.run.mode, b.run.backend):
+        scripts = [(each.run.script_sha256 or "unknown")[:12] for each in (a, b)]
+    else:
+        own = ["--template" in " ".join(each.run.arguments) for each in (a, b)]
+        scripts = ["a template of the user's" if is_own else f"kproxylat {each.run.kproxylat}"
+                   for each, is_own in zip((a, b), own, strict=True)]  # fmt: skip
+        scripts[1] += " again" if all(own) else ""
+    if scripts[0] != scripts[1]:
+        found["script"] = " and ".join(scripts)
+    return found
+
+
+def find_flaws(result: Result) -> dict[str, str]:
+    """Return why a result's numbers stand for nothing: a name for the reason -> what is wrong."""
+    books, quality, found = result.accounting, result.quality, {}
+    if books and not books.closed:
+        found["books"] = books.difference or "not closed"
+    if quality.lost_events or quality.full_maps:
+        full = f"; full maps: {', '.join(quality.full_maps)}" if quality.full_maps else ""
+        found["events"] = f"{quality.lost_events or 0} events lost{full}"
+    return found
+
+
+def _unit(result: Result) -> str:
+    return result.probes[0].unit if result.probes else "unknown"

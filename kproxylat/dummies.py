@@ -1,0 +1,235 @@
+"""The dummy Services that make a cluster large: created, listed and deleted, as the old scripts name and label them.
+
+Each has an EndpointSlice of the same name, without which kube-proxy would write no rules for it. What is done is always
+the difference to what is there, so that an interrupted command is resumed by repeating it.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kproxylat import interrupts
+from kproxylat.cluster import CONNECTIONS, Api, Object
+from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
+from kproxylat.lab import MAX_SERVICES, dummy_service
+from kproxylat.screen import counting
+
+Item = TypeVar("Item")
+SELECTOR = "type=dummy"
+LABELS = dict([SELECTOR.split("=")])
+NAME = re.compile(r"dummy-service-(\d+)")
+SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
+"""Ours have the Service's name; those that a controller made have a suffix, and the Service's labels."""
+OWNER = "kubernetes.io/service-name"
+
+
+@dataclass(frozen=True)
+class Dummies:
+    """The dummy Services that are there.
+
+    :param services: number -> Service. ``slices``: name -> EndpointSlice.
+    :param strange: names of Services with the label, but not of our kind: never touched.
+    """
+
+    services: dict[int, Object]
+    slices: dict[str, Object]
+    strange: tuple[str, ...]
+
+    @property
+    def without_slice(self) -> list[int]:
+        """Numbers of the Services that have no EndpointSlice."""
+        covered = {each["metadata"].get("labels", {}).get(OWNER) for each in self.slices.values()}
+        return sorted(number for number in self.services if f"dummy-service-{number}" not in covered)
+
+
+def paths(api: Api) -> tuple[str, str]:
+    """Return where the namespace's Services and EndpointSlices are."""
+    return (
+        f"/api/v1/namespaces/{api.namespace}/services",
+        f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices",
+    )
+
+
+def read_dummies(api: Api) -> Dummies:
+    """List the dummy Services of the API's namespace and their EndpointSlices, by their label."""
+    services, slices = (list(api.list(path, labelSelector=SELECTOR)) for path in paths(api))
+    named = {each["metadata"]["name"]: each for each in services}
+    ours = {int(hit[1]): each for name, each in named.items() if (hit := NAME.fullmatch(name))}
+    strange = tuple(sorted(name for name in named if not NAME.fullmatch(name)))
+    owned = {each["metadata"]["name"]: each for each in slices if SLICE_NAME.fullmatch(each["metadata"]["name"])}
+    return Dummies(ours, owned, strange)
+
+
+def check_count(count: int) -> None:
+    """Refuse an impossible number of Services.
+
+    :raises UsageError: it is.
+    """
+    if not 0 <= count <= MAX_SERVICES:
+        raise UsageError(f"{count} Services are not possible", f"--count takes 0 to {MAX_SERVICES}")
+
+
+def plan_creation(found: Dummies, count: int) -> list[int]:
+    """Return the numbers below ``count`` that lack their Service or its EndpointSlice."""
+    return sorted({*range(count)} - {*found.services} | {each for each in found.without_slice if each < count})
+
+
+def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
+    """Create what is missing of these numbers.
+
+    :raises ApiError: the server refuses. ``MachineError``: a name is taken by what is not a dummy Service.
+    """
+
+    def make(number: int) -> None:
+        service = found.services.get(number) or _post(api, paths(api)[0], service_of(number))
+        _post(api, paths(api)[1], slice_of(number, service))
+
+    in_parallel(api, make, numbers, "dummy Services")
+
+
+def service_of(number: int) -> Object:
+    """Return the Service of a number, from 0 on: one TCP port, no selector."""
+    port = {"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"dummy-service-{number}", "labels": LABELS},
+        "spec": {"ports": [port]},
+    }
+
+
+def slice_of(number: int, service: Object) -> Object:
+    """Return the EndpointSlice of a Service as the server has it: one endpoint, which goes when the Service goes."""
+    name, uid = service["metadata"]["name"], service["metadata"]["uid"]
+    family = (service["spec"].get("ipFamilies") or ["IPv4"])[0]
+    address = dummy_service(number).pairs[0][0]
+    owner = {"apiVersion": "v1", "kind": "Service", "name": name, "uid": uid}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "labels": {**LABELS, OWNER: name, "endpointslice.kubernetes.io/managed-by": "kproxylat"},
+            "ownerReferences": [owner],
+        },
+        "addressType": family,
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [address if family == "IPv4" else f"fd00:245::{number + 1:x}"]}],
+    }
+
+
+def _post(api: Api, path: str, document: Object) -> Object:
+    """Create an object; one that is there already is fine if it has the label: an answer may have been lost."""
+    try:
+        return api.request("POST", path, document)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    name = document["metadata"]["name"]
+    there = api.get(f"{path}/{name}")
+    if not _is_ours(there):
+        raise MachineError(
+            f"{document['kind']} {api.namespace}/{name} is there without the label {SELECTOR}: it is not touched",
+            "use another namespace (-n), or remove it yourself",
+        )
+    return there
+
+
+def _is_ours(document: Object) -> bool:
+    labels: dict[str, Any] = document["metadata"].get("labels") or {}
+    return LABELS.items() <= labels.items()
+
+
+def delete(api: Api, keep: int = 0) -> tuple[int, int]:
+    """Delete the dummy Services, and then their EndpointSlices, but for those whose number is below ``keep``.
+
+    Each goes only as it was listed, with its label: if it has changed since, it is looked at again.
+
+    :return: how many Services and EndpointSlices were there to delete.
+    """
+    services = [each for number, each in read_dummies(api).services.items() if number >= keep]
+    in_parallel(api, lambda each: _delete(api, paths(api)[0], each), services, "Services to delete")
+    # Listed anew: a garbage collector may have removed many with their Services.
+    left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) >= keep]
+    in_parallel(api, lambda each: _delete(api, paths(api)[1], each), left, "EndpointSlices to delete")
+    return len(services), len(left)
+
+
+def slice_number(name: str) -> int:
+    """Return the number in an EndpointSlice's name."""
+    return int(name.split("-")[2])
+
+
+def _delete(api: Api, path: str, listed: Object) -> None:
+    document: Object | None = listed
+    while document and _is_ours(document):
+        meta = document["metadata"]
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
+        }
+        try:
+            api.request("DELETE", f"{path}/{meta['name']}", body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            document = api.find(f"{path}/{meta['name']}") if error.status == 409 else None
+        else:
+            return
+
+
+def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
+    """Do it for all items, some at a time, with progress; the first error or signal stops the rest.
+
+    Requests under way are let end, so that what is there afterwards is what was answered.
+    """
+    with counting(text, len(items)) as advance, _noting_signals(api), ThreadPoolExecutor(CONNECTIONS) as pool:
+        futures = [pool.submit(work, each) for each in items]
+        try:
+            for each in as_completed(futures):
+                each.result()
+                advance()
+        except BaseException:
+            api.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _noting_signals(api: Api) -> Iterator[None]:
+    """Let a signal stop the threads, and raise it once they are done.
+
+    Raised at once, it could strike inside the executor while that holds a lock, and the threads would wait for ever.
+
+    :raises Interrupted: a signal came.
+    """
+    if interrupts.is_shielded():
+        yield
+        return
+    caught: list[int] = []
+
+    def note(signum: int, _frame: object) -> None:
+        caught.append(signum)
+        api.stop()
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except CancelledError:
+        if not caught:
+            raise
+    finally:
+        for each, handler in before.items():
+            # As after any first signal: what follows is cleaning up.
+            signal.signal(each, signal.SIG_IGN if caught else handler)
+        api.resume()
+    if caught:
+        raise Interrupted(caught[0])

@@ -1,0 +1,148 @@
+"""kube-proxy's mode is set: its ConfigMap patched, its pods rolled out, and both seen to have happened."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kproxylat import interrupts
+from kproxylat.cluster import JSON_PATCH, MERGE_PATCH, Api, Object
+from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.liverules import read_proxy
+from kproxylat.proxyconfig import CONFIGMAPS, DAEMONSETS, ConfigMapKey, change_mode, parse_mode, read_configured
+from kproxylat.screen import waiting
+
+MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
+"""What ``mode set`` takes -> what is written."""
+RESTARTED = "kubectl.kubernetes.io/restartedAt"
+"""The annotation by which ``kubectl rollout restart`` restarts pods."""
+LIMIT_S = 300.0
+PAUSE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be done.
+
+    :param old: the mode that the ConfigMap has now, "default" if it is empty.
+    :param diff: the ConfigMap's change, in diff's form; empty where there is none.
+    """
+
+    config: ConfigMapKey
+    daemonset: str
+    old: str
+    mode: str
+    text: str
+    diff: str
+
+
+def plan_change(api: Api, mode: str) -> Change:
+    """Read what there is, and say what would change.
+
+    :raises UsageError: there is no such mode.
+    :raises MachineError: kube-proxy's mode is not in a ConfigMap, or no DaemonSet runs it.
+    """
+    if mode not in MODES:
+        raise UsageError(f"unknown mode {mode!r}", f"it takes one of: {', '.join(MODES)}")
+    found = read_configured(api, socket.gethostname())
+    if not found.config or not found.daemonset:
+        where = ", ".join(each.source for each in found.settings) or "; ".join(found.unasked) or "nowhere"
+        lacking = "ConfigMap" if not found.config else "DaemonSet"
+        raise MachineError(
+            f"kube-proxy's mode cannot be set: it has no {lacking} in kube-system that can be read ({where})",
+            "set --proxy-mode where its flags are (k3s: --kube-proxy-arg), and restart it",
+        )
+    old = parse_mode(found.config.text)
+    text = found.config.text if old == MODES[mode] else change_mode(found.config.text, MODES[mode])
+    names = f"{found.config.name}, {found.config.key}"
+    lines = difflib.unified_diff(
+        found.config.text.splitlines(), text.splitlines(), f"{names} (now)", names, "", "", 0, ""
+    )
+    return Change(found.config, found.daemonset, old or "default", mode, text, "\n".join(lines))
+
+
+def apply_change(api: Api, change: Change) -> None:
+    """Patch the ConfigMap, only if it is still what was shown, and have the pods restarted.
+
+    :raises MachineError: the ConfigMap was changed in between, or the pods are not restarted by a rollout.
+    """
+    path = f"{DAEMONSETS}/{change.daemonset}"
+    strategy = api.get(path)["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
+    if strategy != "RollingUpdate":
+        raise MachineError(
+            f"DaemonSet {change.daemonset} has updateStrategy {strategy}: its pods are not restarted by a rollout",
+            "edit the ConfigMap and delete the pods yourself",
+        )
+    pointer = "/data/" + change.config.key.replace("~", "~0").replace("/", "~1")
+    patch = [
+        {"op": "test", "path": pointer, "value": change.config.text},
+        {"op": "replace", "path": pointer, "value": change.text},
+    ]
+    try:
+        api.request("PATCH", f"{CONFIGMAPS}/{change.config.name}", patch, content_type=JSON_PATCH)
+    except ApiError as error:
+        if error.status != 422:
+            raise
+        raise MachineError(f"ConfigMap {change.config.name} was changed by somebody else", "try again") from None
+    # kubectl writes whole seconds; two changes may come in one.
+    annotations = {RESTARTED: datetime.now(UTC).isoformat(timespec="microseconds")}
+    body = {"spec": {"template": {"metadata": {"annotations": annotations}}}}
+    api.request("PATCH", path, body, content_type=MERGE_PATCH)
+
+
+def pods_to_come(daemonset: Object) -> str | None:
+    """Return what a rollout still waits for, None if it is done (as ``kubectl rollout status`` judges)."""
+    status = daemonset.get("status") or {}
+    if status.get("observedGeneration", 0) < daemonset["metadata"]["generation"]:
+        return "the DaemonSet controller has not seen the change"
+    wanted = status.get("desiredNumberScheduled", 0)
+    for name, what in (("updatedNumberScheduled", "restarted"), ("numberAvailable", "available")):
+        if status.get(name, 0) < wanted:
+            return f"{status.get(name, 0)} of {wanted} kube-proxy pods are {what}"
+    return None
+
+
+def wait_for_rollout(api: Api, daemonset: str, limit_s: float = LIMIT_S) -> float:
+    """Wait until every pod is a new one, and available.
+
+    :return: how long it took, in seconds.
+    :raises MachineError: it took longer; says what is missing.
+    """
+    return _wait(lambda: pods_to_come(api.get(f"{DAEMONSETS}/{daemonset}")), "kube-proxy's pods", limit_s)
+
+
+def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None) -> float:
+    """Wait until the kube-proxy of this machine says that it is in a mode.
+
+    :param netns: the node's network namespace (None: ours).
+    :return: how long it took, in seconds.
+    :raises MachineError: it took longer; says what it answers.
+    """
+
+    def lacking() -> str | None:
+        try:
+            said = read_proxy("/proxyMode", netns=netns).strip()
+        except MachineError as error:
+            return str(error)
+        return None if said == mode else f"it says {said}"
+
+    return _wait(lacking, f"mode {mode}", limit_s)
+
+
+def _wait(lacking: Callable[[], str | None], text: str, limit_s: float) -> float:
+    started_s = time.monotonic()
+    pause = threading.Event()
+    with waiting(text, limit_s):
+        while (missing := lacking()) is not None:
+            if time.monotonic() - started_s > limit_s:
+                raise MachineError(
+                    f"waited {limit_s:g} s for {text}: {missing}",
+                    "look: kubectl -n kube-system get pods -l k8s-app=kube-proxy",
+                )
+            interrupts.wait(pause, PAUSE_S)
+    return time.monotonic() - started_s

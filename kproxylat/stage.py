@@ -1,0 +1,119 @@
+"""The stage of a run: the machine checked, leftovers removed, the network made, rules loaded, counters placed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from kproxylat import doctor, lab, net, sources
+from kproxylat.bpftrace import find_engine
+from kproxylat.changes import FORWARD, Changes, restore
+from kproxylat.conntrack import forget_flows
+from kproxylat.errors import MachineError
+from kproxylat.modes import Mode
+from kproxylat.plan import Options, load_modules
+from kproxylat.proc import find, run
+from kproxylat.runlog import make_directory
+from kproxylat.screen import say
+from kproxylat.traffic import GENERATORS
+
+
+def begin(options: Options, stack: ExitStack) -> Changes:
+    """Make sure that a run is possible, and that it is the only one.
+
+    :param stack: releases the lock, after the changes are put back.
+    :return: what notes the run's changes.
+    :raises MachineError: something is missing, or another run is under way.
+    """
+    generator = GENERATORS[options.generator]
+    check_machine(options.mode, options.probe, "run", *generator.modules, *(() if options.lab else ("node",)))
+    for tool in generator.tools:
+        find(tool)
+    make_directory(options.output_dir)
+    lock = stack.enter_context(net.lock())
+    for name in clean_up(lock):
+        say(f"      removed {name}, left by an interrupted run")
+    changes = Changes(lock, options.node)
+    stack.callback(_put_back, changes)
+    return changes
+
+
+def build(options: Options, changes: Changes, stack: ExitStack) -> net.Network:
+    """Make the network, load the lab's rules, place the counters, and on a node move the target's rule.
+
+    :param stack: removes it all.
+    :raises MachineError: something refuses, or is not allowed.
+    """
+    generator, mode, netns = GENERATORS[options.generator], options.mode, options.node.netns
+    for module in generator.modules:
+        changes.load_module(module)
+    made = net.Network(None, netns, None, mode.origin, options.family)
+    if not options.lab and generator.sends:
+        sources.check_free(netns, options.sources)
+    if options.lab or generator.sends:
+        endpoint = lab.ADDRESSES[options.family].endpoint_ip
+        made = stack.enter_context(net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns))
+    if options.lab:
+        options.lab.load(mode, net.NODE)
+    replayed = options.lab.ruleset if options.lab else None
+    for note in replayed.notes if replayed else ():
+        say(f"      the ruleset: {note}")
+    targets = [each.ip for each in options.targets or (options.target,)]
+    net.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
+    if options.position and mode.name == "iptables":
+        changes.move_rule(mode.iptables, options.target, options.position)
+    return made
+
+
+def open_node(options: Options, made: net.Network, changes: Changes, stack: ExitStack) -> None:
+    """On a node, let our packets through, and take their flows out of conntrack at the end.
+
+    :param stack: removes them.
+    :raises MachineError: the node does not forward, and we may not let it.
+    """
+    if not options.lab and GENERATORS[options.generator].sends:
+        let_forward(options, changes)
+        stack.callback(forget_flows, made, options.sources)
+
+
+def _put_back(changes: Changes) -> None:
+    for warning in changes.put_back():
+        say(f"warning: {warning}")
+
+
+def let_forward(options: Options, changes: Changes) -> None:
+    """Make sure that a node forwards packets.
+
+    :raises MachineError: it does not, and we may not let it.
+    """
+    name = FORWARD[options.family]
+    if run("sysctl", "-n", name, netns=options.node.netns).strip() == "0":
+        if name not in options.allow:
+            raise MachineError(f"{name} is 0: is this a node?", f"to have it set for the run: --allow {name}")
+        changes.set(name, "1")
+
+
+def clean_up(lock: net.Lock) -> list[str]:
+    """Remove what an interrupted run left: namespaces and links; and put back what it changed.
+
+    :return: the names of what was removed, and what was put back.
+    :raises MachineError: something could not be removed, or belongs to a run that is under way.
+    """
+    removed = net.remove_leftovers()
+    while lock.notes:
+        try:
+            removed.append(restore(lock.notes.pop()))
+        except MachineError as error:
+            say(f"warning: {error}")
+    return removed
+
+
+def check_machine(mode: Mode, probe: str, *uses: str) -> None:
+    """Make sure that this machine can trace this mode, and load the modules it takes.
+
+    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
+    :param uses: what for beside tracing, as :attr:`kproxylat.doctor.Check.use` names it.
+    :raises MachineError: something is missing.
+    """
+    doctor.require(mode, "trace", *uses)
+    load_modules(mode)
+    find_engine(mode, probe)

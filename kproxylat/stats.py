@@ -1,0 +1,189 @@
+"""Statistics of measured values: quantiles, bootstrap, robust lines. Pure, of the standard library.
+
+A distribution is kept as a run keeps it: value -> how often it occurred, or a histogram's buckets. What is drawn comes
+from a :class:`random.Random` that the caller seeds, so that the same input gives the same bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, combinations
+from random import Random
+from statistics import fmean, median
+
+ROUNDS = 2000
+"""Bootstrap replicates: 5 lie beyond each bound at the level of 99.5 %."""
+TAIL = 10
+"""A quantile has bounds only if so many values are expected beyond it."""
+
+
+Draws = tuple[list[float], list[float]]
+"""Replicates of a figure: its least and its greatest possible value, the same list where values are exact."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the bounds ``[lo, hi]`` around it."""
+
+    estimate: float
+    lo: float
+    hi: float
+
+
+class Distribution:
+    """The values of one run's calls.
+
+    :param rows: ``(lo, hi, count)``: ``count`` values from ``lo`` to ``hi``, both included; exact ones have lo = hi.
+    """
+
+    def __init__(self, rows: Iterable[tuple[float, float, int]]) -> None:
+        kept = sorted(row for row in rows if row[2])
+        self.lows, self.highs = [row[0] for row in kept], [row[1] for row in kept]
+        self.ends = list(accumulate(row[2] for row in kept))
+        self.count = self.ends[-1] if kept else 0
+        self.exact = self.lows == self.highs
+
+    @classmethod
+    def of_values(cls, values: Mapping[int, int]) -> Distribution:
+        """Make one of exact values (value -> count)."""
+        return cls((value, value, count) for value, count in values.items())
+
+    def quantile(self, p: float) -> tuple[float, float]:
+        """Return the bounds of the least value that at least ``p`` of all values do not exceed (0 < p <= 1)."""
+        at = bisect_left(self.ends, math.ceil(p * self.count))
+        return self.lows[at], self.highs[at]
+
+    def has_tail(self, p: float) -> bool:
+        """Whether there are values enough to say where quantile ``p`` lies."""
+        return self.count * min(p, 1 - p) >= TAIL
+
+    def draw(self, p: float, rng: Random, rounds: int = ROUNDS) -> Draws:
+        """Draw bootstrap replicates of a quantile, as :meth:`quantile` gives it.
+
+        The k-th of n values drawn anew lies where the distribution function reaches U, the k-th of n uniform numbers,
+        which is Beta(k, n + 1 - k): one draw in place of n (Efron 1979, section 3).
+        """
+        numbers = _order_statistic(self.count, p, rng.getrandbits(4), rounds)
+        turn = rng.randrange(rounds)
+        ends, count = self.ends, self.count
+        places = [bisect_left(ends, u * count) for u in numbers[turn:] + numbers[:turn]]
+        lows = [self.lows[at] for at in places]
+        return lows, lows if self.exact else [self.highs[at] for at in places]
+
+    def draw_mean(self, mean: float, rng: Random, rounds: int = ROUNDS) -> Draws:
+        """Draw replicates of the mean, which many values make a normal variable (few and far apart ones do not).
+
+        :param mean: as it was measured, which a histogram does not know so well.
+        """
+        middles = [(low + high) / 2 for low, high in zip(self.lows, self.highs, strict=True)]
+        counts = [end - begin for begin, end in zip([0, *self.ends], self.ends, strict=False)]
+        squares = sum((middle - mean) ** 2 * count for middle, count in zip(middles, counts, strict=True))
+        error = math.sqrt(squares) / self.count
+        drawn = [rng.gauss(mean, error) for _ in range(rounds)]
+        return drawn, drawn
+
+    def cdf(self, at: float) -> float | None:
+        """Return the share of values that ``at`` is not exceeded by; None inside a bucket, where nobody knows."""
+        place = bisect_left(self.highs, at + 1)
+        if place < len(self.lows) and self.lows[place] <= at < self.highs[place]:
+            return None
+        return (self.ends[place - 1] if place else 0) / self.count
+
+
+@lru_cache(maxsize=512)
+def _order_statistic(count: int, p: float, stream: int, rounds: int) -> tuple[float, ...]:
+    """Draw where quantile ``p`` of uniform numbers lies. That costs more than all the rest: hence 16 cached streams,
+    which :meth:`Distribution.draw` begins at any place.
+    """
+    rank = math.ceil(p * count)
+    rng = Random(f"{count} {p} {stream}")  # noqa: S311 - chance for statistics
+    return tuple(rng.betavariate(rank, count + 1 - rank) for _ in range(rounds))
+
+
+def bounds(replicates: Iterable[float], level: float) -> tuple[float, float]:
+    """Return the bounds that ``level`` of the replicates lie within, the rest equally beyond both."""
+    ordered = sorted(replicates)
+    beyond = (1 - level) / 2 * len(ordered)
+    return ordered[math.floor(beyond)], ordered[math.ceil(len(ordered) - beyond) - 1]
+
+
+def distance(a: Distribution, b: Distribution) -> float:
+    """Return the greatest difference of two distribution functions (Kolmogorov and Smirnov), 0 to 1."""
+    places = {*a.highs, *b.highs}
+    if not (a.exact and b.exact):
+        places.update(low - 1 for low in (*a.lows, *b.lows))
+    pairs = ((a.cdf(at), b.cdf(at)) for at in places)
+    return max((abs(x - y) for x, y in pairs if x is not None and y is not None), default=0.0)
+
+
+def chance_distance(n: int, m: int, level: float) -> float:
+    """Return the distance that chance alone exceeds with the probability 1 - ``level`` at most.
+
+    Smirnov's limit; it holds for tied values, too, where chance makes less.
+    """
+    return math.sqrt(-math.log((1 - level) / 2) / 2 * (n + m) / (n * m))
+
+
+def drift(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return the relative standard deviation from run to run, and its degrees of freedom.
+
+    :param groups: the same figure of the runs that were repeats of each other, group by group.
+    """
+    squares, freedom = 0.0, 0
+    for group in groups:
+        mean = fmean(group)
+        squares += sum((each / mean - 1) ** 2 for each in group) if mean else 0.0
+        freedom += len(group) - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
+
+
+def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:
+    """Draw Student's t: what a deviation known from few repeats makes of chance."""
+    return [rng.gauss() / math.sqrt(rng.gammavariate(freedom / 2, 2 / freedom)) for _ in range(rounds)]
+
+
+def merge_draws(runs: Sequence[Draws], spread: tuple[float, int], rng: Random) -> Draws:
+    """Draw replicates of the mean over repeats of a figure from those of each run, and of the drift between runs.
+
+    :param runs: for each repeat its replicates.
+    :param spread: as :func:`drift` gives it; of no effect without freedom, as of a single run nobody knows the drift.
+    """
+    relative, freedom = spread
+    if len(runs) == 1 and not (freedom and relative):
+        return runs[0]
+    rounds, root = len(runs[0][0]), math.sqrt(len(runs))
+    noise = student(freedom, rng, rounds) if freedom and relative else [0.0] * rounds
+    factors = [(1 + relative * each / root) / len(runs) for each in noise]
+    lows, highs = (
+        [sum(each) * factor for each, factor in zip(zip(*side, strict=True), factors, strict=True)]
+        for side in zip(*runs, strict=True)
+    )
+    return lows, highs
+
+
+def slopes(points: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """Yield the slope of every pair of points that differ in x."""
+    for (x0, y0), (x1, y1) in combinations(points, 2):
+        if x0 != x1:
+            yield (y1 - y0) / (x1 - x0)
+
+
+def fit_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Fit a line by the median of the slopes of all pairs (Theil 1950, Sen 1968), which outliers do not move.
+
+    :return: slope, and intercept: the median of what the slope leaves.
+    """
+    slope = median(slopes(points))
+    return slope, median(y - slope * x for x, y in points)
+
+
+def crossing(a: tuple[float, float], b: tuple[float, float]) -> float | None:
+    """Return where two lines (slope, intercept) meet, if that is at x > 0."""
+    if a[0] == b[0]:
+        return None
+    x = (b[1] - a[1]) / (a[0] - b[0])
+    return x if x > 0 else None

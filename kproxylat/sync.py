@@ -1,0 +1,124 @@
+"""kube-proxy's sync is seen, not slept for: the kernel's rules are read until they hold what the API holds."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Set
+
+from kproxylat import interrupts
+from kproxylat.cluster import Object
+from kproxylat.dummies import Dummies
+from kproxylat.errors import MachineError
+from kproxylat.liverules import read_proxy
+from kproxylat.model import Destination
+from kproxylat.nodes import Node
+from kproxylat.proxymode import AMBIGUOUS, decide, gather
+from kproxylat.screen import waiting
+
+LIMIT_S = 300.0
+PAUSE_S = 0.2
+"""Least time between two looks; a look at many rules takes longer, and then half of the time is left to others."""
+_METRIC = re.compile(r"kubeproxy_sync_proxy_rules_(\w+?)(?:\{([^}]*)\})? (\S+)")
+
+
+def service_ports(found: Dummies) -> set[Destination]:
+    """Return what the kernel is to hold of the dummy Services: of those that have IPv4 too, that alone."""
+    specs = [each["spec"] for each in found.services.values()]
+    return {
+        Destination(ip, port["port"], port["protocol"].lower())
+        for spec in specs
+        for ip in _cluster_ips(spec)
+        for port in spec["ports"]
+    }
+
+
+def _cluster_ips(spec: Object) -> list[str]:
+    every = spec.get("clusterIPs") or [spec.get("clusterIP", "")]
+    return [each for each in every if "." in each] or [each for each in every if ":" in each]
+
+
+def live_ports(node: Node | None = None) -> set[Destination]:
+    """Return the Service ports that the running mode's rules translate, and not those of rules left behind.
+
+    :param node: which node's (None: this machine's).
+
+    :raises MachineError: the rules cannot be read, or it is not clear which of them translate.
+    """
+    evidence = gather(None, node=node)
+    finding = decide(evidence)
+    if evidence.rules is None:
+        raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
+    if finding.sure == AMBIGUOUS:
+        raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
+    return {
+        port
+        for each in evidence.rules
+        if (each.mode, each.backend) == (finding.mode, finding.backend)
+        for port in each.services
+    }
+
+
+def is_idle(metrics: str) -> bool:
+    """Whether kube-proxy has no sync before it, by its /metrics: nothing pending, and the last sync begun is done.
+
+    Samples: ``kubeproxy_sync_proxy_rules_service_changes_pending 0`` and
+    ``kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.7e+09``.
+    """
+    values = {(name, labels): float(value) for name, labels, value in _METRIC.findall(metrics)}
+    pending = sum(value for (name, _), value in values.items() if name.endswith("_changes_pending"))
+    queued = {labels: value for (name, labels), value in values.items() if name == "last_queued_timestamp_seconds"}
+    return not pending and all(
+        values.get(("last_timestamp_seconds", labels), 0) >= value for labels, value in queued.items()
+    )
+
+
+def proxy_is_idle(node: Node | None = None) -> bool:
+    """The same of a node's kube-proxy (None: this machine's); one whose metrics cannot be reached is taken for idle."""
+    try:
+        return is_idle(read_proxy("/metrics", netns=node.netns if node else None))
+    except MachineError:
+        return True
+
+
+def wait_for_rules(
+    wanted: Set[Destination],
+    unwanted: Set[Destination] = frozenset(),
+    limit_s: float = LIMIT_S,
+    node: Node | None = None,
+    read: Callable[[Node | None], Set[Destination]] = live_ports,
+    idle: Callable[[Node | None], bool] = proxy_is_idle,
+) -> float:
+    """Wait until the rules hold every wanted Service port, no unwanted one, and kube-proxy has no sync before it.
+
+    :param node: whose rules (None: this machine's).
+    :param read: returns the Service ports that the rules hold now. ``idle``: whether kube-proxy is done.
+    :return: how long it took, in seconds.
+    :raises MachineError: it took longer than ``limit_s``; says what is missing, or left.
+    """
+    started_s = time.monotonic()
+    pause = threading.Event()
+    with waiting(f"kube-proxy's rules of {len(wanted)} Service ports", limit_s):
+        while True:
+            look_s = time.monotonic()
+            held = read(node)
+            missing, left = wanted - held, unwanted & held
+            now_s = time.monotonic()
+            if not missing and not left and idle(node):
+                return now_s - started_s
+            if now_s - started_s > limit_s:
+                raise _late(missing, left, limit_s)
+            interrupts.wait(pause, max(PAUSE_S, now_s - look_s))
+
+
+def _late(missing: Set[Destination], left: Set[Destination], limit_s: float) -> MachineError:
+    said = [
+        f"{len(ports)} Service ports are {what}, such as {min(ports)}"
+        for ports, what in ((missing, "missing"), (left, "still there"))
+        if ports
+    ]
+    return MachineError(
+        f"kube-proxy's rules are not up to date after {limit_s:g} s: {'; '.join(said) or 'it is still busy'}",
+        "look at its log: kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
+    )

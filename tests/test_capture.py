@@ -1,0 +1,149 @@
+"""What capture reads of a live node, what it writes, and what --anonymous takes out. The tools are fakes."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from kproxylat import capture, kernel, liverules
+from kproxylat.anonymous import Anonymizer
+from kproxylat.errors import MachineError
+from kproxylat.lab import place_services, render_ruleset
+from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.ruleset import read_ruleset
+from tests.test_lab import CAPTURED
+
+SERVICES = place_services(5, "middle", "both")
+
+
+class Node:
+    """A node with the lab's rules in some modes, and the tools that print them."""
+
+    def __init__(self, *modes: Mode) -> None:
+        self.modes = {(mode.name, mode.backend): mode for mode in modes}
+        self.ran: set[str] = set()
+
+    def text(self, name: str, backend: str, program: str) -> str:
+        mode = self.modes.get((name, backend))
+        made = {argv[0]: text for argv, text in render_ruleset(mode, SERVICES)} if mode else {}
+        return made.get(program, "")
+
+    def run(self, *argv: str, **_: object) -> str:
+        self.ran.add(argv[0])
+        match argv:
+            case ("cat", "/proc/net/ip_tables_names"):
+                return "nat\n" if ("iptables", "legacy") in self.modes else ""
+            case ("cat", "/proc/net/ip6_tables_names"):
+                return ""
+            case ("cat", "/proc/net/ip_vs"):
+                lines = "TCP  0A600001:01BB rr\n"
+                return lines if ("ipvs", "ipvs") in self.modes else ""
+            case ("iptables-legacy-save", *_):
+                return self.text("iptables", "legacy", "iptables-legacy-restore")
+            case ("iptables-nft-save", *_):
+                own = self.text("iptables", "nft", "iptables-nft-restore")
+                return own or self.text("ipvs", "ipvs", "iptables-nft-restore")
+            case ("nft", "list", "tables"):
+                has = {("iptables", "nft"): "table ip nat\n", ("nftables", "nft"): "table ip kube-proxy\n"}
+                return "".join(text for key, text in has.items() if key in self.modes)
+            case ("nft", "--json", *_):
+                key = {"concat": ["10.96.0.1", "tcp", 443]}
+                return json.dumps({"nftables": [{"map": {"elem": [[key, {"goto": {"target": "x"}}]]}}]})
+            case ("nft", "list", "table", "ip", "kube-proxy"):
+                return self.text("nftables", "nft", "nft")
+            case ("ipset", "save"):
+                return self.text("ipvs", "ipvs", "ipset")
+            case ("ipvsadm", "-S", "-n"):
+                return self.text("ipvs", "ipvs", "ipvsadm")
+        raise AssertionError(f"{argv} is more than looking")
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> Node:
+    node = Node()
+    for module in (capture, liverules):
+        monkeypatch.setattr(module, "run", node.run)
+    monkeypatch.setattr(kernel, "check_root", lambda: None)
+    monkeypatch.setattr(liverules.os, "geteuid", lambda: 0)
+    return node
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+@pytest.mark.parametrize("mode", MODES, ids=lambda each: f"{each.name}-{each.backend}")
+def test_what_is_captured_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, anonymous: bool) -> None:
+    live.modes[mode.name, mode.backend] = mode
+    text, _ = capture.capture(None, None, anonymous)
+    capture.save(text, tmp_path / "ruleset.json")
+    found = read_ruleset(tmp_path / "ruleset.json")
+    assert found.mode == mode
+    assert len(found.services) == len(SERVICES)
+    assert [len(each.endpoints) for each in found.services] == [len(each.endpoints) for each in SERVICES]
+    assert [argv[0] for argv, _ in found.commands()][-1] == render_ruleset(mode, SERVICES)[-1][0][0]
+    hidden = not {each.ip for each in SERVICES} & {each.ip for each in found.services}
+    assert hidden is anonymous
+    assert ("dummy-service" in text) is (not anonymous and mode.name != "ipvs")
+    assert json.loads(text)["anonymous"] is anonymous
+    with pytest.raises(MachineError, match="File exists"):
+        capture.save(text, tmp_path / "ruleset.json")
+
+
+def test_looking_makes_no_table(live: Node) -> None:
+    """Without legacy rules the program that could make legacy tables is not even called."""
+    live.modes["iptables", "nft"] = find_mode("iptables", "nft")
+    capture.capture(None, None, False)
+    assert "iptables-legacy-save" not in live.ran
+    assert "ipset" not in live.ran, "no rule names a set"
+
+
+def test_several_backends_ask_which(live: Node) -> None:
+    for backend in ("legacy", "nft"):
+        live.modes["iptables", backend] = find_mode("iptables", backend)
+    with pytest.raises(MachineError, match="several backends are live: iptables on legacy, iptables on nft"):
+        capture.capture(None, None, False)
+    assert '"backend": "legacy"' in capture.capture("iptables", "legacy", False)[0]
+
+
+@pytest.mark.usefixtures("live")
+def test_a_node_without_rules_says_so() -> None:
+    with pytest.raises(MachineError, match="there are none of kube-proxy's"):
+        capture.capture(None, None, False)
+
+
+def test_anonymous_addresses_share_as_many_bits_as_before() -> None:
+    hide, rng = Anonymizer(b"key"), random.Random(1)
+    addresses = [IPv4Address(rng.getrandbits(32)) for _ in range(200)]
+    addresses += [IPv4Address(int(each) ^ 1 << rng.randrange(24)) for each in addresses]
+    hidden = [IPv4Address(hide.address(str(each))) for each in addresses]
+    assert sum(a != b for a, b in zip(addresses, hidden, strict=True)) > 200
+    for one, other in zip(addresses, addresses[1:] + addresses[:1], strict=True):
+        a, b = (hidden[addresses.index(each)] for each in (one, other))
+        assert (int(one) ^ int(other)).bit_length() == (int(a) ^ int(b)).bit_length()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.1", "127.0.0.1", "169.254.20.10", "224.0.0.1", "255.255.255.255"])
+def test_special_addresses_stay(address: str) -> None:
+    assert Anonymizer(b"key").address(address) == address
+
+
+@pytest.mark.parametrize("network", ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"])
+def test_private_addresses_stay_private(network: str) -> None:
+    inside = IPv4Network(network)
+    for key in (b"a", b"b", b"c"):
+        for number in (0, 1, inside.num_addresses - 1):
+            assert IPv4Address(Anonymizer(key).address(str(inside[number]))) in inside
+
+
+def test_nothing_of_the_cluster_stays_in_the_text() -> None:
+    text = (CAPTURED / "iptables-nft/n0/iptables-nft-save.txt").read_text()
+    text += '-A X -m comment --comment "name: \\"prod\\" id: \\"abc\\"" -j Y\n'
+    hidden = Anonymizer(b"key").text(text)
+    assert not re.findall(r"default|worker|grpc|prod|10\.96\.100|10\.244|NSEVGQHS", hidden)
+    assert hidden.count("\n") == text.count("\n")
+    counters = re.compile(r"\[\d+:\d+\]")
+    assert counters.findall(hidden) == counters.findall(text)
+    assert "block incoming localnet connections" in hidden

@@ -1,0 +1,318 @@
+"""The fault table: what can go wrong around a run, what it says, how it ends, what is saved, and that nothing is left.
+
+Every program that kproxylat runs is a fake (tests/fakes.py); tests/vm/test_faults.py has the faults that take a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import PROGRAMS, make_world
+from tests.test_vm import Agent
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ("run", "0.2", "1000", "20", "--lab", "--mode", "nftables", "--format", "json", "--output-dir", "out")
+COMMAND = (sys.executable, "-m", "tests.fakes")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+TRACE = PROGRAMS["bpftrace"]
+
+
+class World:
+    """A machine of fakes, and the state that it is to be in again after each fault."""
+
+    def __init__(self, path: Path, programs: dict[str, str | None] | None = None) -> None:
+        self.path = path
+        make_world(path, programs or {})
+        self.before = self.state()
+
+    def state(self) -> dict[str, list[str]]:
+        """Namespaces, links and lock; modules; temporary files; processes that work here."""
+        ran = [each for each in Path("/proc").glob("[0-9]*") if self._works_here(each)]
+        found = {top: self.path / top for top in ("run", "root/sys/module", "tmp")}
+        listed = {top: sorted(str(each) for each in path.rglob("*")) for top, path in found.items()}
+        return {**listed, "processes": [each.name for each in ran]}
+
+    def _works_here(self, process: Path) -> bool:
+        try:
+            return process.joinpath("cwd").readlink() == self.path and bool((process / "cmdline").read_bytes())
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Check that the machine is as before; processes may take a moment to be gone."""
+        deadline = time.monotonic() + 10
+        while (now := self.state()) != self.before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert now == self.before
+
+    def saved(self) -> list[str]:
+        """Return what is saved: "log", "json"."""
+        return sorted(each.suffix[1:] for each in (self.path / "out").glob("*"))
+
+    def start(self, *argv: str, wrap: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command line in a process of its own."""
+        words, environment = [*wrap, *COMMAND, *argv], {**ENVIRONMENT, **env}
+        return subprocess.run(
+            words, cwd=self.path, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[list[Agent]]:
+    started = [Agent("tests.fakes") for _ in range(3)]
+    for each in started:
+        each.next()
+    yield started
+    for each in started:
+        assert each.process.stdin
+        assert each.process.stdout
+        each.process.stdin.close()
+        assert each.process.wait(10) == 0
+        each.process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row.
+
+    :param programs: fakes in the usual ones' place; None is a program that is missing.
+    :param says: what stderr says, a regular expression. ``saved``: which files there are afterwards.
+    """
+
+    id: str
+    status: int
+    says: str
+    programs: dict[str, str | None] = field(default_factory=dict)
+    saved: tuple[str, ...] = ("log",)
+    argv: tuple[str, ...] = RUN
+    prepare: Callable[[Path], object] = lambda _: None
+
+
+def after(words: str, body: str) -> str:
+    """Return bpftrace's fake with ``body`` in place of ``words``."""
+    assert words in TRACE
+    return TRACE.replace(words, body)
+
+
+def dumping(body: str) -> str:
+    """Return bpftrace's fake that prints what ``body`` prints, in place of its maps."""
+    return after("dump() {", f"dump() {{ {body}; exit 0;")
+
+
+def sender(words: str, body: str) -> str:
+    """Return pktgen's fake with ``body`` in place of ``words``."""
+    assert words in PROGRAMS["tee"]
+    return PROGRAMS["tee"].replace(words, body)
+
+
+WAIT = "while :; do sleep 0.02; done"
+DUMP = "exec 9<&-; dump; exit 0"
+LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+\.log"
+FLOOD = "head -c 100000000 /dev/zero | tr '\\0' x"
+LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 100000000'
+GARBAGE = "head -c 3000 /dev/urandom"
+FULL = "seq -f '@n[1, 0, %.0f]: 1' 65536; echo '@table[1]: kube-proxy'; echo '@chain[1]: nat-prerouting'"
+FAULTS = (
+    Fault("bpftrace-missing", 1, r"bpftrace not found\n  apt-get install bpftrace", {"bpftrace": None}, ()),
+    Fault("bpftrace-too-old", 1, "v0.9.4 is too old", {"bpftrace": "echo bpftrace v0.9.4"}, ()),
+    Fault("bpftrace-says-no-version", 1, "bpftrace --version says", {"bpftrace": "echo hello"}, ()),
+    Fault("bpftrace-not-executable", 1, "status 126", {"bpftrace": "exit 126"}, ()),
+    Fault("bpftrace-lists-nothing", 1, "no function nft_do_chain", {"bpftrace": after("-lv)", "-lv) exit ;; x)")}, ()),
+    Fault("bpftrace-dies-at-attach", 1, f"before its probes were attached .status 1.: ERROR: no such probe{LOG}",
+          {"bpftrace": after("echo __", "echo ERROR: no such probe >&2; exit 1; echo __")}),
+    Fault("bpftrace-script-does-not-compile", 1, r"bt.j2, line \d+: syntax error\n  bpftrace does not compile: ",
+          {"bpftrace": after("echo __", "echo 'stdin:1:2-3: ERROR: syntax error' >&2; exit 1; echo __")}),
+    Fault("bpftrace-never-attaches", 1, f"attached no probes within 1 s: still thinking{LOG}",
+          {"bpftrace": after("echo __", f"echo still thinking >&2; {WAIT}; echo __")}),
+    Fault("bpftrace-dies-in-the-middle", 1, f"died while tracing .status 9.: out of memory{LOG}",
+          {"bpftrace": after(WAIT, "echo out of memory >&2; exit 9")}),
+    Fault("bpftrace-is-killed-in-the-middle", 1, f"died while tracing .status -9.: .*{LOG}",
+          {"bpftrace": after(WAIT, "kill -KILL $$")}),
+    Fault("bpftrace-dies-at-exit", 1, f"failed at its end .status 3.: .*{LOG}",
+          {"bpftrace": after(DUMP, "exit 3")}),
+    Fault("bpftrace-ignores-sigint", 1, f"did not end within 2 s of SIGINT.*{LOG}",
+          {"bpftrace": after(f"trap '{DUMP}' INT", "trap '' INT")}),
+    Fault("bpftrace-prints-nothing", 4, "the books don't close: lookups 0 instead of 200",
+          {"bpftrace": after(DUMP, "exit 0")}, ("json", "log")),
+    Fault("bpftrace-prints-garbage", 4, "the books don't close: lookups 0 instead of 200",
+          {"bpftrace": dumping(GARBAGE)}, ("json", "log")),
+    Fault("bpftrace-prints-100-MB-in-one-line", 4, "the books don't close: lookups 0 instead of 200",
+          {"bpftrace": dumping(FLOOD)}, ("json", "log")),
+    Fault("bpftrace-prints-100-MB-of-lines", 4, "the books don't close: lookups 0 instead of 200",
+          {"bpftrace": dumping(LINES)}, ("json", "log")),
+    Fault("bpftrace-fills-its-maps", 4, "the books don't close: lookups 65536 instead of 200",
+          {"bpftrace": dumping(FULL)}, ("json", "log")),
+    Fault("pktgen-has-no-module", 1, "no module pktgen.*\n  .*--lab --vm",
+          {"modprobe": "for name; do :; done; [ $name != pktgen ]"}, ()),
+    Fault("pktgen-module-does-not-load", 1, "kernel module pktgen cannot be loaded: not today",
+          {"modprobe": "case $1 in --dry-run|-r) ;; *) echo not today >&2; exit 1; esac"}, ()),
+    Fault("pktgen-refuses-a-line", 1, "pktgen refuses 'ratep 200' for pod0: ERROR", {"tee": sender(
+        'echo "Result: OK: $line" >$1', 'case $line in ratep*) echo Result: ERROR ;; *) echo Result: OK; esac >$1'
+    )}, ()),
+    Fault("pktgen-does-not-start", 1, "pktgen failed .status 1.",
+          {"tee": sender("read -r order\n", "read -r order\n[ -e started ] && exit 1; : >started\n")}),
+    Fault("veth-vanishes", 1, "cat pktgen/pod0 ended with status 1: .*No such file",
+          {"tee": sender(">pktgen/pod0 ;;", ">pktgen/pod0; [ ! -e log ] || rm pktgen/pod0; : >log ;;")}),
+    Fault("namespace-name-taken", 1, "netns kproxylat-node: File exists",
+          {"ip": PROGRAMS["ip"].replace("[ !", "[ $3 != kproxylat-node ] && [ !")}, ()),
+    Fault("namespace-cannot-be-removed", 1, "ip netns delete kproxylat-node ended with status 1",
+          {"ip": PROGRAMS["ip"].replace("rm run/netns/$3", "[ $3 != kproxylat-node ] && rm run/netns/$3")},
+          ("json", "log")),
+    Fault("left-by-another-run", 0, r"removed kproxylat-client, left by an interrupted run", {}, ("json", "log"),
+          prepare=lambda world: (world / "run/netns/kproxylat-client").touch()),
+    Fault("conntrack-full", 1, "220 flows at a time need more room than conntrack has .7.",
+          {"cat": PROGRAMS["cat"].replace("262144 0", "262144 262137")}, ()),
+    Fault("ruleset-refused", 1, "nft -f - ended with status 1: syntax error",
+          {"nft": "cat >/dev/null; echo syntax error >&2; exit 1"}, ()),
+    Fault("counters-are-garbage", 1, "nft does not list the counters of kproxylat-client: '{",
+          {"nft": "case $1 in -f) cat >/dev/null ;; --json) echo '{' ;; esac"}),
+    Fault("sysctl-refuses", 1, "sysctl -q -w .* read-only file system",
+          {"sysctl": "echo read-only file system >&2; exit 1"}, ()),
+    Fault("output-directory-cannot-be-made", 1, "sent/x cannot be made: Not a directory\n  pass another", {}, (),
+          (*RUN[:-1], "sent/x")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda each: each.id)
+def test_fault(agents: list[Agent], tmp_path: Path, fault: Fault) -> None:
+    world = World(tmp_path, fault.programs)
+    fault.prepare(tmp_path)
+    status, out, err = agents[0].run(*fault.argv, cwd=str(tmp_path))
+    print(err)
+    assert re.search(fault.says, err)
+    assert status == fault.status
+    assert "Traceback" not in err
+    assert max(map(len, err.splitlines())) < 600
+    assert world.saved() == sorted(fault.saved)
+    assert bool(out) == ("json" in fault.saved and fault.status in (0, 4))
+    if fault.id == "namespace-cannot-be-removed":
+        (tmp_path / "run/netns/kproxylat-node").unlink()
+    world.check()
+
+
+def test_a_map_limit_of_16_keys(tmp_path: Path) -> None:
+    body = FULL.replace("65536", "$BPFTRACE_MAP_KEYS_MAX")
+    world = World(tmp_path, {"bpftrace": dumping(body)})
+    done = world.start(*RUN, BPFTRACE_MAP_KEYS_MAX="16")
+    assert done.returncode == 4
+    assert "the books don't close: lookups 16 instead of 200" in done.stderr
+    assert "full maps (16 keys): @n; events are missing" in json.loads(done.stdout)["quality"]["warnings"]
+    assert world.saved() == ["json", "log"]
+    world.check()
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    done = world.start(*RUN, HOME="/proc/1/nowhere", XDG_CACHE_HOME="/proc/1/nowhere")
+    assert (done.returncode, "closed" in done.stdout) == (0, True), done.stderr
+    world.check()
+
+
+def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """A file that may not grow beyond 1 kB plays the disk; what was measured is still shown."""
+    world = World(tmp_path)
+    done = world.start(*RUN, wrap=("prlimit", "--fsize=1000"))
+    assert done.returncode == 1
+    assert "kproxylat: the result could not be saved whole in out: File too large\n  make room there\n" in done.stderr
+    assert json.loads(done.stdout)["accounting"]["closed"] is True
+    assert "log" in world.saved()
+    world.check()
+
+
+@pytest.mark.parametrize("pipe", ["| head -c 0", "2>&1 | head -n 1", "2>&1 >/dev/full | cat"],
+                         ids=["stdout-closed", "stderr-closed", "stdout-full"])  # fmt: skip
+def test_output_that_nobody_reads(tmp_path: Path, pipe: str) -> None:
+    world = World(tmp_path)
+    script = f'set -o pipefail; "$@" {pipe}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *COMMAND, *RUN], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "Exception ignored" not in done.stderr + done.stdout
+    world.check()
+
+
+def test_a_parent_that_dies(tmp_path: Path) -> None:
+    """Nobody is left to read, or to wait for the end: the run still takes everything away."""
+    world, agent = World(tmp_path), Agent("tests.fakes")
+    agent.next()
+    agent.send(argv=RUN, cwd=str(tmp_path), program=False)
+    while "[3/7]" not in agent.next().get("err", ""):
+        pass
+    agent.process.kill()
+    agent.process.wait()
+    world.check()
+    for stream in (agent.process.stdin, agent.process.stdout):
+        assert stream
+        stream.close()
+
+
+def test_two_runs_at_once(agents: list[Agent], tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda agent: agent.run(*RUN, cwd=str(tmp_path)), agents[:2]))
+    assert sorted(status for status, _, _ in done) == [0, 1]
+    [refused] = [err for status, _, err in done if status == 1]
+    assert re.search(r"another run is under way \(process \d+\)\n  wait for its end", refused)
+    assert world.saved() == ["json", "log"]
+    world.check()
+
+
+MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "10"))
+"""For each signal; 50 have been tried, and take a minute or more."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+
+
+def strike(agent: Agent, world: World, signum: int, delay_s: float) -> None:
+    """Send a run a signal, ``delay_s`` after its first words; look at its end and at what is left."""
+    agent.send(argv=RUN, cwd=str(world.path), program=False)
+    first = agent.next()
+    threading.Timer(delay_s, agent.send, kwargs={"signal": int(signum)}).start()
+    status, out, err = agent.finish()
+    moment = f"{signal.Signals(signum).name} after {delay_s:.4f} s: status {status}, {err[-200:]}"
+    assert "err" in first, moment
+    assert "Traceback" not in err, moment
+    if signum == signal.SIGKILL:
+        assert status in (0, -signum), moment
+        assert agent.run("cleanup", cwd=str(world.path))[0] == 0, moment
+    else:
+        assert status in (0, 128 + signum), moment
+        assert not out or json.loads(out)["accounting"]["closed"], moment + out
+        assert out or status, moment
+    try:
+        world.check()
+    except AssertionError as error:
+        raise AssertionError(moment) from error
+
+
+@pytest.mark.parametrize("signum", SIGNALS, ids=lambda each: f"{each.name}-at-{MOMENTS}-random-moments")
+def test_signals(agents: list[Agent], tmp_path: Path, signum: int) -> None:
+    seed = int(os.environ.get("KPROXYLAT_SEED", time.time_ns() % 10**6))
+    print(f"KPROXYLAT_SEED={seed}")
+    dice = random.Random(seed)
+    delays = [dice.uniform(0, 0.8) for _ in range(MOMENTS)]
+
+    def strike_all(number: int) -> None:
+        (tmp_path / str(number)).mkdir()
+        world = World(tmp_path / str(number))
+        for delay_s in delays[number :: len(agents)]:
+            strike(agents[number], world, signum, delay_s)
+
+    with ThreadPoolExecutor(len(agents)) as pool:
+        list(pool.map(strike_all, range(len(agents))))

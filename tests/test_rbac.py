@@ -1,0 +1,133 @@
+"""docs/rbac.md against the calls that the commands make: enough, and not more than that."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kproxylat import dummies, sources
+from kproxylat.cluster import Api
+from kproxylat.dummies import create, delete, paths, plan_creation, read_dummies
+from kproxylat.nodes import Node
+from kproxylat.proxyconfig import read_configured
+from kproxylat.rollout import apply_change, plan_change, wait_for_rollout
+from kproxylat.sources import choose_source
+from kproxylat.target import read_target
+from kproxylat.worker import apply_worker, delete_worker
+from tests.fake_api import Call, FakeApi
+from tests.test_proxyconfig import CONFIGMAP, DAEMONSET
+from tests.test_sources import node_of
+
+DOCS = Path(__file__).parent.parent / "docs/rbac.md"
+RECORDED = Path(__file__).parent / "kube-api"
+MANIFESTS = dict(re.findall(r"^## (.+?)\n.*?```yaml\n(.*?)```", DOCS.read_text(), re.M | re.S))
+Right = tuple[str, str, str, str]
+
+
+def rights(text: str) -> set[Right]:
+    """Return verb, group, resource and namespace ("" for a ClusterRole) of each rule."""
+    return {
+        (verb, group, resource, role["metadata"].get("namespace", ""))
+        for role in yaml.safe_load_all(text)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def mode_show(api: Api, fake: FakeApi) -> None:
+    """On a cluster with a DaemonSet, and on one that has nothing of kube-proxy."""
+    read_configured(api, "here")
+    kubeadm(fake)
+    read_configured(api, "here")
+
+
+def kubeadm(fake: FakeApi) -> None:
+    for each in (CONFIGMAP, DAEMONSET):
+        fake.add(copy.deepcopy(each))
+
+
+def run(api: Api, fake: FakeApi) -> None:
+    for each in RECORDED.glob("*worker-udp.json"):
+        fake.add(each)
+    read_target(api, "worker-udp")
+    node = node_of("here", "192.0.2.2", "10.244.1.0/24")
+    fake.add(node)
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(sources, "run", lambda *_, **__: "[]")
+        choose_source(api, Node(None, "here"), 6, 4)
+
+
+def sweep(api: Api, fake: FakeApi) -> None:
+    """All of what it calls; tests/test_clustersweep.py holds that it calls nothing else."""
+    for each in (run, mode_set, services_create):
+        each(api, fake)
+    fake_calls = fake.calls[:]
+    services_delete(api, fake)
+    fake.calls[:0] = fake_calls
+
+
+def services_list(api: Api, _: FakeApi) -> None:
+    read_dummies(api)
+
+
+def services_create(api: Api, _: FakeApi) -> None:
+    """Of two at a time, each finds that the other was faster."""
+    nothing = read_dummies(api)
+    for _ in range(2):
+        create(api, nothing, plan_creation(nothing, 1))
+
+
+def services_delete(api: Api, fake: FakeApi) -> None:
+    """With both changed in between."""
+    services_create(api, fake)
+    fake.calls.clear()
+    found = read_dummies(api)
+    for path, document in zip(paths(api), (found.services[0], *found.slices.values()), strict=True):
+        stale = copy.deepcopy(document)
+        stale["metadata"]["resourceVersion"] = "1"
+        dummies._delete(api, path, stale)
+    delete(api)
+
+
+def worker_delete(api: Api, fake: FakeApi) -> None:
+    apply_worker(api)
+    fake.calls.clear()
+    delete_worker(api)
+
+
+def mode_set(api: Api, fake: FakeApi) -> None:
+    kubeadm(fake)
+    fake.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
+    apply_change(api, plan_change(api, "nftables"))
+    wait_for_rollout(api, "kube-proxy")
+
+
+WAYS: dict[str, Callable[[Api, FakeApi], None]] = {
+    "mode show": mode_show,
+    "run": run,
+    "sweep": sweep,
+    "services list": services_list,
+    "services create": services_create,
+    "services create --worker": lambda api, _: apply_worker(api),
+    "services delete": services_delete,
+    "services delete --worker": worker_delete,
+    "mode set": mode_set,
+}
+
+
+def test_every_command_is_documented() -> None:
+    assert set(MANIFESTS) == set(WAYS)
+
+
+@pytest.mark.parametrize("command", WAYS)
+def test_the_least_that_is_enough(api: Api, fake: FakeApi, command: str) -> None:
+    WAYS[command](api, fake)
+    made: set[Right] = {call[:4] for call in fake.calls if isinstance(call, Call)}
+    assert made == rights(MANIFESTS[command])

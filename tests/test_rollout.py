@@ -1,0 +1,156 @@
+"""kube-proxy's mode set on a cluster: what is shown, what is patched, what is waited for, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+
+import pytest
+
+from kproxylat import proxymode, rollout
+from kproxylat.cluster import Api
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.proxyconfig import parse_mode
+from kproxylat.rollout import apply_change, plan_change, pods_to_come, wait_for_rollout
+from tests.fake_api import Call, FakeApi
+from tests.test_cli import ROOT, Captured, call
+from tests.test_cli_cluster import cluster, running  # noqa: F401
+from tests.test_proxyconfig import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
+
+CM = ("", "configmaps", "kube-system", "kube-proxy")
+DS = ("apps", "daemonsets", "kube-system", "kube-proxy")
+
+
+@pytest.fixture
+def kubeadm(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    """A cluster whose DaemonSet controller replaces a pod each time that it is looked at."""
+    monkeypatch.setattr(rollout, "PAUSE_S", 0.01)
+    for each in (CONFIGMAP, DAEMONSET):
+        fake.add(copy.deepcopy(each))
+    fake.objects[DS]["status"] = {"observedGeneration": 1, "desiredNumberScheduled": 3, "updatedNumberScheduled": 3}
+    fake.objects[DS]["status"]["numberAvailable"] = 3
+
+    def control(call: Call) -> None:
+        document = fake.objects[DS]
+        status, generation = document["status"], document["metadata"]["generation"]
+        if call.resource != "daemonsets" or call.verb != "get" or generation == 1:
+            return
+        if status["observedGeneration"] < generation:
+            status |= {"observedGeneration": generation, "updatedNumberScheduled": 0, "numberAvailable": 2}
+        elif status["updatedNumberScheduled"] < 3:
+            status["updatedNumberScheduled"] += 1
+        else:
+            status["numberAvailable"] = 3
+
+    fake.after = control
+    return fake
+
+
+def test_only_the_mode_is_changed_and_the_pods_are_restarted(api: Api, kubeadm: FakeApi) -> None:
+    change = plan_change(api, "nftables")
+    assert change.diff.splitlines() == [
+        "--- kube-proxy, config.conf (now)",
+        "+++ kube-proxy, config.conf",
+        "@@ -52 +52 @@",
+        '-mode: ""',
+        '+mode: "nftables"',
+    ]
+    before = copy.deepcopy(kubeadm.objects[CM]["data"])
+    apply_change(api, change)
+    after = kubeadm.objects[CM]["data"]
+    assert parse_mode(after["config.conf"]) == "nftables"
+    assert after["kubeconfig.conf"] == before["kubeconfig.conf"]
+    template = kubeadm.objects[DS]["spec"]["template"]
+    assert [*template["metadata"]["annotations"]] == ["kubectl.kubernetes.io/restartedAt"]
+    assert template["spec"] == DAEMONSET["spec"]["template"]["spec"]
+    assert wait_for_rollout(api, "kube-proxy") > 0
+    assert kubeadm.objects[DS]["status"]["numberAvailable"] == 3
+    # And back: the ConfigMap is what it was.
+    apply_change(api, plan_change(api, change.old))
+    assert kubeadm.objects[CM]["data"]["config.conf"] == CONFIG
+    assert not plan_change(api, "default").diff
+
+
+def test_what_a_rollout_waits_for() -> None:
+    document = copy.deepcopy(DAEMONSET)
+    assert pods_to_come(document) == "the DaemonSet controller has not seen the change"
+    document["status"] = {"observedGeneration": 1, "desiredNumberScheduled": 2, "updatedNumberScheduled": 1}
+    assert pods_to_come(document) == "1 of 2 kube-proxy pods are restarted"
+    document["status"] |= {"updatedNumberScheduled": 2, "numberAvailable": 1}
+    assert pods_to_come(document) == "1 of 2 kube-proxy pods are available"
+    document["status"]["numberAvailable"] = 2
+    assert pods_to_come(document) is None
+
+
+def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
+    kubeadm.after = None
+    kubeadm.objects[DS]["metadata"]["generation"] = 2
+    with pytest.raises(
+        MachineError, match=r"waited 0.05 s for kube-proxy's pods: the DaemonSet controller has not seen"
+    ):
+        wait_for_rollout(api, "kube-proxy", 0.05)
+
+
+def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm: FakeApi) -> None:
+    change = plan_change(api, "nftables")
+    kubeadm.objects[CM]["data"]["config.conf"] += "\n# theirs"
+    with pytest.raises(MachineError, match="was changed by somebody else"):
+        apply_change(api, change)
+    assert kubeadm.objects[DS]["metadata"]["generation"] == 1
+
+
+def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
+    with pytest.raises(UsageError, match="unknown mode 'userspace'"):
+        plan_change(api, "userspace")
+    with pytest.raises(MachineError, match="it has no ConfigMap"):
+        plan_change(api, "nftables")
+    fake.add(configmap(**{"config.conf": "mode: iptables\n"}))
+    with pytest.raises(MachineError, match="it has no DaemonSet"):
+        plan_change(api, "nftables")
+    fake.add(daemonset(["kube-proxy", "--config=/x/config.conf"]))
+    change = plan_change(api, "nftables")
+    fake.objects[DS]["spec"]["updateStrategy"] = {"type": "OnDelete"}
+    with pytest.raises(MachineError, match="updateStrategy OnDelete"):
+        apply_change(api, change)
+    assert fake.objects[CM]["data"]["config.conf"] == "mode: iptables\n"
+
+
+README = re.findall(r"^kproxylat ((?:services|mode set) .+)$", (ROOT / "README.md").read_text(), re.M)
+
+
+def test_the_readmes_commands(capsys: Captured, cluster: FakeApi, kubeadm: FakeApi) -> None:  # noqa: F811
+    assert cluster is kubeadm
+    assert len(README) == 3
+    for each in README:
+        status, _, err = call(capsys, *each.split())
+        assert status == 0, err
+        assert len(kubeadm.named("services")) == (0 if "delete" in each else 1001 if "create" in each else 0)
+
+
+def test_from_the_command_line(
+    capsys: Captured,
+    cluster: FakeApi,  # noqa: F811
+    kubeadm: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cluster is kubeadm
+    # Nobody says yes.
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    status, out, err = call(capsys, "mode", "set", "nftables")
+    assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (1, CONFIG)
+    assert '+mode: "nftables"' in out
+    assert "restart kube-proxy? [y/N]" in err
+    answers = iter(["iptables", "iptables", "nftables", "nftables"])
+    monkeypatch.setattr("kproxylat.liverules.read_proxy", lambda _, **__: next(answers))
+    monkeypatch.setattr(rollout, "read_proxy", lambda _, **__: next(answers))
+    monkeypatch.setattr(proxymode, "read_proxy", lambda _, **__: next(answers))
+    status, out, err = call(capsys, "mode", "set", "nftables", "--yes")
+    assert status == 0, err
+    assert "kube-proxy's pods are restarted" in out
+    assert "kube-proxy of this node is in mode nftables" in out
+    assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
+    assert "rules of iptables on nft were left behind" in err
+    status, out, _ = call(capsys, "mode", "set", "nftables")
+    assert (status, out) == (0, "kube-proxy's mode is nftables already\n")
+    assert running

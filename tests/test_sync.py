@@ -1,0 +1,104 @@
+"""Waiting for kube-proxy: it ends when the rules hold what the API holds, and says what is missing where they don't."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+import pytest
+
+from kproxylat import sync
+from kproxylat.cluster import Api
+from kproxylat.dummies import create, plan_creation, read_dummies
+from kproxylat.errors import MachineError
+from kproxylat.liverules import LiveRules
+from kproxylat.model import Destination
+from kproxylat.proxymode import Evidence
+from kproxylat.sync import is_idle, live_ports, service_ports, wait_for_rules
+from tests.fake_api import FakeApi
+
+METRICS = (Path(__file__).parent / "kube-api/metrics.txt").read_text()
+PORTS = {Destination(f"10.97.0.{number}", 80, "tcp") for number in range(1, 6)}
+OTHER = Destination("10.96.0.1", 443, "tcp")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "PAUSE_S", 0.01)
+
+
+def test_it_ends_when_the_last_rule_is_there() -> None:
+    looks: list[Set[Destination]] = [set(), set(list(PORTS)[:4]), PORTS | {OTHER}, PORTS]
+    left = iter(looks)
+    assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
+    assert next(left) == PORTS  # The fourth look was not needed.
+
+
+def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
+    looks, busy = iter([PORTS, {OTHER}, {OTHER}]), iter([False, True])
+    wait_for_rules(set(), PORTS, read=lambda _: next(looks), idle=lambda _: next(busy))
+    with pytest.raises(StopIteration):
+        next(looks)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted", "held", "idle", "said"),
+    [
+        (PORTS, set(), {OTHER}, True, "5 Service ports are missing, such as 10.97.0.1:80/tcp"),
+        (
+            {OTHER},
+            PORTS,
+            PORTS,
+            True,
+            "1 Service ports are missing, such as 10.96.0.1:443/tcp; 5 Service ports are still",
+        ),
+        (set(), set(), set(), False, "it is still busy"),
+    ],
+)
+def test_a_timeout_says_what_is_missing(
+    wanted: set[Destination], unwanted: set[Destination], held: set[Destination], idle: bool, said: str
+) -> None:
+    with pytest.raises(MachineError, match=r"not up to date after 0\.05 s") as caught:
+        wait_for_rules(wanted, unwanted, 0.05, read=lambda _: held, idle=lambda _: idle)
+    assert said in str(caught.value)
+    assert "kubectl -n kube-system logs" in caught.value.remedy
+
+
+def test_recorded_metrics() -> None:
+    assert is_idle(METRICS)
+    assert not is_idle(METRICS.replace("service_changes_pending 0", "service_changes_pending 2"))
+    # Queued after the last sync began, of one family.
+    assert not is_idle(
+        METRICS.replace(
+            'queued_timestamp_seconds{ip_family="IPv6"} 1.795', 'queued_timestamp_seconds{ip_family="IPv6"} 1.995'
+        )
+    )
+    assert is_idle("")
+
+
+def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
+    create(api, read_dummies(api), plan_creation(read_dummies(api), 3))
+    assert fake.named("services")
+    found = read_dummies(api)
+    addresses = {each["spec"]["clusterIP"] for each in found.services.values()}
+    assert service_ports(found) == {Destination(address, 80, "tcp") for address in addresses}
+    found.services[0]["spec"]["clusterIPs"] = ["fd00::1"]
+    found.services[1]["spec"]["clusterIPs"] = ["fd00::2", "10.97.9.9"]
+    names = {each.ip for each in service_ports(found)}
+    assert len(names) == 3
+    assert {"fd00::1", "10.97.9.9"} < names
+
+
+def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = (
+        LiveRules("iptables", "legacy", 6, dict.fromkeys(PORTS, 0)),
+        LiveRules("nftables", "nft", 1, {OTHER: None}),
+    )
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("nftables", rules=rules))
+    assert live_ports() == {OTHER}
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(rules=rules))
+    with pytest.raises(MachineError, match="ambiguous: the kernel holds the rules of iptables on legacy and nftables"):
+        live_ports()
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=("this kernel's rules: it takes root",)))
+    with pytest.raises(MachineError, match="takes root"):
+        live_ports()
