@@ -191,16 +191,28 @@ def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], t
 
     Requests under way are let end, so that what is there afterwards is what was answered.
     """
+    failed: list[Exception] = []
+
+    def attempt(item: Item) -> None:
+        # Stopped from here: until the main thread hears of the error, the others would go on.
+        try:
+            work(item)
+        except Exception as error:
+            failed.append(error)
+            api.stop()
+            raise
+
     with counting(text, len(items)) as advance, _noting_signals(api), ThreadPoolExecutor(CONNECTIONS) as pool:
-        futures = [pool.submit(work, each) for each in items]
+        futures = [pool.submit(attempt, each) for each in items]
         try:
             for each in as_completed(futures):
                 each.result()
                 advance()
-        except BaseException:
+        except BaseException as error:
             api.stop()
             pool.shutdown(cancel_futures=True)
-            raise
+            # What completes first may be one that was stopped because of another.
+            raise failed[0] if isinstance(error, CancelledError) and failed else error from None
 
 
 @contextmanager
