@@ -35,7 +35,7 @@ def run(machine: Machine, backend: str, inner: str, directory: str) -> list[dict
     """Send a burst with ``inner`` on the engine, and return the result's probes."""
     mode, _, name = backend.partition("/")
     out, err = io.StringIO(), io.StringIO()
-    argv = ["run", "0.2", "1000", "--lab", "--mode", mode, "--backend", name, "--services", "10", "--envelope"]
+    argv = ["run", "0.3", "1000", "--lab", "--mode", mode, "--backend", name, "--services", "10", "--envelope"]
     argv += ["--template", str(TEMPLATE), "--set", f"inner={inner}", "--format", "json", "--output-dir", directory]
     status = machine.run(argv, out, err)
     # Without our script there are no lookups, and the books stay open.

@@ -16,7 +16,7 @@ from kproxylat.model import Destination, IpNetwork, Target
 from kproxylat.modes import Engine, Mode
 from kproxylat.net import MAC, POD_LINK, Network
 from kproxylat.nodes import Node
-from kproxylat.render import Flow, Plan, check_settings, network_words
+from kproxylat.render import PORT_STEP, Flow, Plan, check_settings, network_words
 from kproxylat.rights import check_trusted
 from kproxylat.ruleset import Ruleset
 from kproxylat.traffic import MAX_RATE_PPS, Burst, find_generator
@@ -272,6 +272,7 @@ def make_plan(
     interval_s: int = 0,
     envelope: bool = False,
     netns_inode: int = 0,
+    stepping: bool = False,
 ) -> Plan:
     """Put together what the script is rendered from, as this kernel and this bpftrace want it.
 
@@ -280,6 +281,7 @@ def make_plan(
     :param interval_s: seconds between reports (0: none).
     :param envelope: trace the whole hook, too, of the packets of ``flow``.
     :param netns_inode: the one network namespace whose calls to trace, see :attr:`Node.inode` (0: all).
+    :param stepping: the flow is ours, of more packets than :data:`PORT_STEP`, and one in so many tells the names.
     :raises MachineError: this kernel does not say how its structs are laid out.
     """
     engine, kind = find_engine(mode, kind)
@@ -328,6 +330,8 @@ def make_plan(
         envelope=envelope,
         netns_inode=netns_inode,
         nested=nested,
+        hook=mode.hook,
+        stepping=stepping,
     )
 
 
@@ -345,7 +349,10 @@ def plan_script(options: Options) -> Plan:
     """
     flow = make_flow(None if options.targets else options.target, options.sources)
     inode = options.node.inode if options.node.netns else 0
-    return make_plan(options.mode, flow, options.probe, envelope=options.envelope, netns_inode=inode)
+    # The second may be lost: there are to be some more.
+    fewest = min(options.packets, options.overhead_packets if options.overhead else options.packets)
+    stepping = find_generator(options.generator).sends and fewest >= 4 * PORT_STEP
+    return make_plan(options.mode, flow, options.probe, envelope=options.envelope, netns_inode=inode, stepping=stepping)
 
 
 def _argument(engine: Engine, expression: str, struct: str) -> str:

@@ -14,19 +14,20 @@ from kproxylat.modes import Mode
 from kproxylat.percentiles import PERCENTILES, compute_percentiles, estimate_percentiles
 
 _OWN_MAPS = {
-    "n": ("int", 3),
-    "targets": ("int", 4),
+    "n": ("int", 2),
+    "targets": ("int", 3),
     "to": ("int", 1),
-    "hist": ("hist", 2),
-    "stats": ("stats", 2),
-    "min": ("int", 2),
-    "max": ("int", 2),
+    "hist": ("hist", 1),
+    "stats": ("stats", 1),
+    "min": ("int", 1),
+    "max": ("int", 1),
     "table": ("", 1),
     "chain": ("", 1),
     "start": ("int", 1),
     "seen": ("int", 1),
     "call": ("int", 1),
     "missed": ("int", 0),
+    "strays": ("int", 0),
     "envelope": ("int", 2),
     "begun": ("int", 1),
     "within": ("int", 1),
@@ -34,6 +35,7 @@ _OWN_MAPS = {
 """Our script's maps: kind (names may look like any) and number of key parts, all of them integers."""
 ENVELOPE = "nf_hook_slow"
 """The kernel's function that calls everybody who has hooked into a netfilter hook."""
+NESTING = "ip_vs_in_hook"
 _SUB_BUCKETS = 5
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 _U64 = (1 << 64) - 1
@@ -78,34 +80,34 @@ def _fits(each: Map, kind: str, parts: int) -> bool:
 def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe, ...]:
     """Build the probes of a run, the lookup first, then by the time they take; envelopes come last.
 
-    :param maps: our own (:func:`split_maps`): ``@n[priv, hook, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
-        ``[priv, hook]``; ``@targets[target, priv, hook, value]``; ``@table[priv]``, ``@chain[priv]``;
-        ``@envelope[hook, value]``.
+    :param maps: our own (:func:`split_maps`): ``@n[call, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
+        ``[call]``; ``@targets[target, call, value]``; ``@table[priv]``, ``@chain[priv]``; ``@envelope[hook, value]``.
     :param unit: "ns" or "instructions".
     """
     names = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}
 
-    def place(priv: int, hook: int) -> Key:
-        key = (priv & _U64,)
+    def place(call: int) -> Key:
+        priv, hook = split_call(call)
+        key = (priv,)
         table, chain = (names[kind].get(key) for kind in ("table", "chain"))
         return table and str(table), chain and str(chain), HOOKS.get(hook, str(hook))
 
     exact: dict[Key, Counter[int]] = defaultdict(Counter)
-    for priv, hook, value, count in ((*entry.key, entry.value) for entry in _entries(maps.get("n"))):
-        exact[place(priv, hook)][value] += count
+    for call, value, count in _counts(maps.get("n")):
+        exact[place(call)][value] += count
     probes = [_exact_probe(key, values, mode, unit) for key, values in exact.items()]
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
-    for target, priv, hook, value, count in ((*entry.key, entry.value) for entry in _entries(maps.get("targets"))):
-        targets[place(priv, hook)][_name_target(target)][str(value)] = count
+    for target, call, value, count in _counts(maps.get("targets")):
+        targets[place(call)][_name_target(target)][str(value)] = count
     by_target = {key: dict(each) for key, each in targets.items()}
     probes = [
         replace(each, targets=by_target.get((each.table, each.chain, each.hook))) if each.lookup else each
         for each in probes
     ]
     parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "stats", "min", "max")}
-    for (priv, hook), stats in parts["stats"].items():
-        shape = {kind: parts[kind].get((priv, hook)) for kind in ("hist", "min", "max")}
-        probes.append(_summed_probe(place(priv, hook), stats, shape, mode, unit))
+    for key, stats in parts["stats"].items():
+        shape = {kind: parts[kind].get(key) for kind in ("hist", "min", "max")}
+        probes.append(_summed_probe(place(*key), stats, shape, mode, unit))
     probes += _build_envelopes(maps.get("envelope"), probes, mode, unit)
     return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
 
@@ -113,7 +115,7 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
 def values_by_hook(found: Map | None) -> dict[int, Counter[int]]:
     """Split ``@envelope[hook, value]``: number of the hook -> value -> events."""
     hooks: dict[int, Counter[int]] = defaultdict(Counter)
-    for hook, value, count in ((*entry.key, entry.value) for entry in _entries(found)):
+    for hook, value, count in _counts(found):
         hooks[hook][value] += count
     return hooks
 
@@ -133,10 +135,15 @@ def counts_calls(script: str) -> bool:
 
 
 def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
-    """Sum the engine's calls up over all hooks; None if there were none."""
+    """Sum the engine's calls up over all hooks; None if there were none.
+
+    ipvs' lookup at INPUT sends the packet on, and so holds its call at OUTPUT: that is left out.
+    """
     calls = [probe for probe in probes if not probe.envelope]
     if not calls:
         return None
+    if any(probe.lookup and probe.engine == NESTING and probe.hook == "INPUT" for probe in calls):
+        calls = [probe for probe in calls if probe.hook != "OUTPUT"]
     total = sum(probe.sum or 0 for probe in calls)
     lookups = sum(probe.count for probe in calls if probe.lookup)
     return Path(sum(probe.count for probe in calls), total, total / lookups if lookups else None, unit)
@@ -170,8 +177,18 @@ def _name_target(words: int) -> str:
     return str(Destination(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
 
 
+def split_call(call: int) -> tuple[int, int]:
+    """Split a call, printed as a negative number by some versions: table or chain (64 bits), number of the hook."""
+    return call & _U64 & ~7, call & 7
+
+
 def _entries(found: Map | None) -> Iterable[Any]:
     return found.entries if found else ()
+
+
+def _counts(found: Map | None) -> Iterator[tuple[int, ...]]:
+    """Yield each entry's key and value as one; a template may have set values to 0, which are no calls."""
+    return ((*entry.key, entry.value) for entry in _entries(found) if entry.value > 0)
 
 
 def _by_key(found: Map | None) -> dict[tuple[int, ...], Any]:

@@ -27,6 +27,15 @@ _MARK = re.compile("\ue000([^\ue001]*):(\\d+)\ue001")
 _VALUE = re.compile(r"[\w.:/@+-]{0,200}", re.ASCII)
 
 
+PORT_STEP = 64
+"""Of so many of our packets, one tells what the tables and chains are called."""
+
+
+def _hex(*data: int) -> str:
+    """Write up to 8 bytes, as they lie in memory, as the 64-bit number that this machine reads there."""
+    return hex(int.from_bytes(bytes(data).ljust(8, b"\0"), sys.byteorder))
+
+
 @dataclass(frozen=True)
 class Flow:
     """Which packets are ours, as the kernel's conntrack entry of the packet has them: words in network byte order.
@@ -41,9 +50,20 @@ class Flow:
     saddr: tuple[int, ...]
     saddr_mask: tuple[int, ...]
 
-    def match(self, conn: str) -> str:
-        """Write the condition that an entry is ours; ``conn`` is a variable that points to a ``struct kpl_conn``."""
-        terms = [f"{conn}->daddr{number} == {word}" for number, word in enumerate(self.daddr)]
+    daddr_mask = _hex(0, 0, 0, 0, *[255] * 4)
+    """Mask of daddr0 in ``ends``, which is sport, l3num and daddr0."""
+    stepping = _hex(0, PORT_STEP - 1), _hex(0, 1)
+    """Mask and value in ``ends`` of one source port in 64: pktgen begins with the second, others with the first."""
+
+    def match(self, conn: str, ends: str = "") -> str:
+        """Write the condition that an entry is ours.
+
+        :param conn: a variable that points to a ``struct kpl_conn``. ``ends``: one that holds its ``ends`` already.
+        """
+        terms = [f"{conn}->daddr{number} == {word}" for number, word in enumerate(self.daddr) if number]
+        if self.daddr:
+            word = _hex(0, 0, 0, 0, *self.daddr[0].to_bytes(4, sys.byteorder))
+            terms.insert(0, f"({ends or f'{conn}->ends'} & {self.daddr_mask}) == {word}")
         terms += [] if self.port_protocol is None else [f"{conn}->port_protocol == {self.port_protocol}"]
         sources = enumerate(zip(self.saddr, self.saddr_mask, strict=True))
         terms += [f"({conn}->saddr{number} & {mask}) == {word}" for number, (word, mask) in sources if mask]
@@ -72,6 +92,8 @@ class Plan:
     envelope: bool = False
     netns_inode: int = 0
     nested: bool = False
+    hook: int = 0
+    stepping: bool = False
 
     @property
     def anonymous(self) -> Plan:

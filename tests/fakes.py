@@ -21,7 +21,7 @@ case $1 in
 esac
 cat >/dev/null
 echo 0 >burst
-dump() { printf '\\n@n[1, 0, 5]: %s\\n\\n@table[1]: kube-proxy\\n@chain[1]: nat-prerouting\\n' $(cat burst); }
+dump() { printf '\\n@n[8, 5]: %s\\n\\n@table[8]: kube-proxy\\n@chain[8]: nat-prerouting\\n' $(cat burst); }
 exec 9</dev/null
 trap 'exec 9<&-; dump; exit 0' INT
 echo __BPFTRACE_NOTIFY_PROBES_ATTACHED

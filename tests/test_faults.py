@@ -125,7 +125,7 @@ LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+\.log"
 FLOOD = "head -c 100000000 /dev/zero | tr '\\0' x"
 LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 100000000'
 GARBAGE = "head -c 3000 /dev/urandom"
-FULL = "seq -f '@n[1, 0, %.0f]: 1' 65536; echo '@table[1]: kube-proxy'; echo '@chain[1]: nat-prerouting'"
+FULL = "seq -f '@n[8, %.0f]: 1' 65536; echo '@table[8]: kube-proxy'; echo '@chain[8]: nat-prerouting'"
 FAULTS = (
     Fault("bpftrace-missing", 1, r"bpftrace not found\n  apt-get install bpftrace", {"bpftrace": None}, ()),
     Fault("bpftrace-too-old", 1, "v0.9.4 is too old", {"bpftrace": "echo bpftrace v0.9.4"}, ()),

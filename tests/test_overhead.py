@@ -23,7 +23,7 @@ from tests.test_render import PLAN
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)
 NONE = "@envelope[2, 5000]: 8\n@envelope[2, 9000]: 2\n@envelope[0, 1]: 10\n@stored[574]: 19\n@stored[575]: 1\n"
 EMPTY = "@envelope[2, 5500]: 9\n@envelope[2, 5501]: 1\n@stored[574]: 20\n"
-CALLS = "@n[64, 2, 700]: 10\n@n[128, 2, 90]: 9\n@n[128, 2, 91]: 1\n@n[64, 4, 5]: 10\n"
+CALLS = "@n[66, 700]: 10\n@n[130, 90]: 9\n@n[130, 91]: 1\n@n[68, 5]: 10\n"
 SCRIPT = "@envelope[2, 9000]: 10\n@stored[574]: 20\n" + CALLS
 
 
@@ -49,7 +49,7 @@ def test_in_nanoseconds_the_medians_differ_within_bounds() -> None:
         stored = "@stored[9]: 400\n@stored[30]: 300\n@stored[31]: 300\n"
         return "".join(f"@envelope[2, {middle - 50 + step}]: 10\n" for step in range(100)) + stored
 
-    script = burst(6000) + "@n[64, 2, 700]: 1000\n"
+    script = burst(6000) + "@n[66, 700]: 1000\n"
     found = compute_overhead(LEGACY, maps(burst(5000), burst(5500), script), [1000] * 3, "ns")
     assert (found.empty.estimate, found.script.estimate, found.stored) == (500, 1000, 30)
     for each in (found.empty, found.script):

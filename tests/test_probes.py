@@ -27,12 +27,12 @@ def exact_dump() -> str:
 
 
 @chain_of_another_template[1]: 5
-@n[{MANGLE}, 0, 90]: 7
-@n[{MANGLE}, 2, 5000]: 100
-@n[{SIGNED}, 0, 700]: 3
-@n[{SIGNED}, 0, 701]: 2
-@n[{NAT}, 0, 900]: 3
-@n[{SIGNED}, 4, 40]: 1
+@n[{MANGLE}, 90]: 7
+@n[{MANGLE + 2}, 5000]: 100
+@n[{SIGNED}, 700]: 3
+@n[{SIGNED}, 701]: 2
+@n[{NAT}, 900]: 3
+@n[{SIGNED + 4}, 40]: 1
 @table[{NAT}]: nat
 @table[{MANGLE}]: mangle
 """
@@ -65,9 +65,9 @@ def test_the_others_are_split_by_table_and_hook_and_ordered_by_the_time_they_tak
 def test_nft_chains_are_told_apart() -> None:
     text = f"""@chain[{SIGNED}]: nat-prerouting
 @chain[{MANGLE}]: filter-forward
-@n[{NAT}, 0, 10]: 1
-@n[{MANGLE}, 2, 20]: 1
-@n[{MANGLE}, 77, 20]: 1
+@n[{NAT}, 10]: 1
+@n[{MANGLE + 2}, 20]: 1
+@n[{MANGLE + 7}, 20]: 1
 @table[{NAT}]: kube-proxy
 @table[{MANGLE}]: kube-proxy
 """
@@ -75,27 +75,27 @@ def test_nft_chains_are_told_apart() -> None:
     assert [(probe.table, probe.chain, probe.hook, probe.lookup) for probe in probes] == [
         ("kube-proxy", "nat-prerouting", "PREROUTING", True),
         ("kube-proxy", "filter-forward", "FORWARD", False),
-        ("kube-proxy", "filter-forward", "77", False),
+        ("kube-proxy", "filter-forward", "7", False),
     ]
 
 
 def test_a_pointer_without_a_name_is_no_lookup() -> None:
-    (probe,) = build_probes(parse_dump(f"@n[{NAT}, 0, 10]: 1\n"), LEGACY, "ns")
+    (probe,) = build_probes(parse_dump(f"@n[{NAT}, 10]: 1\n"), LEGACY, "ns")
     assert (probe.table, probe.lookup) == (None, False)
 
 
 def test_the_summed_maps_of_trace() -> None:
-    text = f"""@hist[{SIGNED}, 0]:
+    text = f"""@hist[{SIGNED}]:
 [512, 1K)              3 |@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@|
 [1K, 2K)               0 |                                                    |
 [2K, 4K)               1 |@@@@@@@@@@@@@@@@@                                   |
 
-@max[{SIGNED}, 0]: 2100
+@max[{SIGNED}]: 2100
 
-@min[{SIGNED}, 0]: 600
+@min[{SIGNED}]: 600
 
-@stats[{MANGLE}, 3]: count 2, average 5, total 11
-@stats[{SIGNED}, 0]: count 4, average 1000, total 4001
+@stats[{MANGLE + 3}]: count 2, average 5, total 11
+@stats[{SIGNED}]: count 4, average 1000, total 4001
 
 @table[{NAT}]: nat
 @table[{MANGLE}]: mangle
@@ -109,9 +109,9 @@ def test_the_summed_maps_of_trace() -> None:
     assert (other.min, other.max, other.histogram.buckets) == (None, None, ())
 
 
-ENVELOPES = f"""@n[{NAT}, 0, 700]: 3
-@n[{MANGLE}, 0, 100]: 3
-@n[{MANGLE}, 2, 50]: 3
+ENVELOPES = f"""@n[{NAT}, 700]: 3
+@n[{MANGLE}, 100]: 3
+@n[{MANGLE + 2}, 50]: 3
 @envelope[0, 3000]: 2
 @envelope[0, 6000]: 1
 @envelope[4, 500]: 3
@@ -138,11 +138,29 @@ def test_envelopes_come_last_with_the_share_of_the_calls_at_their_hook() -> None
 
 def test_an_envelope_is_no_lookup_and_not_in_the_path() -> None:
     ipvs = find_mode("ipvs", None)
-    probes = build_probes(parse_dump(f"@n[{NAT}, 1, 700]: 3\n@envelope[1, 900]: 3\n"), ipvs, "ns")
+    probes = build_probes(parse_dump(f"@n[{NAT + 1}, 700]: 3\n@envelope[1, 900]: 3\n"), ipvs, "ns")
     assert [(each.lookup, each.envelope) for each in probes] == [(True, False), (False, True)]
     path = build_path(probes, "ns")
     assert path
     assert (path.calls, path.sum, path.per_packet) == (3, 2100, 700)
+
+
+def test_ipvs_call_within_the_lookup_is_not_counted_twice() -> None:
+    ipvs = find_mode("ipvs", None)
+    dump = parse_dump(f"@n[{NAT + 1}, 700]: 3\n@n[{NAT + 3}, 75]: 3\n")
+    path = build_path(build_probes(dump, ipvs, "ns"), "ns")
+    assert path
+    assert (path.calls, path.sum, path.per_packet) == (3, 2100, 700)
+    own = build_path(build_probes(dump, ipvs.from_node(), "ns"), "ns")
+    assert own
+    assert own.sum == 2325, "the node's own are looked up at OUTPUT"
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_what_a_template_has_zeroed_is_no_call(count: int) -> None:
+    (probe,) = build_probes(parse_dump(f"@n[{NAT}, 10]: {count}\n@n[{NAT}, 11]: 2\n"), LEGACY, "ns")
+    assert (probe.count, probe.min) == (2, 11)
+    assert build_probes(parse_dump(f"@n[{NAT}, 10]: {count}\n"), LEGACY, "ns") == ()
 
 
 def test_no_maps_no_probes() -> None:
@@ -226,11 +244,11 @@ def test_the_path_is_all_calls_for_each_lookup() -> None:
     "text",
     [
         "@n: 5\n",
-        "@n[1, 0]: 5\n",
-        "@n[a, 0, 1]: 5\n",
-        "@n[1, 0, 1]: text\n",
-        "@stats[1, 0]: 7\n",
-        "@stats[1]: count 3, average 2, total 6\n\n",
+        "@n[1]: 5\n",
+        "@n[a, 1]: 5\n",
+        "@n[8, 1]: text\n",
+        "@stats[8]: 7\n",
+        "@stats[1, 0]: count 3, average 2, total 6\n\n",
         "@start[77]: 5\n@latency_ns:\n[1]        2 |@@@@|\n\n",
     ],
 )
@@ -247,6 +265,6 @@ def test_our_own_maps_are_told_from_others() -> None:
 
 
 def test_a_chain_may_be_named_like_a_number() -> None:
-    own, _ = split_maps(parse_dump("@chain[1]: 7\n@n[1, 0, 3]: 1\n@table[1]: 12\n"))
+    own, _ = split_maps(parse_dump("@chain[8]: 7\n@n[8, 3]: 1\n@table[8]: 12\n"))
     (probe,) = build_probes(own, NFT, "ns")
     assert (probe.table, probe.chain) == ("12", "7")

@@ -68,7 +68,8 @@ def plan_of(
         patch.setattr(plan, "find_version", lambda: ("", version))
         patch.setattr(plan.kernel, "btf_module", lambda module: module)
         patch.setattr(plan.kernel, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
-        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode)
+        stepping = bool(flow) and not interval_s
+        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
 
 
 PLAN = plan_of(MODES[0], "0.23", FLOW, 0)
@@ -117,7 +118,7 @@ def test_a_script_speaks_one_versions_words(name: str, mode: Mode, version: str,
 
 def test_an_ipv6_flow_is_matched_word_by_word() -> None:
     script = render_script(plan_of(MODES[0], "0.23", FLOW6, 0))
-    assert "$conn->daddr0 == 253 && $conn->daddr1 == 1 && $conn->daddr2 == 2 && $conn->daddr3 == 3 && " in script
+    assert ") == 0xfd00000000 && $conn->daddr1 == 1 && $conn->daddr2 == 2 && $conn->daddr3 == 3 && " in script
     assert "($conn->saddr1 & 4294967295) == 4" in script
     assert "saddr2 &" not in script
 
@@ -162,7 +163,7 @@ def test_scripts_for_other_sources_and_nodes_are_of_one_kind(kind: str) -> None:
     assert render_script(one) != render_script(other)
     assert render_script(one.anonymous) == render_script(other.anonymous)
     everywhere = Flow(FLOW.daddr, FLOW.port_protocol, (0,), (0,))
-    for less in (replace(one, flow=everywhere), replace(one, netns_inode=0), replace(one, flow=None)):
+    for less in (replace(one, flow=everywhere), replace(one, netns_inode=0), replace(one, flow=None, stepping=False)):
         assert render_script(less.anonymous) != render_script(one.anonymous), "a comparison less costs less"
 
 

@@ -151,7 +151,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "logs" / "ebpf"
     log = RunLog(directory, "iptables", STARTED)
     log.write(log_header(LEGACY, {"Kube-proxy mode": "iptables", "Worker ClusterIP": "10.96.100.50"}, STARTED))
-    log.write("Attaching 3 probes...\n\n\n@n[-12345, 0, 700]: 3\n@table[-12345]: nat\n")
+    log.write("Attaching 3 probes...\n\n\n@n[-98760, 700]: 3\n@table[-98760]: nat\n")
     log.write(render_report(LEGACY, probe_of(VALUES)))
     log.close()
     return tmp_path
@@ -190,23 +190,23 @@ def test_our_own_reader_reads_it(logs: Path) -> None:
 DUMP = """Attaching 3 probes...
 
 
-@chain[-117]: nat-prerouting
-@chain[-118]: filter-forward
+@chain[-936]: nat-prerouting
+@chain[-944]: filter-forward
 @mine[one]: 7
-@n[-118, 2, 800]: 3
-@n[-117, 0, 2256]: 2
-@n[-117, 0, 2301]: 1
+@n[-942, 800]: 3
+@n[-936, 2256]: 2
+@n[-936, 2301]: 1
 @envelope[2, 4000]: 3
 @envelope[0, 9000]: 3
 
 
-@table[-117]: kube-proxy
-@table[-118]: kube-proxy
+@table[-936]: kube-proxy
+@table[-944]: kube-proxy
 """
 OVERHEAD = Overhead("ns", "PREROUTING", 3, 2, Bounded(260.5, 250.0, 270.0), Bounded(1500, 1490, 1510), 574)
 
 
-@pytest.mark.parametrize("end", ["@table[-117]: kube-proxy\n", "@mine[one]: 7\n", ""])
+@pytest.mark.parametrize("end", ["@table[-936]: kube-proxy\n", "@mine[one]: 7\n", ""])
 @pytest.mark.parametrize("unit", ["ns", "instructions"])
 @pytest.mark.parametrize("mode", [NFTABLES, NFTABLES.from_node()], ids=["pod", "node"])
 def test_a_log_read_again_is_the_result_that_was_saved(
@@ -217,7 +217,7 @@ def test_a_log_read_again_is_the_result_that_was_saved(
     monkeypatch.setattr(runlog.kernel, "detect_clock", lambda: (unit, True))
     dump = DUMP.replace(end, "") + end
     if mode.origin == "node":
-        dump = dump.replace("nat-prerouting", "nat-output").replace("@n[-117, 0,", "@n[-117, 3,")
+        dump = dump.replace("nat-prerouting", "nat-output").replace("@n[-936,", "@n[-933,")
     own, others = split_maps(parse_dump(dump))
     probes = build_probes(own, mode, unit)
     result = Result(

@@ -15,13 +15,13 @@ FACTS = "Kube-proxy mode: nftables\nkproxylat: 0.1, nftables/nft, ns\nAttaching 
 REPORT = "\n  FINAL REPORT\n--- NFTABLES MODE ---\n"
 
 
-def interval(number: int, priv: int = 77) -> list[str]:
+def interval(number: int, priv: int = 80) -> list[str]:
     """Return what the script prints every five seconds."""
     seconds = number * 5
     time = f"{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     maps = (
-        f"@stats[{priv}, 0]: count {number + 1}, average 12000, total {12000 * (number + 1)}\n\n"
-        f"@min[{priv}, 0]: 3000\n\n@max[{priv}, 0]: 45000\n\n"
+        f"@stats[{priv}]: count {number + 1}, average 12000, total {12000 * (number + 1)}\n\n"
+        f"@min[{priv}]: 3000\n\n@max[{priv}]: 45000\n\n"
         f"@table[{priv}]: kube-proxy\n\n@chain[{priv}]: nat-prerouting\n\n"
     )
     return [f"{time} Statistics:\n", *maps.splitlines(keepends=True), "--\n"]
@@ -72,7 +72,7 @@ def test_what_is_no_intervals_is_logged_and_kept(report: IntervalReport, log: li
 def test_an_interval_without_end_is_not_lost(report: IntervalReport, log: list[str]) -> None:
     for line in interval(1)[:-1] + interval(2)[:3]:
         report.feed(line)
-    assert "@min[77, 0]: 3000\n" in "".join(log)
+    assert "@min[80]: 3000\n" in "".join(log)
     assert report.flush() == interval(2)[1:3]
     assert "count 3," in "".join(log)
 
