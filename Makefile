@@ -11,8 +11,8 @@ PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipv
 .PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-quick check setup packages clean
 help:
 	@echo "make demo   what a Service lookup costs: 3 backends x 10, 100, 1,000 Services (up to 10 minutes)"
-	@echo "make test   every test, those on a real kernel included (up to 25 minutes)"
-	@echo "make test-long  more faults and losses on a real kernel (an hour and more)"
+	@echo "make test   the tests, on a real kernel, too (up to 25 minutes)"
+	@echo "make test-long  more of them on a real kernel (an hour and more)"
 	@echo "make matrix  exact costs on 3 kernels by 2 versions of bpftrace, against bench/golden.json (an hour; 2 GB; root)"
 	@echo "make check  the quick part of it: ruff, mypy, and the tests without a kernel"
 	@echo "make clean  remove what these made"
@@ -37,6 +37,7 @@ pytest-quick:
 test-long: setup
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
+matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
 

@@ -40,7 +40,6 @@ PACKAGES = "python3,bpftrace,iptables,nftables,ipvsadm,ipset,conntrack,iproute2,
 SERVICES = "10,1000"
 UNTYPED = {"5.10"}
 """Kernels whose modules have no types, so that kprobes are all there is."""
-ROUNDING = 1
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 Costs = dict[str, int]
@@ -186,7 +185,7 @@ def compare(place: str, golden: Mapping[str, Any] | None, found: Mapping[str, An
     ]
     before, now = golden["lookups"], found["lookups"]
     for name in sorted(before.keys() | now.keys()):
-        allowed = ROUNDING if name.startswith("iptables/") else HASH_EFFECT
+        allowed = 0 if name.startswith("iptables/") else HASH_EFFECT
         if name not in before or name not in now or abs(before[name] - now[name]) > allowed:
             said.append(f"{place}: {name} {before.get(name)} -> {now.get(name)}")
     return said
