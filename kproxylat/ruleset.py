@@ -35,6 +35,8 @@ from kproxylat.rulecheck import CHECKS, KINDS, find_backend, sniff
 
 SCHEMA = "kproxylat-ruleset/1"
 MAX_BYTES = 256 << 20
+_IPV6 = re.compile(r"-d [\da-f:]+/128 .*-j KUBE-SV|^table ip6 kube-proxy|^-A -[tu] \[", re.M)
+"""A Service of IPv6, as each of the tools prints it."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,15 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
         raise UsageError(f"{path} does not exist", "name a ruleset's file, or a directory of them")
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     found: list[Ruleset] = []
+    ipv6 = False
     texts: dict[str, list[tuple[Path, str]]] = {kind: [] for kind in KINDS}
     for file in files:
         text = _read_text(file)
+        ipv6 = ipv6 or bool(_IPV6.search(text))
         if text.lstrip().startswith("{"):
             if path.is_dir():
                 continue
-            return _choose(path, [_read_capture(path, text)], mode, backend)
+            return _choose(path, [_read_capture(path, text)], mode, backend, False)
         kind = sniff(text)
         if kind:
             texts[kind].append((file, text))
@@ -193,12 +197,18 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
     if ipvs and not any(each.mode.name == "ipvs" for each in found):
         found.append(build(str(path), find_mode("ipvs", None), {"ipvsadm": ipvs}))
     found += [build(str(file), find_mode("nftables", None), {"nft": text}) for file, text in texts["nft"]]
-    return _choose(path, found, mode, backend)
+    return _choose(path, found, mode, backend, ipv6)
 
 
-def _choose(path: Path, found: Sequence[Ruleset], mode: str | None, backend: str | None) -> Ruleset:
-    """Return the one that is meant, of those that have Services."""
+def _choose(path: Path, found: Sequence[Ruleset], mode: str | None, backend: str | None, ipv6: bool) -> Ruleset:
+    """Return the one that is meant, of those that have Services.
+
+    :param ipv6: whether there are Services of IPv6.
+    """
     live = [each for each in found if each.targets]
+    if not live and ipv6:
+        problem = f"{path} holds no Service of IPv4 with an endpoint, and IPv6's rules cannot be replayed"
+        raise RulesetError(problem, "sweep --lab --family 6 measures IPv6's lookups, with the lab's own rules")
     if not live:
         what = "no Service with an endpoint is in its rules" if found else "no rules are in it"
         raise RulesetError(

@@ -311,3 +311,14 @@ def test_rewritten_rules_are_the_labs_of_the_same_services() -> None:
     assert "ip saddr != 10.244.0.0/16" in text
     # Not all of the lab's Service CIDR: another cluster's pods may be in it.
     assert "ip daddr 10.96.0.0/17 drop" in text
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda each: f"{each.name}-{each.backend}")
+def test_rules_of_ipv6_alone_are_refused_with_the_reason(tmp_path: Path, mode: Mode) -> None:
+    services = place_services(3, "last", "both", 6)
+    made = {argv[0]: text for argv, text in render_ruleset(mode.for_family(6), services)}
+    name = {"iptables": f"ip6tables-{mode.backend}-restore", "nftables": "nft", "ipvs": "ipvsadm"}[mode.name]
+    (tmp_path / "x").write_text(made[name])
+    with pytest.raises(RulesetError, match="no Service of IPv4 with an endpoint") as error:
+        read_ruleset(tmp_path / "x")
+    assert "--family 6" in error.value.remedy
