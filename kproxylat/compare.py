@@ -15,7 +15,7 @@ from kproxylat.export import main_probe
 from kproxylat.logfile import open_log
 from kproxylat.logs import LogReader
 from kproxylat.model import Probe, Result, list_from_json, target_text
-from kproxylat.series import Series, build_series, draw_lines, draw_medians, group_results
+from kproxylat.series import Series, agrees, build_series, draw_lines, draw_medians, find_crossing, group_results
 from kproxylat.stats import Interval, bounds, crossing
 
 Key = tuple[str, str]
@@ -231,16 +231,19 @@ def _cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[S
     lines = [(each.per_service.estimate, each.base.estimate) for each in series if each.per_service and each.base]
     if len(lines) != 2:
         return tuple(series), None
+    if all(each.unit == "instructions" for each in series):
+        return tuple(series), find_crossing(*series)
     where = crossing(*lines)
-    if where is None or all(each.unit == "instructions" for each in series):
-        return tuple(series), None if where is None else Interval(where, where, where)
+    if where is None:
+        return tuple(series), None
     rng = Random(seed)  # noqa: S311
     drawn = [draw_lines(*draw_medians(next(iter(group_results(side).values())), rng)) for side in (a, b)]
     places = [crossing(x, y) for x, y in zip(*drawn, strict=True)]
     met = [place for place in places if place is not None]
     if len(met) < (1 - ALARMS / 2) * len(places):
         return tuple(series), None
-    return tuple(series), Interval(where, *bounds(met, 1 - ALARMS))
+    found = Interval(where, *bounds(met, 1 - ALARMS))
+    return tuple(series), found if agrees(series[0], series[1], found) else None
 
 
 def _find_worse(lookups: Sequence[Contrast]) -> float | None:

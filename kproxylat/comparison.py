@@ -123,6 +123,8 @@ def _state_crossing(found: Comparison) -> str:
     signs = {each.main.difference.estimate > 0 for each in found.lookups if each.main.difference}
     if where is None and len(signs) == 1 and all(each.differs for each in found.lookups):
         return " So it is at every number of Services that was measured."
+    if where is None and len(signs) > 1:
+        return " Where they are equal, the lines do not tell for certain."
     if where is None or not first.per_service or not second.per_service:
         return ""
     cheap = found.a.name if first.per_service.estimate > second.per_service.estimate else found.b.name

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from random import Random
 from statistics import fmean
 
 from kproxylat.comparable import distribution, find_differences, find_flaws
 from kproxylat.model import Result
-from kproxylat.stats import Interval, bounds, drift, fit_line, merge_draws, slopes
+from kproxylat.stats import Interval, bounds, crossing, drift, fit_line, merge_draws, slopes
 
 LEVEL = 0.95
 """How often bounds hold what they are bounds of, unless it says otherwise."""
@@ -173,6 +174,58 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
         verdict=verdict,
         evidence=evidence,
     )
+
+
+def find_crossing(a: Series, b: Series) -> Interval | None:
+    """Find the number of Services at which two series cost the same, with bounds.
+
+    They are those of all lines that leave both ends of a series by no more than its largest residual; exact, where that
+    is the clock's rounding.
+
+    :return: None where the lines do not certainly meet, are none ("unclear"), or a measured point is on the wrong side.
+    """
+    lines = [(each.per_service.estimate, each.base.estimate) for each in (a, b) if each.per_service and each.base]
+    if len(lines) < 2 or (where := crossing(*lines)) is None:
+        return None
+    found = Interval(where, where, where)
+    if any(_worst(each) > ROUNDING for each in (a, b)):
+        met = [crossing(x, y) for x, y in product(*(_lines_within(each) for each in (a, b)))]
+        places = [each for each in met if each is not None]
+        if len(places) < len(met):
+            return None
+        found = Interval(where, min(places), max(places))
+    return found if agrees(a, b, found) else None
+
+
+def _worst(series: Series) -> float:
+    return max(abs(point.residual or 0) for point in series.points)
+
+
+def _lines_within(series: Series) -> list[tuple[float, float]]:
+    """Return the outermost lines that are as far from a series' own at its ends as its farthest point is."""
+    if not series.per_service or not series.base:
+        return []
+    first, last, worst = series.points[0].services, series.points[-1].services, _worst(series)
+    found = []
+    for low, high in product((-worst, worst), repeat=2):
+        slope = (high - low) / (last - first)
+        found.append((series.per_service.estimate + slope, series.base.estimate + low - slope * first))
+    return found
+
+
+def agrees(a: Series, b: Series, where: Interval) -> bool:
+    """Return whether two series may cross there: both have a line, and no measured point is on its wrong side."""
+    if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
+        return False
+    others = {point.services: point for point in b.points}
+    for x in a.points:
+        y = others.get(x.services)
+        if y is None or where.lo <= x.services <= where.hi:
+            continue
+        dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
+        if (x.hi < y.lo) if dearer else (x.lo > y.hi):
+            return False
+    return True
 
 
 def draw_medians(

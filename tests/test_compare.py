@@ -179,6 +179,14 @@ def test_two_series_of_a_sweep_and_where_they_cross() -> None:
     assert "every number of Services" in found["iptables/nft", "nftables/nft"].statement
 
 
+def test_a_crossing_that_is_not_certain_is_not_told(tmp_path: Path) -> None:
+    sizes = (10, 2000), (100, 2000), (1000, 4000), (5000, 4000)
+    step = [with_values(LEGACY, {cost: 2000}, size) for size, cost in sizes]
+    found = pair(tmp_path, step, [with_values(NFTABLES, {2678: 2000}, size) for size, _ in sizes])
+    assert found.crossing is None
+    assert found.statement.endswith("Where they are equal, the lines do not tell for certain.")
+
+
 def test_two_sweeps_are_matched_series_by_series(tmp_path: Path) -> None:
     found = compare(*files(tmp_path, load(COUNTED), load(COUNTED)[:6]))
     assert [each.a.mode for each in found] == ["iptables", "iptables"]

@@ -10,7 +10,8 @@ import pytest
 
 from kproxylat.model import Accounting, Quality, Result
 from kproxylat.screen import show_series
-from kproxylat.series import HASH_EFFECT, Series, build_series
+from kproxylat.series import HASH_EFFECT, Series, agrees, build_series, find_crossing
+from kproxylat.stats import Interval
 from tests.results import COUNTED, TIMED, change_run, load, with_values
 
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at : at + 3] for at in (0, 3, 6))
@@ -155,3 +156,29 @@ def test_the_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5,786 (84x)" in out
     show_series(())
     assert capsys.readouterr().out == "no lookup was measured\n"
+
+
+def test_a_crossing_is_as_exact_as_its_lines() -> None:
+    line = counted({10: 2106, 100: 4446, 1000: 27846})
+    assert find_crossing(line, counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])) == Interval(32, 32, 32)
+    found = find_crossing(line, counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]))
+    assert found
+    assert found.lo < 32 < found.hi < 36
+    assert found == find_crossing(counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]), line)
+
+
+def test_no_crossing_of_what_is_no_line_or_never_certainly_meets() -> None:
+    flat = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])
+    assert find_crossing(counted({10: 2000, 100: 2000, 1000: 4000, 5000: 4000}), flat) is None
+    assert find_crossing(counted({10: 2670, 100: 2750, 1000: 2690}, NFTABLES[0]), flat) is None, "hash effects"
+    assert find_crossing(counted({10: 2106}), flat) is None
+
+
+def test_a_measured_point_on_the_wrong_side_contradicts_a_crossing() -> None:
+    flat, line = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0]), counted({10: 2106, 100: 4446, 1000: 27846})
+    assert agrees(line, flat, Interval(32, 32, 32))
+    assert agrees(flat, line, Interval(32, 32, 32))
+    for wrong in (Interval(5, 5, 5), Interval(200, 200, 200)):
+        assert not agrees(line, flat, wrong)
+        assert not agrees(flat, line, wrong)
+    assert agrees(line, flat, Interval(200, 90, 300)), "within the bounds nobody knows"
