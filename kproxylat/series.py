@@ -11,7 +11,7 @@ from statistics import fmean
 
 from kproxylat.comparable import distribution, find_differences, find_flaws
 from kproxylat.model import Result
-from kproxylat.stats import Interval, bounds, crossing, drift, fit_line, merge_draws, slopes
+from kproxylat.stats import MANY, ROUNDS, Interval, bounds, choose_pairs, crossing, drift, fit_line, merge_draws, slopes
 
 LEVEL = 0.95
 """How often bounds hold what they are bounds of, unless it says otherwise."""
@@ -239,9 +239,11 @@ def draw_medians(
             for size, cell in cells.items()}  # fmt: skip
     middles = {size: [fmean(run.quantile(0.5)) for run in each] for size, each in runs.items()}
     spread = drift(middles.values())
+    # At 95 % so many leave 12 beyond each bound.
+    rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
     for size, each in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng) for run in each], spread, rng)
+        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in each], spread, rng)
         lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
         calls = sum(run.count for run in each)
         points.append(Point(size, len(each), calls, fmean(middles[size]), lo, hi))
@@ -252,7 +254,8 @@ def draw_medians(
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """Fit a line (slope, intercept) to each round of replicates."""
     sizes = [point.services for point in points]
-    return [fit_line(list(zip(sizes, costs, strict=True))) for costs in zip(*drawn, strict=True)]
+    pairs = choose_pairs(len(sizes))
+    return [fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
 
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:

@@ -11,7 +11,7 @@ import pytest
 from kproxylat.model import Accounting, Quality, Result
 from kproxylat.screen import show_series
 from kproxylat.series import HASH_EFFECT, Series, agrees, build_series, find_crossing
-from kproxylat.stats import Interval
+from kproxylat.stats import Interval, choose_pairs, fit_line
 from tests.results import COUNTED, TIMED, change_run, load, with_values
 
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at : at + 3] for at in (0, 3, 6))
@@ -147,6 +147,24 @@ def test_the_bounds_of_a_slope_hold_it_as_often_as_they_say() -> None:
     assert held >= 17
 
 
+def test_many_points_do_not_take_all_pairs_in_every_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def fit(points: list[tuple[float, float]], pairs: list[tuple[int, int]] | None = None) -> tuple[float, float]:
+        counts.append(len(pairs) if pairs is not None else -1)
+        return fit_line(points, pairs)
+
+    monkeypatch.setattr("kproxylat.series.fit_line", fit)
+    made = timed(lambda size: 3000 + 20 * size, tuple(range(120)), repeats=1)
+    assert counts.pop(0) == -1, "the estimate is of all pairs"
+    assert set(counts) == {len(choose_pairs(120))}
+    assert len(counts) == 500
+    assert made.per_service
+    assert made.per_service.lo <= 20 <= made.per_service.hi
+    assert made.per_service.hi - made.per_service.lo < 2
+    assert made.verdict == "O(n)"
+
+
 def test_the_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
     more = [with_values(LEGACY[0], {1_681_846 + size: 2000}, size) for size in (5000, 10000, 20000)]
     show_series(build_series([*load(COUNTED), *more]))
@@ -172,6 +190,7 @@ def test_no_crossing_of_what_is_no_line_or_never_certainly_meets() -> None:
     assert find_crossing(counted({10: 2000, 100: 2000, 1000: 4000, 5000: 4000}), flat) is None
     assert find_crossing(counted({10: 2670, 100: 2750, 1000: 2690}, NFTABLES[0]), flat) is None, "hash effects"
     assert find_crossing(counted({10: 2106}), flat) is None
+    assert find_crossing(counted({10: 2106, 100: 4446}), flat) is None, "two points show no line"
 
 
 def test_a_measured_point_on_the_wrong_side_contradicts_a_crossing() -> None:
