@@ -575,7 +575,8 @@ def compare(
     b: Annotated[str | None, typer.Argument(metavar="B", help="Another; without it, A's series each other.")] = None,
     form: Form = Format.TABLE,
     fail_if_worse: Annotated[
-        float | None, typer.Option(metavar="PCT", help="Exit with 5 if B certainly costs more than PCT % more.")
+        float | None,
+        typer.Option(metavar="PCT", help="Exit with 5 if B certainly costs PCT % more, or lacks points."),
     ] = None,
     allow: Annotated[str, typer.Option(metavar="REASON,...", help="Compare in spite of these reasons not to.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Compare in spite of any.")] = False,
@@ -603,7 +604,9 @@ def compare(
     for each in found if form is Format.TABLE else ():
         show_comparison(each)
     if worse:
-        say(f"kproxylat: B costs over {fail_if_worse:g} % more than A")
+        missing = ", ".join(name for each in found for name in each.missing)
+        costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
+        say(f"kproxylat: nobody knows what B costs where A has {missing}" if missing else costs)
         sys.exit(WORSE)
 
 

@@ -90,7 +90,9 @@ def compare(a: str, b: str | None, allowed: Collection[str] = (), seed: int = 0)
         raise CompareError(f"nothing is in both: A has {names[0]}, B has {names[1]}", "name one that both have")
     only = [f"{_say_key(key)} only in {name}" for name, side, rest in (("A", one, other), ("B", other, one))
             for key in side if key not in rest]  # fmt: skip
-    return tuple(_compare_pair((a, key, one[key]), (b, key, other[key]), allowed, seed, tuple(only)) for key in common)
+    found = [_compare_pair((a, key, one[key]), (b, key, other[key]), allowed, seed, tuple(only)) for key in common]
+    lost = tuple(_say_key(key) for key in one if key not in other)
+    return (replace(found[0], missing=lost + found[0].missing), *found[1:])
 
 
 def _group(name: str) -> dict[Key, Cells]:
@@ -122,6 +124,8 @@ def _compare_pair(
         sizes = [(next(iter(cells_a)), next(iter(cells_b)))]
     else:
         sizes = [(size, size) for size in cells_a if size in cells_b]
+    alone = [[f"{size or 0:,} Services" for size in side if size not in {pair[at] for pair in sizes}]
+             for at, side in enumerate((cells_a, cells_b))]  # fmt: skip
     if not sizes:
         raise CompareError(f"no number of Services is in both {file_a} and {file_b}", "sweep over the same numbers")
     a = [each for size, _ in sizes for each in cells_a[size]]
@@ -154,7 +158,8 @@ def _compare_pair(
         alarms=ALARMS,
         differs=True if any(known) else None if None in known else False,
         worse_pct=_find_worse(lookups),
-        only=only,
+        only=(*only, *(f"{each} only in {name}" for name, side in zip("AB", alone, strict=True) for each in side)),
+        missing=tuple(f"{_say_key(key_a)} at {each}" for each in alone[0]),
     )
     return replace(found, statement=state(found))
 

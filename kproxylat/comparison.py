@@ -37,7 +37,7 @@ class Comparison:
     :param lookups: the lookup, by number of Services. ``calls``: the other engine calls of a single pair.
     :param series: the lines of two sweeps. ``crossing``: the number of Services at which they are equal.
     :param alarms: how often two samples of the same thing may be said to differ.
-    :param only: series that one file alone has.
+    :param only: series and numbers of Services that one file alone has. ``missing``: what A has of them.
     :param differs: whether any lookup does (None: nobody can tell). ``statement`` says what a person can act on.
     :param worse_pct: by how many percent B certainly costs more, where that is most (None: nobody can tell).
     """
@@ -58,6 +58,7 @@ class Comparison:
     worse_pct: float | None = None
     statement: str = ""
     only: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def state(found: Comparison) -> str:
@@ -135,7 +136,7 @@ def _state_crossing(found: Comparison) -> str:
 
 
 def check_worse(found: Sequence[Comparison], limit_pct: float) -> bool:
-    """Return whether B certainly costs more than ``limit_pct`` percent more than A anywhere.
+    """Return whether B certainly costs more than ``limit_pct`` percent more than A anywhere, or lacks what A has.
 
     :raises UsageError: the limit is none, or nobody can tell.
     """
@@ -144,7 +145,7 @@ def check_worse(found: Sequence[Comparison], limit_pct: float) -> bool:
     known = [each.worse_pct for each in found]
     if None in known:
         raise UsageError("--fail-if-worse: nobody can tell from these files", "compare results that kept their values")
-    return any(each is not None and each > limit_pct for each in known)
+    return any(each is not None and each > limit_pct for each in known) or any(each.missing for each in found)
 
 
 def to_json(found: Sequence[Comparison]) -> str:
