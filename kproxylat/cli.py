@@ -584,8 +584,8 @@ def compare(
 ) -> None:
     """Say what changed from A to B, with what chance alone would do.
 
-    What must not be compared is refused: another clock, probe, script, kernel, bpftrace or mitigations, books that do
-    not close, lost events. Exit status: 0 compared; 1 refused; 5 worse than --fail-if-worse allows.
+    What must not be compared is refused: another clock, probe, sender, script, kernel, bpftrace or mitigations, books
+    that do not close, lost events. Exit status: 0 compared; 1 refused; 5 worse than --fail-if-worse allows.
 
     \b
     Examples:

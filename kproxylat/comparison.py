@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from kproxylat.contrast import Contrast
 from kproxylat.errors import UsageError
 from kproxylat.model import build
-from kproxylat.series import Series
+from kproxylat.series import ROUNDING, Series
 from kproxylat.stats import Interval
 
 SCHEMA = "kproxylat-comparison/1"
@@ -91,7 +91,8 @@ def _state_one(found: Comparison, each: Contrast) -> str:
     if not each.differs:
         if each.level == 1:
             costs = f"{main.a:,.0f} {unit}" if main.a == main.b else f"{main.a:,.0f} and {main.b:,.0f} {unit}"
-            return f"{a} and {b} cost the same{where}: {costs}; {each.reason}."
+            same = "cost the same" if abs(main.a - main.b) <= ROUNDING else "cannot be told apart"
+            return f"{a} and {b} {same}{where}: {costs}; {each.reason}."
         return (
             f"No difference beyond chance{where} (said wrongly at most {found.alarms:.0%} of the time); that of the "
             f"median is between {100 * (main.ratio.lo - 1):+.1f} and {100 * (main.ratio.hi - 1):+.1f}%."

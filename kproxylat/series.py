@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from random import Random
 from statistics import fmean
 
@@ -152,16 +152,20 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
     all_slopes = list(slopes([(point.services, point.cost) for point in points]))
     bases = [point.cost - slope * point.services for point in points]
+    rising = all(later - sooner > ROUNDING for sooner, later in pairwise(costs))
     where = f"at all {len(points)} points" if len(points) > 2 else "at both points"
     if spread <= ROUNDING:
         verdict, evidence = "O(1)", f"the commonest lookup is the same {where}"
-    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+    elif series.mode != "iptables" and spread <= HASH_EFFECT and not (rising and len(points) > 2):
         verdict = "O(1)"
         evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
     elif len(points) < 3:
         verdict, evidence = "unclear", f"it grows by {growth:,.0f}, but two points show no line"
     elif worst <= ROUNDING and growth > 0:
         verdict, evidence = "O(n)", f"each Service adds {slope:,.6g}, residual {worst:.0f} {where}"
+    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+        evidence = f"it grows at every step, by {spread:,.0f} in all, but hash effects may be up to {HASH_EFFECT}"
+        verdict = "unclear"
     elif worst <= LINEAR * growth:
         verdict, evidence = "O(n)", f"a line, with residuals of up to {worst:,.0f} in a growth of {growth:,.0f}"
     else:
@@ -286,6 +290,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = "two points show no line"
     elif per_service.lo <= 0:
         evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
+    elif worst <= LINEAR * growth:
+        evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if all(point.runs == 1 for point in points):

@@ -64,6 +64,16 @@ def test_hash_effects_are_shown_and_not_averaged() -> None:
     assert [point.cost for point in series.points] == [2678, 2724, 2678, 2769]
 
 
+def test_growth_at_every_step_is_not_put_down_to_hash_effects() -> None:
+    series = counted({10: 2678, 100: 2724, 1000: 2770, 5000: 2850}, NFTABLES[0])
+    assert series.verdict == "unclear"
+    assert series.evidence == "it grows at every step, by 172 in all, but hash effects may be up to 200"
+    exact = counted({10: 2678, 110: 2688, 1010: 2778}, NFTABLES[0])
+    assert (exact.verdict, exact.evidence) == ("O(n)", "each Service adds 0.1, residual 0 at all 3 points")
+    assert counted({10: 2678, 100: 2724, 1000: 2724}, NFTABLES[0]).verdict == "O(1)"
+    assert counted({10: 2678, 100: 2724}, NFTABLES[0]).verdict == "O(1)"
+
+
 def test_iptables_has_no_hash_to_blame() -> None:
     assert counted({10: 2678, 100: 2724, 1000: 2678}).verdict == "unclear"
 
@@ -99,6 +109,8 @@ def test_a_position_that_does_not_move_is_said() -> None:
     (change_run(LEGACY[2], script_sha256="0" * 64), "another script"),
     (replace(LEGACY[2], accounting=Accounting(5, 4, 4, 4, 0, 0, False, "lookups 4 instead of 5")), "lookups 4"),
     (replace(LEGACY[2], quality=Quality(lost_events=3)), "3 events lost"),
+    (replace(LEGACY[2], quality=Quality(missed_probes=5)), "5 calls of probes missed"),
+    (change_run(LEGACY[2], origin="node"), "another sender"),
 ])  # fmt: skip
 def test_no_verdict_on_runs_that_do_not_belong_together(changed: Result, said: str) -> None:
     [series] = build_series([*LEGACY[:2], changed])
@@ -127,6 +139,12 @@ def test_few_services_tell_nothing_in_nanoseconds() -> None:
     """A line that 10 more Services hardly raise must not be called O(1)."""
     assert timed(lambda size: 3000 + 5 * size, (10, 15, 20)).verdict == "unclear"
     assert [each.verdict for each in build_series(load(TIMED))] == ["unclear", "unclear"]
+
+
+def test_a_line_that_grows_too_little_is_not_said_to_be_none() -> None:
+    series = timed(lambda size: 3000 + 0.145 * size, (10, 100, 1000, 5000), repeats=5)
+    assert series.verdict == "unclear"
+    assert "of the base between 10 and 5,000 Services: too much for O(1), and too little for O(n)" in series.evidence
 
 
 def test_single_runs_are_said_to_be_single() -> None:
