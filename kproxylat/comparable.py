@@ -50,9 +50,9 @@ def find_differences(a: Result, b: Result) -> dict[str, str]:
         scripts = ["a template of the user's" if is_own else f"kproxylat {each.run.kproxylat}"
                    for each, is_own in zip((a, b), own, strict=True)]  # fmt: skip
         scripts[1] += " again" if all(own) else ""
-        more = [_describe_extras(each) for each in (a, b)]
-        if scripts[0] == scripts[1] and more[0] != more[1]:
-            scripts = [each or "neither" for each in more]
+        extras = [_describe_extras(each) for each in (a, b)]
+        if scripts[0] == scripts[1] and extras[0] != extras[1]:
+            scripts = [each or "neither" for each in extras]
     if scripts[0] != scripts[1]:
         found["script"] = " and ".join(scripts)
     return found
