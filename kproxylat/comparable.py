@@ -78,13 +78,15 @@ def _describe_sender(result: Result) -> tuple[str | None, str | None]:
     return {"pod": "a pod's packets", "node": "the node's packets"}.get(origin or "", origin), masqueraded
 
 
+def counts_before(result: Result) -> bool:
+    """Whether it is of a ruleset's Services, and ``run.services`` the number of those before the one looked up."""
+    return bool(result.services or {*result.run.arguments} & {"whatif", "--every-service"})
+
+
 def _describe_extras(result: Result) -> str:
     """Say what else the script did in each call, which other modes' scripts do likewise if asked to."""
-    words = set(result.run.arguments)
-    extras = {
-        "the whole hook traced, too": any(each.envelope for each in result.probes) or "--envelope" in words,
-        "values by target": bool(result.services or words & {"--every-service", "whatif"}),
-    }
+    hooks = any(each.envelope for each in result.probes) or "--envelope" in result.run.arguments
+    extras = {"the whole hook traced, too": hooks, "values by target": counts_before(result)}
     return ", ".join(name for name, done in extras.items() if done)
 
 
