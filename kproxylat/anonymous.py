@@ -24,13 +24,49 @@ _KEPT = {
 }
 _ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?![\w]|\.\d)")
 _CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|SEP|EXT|FW|XLB)-)([A-Z2-7]{16})")
-_NFT_CHAIN = re.compile(
-    r"\b(service|external|firewall|endpoint)-[A-Z2-7]{8}-[^\s,/]+/[^\s,/]+/(tcp|udp|sctp)/([^\s,]*)"
+_NFT_NAME = re.compile(r"\b(service|external|firewall|endpoint|local|affinity)-[A-Z2-7]{8}-[^\s,;{}]+")
+_COMMENT = re.compile(r'(--comment|comment) "((?:[^"\\]|\\.)*)"|(--comment) ([^\s"]+)')
+_WORD = re.compile(r'(--(?:nf|u)?log-prefix|--(?:hex-)?string|log prefix) ("(?:[^"\\]|\\.)*"|[^\s"]+)')
+_MAC = re.compile(r"(--mac-source) \S+")
+_OWN = {
+    "Active ClusterIPs",
+    "ClusterIP, ExternalIP and LoadBalancer IP traffic",
+    "Drop traffic to unallocated ClusterIPs",
+    "IPs that accept NodePort traffic",
+    "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",
+    "Kubernetes health check node port",
+    "Kubernetes service cluster ip + port for masquerade purpose",
+    "Kubernetes service external ip + port for masquerade and filter purpose",
+    "Kubernetes service lb portal",
+    "NodePort traffic",
+    "Reject traffic to invalid ports of ClusterIPs",
+    "block incoming localnet connections",
+    "destinations that are subject to LoadBalancerSourceRanges",
+    "helper for @no-endpoint-services / @no-endpoint-nodeports",
+    "kube-proxy firewall rules",
+    "kubernetes externally-visible service portals",
+    "kubernetes firewall for dropping marked packets",
+    "kubernetes forwarding conntrack rule",
+    "kubernetes forwarding rules",
+    "kubernetes health check rules",
+    "kubernetes health check service ports",
+    "kubernetes ipvs access filter",
+    "kubernetes load balancer firewall",
+    "kubernetes postrouting rules",
+    "kubernetes service nodeports; NOTE: this must be the last rule in this chain",
+    "kubernetes service portals",
+    "kubernetes service traffic requiring SNAT",
+    "masquerade clusterIP traffic from outside cluster",
+    "rules for kube-proxy",
+    "service hairpin connections",
+    "vmap to drop or reject packets to service nodeports with no endpoints",
+    "vmap to drop or reject packets to services with no endpoints",
+}
+"""Comments of kube-proxy's that name nothing of the cluster; any other is replaced, whosever it is."""
+_NAMED = re.compile(
+    r"([^ /]+/[^ ]+)( (?:cluster|external|loadbalancer) IP| has no (?:local )?endpoints| health check node port"
+    r"| -> [\d.]+:\d+)?"
 )
-_COMMENT = re.compile(r'(--comment|comment) "((?:[^"\\]|\\.)*)"')
-_OWN = re.compile(r"(?:[Kk]ubernetes|masquerade|block incoming|kube-proxy|rules for|service |Active|IPs that|vmap|"
-                  r"destinations|ClusterIP|NodePort|Reject|Drop|helper)[^/]*$")  # fmt: skip
-_NAMED = re.compile(r"([^ /]+/[^ ]+)( cluster IP| has no endpoints| -> [\d.]+:\d+)?$")
 
 
 class Anonymizer:
@@ -71,26 +107,32 @@ class Anonymizer:
             return "0.0.0.0"  # noqa: S104 - no address at all
 
     def _replace_comment(self, found: re.Match[str]) -> str:
-        word, text = found.groups()
-        named = _NAMED.match(text)
+        word, text = found[1] or found[3], found[2] or found[4] or ""
+        named = _NAMED.fullmatch(text)
         if named:
             text = f"{self.name(named[1])}{named[2] or ''}"
-        elif not _OWN.match(text):
-            text = f"anonymous-{self._word(text, 8).lower()}"
+        elif text not in _OWN:
+            text = self._cover(text)
         return f'{word} "{text}"'
+
+    def _cover(self, text: str) -> str:
+        return f"anonymous-{self._word(text, 8).lower()}"
 
     def name(self, text: str) -> str:
         """Return another name for ``namespace/name:port``."""
         name, colon, _ = text.partition(":")
         return f"anonymous/s{self._word(name, 10).lower()}{colon}{colon and 'p' + self._word(text, 4).lower()}"
 
-    def _replace_nft_chain(self, found: re.Match[str]) -> str:
-        kind, protocol = found[1], found[2]
-        return f"{kind}-{self._word(found[0], 8)}-anonymous/s{self._word(found[0], 10).lower()}/{protocol}/p"
+    def _replace_nft_name(self, found: re.Match[str]) -> str:
+        kind, protocol = found[1], re.search(r"/(tcp|udp|sctp)/", found[0])
+        name = f"anonymous/s{self._word(found[0], 10).lower()}/{protocol[1] if protocol else 'tcp'}/p"
+        return f"{kind}-{self._word(found[0], 8)}-{name}"
 
     def text(self, text: str) -> str:
-        """Replace all addresses, Services' names, chains named after them, and others' comments."""
-        text = _NFT_CHAIN.sub(self._replace_nft_chain, text)
+        """Replace all addresses, Services' names, what is named after them, and what others wrote into their rules."""
+        text = _NFT_NAME.sub(self._replace_nft_name, text)
         text = _COMMENT.sub(self._replace_comment, text)
+        text = _WORD.sub(lambda found: f'{found[1]} "{self._cover(found[2])}"', text)
+        text = _MAC.sub(lambda found: f"{found[1]} 02:00:{self._hash(found[0]).hex(':')[:11]}", text)
         text = _CHAIN.sub(lambda found: found[1] + self._word(found[2], 16), text)
         return _ADDRESS.sub(self._replace_address, text)

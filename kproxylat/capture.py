@@ -34,14 +34,18 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
     """
     kernel.check_root()
     row = _choose(read_live_rules(netns), mode, backend)
-    texts = _print(row, netns)
-    if anonymous:
-        hide = Anonymizer(secrets.token_bytes(32))
-        texts = {kind: hide.text(text) for kind, text in texts.items()}
     try:
-        read = build("the live ruleset", row, texts)
+        read = build("the live ruleset", row, _print(row, netns))
+        if anonymous:
+            hide = Anonymizer(secrets.token_bytes(32))
+            read = build("the live ruleset", row, {kind: hide.text(text) for kind, text in read.texts.items()})
     except RulesetError as error:
         raise MachineError(f"it could not be loaded again: {error}", error.remedy) from None
+    if not read.services:
+        raise MachineError(
+            "there are no IPv4 Services in the live rules, and a ruleset holds IPv4 alone",
+            "sweep --lab --family 6 measures IPv6's lookups, without this node's rules",
+        )
     about = {
         "mode": row.name,
         "backend": row.backend,
@@ -50,7 +54,8 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
         "kproxylat": __version__,
         "anonymous": anonymous,
     }
-    lines = {kind: text.splitlines() for kind, text in texts.items()}
+    # What was kept of them: lines of IPv6, which are never read again, would come through anonymity as they are.
+    lines = {kind: text.splitlines() for kind, text in read.texts.items()}
     return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1, ensure_ascii=False) + "\n", read
 
 

@@ -575,7 +575,8 @@ def compare(
     b: Annotated[str | None, typer.Argument(metavar="B", help="Another; without it, A's series each other.")] = None,
     form: Form = Format.TABLE,
     fail_if_worse: Annotated[
-        float | None, typer.Option(metavar="PCT", help="Exit with 5 if B certainly costs more than PCT % more.")
+        float | None,
+        typer.Option(metavar="PCT", help="Exit with 5 if B certainly costs PCT % more, or lacks points."),
     ] = None,
     allow: Annotated[str, typer.Option(metavar="REASON,...", help="Compare in spite of these reasons not to.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Compare in spite of any.")] = False,
@@ -583,8 +584,8 @@ def compare(
 ) -> None:
     """Say what changed from A to B, with what chance alone would do.
 
-    What must not be compared is refused: another clock, probe, script, kernel, bpftrace or mitigations, books that do
-    not close, lost events. Exit status: 0 compared; 1 refused; 5 worse than --fail-if-worse allows.
+    What must not be compared is refused: another clock, probe, sender, script, kernel, bpftrace or mitigations, books
+    that do not close, lost events. Exit status: 0 compared; 1 refused; 5 worse than --fail-if-worse allows.
 
     \b
     Examples:
@@ -603,7 +604,9 @@ def compare(
     for each in found if form is Format.TABLE else ():
         show_comparison(each)
     if worse:
-        say(f"kproxylat: B costs over {fail_if_worse:g} % more than A")
+        missing = ", ".join(name for each in found for name in each.missing)
+        costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
+        say(f"kproxylat: nobody knows what B costs where A has {missing}" if missing else costs)
         sys.exit(WORSE)
 
 

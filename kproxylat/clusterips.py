@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 
 from kproxylat.lab import Service
@@ -25,6 +26,16 @@ _NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 _SERVER = re.compile(r"-A -([tu]) ([\d.]+):(\d+)(?: |$)")
 _REAL = re.compile(r"-a -([tu]) ([\d.]+:\d+) -r ([\d.]+:\d+)(?: |$)")
 _CIDR = r"([\d.]+/\d+)"
+_NODE_PORTS = range(30000, 32768)
+"""kube-apiserver's usual --service-node-port-range."""
+_LEFT_OUT = {
+    "session affinity": r"--rcheck |@affinity-\S+ goto|^-A -[tu] \S+ .*-p \d",
+    "NodePorts": r"-A KUBE-NODEPORTS .*-j KUBE-(?:EXT|SVC|SVL|XLB)-|(?<!\. )\b(?:tcp|udp|sctp|6|17|132) \. \d+ : goto"
+    r"|add KUBE-NODE-PORT\S* ",
+    "addresses of LoadBalancers and others": r"-A KUBE-SERVICES -d .*-j KUBE-(?:EXT|FW|XLB)-"
+    r"|^\s.*[\d.]+ \. \w+ \. \d+.* : goto (?:external|firewall)-|add KUBE-(?:LOAD-BALANCER|EXTERNAL-IP)(?:-LOCAL)? ",
+}
+"""What rulesets hold beside ClusterIPs, and how to tell a line of it: iptables', nft's, ipvsadm's and ipset's."""
 
 
 def strip_comments(rule: str) -> str:
@@ -61,7 +72,8 @@ def parse_iptables(text: str) -> list[Service]:
     services = []
     for rule in [*nat.get("KUBE-SERVICES", []), *rejected]:
         found = _PORTAL.search(strip_comments(rule))
-        if not found:
+        # Up to Kubernetes 1.22 the Service's other addresses led to the same chain.
+        if not found or re.search(r"(?:external|loadbalancer) IP\"", rule):
             continue
         ip, protocol, port, chain = found.groups()
         # With session affinity there is a rule more for each endpoint, to the same chain.
@@ -95,9 +107,7 @@ def parse_nft(text: str) -> list[Service]:
     :return: in the order of maps service-ips and no-endpoint-services.
     """
     table = dict(find_tables(text)).get("ip kube-proxy", "")
-    blocks = {
-        found[1]: found[2] for found in re.finditer(r"^\s+(?:map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S)
-    }
+    blocks = _split_blocks(table)
     services = []
     for map_name in ("service-ips", "no-endpoint-services"):
         for ip, number, port, comment, chain in _ELEMENT.findall(blocks.get(map_name, "")):
@@ -108,10 +118,16 @@ def parse_nft(text: str) -> list[Service]:
             hops = dict.fromkeys(re.findall(r"goto (endpoint-[^\s,]+)", body))
             endpoints = [f"{each}:{number}" for each, number in re.findall(r"\d+ : ([\d.]+) \. (\d+)", body)]
             endpoints += [each for hop in hops for each in re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))]
-            words = re.fullmatch(r"service-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
+            words = re.fullmatch(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
             name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
             services.append(Service(_call(name, ip, protocol, port), protocol, ip, int(port), tuple(endpoints)))
     return services
+
+
+def _split_blocks(table: str) -> dict[str, str]:
+    """Split an nft table: name of a set, map or chain -> what is in it."""
+    found = re.finditer(r"^\s+(?:set|map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S)
+    return {each[1]: each[2] for each in found}
 
 
 def parse_ipvsadm(text: str) -> list[Service]:
@@ -131,13 +147,43 @@ def parse_ipvsadm(text: str) -> list[Service]:
     ]
 
 
+def find_others(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[set[str], str]:
+    """Find the addresses of Services that are no ClusterIPs: LoadBalancers', external ones, the node's of NodePorts.
+
+    :param texts: by kind. ``services``: as they were read out of them.
+    :return: the addresses, and by what they were told ("": by nothing that is certain).
+    """
+    there = {each.ip for each in services}
+    table = _split_blocks(dict(find_tables(texts.get("nft", ""))).get("ip kube-proxy", ""))
+    active = re.findall(r"[\d.]{7,}", strip_comments(table.get("cluster-ips", "")))
+    if active:
+        return there - set(active), "set cluster-ips"
+    listed = re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
+    if listed:
+        return there - set(listed), "ipset KUBE-CLUSTER-IP"
+    if "ipvsadm" not in texts:
+        return set(), ""
+    pods = {address.rpartition(":")[0] for each in services for address in each.endpoints}
+    inside = {each.ip for each in services if each.port not in _NODE_PORTS}
+    return {each for each in there if each in pods or each not in inside}, ""
+
+
+def count_left_out(texts: Mapping[str, str]) -> dict[str, int]:
+    """Count the lines of what rulesets hold beside ClusterIPs, which lookups pay for: what -> how many."""
+    lines = [strip_comments(line) for text in texts.values() for line in text.splitlines()]
+    counts = {what: sum(bool(re.search(each, line)) for line in lines) for what, each in _LEFT_OUT.items()}
+    return {what: count for what, count in counts.items() if count}
+
+
 def find_cluster_cidr(text: str) -> IPv4Network | None:
     """Find clusterCIDR in the rules that masquerade what comes from elsewhere; None where they name none.
 
-    Samples: ``! -s 10.244.0.0/16 -d 10.96.0.9/32 ... -j KUBE-MARK-MASQ``, ``ip saddr != 10.244.0.0/16 meta mark set``.
+    Samples: ``! -s 10.244.0.0/16 -d 10.96.0.9/32 ... -j KUBE-MARK-MASQ``; of 1.36 ``ip daddr @cluster-ips ip saddr !=
+    10.244.0.0/16 meta mark set``; before ``ip daddr 10.96.0.9 tcp dport 80 ip saddr != 10.244.0.0/16 jump
+    mark-for-masquerade``.
     """
     found = re.search(rf"! -s {_CIDR} .*-j KUBE-MARK-MASQ", text)
-    found = found or re.search(rf"ip daddr @cluster-ips ip saddr != {_CIDR} ", text)
+    found = found or re.search(rf"ip daddr (?:\S+ )*?ip saddr != {_CIDR} (?:jump mark-for-masq|meta mark set)", text)
     try:
         return IPv4Network(found[1]) if found else None
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kproxylat.model import Probe, Result
 from kproxylat.stats import Distribution
 
-REASONS = ("clock", "probe", "kernel", "bpftrace", "mitigations", "script", "books", "events")
+REASONS = ("clock", "probe", "sender", "kernel", "bpftrace", "mitigations", "script", "books", "events")
 """Names of the reasons not to compare."""
 
 
@@ -34,6 +34,9 @@ def find_differences(a: Result, b: Result) -> dict[str, str]:
         "bpftrace": (a.run.bpftrace, b.run.bpftrace),
     }
     found = {name: f"{x or 'unknown'} and {y or 'unknown'}" for name, (x, y) in facts.items() if x != y}
+    senders = [_describe_sender(each) for each in (a, b)]
+    if any(len({*words} - {None}) > 1 for words in zip(*senders, strict=True)):
+        found["sender"] = " and ".join(", ".join(filter(None, words)) for words in senders)
     old, new = a.run.mitigations or {}, b.run.mitigations or {}
     others = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if others:
@@ -47,6 +50,9 @@ def find_differences(a: Result, b: Result) -> dict[str, str]:
         scripts = ["a template of the user's" if is_own else f"kproxylat {each.run.kproxylat}"
                    for each, is_own in zip((a, b), own, strict=True)]  # fmt: skip
         scripts[1] += " again" if all(own) else ""
+        extras = [_describe_extras(each) for each in (a, b)]
+        if scripts[0] == scripts[1] and extras[0] != extras[1]:
+            scripts = [each or "neither" for each in extras]
     if scripts[0] != scripts[1]:
         found["script"] = " and ".join(scripts)
     return found
@@ -57,10 +63,31 @@ def find_flaws(result: Result) -> dict[str, str]:
     books, quality, found = result.accounting, result.quality, {}
     if books and not books.closed:
         found["books"] = books.difference or "not closed"
-    if quality.lost_events or quality.full_maps:
+    if quality.lost_events or quality.full_maps or quality.missed_probes:
         full = f"; full maps: {', '.join(quality.full_maps)}" if quality.full_maps else ""
-        found["events"] = f"{quality.lost_events or 0} events lost{full}"
+        missed = f"; {quality.missed_probes} calls of probes missed" if quality.missed_probes else ""
+        found["events"] = f"{quality.lost_events or 0} events lost{missed}{full}"
     return found
+
+
+def _describe_sender(result: Result) -> tuple[str | None, str | None]:
+    """Say whose packets were looked up, and what kube-proxy took them for; None where nobody tells."""
+    hook = result.lookup.hook if result.lookup else None
+    origin = result.run.origin or ("node" if hook == "OUTPUT" else "pod" if hook in ("PREROUTING", "INPUT") else None)
+    masqueraded = {True: "masqueraded", False: "not masqueraded", None: None}[result.run.masqueraded]
+    return {"pod": "a pod's packets", "node": "the node's packets"}.get(origin or "", origin), masqueraded
+
+
+def counts_before(result: Result) -> bool:
+    """Whether it is of a ruleset's Services, and ``run.services`` the number of those before the one looked up."""
+    return bool(result.services or {*result.run.arguments} & {"whatif", "--every-service"})
+
+
+def _describe_extras(result: Result) -> str:
+    """Say what else the script did in each call, which other modes' scripts do likewise if asked to."""
+    hooks = any(each.envelope for each in result.probes) or "--envelope" in result.run.arguments
+    extras = {"the whole hook traced, too": hooks, "values by target": counts_before(result)}
+    return ", ".join(name for name, done in extras.items() if done)
 
 
 def _unit(result: Result) -> str:

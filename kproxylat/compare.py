@@ -15,7 +15,7 @@ from kproxylat.export import main_probe
 from kproxylat.logfile import open_log
 from kproxylat.logs import LogReader
 from kproxylat.model import Probe, Result, list_from_json, target_text
-from kproxylat.series import Series, build_series, draw_lines, draw_medians, group_results
+from kproxylat.series import Series, agrees, build_series, draw_lines, draw_medians, find_crossing, group_results
 from kproxylat.stats import Interval, bounds, crossing
 
 Key = tuple[str, str]
@@ -90,7 +90,9 @@ def compare(a: str, b: str | None, allowed: Collection[str] = (), seed: int = 0)
         raise CompareError(f"nothing is in both: A has {names[0]}, B has {names[1]}", "name one that both have")
     only = [f"{_say_key(key)} only in {name}" for name, side, rest in (("A", one, other), ("B", other, one))
             for key in side if key not in rest]  # fmt: skip
-    return tuple(_compare_pair((a, key, one[key]), (b, key, other[key]), allowed, seed, tuple(only)) for key in common)
+    found = [_compare_pair((a, key, one[key]), (b, key, other[key]), allowed, seed, tuple(only)) for key in common]
+    lost = tuple(_say_key(key) for key in one if key not in other)
+    return (replace(found[0], missing=lost + found[0].missing), *found[1:])
 
 
 def _group(name: str) -> dict[Key, Cells]:
@@ -122,6 +124,8 @@ def _compare_pair(
         sizes = [(next(iter(cells_a)), next(iter(cells_b)))]
     else:
         sizes = [(size, size) for size in cells_a if size in cells_b]
+    alone = [[f"{size or 0:,} Services" for size in side if size not in {pair[at] for pair in sizes}]
+             for at, side in enumerate((cells_a, cells_b))]  # fmt: skip
     if not sizes:
         raise CompareError(f"no number of Services is in both {file_a} and {file_b}", "sweep over the same numbers")
     a = [each for size, _ in sizes for each in cells_a[size]]
@@ -154,7 +158,8 @@ def _compare_pair(
         alarms=ALARMS,
         differs=True if any(known) else None if None in known else False,
         worse_pct=_find_worse(lookups),
-        only=only,
+        only=(*only, *(f"{each} only in {name}" for name, side in zip("AB", alone, strict=True) for each in side)),
+        missing=tuple(f"{_say_key(key_a)} at {each}" for each in alone[0]),
     )
     return replace(found, statement=state(found))
 
@@ -231,16 +236,19 @@ def _cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[S
     lines = [(each.per_service.estimate, each.base.estimate) for each in series if each.per_service and each.base]
     if len(lines) != 2:
         return tuple(series), None
+    if all(each.unit == "instructions" for each in series):
+        return tuple(series), find_crossing(*series)
     where = crossing(*lines)
-    if where is None or all(each.unit == "instructions" for each in series):
-        return tuple(series), None if where is None else Interval(where, where, where)
+    if where is None:
+        return tuple(series), None
     rng = Random(seed)  # noqa: S311
     drawn = [draw_lines(*draw_medians(next(iter(group_results(side).values())), rng)) for side in (a, b)]
     places = [crossing(x, y) for x, y in zip(*drawn, strict=True)]
     met = [place for place in places if place is not None]
     if len(met) < (1 - ALARMS / 2) * len(places):
         return tuple(series), None
-    return tuple(series), Interval(where, *bounds(met, 1 - ALARMS))
+    found = Interval(where, *bounds(met, 1 - ALARMS))
+    return tuple(series), found if agrees(series[0], series[1], found) else None
 
 
 def _find_worse(lookups: Sequence[Contrast]) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from kproxylat.contrast import Contrast
 from kproxylat.errors import UsageError
 from kproxylat.model import build
-from kproxylat.series import Series
+from kproxylat.series import ROUNDING, Series
 from kproxylat.stats import Interval
 
 SCHEMA = "kproxylat-comparison/1"
@@ -37,7 +37,7 @@ class Comparison:
     :param lookups: the lookup, by number of Services. ``calls``: the other engine calls of a single pair.
     :param series: the lines of two sweeps. ``crossing``: the number of Services at which they are equal.
     :param alarms: how often two samples of the same thing may be said to differ.
-    :param only: series that one file alone has.
+    :param only: series and numbers of Services that one file alone has. ``missing``: what A has of them.
     :param differs: whether any lookup does (None: nobody can tell). ``statement`` says what a person can act on.
     :param worse_pct: by how many percent B certainly costs more, where that is most (None: nobody can tell).
     """
@@ -58,6 +58,7 @@ class Comparison:
     worse_pct: float | None = None
     statement: str = ""
     only: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def state(found: Comparison) -> str:
@@ -90,7 +91,8 @@ def _state_one(found: Comparison, each: Contrast) -> str:
     if not each.differs:
         if each.level == 1:
             costs = f"{main.a:,.0f} {unit}" if main.a == main.b else f"{main.a:,.0f} and {main.b:,.0f} {unit}"
-            return f"{a} and {b} cost the same{where}: {costs}; {each.reason}."
+            same = "cost the same" if abs(main.a - main.b) <= ROUNDING else "cannot be told apart"
+            return f"{a} and {b} {same}{where}: {costs}; {each.reason}."
         return (
             f"No difference beyond chance{where} (said wrongly at most {found.alarms:.0%} of the time); that of the "
             f"median is between {100 * (main.ratio.lo - 1):+.1f} and {100 * (main.ratio.hi - 1):+.1f}%."
@@ -123,6 +125,8 @@ def _state_crossing(found: Comparison) -> str:
     signs = {each.main.difference.estimate > 0 for each in found.lookups if each.main.difference}
     if where is None and len(signs) == 1 and all(each.differs for each in found.lookups):
         return " So it is at every number of Services that was measured."
+    if where is None and len(signs) > 1:
+        return " Where they are equal, the lines do not tell for certain."
     if where is None or not first.per_service or not second.per_service:
         return ""
     cheap = found.a.name if first.per_service.estimate > second.per_service.estimate else found.b.name
@@ -133,7 +137,7 @@ def _state_crossing(found: Comparison) -> str:
 
 
 def check_worse(found: Sequence[Comparison], limit_pct: float) -> bool:
-    """Return whether B certainly costs more than ``limit_pct`` percent more than A anywhere.
+    """Return whether B certainly costs more than ``limit_pct`` percent more than A anywhere, or lacks what A has.
 
     :raises UsageError: the limit is none, or nobody can tell.
     """
@@ -142,7 +146,7 @@ def check_worse(found: Sequence[Comparison], limit_pct: float) -> bool:
     known = [each.worse_pct for each in found]
     if None in known:
         raise UsageError("--fail-if-worse: nobody can tell from these files", "compare results that kept their values")
-    return any(each is not None and each > limit_pct for each in known)
+    return any(each is not None and each > limit_pct for each in known) or any(each.missing for each in found)
 
 
 def to_json(found: Sequence[Comparison]) -> str:

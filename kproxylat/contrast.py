@@ -125,7 +125,7 @@ def _contrast_counted(
     else:
         reason = f"the commonest value differs by {apart:,}, exactly"
         if hashed and apart <= HASH_EFFECT:
-            reason = f"{apart:,} apart, which the seeds of hash tables can make (up to {HASH_EFFECT})"
+            reason = f"{apart:,} apart; up to {HASH_EFFECT} instructions cannot be told from hash effects"
             apart = 0
     spread = distance(found[0], found[1])
     if apart <= ROUNDING and spread > SHIFT and reason == "the same commonest value":
@@ -142,9 +142,11 @@ def _merge(probes: Sequence[Probe]) -> Counter[int]:
 
 
 def _find_commonest(values: Mapping[int, int]) -> set[int]:
-    """Return the commonest value, and those that chance may make the commonest the next time: nearly as many."""
+    """Return the commonest value, and those that chance may make the commonest the next time: nearly as many, and at
+    least half as many, for of few calls chance may make anything.
+    """
     most = max(values.values())
-    return {value for value, count in values.items() if count >= most - 4 * math.sqrt(2 * most)}
+    return {value for value, count in values.items() if count >= max(most - 4 * math.sqrt(2 * most), most / 2)}
 
 
 def _contrast_timed(

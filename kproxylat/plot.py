@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kproxylat.comparable import distribution
+from kproxylat.comparable import counts_before, distribution
 from kproxylat.compare import compare, read_comparisons, read_results
 from kproxylat.comparison import Comparison
 from kproxylat.errors import LogError, MachineError, UsageError
@@ -46,9 +46,11 @@ STYLES = (
 """Of each series or run in turn."""
 FEW = 20
 """Up to so many distinct values are drawn one by one,"""
+SMALL = 100
+"""Numbers of Services from 0 to so many at most are drawn on linear axes."""
 LABELLED = 0.02
 """with a label if so large a part of the calls has them."""
-_SIZE = (7.5, 4.8)
+_SIZE = (7.5, 5.2)
 
 
 def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0) -> None:
@@ -69,13 +71,14 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
     elif found and len(files) == 1:
         draw_figures(axes, found[0])
     elif found:
-        draw_distributions(axes, [each for name in files for each in read_results(name)], ("A", "B"))
+        sides = [(f"{side}: ", each) for side, name in zip("AB", files, strict=True) for each in read_results(name)]
+        draw_distributions(axes, [each for _, each in sides], [side for side, _ in sides])
         _write_statement(axes, found[0])
     else:
         results = read_results(files[0])
         series = [each for each in build_series(results, seed) if len(each.points) > 1]
         if series:
-            draw_series(axes, series)
+            draw_series(axes, series, any(map(counts_before, results)))
         else:
             draw_distributions(axes, results)
     try:
@@ -115,25 +118,50 @@ def _make_figure() -> tuple[Figure, Axes]:
 def draw_distributions(axes: Axes, results: Sequence[Result], names: Sequence[str] = ()) -> None:
     """Draw the lookups of runs: the calls of each value where these are few, else which part cost at most so much.
 
-    :param names: of the runs, in the legend.
+    Repeats share a style and an entry of the legend.
+
+    :param names: what precedes each run's name in the legend.
     :raises LogError: none of the runs kept values.
     """
-    drawn: list[tuple[str, Distribution]] = []
+    drawn: dict[str, list[Distribution]] = {}
     units: set[str] = set()
     for number, result in enumerate(results):
         probe = main_probe(result)
         found = distribution(probe) if probe else None
         if probe and found:
             units.add(f"{'emulated ' if result.run.emulated else ''}{probe.unit}")
-            name = f"{names[number]}: " if len(names) == len(results) else ""
-            drawn.append((f"{name}{_say_run(result)} ({found.count:,} calls)", found))
+            drawn.setdefault(f"{names[number] if names else ''}{_say_run(result)}", []).append(found)
     if not drawn:
         raise LogError("nothing to draw: the runs kept no values")
     axes.set_xlabel(f"cost of a lookup, {' and '.join(sorted(units))}")
-    if all(found.exact and len(found.lows) <= FEW for _, found in drawn):
-        _draw_stems(axes, drawn)
+    merged = {name: _merge(runs) for name, runs in drawn.items()}
+    labels = {
+        name: f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
+        for name, runs in drawn.items()
+    }
+    if all(found.exact and len(found.lows) <= FEW for found in merged.values()):
+        _draw_stems(axes, [(labels[name], found) for name, found in merged.items()])
+        _write_legend(axes)
     else:
-        _draw_shares(axes, drawn)
+        _draw_shares(axes, [(labels[name], runs) for name, runs in drawn.items()])
+        _write_legend(axes, "marks: 50, 95 and 99 %")
+
+
+def _merge(runs: Sequence[Distribution]) -> Distribution:
+    """Add repeats up: those that are exact value by value."""
+    counts: dict[tuple[float, float], int] = {}
+    for run in runs:
+        for lo, hi, begin, end in zip(run.lows, run.highs, [0, *run.ends], run.ends, strict=False):
+            counts[lo, hi] = counts.get((lo, hi), 0) + end - begin
+    return Distribution((lo, hi, count) for (lo, hi), count in counts.items())
+
+
+def _write_legend(axes: Axes, title: str | None = None) -> None:
+    """Write the legend below the axes, where it covers nothing."""
+    labels = axes.get_legend_handles_labels()[1]
+    figure: Any = axes.figure
+    columns = 2 if len(labels) > 2 and max(map(len, labels)) < 50 else 1
+    figure.legend(loc="outside lower left", ncols=columns, fontsize="small", title=title, title_fontsize="small")
 
 
 def _draw_stems(axes: Axes, drawn: Sequence[tuple[str, Distribution]]) -> None:
@@ -159,28 +187,27 @@ def _draw_stems(axes: Axes, drawn: Sequence[tuple[str, Distribution]]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _number_plainly(axes.yaxis, (1,))
-    axes.legend(loc="upper right", fontsize="small")
 
 
-def _draw_shares(axes: Axes, drawn: Sequence[tuple[str, Distribution]]) -> None:
-    for (label, found), style in zip(drawn, cycle(STYLES), strict=False):
-        shares = [end / found.count for end in found.ends]
-        axes.step([found.highs[0], *found.highs], [0, *shares], where="post", label=label, color=style.color,
-                  linestyle=style.line, linewidth=1.8)  # fmt: skip
-        for p in (0.5, 0.95, 0.99):
-            axes.plot(found.quantile(p)[1], p, marker=style.marker, color=style.color, markersize=7)
+def _draw_shares(axes: Axes, drawn: Sequence[tuple[str, Sequence[Distribution]]]) -> None:
+    for (label, runs), style in zip(drawn, cycle(STYLES), strict=False):
+        for number, found in enumerate(runs):
+            shares = [end / found.count for end in found.ends]
+            axes.step([found.highs[0], *found.highs], [0, *shares], where="post", label="_" if number else label,
+                      color=style.color, linestyle=style.line, linewidth=1 if runs[1:] else 1.8)  # fmt: skip
+            for p in (0.5, 0.95, 0.99):
+                axes.plot(found.quantile(p)[1], p, marker=style.marker, color=style.color, markersize=7)
     axes.set_xscale("log")
     _number_plainly(axes.xaxis)
     axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
     axes.set_ylabel("share of the calls that cost at most so much")
     axes.set_ylim(0, 1.03)
-    axes.legend(loc="lower right", fontsize="small", title="marks: 50, 95 and 99 %", title_fontsize="small")
 
 
-def draw_series(axes: Axes, found: Sequence[Series]) -> None:
+def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> None:
     """Draw what a lookup costs over numbers of Services, the lines through it, and the bounds of each point.
 
-    Many points are those of one ruleset's Services, each with the number of those before it: axes are linear then.
+    :param before: the points are one ruleset's Services, each with the number of those before it.
     """
     many = max(len(series.points) for series in found) > FEW
     for series, style in zip(found, cycle(STYLES), strict=False):
@@ -204,20 +231,45 @@ def draw_series(axes: Axes, found: Sequence[Series]) -> None:
     first = found[0]
     bars = "least and greatest of the repeats" if first.level == 1 else f"{first.level:.0%} bounds of the median"
     emulated = "emulated " if first.emulated else ""
-    axes.set_xlabel("Services before the one that is looked up" if many else "Services (logarithmic)")
-    axes.set_ylabel(f"{first.figure} lookup, {emulated}{first.unit}{'' if many else ' (logarithmic)'}")
+    scale = _scale_sizes(axes, [point.services for series in found for point in series.points])
+    axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
+    axes.set_ylabel(f"{first.figure} lookup, {emulated}{first.unit}{scale}")
     axes.set_title(f"bars: {bars}; lines: base + cost per Service", fontsize="small", loc="left")
-    axes.legend(loc="upper left", fontsize="small")
-    if many:
+    _write_legend(axes)
+    if scale:
+        axes.set_yscale("log")
+        _number_plainly(axes.yaxis)
+    else:
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        return
-    least = min(point.services for series in found for point in series.points)
-    axes.set_xscale("log" if least > 0 else "symlog")
-    axes.set_yscale("log")
+
+
+def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> str:
+    """Scale the axis of numbers of Services: linear if these are small or many, else logarithmic.
+
+    :return: what its label has to say of that.
+    """
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+    known = sorted(set(sizes))
+    if len(known) > FEW or (known[0] == 0 and known[-1] <= SMALL):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        return ""
+    if known[0] > 0:
+        axes.set_xscale("log")
+        _number_plainly(axes.xaxis)
+        return " (logarithmic)"
+    # Up to the least number above 0 the axis is linear; matplotlib's own ticks would crowd there.
+    axes.set_xscale("symlog", linthresh=known[1], linscale=0.5)
+    axes.set_xlim(left=-known[1] / 5)
+    ticks = [0]
+    for size in known[1:]:
+        ticks += [size] if size > 1.6 * ticks[-1] else []
     _number_plainly(axes.xaxis)
-    _number_plainly(axes.yaxis)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    return " (logarithmic)"
 
 
 def draw_ratios(axes: Axes, found: Sequence[Comparison]) -> None:
@@ -230,7 +282,7 @@ def draw_ratios(axes: Axes, found: Sequence[Comparison]) -> None:
         label = name if each.a.name == "A" else f"{each.b.name} by {each.a.name}"
         sizes = [size for size, _ in rows]
         axes.errorbar(sizes, [ratio.estimate for ratio in ratios], yerr=bars, capsize=4, linestyle="none",
-                      color=style.color, marker=style.marker)  # fmt: skip
+                      color=style.color, marker=style.marker, markersize=3 if len(rows) > FEW else None)  # fmt: skip
         axes.plot([], [], color=style.color, linestyle=style.line, marker=style.marker, label=label)
         lines = [(one.per_service.estimate, one.base.estimate) for one in each.series if one.per_service and one.base]
         if len(lines) == 2:
@@ -245,16 +297,15 @@ def draw_ratios(axes: Axes, found: Sequence[Comparison]) -> None:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
     level = first.lookups[0].level
-    axes.set_xscale("log" if min(one.services[0] or 0 for each in found for one in each.lookups) > 0 else "symlog")
-    _number_plainly(axes.xaxis)
-    axes.set_xlabel("Services (logarithmic)")
+    scale = _scale_sizes(axes, [one.services[0] or 0 for each in found for one in each.lookups])
+    axes.set_xlabel(f"Services{scale}")
     emulated = "emulated " if first.emulated else ""
     axes.set_ylabel(f"cost of B's lookup by A's (both in {emulated}{first.unit})")
     bounds = "exact values" if level == 1 else f"bars: {level:.1%} bounds"
     axes.set_title(
         f"above 1 B costs more; {bounds}; lines: of the lines through both sweeps", fontsize="small", loc="left"
     )
-    axes.legend(loc="best", fontsize="small")
+    _write_legend(axes)
 
 
 def _space(sizes: Sequence[int]) -> list[float]:

@@ -36,6 +36,7 @@ def plan_replay(
         target=first,
         targets=found if every else (),
         lab=Lab(len(ruleset.services), "as captured", ruleset=ruleset),
+        services=len(ruleset.services),
         generator=generator or usual,
         warnings=base.warnings + ruleset.notes,
     )

@@ -22,7 +22,10 @@ _INCLUDE = re.compile(r"(?<![\w./-])include[\s\\]*\"")
 _SET = re.compile(
     r"(?:create [\w.:@-]+ [a-z]+:[a-z,]+|add [\w.:@-]+ [\w.:,/~@-]+)(?: \w[\w.:,/-]*)*(?: comment \"[^\"\\]*\")?"
 )
-_SERVER = re.compile(r"-[Aa] -[tu] [\d.]+:\d+(?: -[a-zA-Z]\b| --[a-z]+(?:-[a-z]+)*| [\w.:,]+)*")
+_SERVER = re.compile(r"-[Aa] -[tu] [\d.]+:\d+(?: -[a-zA-Z]\b| --[a-z]+(?:-[a-z]+)*| \w[\w.:,-]*)*")
+_LEFT_OUT = re.compile(
+    r"-[Aa] (?:-[tu] \[|-f |(--sctp-service) )|create \S+ .*family inet6|add \S+ [\da-f]*:[\da-f:.]*"
+)
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -98,8 +101,8 @@ def _check_lines(form: re.Pattern[str], what: str) -> Callable[[str, str, list[s
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip() or line.startswith("#"):
                 continue
-            if re.match(r"-[Aa] -(?:[tu] \[|f )|create \S+ .*family inet6|add \S+ [\da-f]*:[\da-f:.]*", line):
-                note = f"lines of {what} that are not IPv4's are left out"
+            if left_out := _LEFT_OUT.match(line):
+                note = f"lines of {what} that are {'SCTP' if left_out[1] else 'not IPv4'}'s are left out"
                 notes += [] if note in notes else [note]
                 continue
             if len(line) > _MAX_LINE or not form.fullmatch(line.rstrip()):

@@ -18,7 +18,14 @@ from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from kproxylat.clusterips import find_cluster_cidr, parse_iptables, parse_ipvsadm, parse_nft
+from kproxylat.clusterips import (
+    count_left_out,
+    find_cluster_cidr,
+    find_others,
+    parse_iptables,
+    parse_ipvsadm,
+    parse_nft,
+)
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
 from kproxylat.lab import ADDRESSES, Service, render_ruleset
 from kproxylat.model import Destination
@@ -28,6 +35,8 @@ from kproxylat.rulecheck import CHECKS, KINDS, find_backend, sniff
 
 SCHEMA = "kproxylat-ruleset/1"
 MAX_BYTES = 256 << 20
+_IPV6 = re.compile(r"-d [\da-f:]+/128 .*-j KUBE-SV|^table ip6 kube-proxy|^-A -[tu] \[", re.M)
+"""A Service of IPv6, as each of the tools prints it."""
 
 
 @dataclass(frozen=True)
@@ -76,27 +85,36 @@ class Ruleset:
         return max(found, key=lambda each: each.protocol)
 
     def find_sources(self, endpoints: Iterable[str]) -> IPv4Network | None:
-        """Find the largest part of clusterCIDR with none of these endpoints, the last one; None where there is none."""
-        if self.cluster_cidr is None:
-            return None
+        """Find the largest part of clusterCIDR with none of these endpoints, the last one; None where there is none.
+
+        Where the rules name no clusterCIDR they masquerade none: any part of the lab's will do.
+        """
+        whole = self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
         numbers = [int(IPv4Address(each)) for each in endpoints]
-        for length in range(self.cluster_cidr.prefixlen + 1, min(self.cluster_cidr.prefixlen + 9, 29)):
+        for length in range(whole.prefixlen + 1, min(whole.prefixlen + 9, 29)):
             taken = {number >> (32 - length) for number in numbers}
-            for part in reversed(list(self.cluster_cidr.subnets(new_prefix=length))):
+            for part in reversed(list(whole.subnets(new_prefix=length))):
                 if int(part.network_address) >> (32 - length) not in taken:
                     return part
         return None
 
     def rewrite(self, mode: Mode) -> Ruleset:
-        """Return the same Services in another mode or on another backend."""
-        return replace(
-            self, mode=mode, rewritten=True, cluster_cidr=self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
+        """Return the same Services in another mode or on another backend, without what else the rules hold."""
+        lacking = ", ".join(
+            f"{what} ({count} line{'s' * (count > 1)})" for what, count in count_left_out(self.texts).items()
         )
+        notes = (f"rewritten rules leave out what the captured ones pay for: {lacking}",) if lacking else ()
+        cidr = self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
+        return replace(self, mode=mode, rewritten=True, cluster_cidr=cidr, notes=(*self.notes, *notes))
 
     def _render(self) -> list[tuple[tuple[str, ...], str]]:
         addresses = [int(IPv4Address(each.ip)) for each in self.services]
+        pods = {int(IPv4Address(ip)) for each in self.services for ip, _ in each.pairs}
         length = 32 - (min(addresses) ^ max(addresses)).bit_length()
-        # The smallest network that has all ClusterIPs: kube-proxy drops what goes to others of the Service CIDR.
+        # The smallest network that has all ClusterIPs: kube-proxy drops what goes to others of the Service CIDR. Its
+        # rule sees packets that are translated, so that no endpoint may be in it.
+        while length < 32 and any(each >> (32 - length) == min(addresses) >> (32 - length) for each in pods):
+            length += 1
         portals = IPv4Network((min(addresses), length), strict=False)
         cidr = str(self.cluster_cidr or ADDRESSES[4].cluster_cidr)
         return render_ruleset(
@@ -151,13 +169,15 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
         raise UsageError(f"{path} does not exist", "name a ruleset's file, or a directory of them")
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     found: list[Ruleset] = []
+    ipv6 = False
     texts: dict[str, list[tuple[Path, str]]] = {kind: [] for kind in KINDS}
     for file in files:
         text = _read_text(file)
+        ipv6 = ipv6 or bool(_IPV6.search(text))
         if text.lstrip().startswith("{"):
             if path.is_dir():
                 continue
-            return _choose(path, [_read_capture(path, text)], mode, backend)
+            return _choose(path, [_read_capture(path, text)], mode, backend, False)
         kind = sniff(text)
         if kind:
             texts[kind].append((file, text))
@@ -177,12 +197,18 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
     if ipvs and not any(each.mode.name == "ipvs" for each in found):
         found.append(build(str(path), find_mode("ipvs", None), {"ipvsadm": ipvs}))
     found += [build(str(file), find_mode("nftables", None), {"nft": text}) for file, text in texts["nft"]]
-    return _choose(path, found, mode, backend)
+    return _choose(path, found, mode, backend, ipv6)
 
 
-def _choose(path: Path, found: Sequence[Ruleset], mode: str | None, backend: str | None) -> Ruleset:
-    """Return the one that is meant, of those that have Services."""
+def _choose(path: Path, found: Sequence[Ruleset], mode: str | None, backend: str | None, ipv6: bool) -> Ruleset:
+    """Return the one that is meant, of those that have Services.
+
+    :param ipv6: whether there are Services of IPv6.
+    """
     live = [each for each in found if each.targets]
+    if not live and ipv6:
+        problem = f"{path} holds no Service of IPv4 with an endpoint, and IPv6's rules cannot be replayed"
+        raise RulesetError(problem, "sweep --lab --family 6 measures IPv6's lookups, with the lab's own rules")
     if not live:
         what = "no Service with an endpoint is in its rules" if found else "no rules are in it"
         raise RulesetError(
@@ -273,6 +299,13 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     for each in parse(kept.get(kind, "")):
         if _is_address(each.ip, each.port, *each.endpoints):
             services.setdefault((each.ip, each.port, each.protocol), each)
+    others, told_by = find_others(kept, services.values())
+    if others:
+        some = f"{min(others)}{f' and {len(others) - 1} more' if others - {min(others)} else ''}"
+        said.append(f"addresses that are no ClusterIPs are not measured: {some}")
+    if mode.name == "ipvs" and not told_by:
+        said.append("without ipset save's text LoadBalancers' addresses are taken for ClusterIPs")
+    services = {key: each for key, each in services.items() if each.ip not in others}
     cidr = find_cluster_cidr(kept.get("nft" if kind == "nft" else "iptables-save", ""))
     return Ruleset(source, mode, kept, tuple(services.values()), cidr, tuple(said))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from random import Random
 from statistics import fmean
 
 from kproxylat.comparable import distribution, find_differences, find_flaws
 from kproxylat.model import Result
-from kproxylat.stats import Interval, bounds, drift, fit_line, merge_draws, slopes
+from kproxylat.stats import MANY, ROUNDS, Interval, bounds, choose_pairs, crossing, drift, fit_line, merge_draws, slopes
 
 LEVEL = 0.95
 """How often bounds hold what they are bounds of, unless it says otherwise."""
@@ -151,16 +152,20 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
     all_slopes = list(slopes([(point.services, point.cost) for point in points]))
     bases = [point.cost - slope * point.services for point in points]
+    rising = all(later - sooner > ROUNDING for sooner, later in pairwise(costs))
     where = f"at all {len(points)} points" if len(points) > 2 else "at both points"
     if spread <= ROUNDING:
         verdict, evidence = "O(1)", f"the commonest lookup is the same {where}"
-    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+    elif series.mode != "iptables" and spread <= HASH_EFFECT and not (rising and len(points) > 2):
         verdict = "O(1)"
         evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
     elif len(points) < 3:
         verdict, evidence = "unclear", f"it grows by {growth:,.0f}, but two points show no line"
     elif worst <= ROUNDING and growth > 0:
         verdict, evidence = "O(n)", f"each Service adds {slope:,.6g}, residual {worst:.0f} {where}"
+    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+        evidence = f"it grows at every step, by {spread:,.0f} in all, but hash effects may be up to {HASH_EFFECT}"
+        verdict = "unclear"
     elif worst <= LINEAR * growth:
         verdict, evidence = "O(n)", f"a line, with residuals of up to {worst:,.0f} in a growth of {growth:,.0f}"
     else:
@@ -175,6 +180,58 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     )
 
 
+def find_crossing(a: Series, b: Series) -> Interval | None:
+    """Find the number of Services at which two series cost the same, with bounds.
+
+    They are those of all lines that leave both ends of a series by no more than its largest residual; exact, where that
+    is the clock's rounding.
+
+    :return: None where the lines do not certainly meet, are none ("unclear"), or a measured point is on the wrong side.
+    """
+    lines = [(each.per_service.estimate, each.base.estimate) for each in (a, b) if each.per_service and each.base]
+    if len(lines) < 2 or (where := crossing(*lines)) is None:
+        return None
+    found = Interval(where, where, where)
+    if any(_worst(each) > ROUNDING for each in (a, b)):
+        met = [crossing(x, y) for x, y in product(*(_lines_within(each) for each in (a, b)))]
+        places = [each for each in met if each is not None]
+        if len(places) < len(met):
+            return None
+        found = Interval(where, min(places), max(places))
+    return found if agrees(a, b, found) else None
+
+
+def _worst(series: Series) -> float:
+    return max(abs(point.residual or 0) for point in series.points)
+
+
+def _lines_within(series: Series) -> list[tuple[float, float]]:
+    """Return the outermost lines that are as far from a series' own at its ends as its farthest point is."""
+    if not series.per_service or not series.base:
+        return []
+    first, last, worst = series.points[0].services, series.points[-1].services, _worst(series)
+    found = []
+    for low, high in product((-worst, worst), repeat=2):
+        slope = (high - low) / (last - first)
+        found.append((series.per_service.estimate + slope, series.base.estimate + low - slope * first))
+    return found
+
+
+def agrees(a: Series, b: Series, where: Interval) -> bool:
+    """Return whether two series may cross there: both have a line, and no measured point is on its wrong side."""
+    if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
+        return False
+    others = {point.services: point for point in b.points}
+    for x in a.points:
+        y = others.get(x.services)
+        if y is None or where.lo <= x.services <= where.hi:
+            continue
+        dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
+        if (x.hi < y.lo) if dearer else (x.lo > y.hi):
+            return False
+    return True
+
+
 def draw_medians(
     cells: Mapping[int, list[Result]], rng: Random, level: float = LEVEL
 ) -> tuple[list[Point], list[list[float]]]:
@@ -186,9 +243,11 @@ def draw_medians(
             for size, cell in cells.items()}  # fmt: skip
     middles = {size: [fmean(run.quantile(0.5)) for run in each] for size, each in runs.items()}
     spread = drift(middles.values())
+    # At 95 % so many leave 12 beyond each bound.
+    rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
     for size, each in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng) for run in each], spread, rng)
+        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in each], spread, rng)
         lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
         calls = sum(run.count for run in each)
         points.append(Point(size, len(each), calls, fmean(middles[size]), lo, hi))
@@ -199,7 +258,8 @@ def draw_medians(
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """Fit a line (slope, intercept) to each round of replicates."""
     sizes = [point.services for point in points]
-    return [fit_line(list(zip(sizes, costs, strict=True))) for costs in zip(*drawn, strict=True)]
+    pairs = choose_pairs(len(sizes))
+    return [fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
 
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
@@ -230,6 +290,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = "two points show no line"
     elif per_service.lo <= 0:
         evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
+    elif worst <= LINEAR * growth:
+        evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if all(point.runs == 1 for point in points):

@@ -17,6 +17,8 @@ from statistics import fmean, median
 
 ROUNDS = 2000
 """Bootstrap replicates: 5 lie beyond each bound at the level of 99.5 %."""
+MANY = 50
+"""Points of which every pair is worth a slope in each replicate."""
 TAIL = 10
 """A quantile has bounds only if so many values are expected beyond it."""
 
@@ -167,17 +169,35 @@ def merge_draws(runs: Sequence[Draws], spread: tuple[float, int], rng: Random) -
 
 def slopes(points: Sequence[tuple[float, float]]) -> Iterator[float]:
     """Yield the slope of every pair of points that differ in x."""
-    for (x0, y0), (x1, y1) in combinations(points, 2):
+    yield from _slopes(combinations(points, 2))
+
+
+def _slopes(pairs: Iterable[tuple[tuple[float, float], tuple[float, float]]]) -> Iterator[float]:
+    for (x0, y0), (x1, y1) in pairs:
         if x0 != x1:
             yield (y1 - y0) / (x1 - x0)
 
 
-def fit_line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def choose_pairs(count: int) -> list[tuple[int, int]]:
+    """Choose pairs of so many points in the order of x: all of up to 50 points; of more points so many, evenly spread
+    over those that are far apart, whose slopes are the surest. A bootstrap of all pairs of 1,000 points takes hours.
+    """
+    if count <= MANY:
+        return list(combinations(range(count), 2))
+    apart = [(at, other) for at in range(count) for other in range(at + count // 2, count)]
+    return apart[:: -(-len(apart) // (MANY * (MANY - 1) // 2))]
+
+
+def fit_line(
+    points: Sequence[tuple[float, float]], pairs: Sequence[tuple[int, int]] | None = None
+) -> tuple[float, float]:
     """Fit a line by the median of the slopes of all pairs (Theil 1950, Sen 1968), which outliers do not move.
 
+    :param pairs: of these alone, as :func:`choose_pairs` gives them.
     :return: slope, and intercept: the median of what the slope leaves.
     """
-    slope = median(slopes(points))
+    chosen = combinations(points, 2) if pairs is None else ((points[x], points[y]) for x, y in pairs)
+    slope = median(_slopes(chosen))
     return slope, median(y - slope * x for x, y in points)
 
 

@@ -212,6 +212,8 @@ def show(found: Sweep, form: str) -> None:
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
     else:
         show_series(found.series)
+        if any(result.services for result in found.results):
+            print("Services: those before the one that is looked up; the document has each by name")
         closed = sum(bool(result.accounting and result.accounting.closed) for result in found.results)
         print(f"books closed: {closed} of {len(found.results)} runs")
 

@@ -18,8 +18,7 @@ from kproxylat.replay import plan_replay
 from kproxylat.ruleset import Ruleset
 from kproxylat.runlog import give_to_user
 from kproxylat.screen import say
-from kproxylat.series import Series, build_series
-from kproxylat.stats import crossing
+from kproxylat.series import Series, build_series, find_crossing
 
 MAX_PACKETS = 10_000
 MAX_MEASURED = 1000
@@ -122,12 +121,10 @@ def judge(ruleset: Ruleset, found: Sequence[Result]) -> WhatIf:
             continue
         own = lines[key]
         per, start = own.per_service, own.base
-        equal = None
-        if now and now is not own and now.per_service and now.base and per and start:
-            equal = crossing((now.per_service.estimate, now.base.estimate), (per.estimate, start.estimate))
+        equal = find_crossing(now, own) if now and now is not own else None
         alternatives.append(
             Alternative(*key, result is found[0], min(costs), fmean(costs), max(costs), per.estimate if per else None,
-                        start.estimate if start else None, own.verdict, equal)
+                        start.estimate if start else None, own.verdict, equal.estimate if equal else None)
         )  # fmt: skip
     unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
     dearest = found[0].services

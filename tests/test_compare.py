@@ -96,10 +96,21 @@ def test_two_values_nearly_as_common_may_change_places(tmp_path: Path) -> None:
     assert "but 35% of the calls cost otherwise" in found.statement
 
 
+@pytest.mark.parametrize("calls", [1, 5, 20, 32])
+def test_few_calls_of_different_cost_differ(tmp_path: Path, calls: int) -> None:
+    """An outlier that the other side has often is no reason to call them the same."""
+    a, b = {2106: calls, 2132: calls // 20}, {2132: calls, 2106: calls // 20}
+    assert pair(tmp_path, with_values(LEGACY, a), with_values(LEGACY, b)).differs is True
+    assert pair(tmp_path, with_values(LEGACY, a), with_values(LEGACY, a)).differs is False
+
+
 def test_hash_seeds_explain_a_little_in_mode_nftables_only(tmp_path: Path) -> None:
     found = pair(tmp_path, NFTABLES, with_values(NFTABLES, {2724: 2000}))
     assert found.differs is False
-    assert "seeds of hash tables" in found.statement
+    assert found.statement == (
+        "A and B cannot be told apart at 10 Services: 2,678 and 2,724 instructions; 46 apart; up to 200 instructions "
+        "cannot be told from hash effects."
+    )
     assert pair(tmp_path, NFTABLES, with_values(NFTABLES, {2678 + 300: 2000})).differs is True
     assert pair(tmp_path, LEGACY, with_values(LEGACY, {2106 + 46: 2000})).differs is True
 
@@ -177,6 +188,14 @@ def test_two_series_of_a_sweep_and_where_they_cross() -> None:
     )
     assert found["iptables/nft", "nftables/nft"].crossing is None
     assert "every number of Services" in found["iptables/nft", "nftables/nft"].statement
+
+
+def test_a_crossing_that_is_not_certain_is_not_told(tmp_path: Path) -> None:
+    sizes = (10, 2000), (100, 2000), (1000, 4000), (5000, 4000)
+    step = [with_values(LEGACY, {cost: 2000}, size) for size, cost in sizes]
+    found = pair(tmp_path, step, [with_values(NFTABLES, {2678: 2000}, size) for size, _ in sizes])
+    assert found.crossing is None
+    assert found.statement.endswith("Where they are equal, the lines do not tell for certain.")
 
 
 def test_two_sweeps_are_matched_series_by_series(tmp_path: Path) -> None:
@@ -261,6 +280,7 @@ BAD = {
     "bpftrace": change_run(LEGACY, bpftrace="v0.23"),
     "mitigations": change_run(LEGACY, mitigations={**(LEGACY.run.mitigations or {}), "meltdown": "Mitigation: PTI"}),
     "script": change_run(LEGACY, script_sha256="0" * 64),
+    "sender": change_run(LEGACY, origin="node"),
     "books": replace(LEGACY, accounting=OPEN),
     "events": replace(LEGACY, quality=Quality(lost_events=7)),
 }
@@ -282,6 +302,31 @@ def test_other_modes_have_other_scripts_of_the_same_template(tmp_path: Path) -> 
         pair(tmp_path, LEGACY, change_run(NFTABLES, kproxylat="9.9"))
     with pytest.raises(CompareError, match="template of the user"):
         pair(tmp_path, LEGACY, change_run(NFTABLES, arguments=("run", "--template", "mine.bt")))
+
+
+def test_other_modes_scripts_must_do_as_much_else(tmp_path: Path) -> None:
+    assert LEGACY.lookup
+    hook = replace(LEGACY.lookup, envelope=True, lookup=False)
+    for more in (
+        replace(NFTABLES, probes=(*NFTABLES.probes, hook)),
+        change_run(NFTABLES, arguments=("run", "--envelope")),
+    ):
+        with pytest.raises(CompareError, match="the whole hook traced, too"):
+            pair(tmp_path, LEGACY, more)
+    with pytest.raises(CompareError, match="values by target"):
+        pair(tmp_path, LEGACY, change_run(NFTABLES, arguments=("run", "--every-service")))
+
+
+def test_a_masqueraded_sender_is_another(tmp_path: Path) -> None:
+    one, other = (change_run(LEGACY, masqueraded=each) for each in (False, True))
+    with pytest.raises(CompareError, match=r"sender \(a pod's packets, not masqueraded and a pod's packets, masq"):
+        pair(tmp_path, one, other)
+    with pytest.raises(CompareError, match=r"events .*of B: 0 events lost; 500 calls of probes missed"):
+        pair(tmp_path, LEGACY, replace(LEGACY, quality=Quality(missed_probes=500)))
+
+
+def test_what_nobody_tells_of_the_sender_is_no_reason(tmp_path: Path) -> None:
+    assert pair(tmp_path, LEGACY, change_run(LEGACY, origin="pod", masqueraded=False)).differs is False
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
@@ -321,6 +366,19 @@ def test_the_command_and_its_statuses(capsys: pytest.CaptureFixture[str], tmp_pa
     assert (status, out, len(err.splitlines())) == (1, "", 2)
     assert call(capsys, a, c, "--force")[0] == 0
     assert call(capsys, a, str(tmp_path / "nowhere"))[0] == 1
+
+
+def test_what_is_missing_in_b_is_no_success(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    whole, fewer, series = files(tmp_path, load(COUNTED), [*load(COUNTED)[:2], *load(COUNTED)[3:]], load(COUNTED)[:6])
+    status, out, err = call(capsys, whole, fewer, "--fail-if-worse", "5")
+    assert (status, err) == (5, "kproxylat: nobody knows what B costs where A has iptables/legacy at 1,000 Services\n")
+    assert "only: 1,000 Services only in A" in out
+    status, _, err = call(capsys, whole, series, "--fail-if-worse", "5")
+    assert (status, "where A has nftables/nft\n" in err) == (5, True)
+    assert call(capsys, fewer, whole, "--fail-if-worse", "5")[0] == 0, "what B has more does no harm"
+    assert call(capsys, whole, fewer)[0] == 0
+    one, other = files(tmp_path, LEGACY, with_values(LEGACY, {2106: 2000}, 20))
+    assert call(capsys, one, other, "--fail-if-worse", "5")[0] == 0, "single results are compared whatever they are"
 
 
 def test_the_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 from kproxylat import cli
 from kproxylat.compare import compare
 from kproxylat.comparison import from_json, to_json
-from kproxylat.plot import STYLES, plot
-from tests.results import COUNTED, LOGS, TIMED, load
+from kproxylat.model import Result
+from kproxylat.plot import STYLES, _make_figure, draw_ratios, draw_series, plot
+from kproxylat.series import build_series
+from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.test_compare import files
 
 SLOW = load(TIMED)
+LEGACY, NFT, NFTABLES = (load(COUNTED)[at] for at in (0, 3, 6))
 
 
 def texts(svg: Path) -> str:
@@ -90,6 +95,60 @@ def test_a_png_and_the_same_again(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+COSTS = ((LEGACY, 1846, 26), (NFT, 2912, 84), (NFTABLES, 2678, 0))
+
+
+def sweep(sizes: Iterable[int]) -> list[Result]:
+    return [with_values(base, {start + each * size: 2000}, size) for base, start, each in COSTS for size in sizes]
+
+
+SIZES = ((0, 5), (0, 10, 100), (0, 10, 100, 1000, 5000), (10, 100, 20000), range(4), range(20), range(104))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["series", "ratios"])
+def test_labels_do_not_overlap_and_the_legend_covers_nothing(tmp_path: Path, sizes: Sequence[int], kind: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure, axes = _make_figure()
+    if kind == "series":
+        draw_series(axes, build_series(sweep(sizes)))
+    else:
+        draw_ratios(axes, compare(files(tmp_path, sweep(sizes))[0], None))
+    FigureCanvasAgg(figure).draw()
+    low, high = axes.get_xlim()
+    boxes = [tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks()
+             if low <= tick.get_loc() <= high and tick.label1.get_text()]  # fmt: skip
+    assert len(boxes) > 1
+    assert all(one.x1 < other.x0 for one, other in pairwise(sorted(boxes, key=lambda box: box.x0)))
+    lines = [low <= at <= high for at in axes.xaxis.get_minorticklocs()]
+    assert sum(lines) < 40
+    [legend] = figure.legends
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+
+
+def test_a_rulesets_services_are_told_from_numbers_of_services(tmp_path: Path) -> None:
+    words = draw(tmp_path, *files(tmp_path, [change_run(each, arguments=("whatif", "x")) for each in sweep(range(4))]))
+    assert "Services before the one that is looked up" in words
+    assert "logarithmic" not in words
+    assert "Services before" not in draw(tmp_path, *files(tmp_path, sweep(range(4))))
+
+
+def test_repeats_are_one_entry_of_the_legend(tmp_path: Path) -> None:
+    counted = [with_values(LEGACY, {2106: 1900 + at, 2107: 100 - at}, 100) for at in range(10)]
+    words = draw(tmp_path, *files(tmp_path, counted))
+    assert words.count("iptables/legacy, 100 Services") == 1
+    assert "iptables/legacy, 100 Services (10 runs, 20,000 calls)" in words
+    assert "2,106: 19,045 calls" in words
+    spread = {1000 + 7 * at: 10 for at in range(40)}
+    words = draw(tmp_path, *files(tmp_path, [with_values(SLOW[0], spread, 100) for _ in range(10)]))
+    assert words.count("100 Services") == 1
+    assert "marks: 50, 95 and 99 %" in words
+    words = draw(tmp_path, *files(tmp_path, counted, counted[:3]))
+    assert "A: iptables/legacy, 100 Services (10 runs" in words
+    assert "B: iptables/legacy, 100 Services (3 runs" in words
 
 
 def test_styles_differ_in_grey() -> None:

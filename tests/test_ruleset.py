@@ -89,6 +89,7 @@ def test_older_nftables_rules() -> None:
     }
     assert "table ip nat {" not in found.texts["nft"], "iptables-nft's, which nft cannot load"
     assert "table inet filter" in found.texts["nft"]
+    assert str(found.cluster_cidr) == "10.244.0.0/16"
 
 
 def test_ipvsadm_alone_gets_the_rules_that_kube_proxy_would_add() -> None:
@@ -100,6 +101,66 @@ def test_ipvsadm_alone_gets_the_rules_that_kube_proxy_would_add() -> None:
     assert "address add 10.96.0.10/32 dev kube-ipvs0" in commands[("ip", "-batch", "-")]
     assert "add KUBE-CLUSTER-IP 10.96.0.10,udp:53" in commands[("ipset", "restore")]
     assert "[fd00" not in commands[("ipvsadm", "--restore")]
+    # Those of NodePorts are the node's, one of them no endpoint: kube-proxy has none of them on kube-ipvs0.
+    assert "-A -t 172.18.0.2:30080 -s mh -b mh-port\n" in commands[("ipvsadm", "--restore")]
+    assert "-b sh-fallback,sh-port\n" in commands[("ipvsadm", "--restore")]
+    assert commands[("ip", "-batch", "-")].count("address add") == 3
+    assert "sctp" not in str(commands)
+    assert found.notes == (
+        "lines of ipvsadm -Sn that are not IPv4's are left out",
+        "lines of ipvsadm -Sn that are SCTP's are left out",
+        "addresses that are no ClusterIPs are not measured: 10.244.9.1 and 1 more",
+        "without ipset save's text LoadBalancers' addresses are taken for ClusterIPs",
+    )
+
+
+def test_in_mode_ipvs_the_set_tells_clusterips(tmp_path: Path) -> None:
+    made = {argv[0]: text for argv, text in render_ruleset(find_mode("ipvs", None), place_services(3, "last", "udp"))}
+    for name in ("ipset", "iptables-nft-restore"):
+        (tmp_path / name).write_text(made[name])
+    balancer = "-A -t 203.0.113.9:80 -s rr\n-a -t 203.0.113.9:80 -r 10.244.0.9:80 -m -w 1\n"
+    (tmp_path / "ipvsadm").write_text(made["ipvsadm"] + balancer)
+    found = read_ruleset(tmp_path)
+    assert len(found.services) == 4
+    assert found.notes == ("addresses that are no ClusterIPs are not measured: 203.0.113.9",)
+    assert "203.0.113.9" not in dict(found.commands())[("ip", "-batch", "-")]
+    assert balancer in dict(found.commands())[("ipvsadm", "--restore")], "the rules stay as captured"
+
+
+def test_other_addresses_of_services_are_not_measured_nor_rewritten() -> None:
+    """Portals around a LoadBalancer's address would be 0.0.0.0/0, and drop every packet once it is translated."""
+    found = read_ruleset(OTHERS / "kube-proxy-1.35-nft.txt")
+    assert {each.port_name: (each.ip, each.endpoints) for each in found.services} == {
+        "secretns/aff:http": ("10.43.1.5", ("10.42.200.11:8080", "10.42.4.12:8080")),
+        "secretns/itplocal:http": ("10.43.1.6", ("10.42.4.13:8080",)),
+        "secretns/lb:http": ("10.43.1.7", ("10.42.4.13:8080",)),
+        "kube-system/kube-dns": ("10.43.0.10", ("10.42.0.2:53",)),
+        "secretns/noeps:http": ("10.43.1.9", ()),
+    }
+    assert found.notes == ("addresses that are no ClusterIPs are not measured: 203.0.113.8",)
+    assert str(found.cluster_cidr) == "10.42.0.0/16"
+    again = found.rewrite(find_mode("nftables", None))
+    assert "ip daddr 10.43.0.0/23 drop" in again.commands()[0][1]
+    assert again.notes[-1] == (
+        "rewritten rules leave out what the captured ones pay for: session affinity (2 lines), NodePorts (1 line), "
+        "addresses of LoadBalancers and others (2 lines)"
+    )
+
+
+def test_no_endpoint_is_among_what_the_rewritten_rules_drop(tmp_path: Path) -> None:
+    text = CNI.read_text().replace("10.42.1.7", "10.43.0.200")
+    more = [f"-A KUBE-SERVICES -d 10.43.0.{number}/32 -p udp -m udp --dport 9 -j KUBE-SVC-X" for number in (1, 250)]
+    (tmp_path / "x").write_text(text.replace("-A KUBE-SVC-TCOU", "\n".join([*more, "-A KUBE-SVC-TCOU"]), 1))
+    rules = read_ruleset(tmp_path / "x").rewrite(find_mode("nftables", None)).commands()[0][1]
+    assert "ip daddr 10.43.0.0/25 drop" in rules
+
+
+def test_older_services_other_addresses_lead_to_the_same_chain(tmp_path: Path) -> None:
+    """Up to Kubernetes 1.22."""
+    rule = next(line for line in CNI.read_text().splitlines() if "-j KUBE-SVC-" in line)
+    other = rule.replace("10.43.0.10", "203.0.113.9").replace("cluster IP", "external IP")
+    (tmp_path / "x").write_text(CNI.read_text().replace(rule, f"{rule}\n{other}"))
+    assert [each.ip for each in read_ruleset(tmp_path / "x").services] == ["10.43.0.10"]
 
 
 def test_a_capture_is_read_and_wins_over_nothing(tmp_path: Path) -> None:
@@ -235,6 +296,13 @@ def test_sources_are_pods_that_are_no_endpoints() -> None:
         assert not any(IPv4Address(each) in network for each in endpoints)
 
 
+def test_sources_are_no_endpoints_where_the_rules_name_no_cluster_cidr(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(CNI.read_text().replace("! -s 10.42.0.0/16 ", "").replace("10.42.1.7", "10.244.200.1"))
+    found = read_ruleset(tmp_path / "x")
+    assert found.cluster_cidr is None
+    assert str(found.find_sources(["10.244.200.1"])) == "10.244.0.0/17"
+
+
 def test_rewritten_rules_are_the_labs_of_the_same_services() -> None:
     found = read_ruleset(CAPTURED / "iptables-nft/n0/iptables-nft-save.txt")
     [(argv, text)] = found.rewrite(find_mode("nftables", None)).commands()
@@ -243,3 +311,14 @@ def test_rewritten_rules_are_the_labs_of_the_same_services() -> None:
     assert "ip saddr != 10.244.0.0/16" in text
     # Not all of the lab's Service CIDR: another cluster's pods may be in it.
     assert "ip daddr 10.96.0.0/17 drop" in text
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda each: f"{each.name}-{each.backend}")
+def test_rules_of_ipv6_alone_are_refused_with_the_reason(tmp_path: Path, mode: Mode) -> None:
+    services = place_services(3, "last", "both", 6)
+    made = {argv[0]: text for argv, text in render_ruleset(mode.for_family(6), services)}
+    name = {"iptables": f"ip6tables-{mode.backend}-restore", "nftables": "nft", "ipvs": "ipvsadm"}[mode.name]
+    (tmp_path / "x").write_text(made[name])
+    with pytest.raises(RulesetError, match="no Service of IPv4 with an endpoint") as error:
+        read_ruleset(tmp_path / "x")
+    assert "--family 6" in error.value.remedy

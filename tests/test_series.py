@@ -10,7 +10,8 @@ import pytest
 
 from kproxylat.model import Accounting, Quality, Result
 from kproxylat.screen import show_series
-from kproxylat.series import HASH_EFFECT, Series, build_series
+from kproxylat.series import HASH_EFFECT, Series, agrees, build_series, find_crossing
+from kproxylat.stats import Interval, choose_pairs, fit_line
 from tests.results import COUNTED, TIMED, change_run, load, with_values
 
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at : at + 3] for at in (0, 3, 6))
@@ -63,6 +64,16 @@ def test_hash_effects_are_shown_and_not_averaged() -> None:
     assert [point.cost for point in series.points] == [2678, 2724, 2678, 2769]
 
 
+def test_growth_at_every_step_is_not_put_down_to_hash_effects() -> None:
+    series = counted({10: 2678, 100: 2724, 1000: 2770, 5000: 2850}, NFTABLES[0])
+    assert series.verdict == "unclear"
+    assert series.evidence == "it grows at every step, by 172 in all, but hash effects may be up to 200"
+    exact = counted({10: 2678, 110: 2688, 1010: 2778}, NFTABLES[0])
+    assert (exact.verdict, exact.evidence) == ("O(n)", "each Service adds 0.1, residual 0 at all 3 points")
+    assert counted({10: 2678, 100: 2724, 1000: 2724}, NFTABLES[0]).verdict == "O(1)"
+    assert counted({10: 2678, 100: 2724}, NFTABLES[0]).verdict == "O(1)"
+
+
 def test_iptables_has_no_hash_to_blame() -> None:
     assert counted({10: 2678, 100: 2724, 1000: 2678}).verdict == "unclear"
 
@@ -98,6 +109,8 @@ def test_a_position_that_does_not_move_is_said() -> None:
     (change_run(LEGACY[2], script_sha256="0" * 64), "another script"),
     (replace(LEGACY[2], accounting=Accounting(5, 4, 4, 4, 0, 0, False, "lookups 4 instead of 5")), "lookups 4"),
     (replace(LEGACY[2], quality=Quality(lost_events=3)), "3 events lost"),
+    (replace(LEGACY[2], quality=Quality(missed_probes=5)), "5 calls of probes missed"),
+    (change_run(LEGACY[2], origin="node"), "another sender"),
 ])  # fmt: skip
 def test_no_verdict_on_runs_that_do_not_belong_together(changed: Result, said: str) -> None:
     [series] = build_series([*LEGACY[:2], changed])
@@ -128,6 +141,12 @@ def test_few_services_tell_nothing_in_nanoseconds() -> None:
     assert [each.verdict for each in build_series(load(TIMED))] == ["unclear", "unclear"]
 
 
+def test_a_line_that_grows_too_little_is_not_said_to_be_none() -> None:
+    series = timed(lambda size: 3000 + 0.145 * size, (10, 100, 1000, 5000), repeats=5)
+    assert series.verdict == "unclear"
+    assert "of the base between 10 and 5,000 Services: too much for O(1), and too little for O(n)" in series.evidence
+
+
 def test_single_runs_are_said_to_be_single() -> None:
     assert "--repeats" in timed(lambda size: 3000 + 5 * size, (10, 100, 1000), repeats=1).evidence
     assert "--repeats" not in timed(lambda size: 3000 + 5 * size, (10, 100, 1000)).evidence
@@ -146,6 +165,24 @@ def test_the_bounds_of_a_slope_hold_it_as_often_as_they_say() -> None:
     assert held >= 17
 
 
+def test_many_points_do_not_take_all_pairs_in_every_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def fit(points: list[tuple[float, float]], pairs: list[tuple[int, int]] | None = None) -> tuple[float, float]:
+        counts.append(len(pairs) if pairs is not None else -1)
+        return fit_line(points, pairs)
+
+    monkeypatch.setattr("kproxylat.series.fit_line", fit)
+    made = timed(lambda size: 3000 + 20 * size, tuple(range(120)), repeats=1)
+    assert counts.pop(0) == -1, "the estimate is of all pairs"
+    assert set(counts) == {len(choose_pairs(120))}
+    assert len(counts) == 500
+    assert made.per_service
+    assert made.per_service.lo <= 20 <= made.per_service.hi
+    assert made.per_service.hi - made.per_service.lo < 2
+    assert made.verdict == "O(n)"
+
+
 def test_the_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
     more = [with_values(LEGACY[0], {1_681_846 + size: 2000}, size) for size in (5000, 10000, 20000)]
     show_series(build_series([*load(COUNTED), *more]))
@@ -155,3 +192,30 @@ def test_the_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5,786 (84x)" in out
     show_series(())
     assert capsys.readouterr().out == "no lookup was measured\n"
+
+
+def test_a_crossing_is_as_exact_as_its_lines() -> None:
+    line = counted({10: 2106, 100: 4446, 1000: 27846})
+    assert find_crossing(line, counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])) == Interval(32, 32, 32)
+    found = find_crossing(line, counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]))
+    assert found
+    assert found.lo < 32 < found.hi < 36
+    assert found == find_crossing(counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]), line)
+
+
+def test_no_crossing_of_what_is_no_line_or_never_certainly_meets() -> None:
+    flat = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])
+    assert find_crossing(counted({10: 2000, 100: 2000, 1000: 4000, 5000: 4000}), flat) is None
+    assert find_crossing(counted({10: 2670, 100: 2750, 1000: 2690}, NFTABLES[0]), flat) is None, "hash effects"
+    assert find_crossing(counted({10: 2106}), flat) is None
+    assert find_crossing(counted({10: 2106, 100: 4446}), flat) is None, "two points show no line"
+
+
+def test_a_measured_point_on_the_wrong_side_contradicts_a_crossing() -> None:
+    flat, line = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0]), counted({10: 2106, 100: 4446, 1000: 27846})
+    assert agrees(line, flat, Interval(32, 32, 32))
+    assert agrees(flat, line, Interval(32, 32, 32))
+    for wrong in (Interval(5, 5, 5), Interval(200, 200, 200)):
+        assert not agrees(line, flat, wrong)
+        assert not agrees(flat, line, wrong)
+    assert agrees(line, flat, Interval(200, 90, 300)), "within the bounds nobody knows"

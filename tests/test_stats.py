@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 import pytest
 
 from kproxylat import stats
-from kproxylat.stats import Distribution, bounds, distance, drift, fit_line, merge_draws, student
+from kproxylat.stats import Distribution, bounds, choose_pairs, distance, drift, fit_line, merge_draws, student
 from tests.results import TIMED, load
 
 
@@ -122,3 +122,17 @@ def test_quantiles_need_a_tail() -> None:
     assert found.has_tail(0.5)
     assert found.has_tail(0.95)
     assert not found.has_tail(0.99)
+
+
+@pytest.mark.parametrize("count", [2, 10, 50, 51, 100, 1000])
+def test_pairs_are_all_of_few_points_and_spread_over_many(count: int) -> None:
+    pairs = choose_pairs(count)
+    assert len(pairs) == len(set(pairs)) <= 1225
+    assert all(0 <= x < y < count for x, y in pairs)
+    if count <= 50:
+        assert len(pairs) == count * (count - 1) // 2
+    else:
+        assert len(pairs) > 300
+        assert {at * 10 // count for pair in pairs for at in pair} == set(range(10)), "of every tenth of the points"
+        line = fit_line([(x, 7 + 3 * x + (1000 if x % 5 == 0 else 0)) for x in range(count)], pairs)
+        assert line == pytest.approx((3, 7), abs=0.5), "outliers do not move it"

@@ -14,7 +14,9 @@ from kproxylat import kernel, sweep
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.model import Result, list_from_json, to_json
 from kproxylat.plan import Lab, Options
+from kproxylat.replay import plan_backends
 from tests.results import COUNTED, change_run, load, with_values
+from tests.test_whatif import RULES, measured
 
 COST = {("iptables", "legacy"): 26, ("iptables", "nft"): 84, ("nftables", "nft"): 0}
 
@@ -227,3 +229,35 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 repeats"):
         sweep.check_points(points(tmp_path), 0)
     assert [each.lab.services for each in points(tmp_path, 10, 10) if each.lab] == [10] * 3, "each number once"
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("target", [None, "10.97.0.1:80"])
+def test_a_ruleset_is_swept_on_each_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str | None
+) -> None:
+    base = Options(RULES.mode, lab=Lab(), duration_s=2, rate_pps=1000, output_dir=tmp_path)
+    every = plan_backends(base, RULES, (), target, target is None)
+    assert [each.services for each in every] == [105, 105]
+
+    def measure(point: Options) -> tuple[Result, None]:
+        result = measured(point.mode)
+        return (result if point.targets else replace(result, services=())), None
+
+    monkeypatch.setattr(sweep, "measure", measure)
+    found, ended = sweep.sweep(every)
+    assert ended is None
+    said = capsys.readouterr().err
+    assert "run 1 of 2: iptables on legacy, 105 Services" in said
+    assert "run 2 of 2: iptables on nft, 105 Services; about" in said
+    assert [len(each.points) for each in found.series] == ([104, 104] if target is None else [1, 1])
+    document = json.loads(found.to_json())
+    assert [len(each["points"]) for each in document["series"]] == [len(each.points) for each in found.series]
+    assert len(list_from_json(found.to_json())) == 2
+    sweep.show(found, "table")
+    table = capsys.readouterr().out
+    assert ("before the one that is looked up" in table) is (target is None)
+    assert ("iptables/nft: each Service adds 84, residual 0 at all 104 points" in table) is (target is None)
+    sweep.show(found, "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["ServiceCount"] for row in rows] == ["105", "105"]
