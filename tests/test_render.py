@@ -263,6 +263,17 @@ def test_every_line_of_a_script_knows_its_template(tmp_path: Path) -> None:
     assert script.locate(len(lines) + 1) == f"script, line {len(lines) + 1}"
 
 
+DOCS = (Path(__file__).parents[1] / "docs/templates.md").read_text()
+EXAMPLES = dict(re.findall(r"^### (\S+)\n```\n(.*?)^```$", DOCS, re.M | re.S))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_docs_examples_render_as_run_and_render_do(tmp_path: Path, name: str) -> None:
+    for mode in MODES:
+        script = render_script(plan_of(mode, "0.17", FLOW, 0), write(tmp_path / name, EXAMPLES[name]))
+        assert script.count("{") == script.count("}")
+
+
 def test_the_users_template_of_our_name_is_taken_from_their_directory(tmp_path: Path) -> None:
     assert render_script(PLAN, write(tmp_path / SCRIPT, "mine {{ plan.engine }}")) == "mine ipt_do_table"
 
