@@ -232,7 +232,9 @@ def test_a_template_that_does_not_exist(tmp_path: Path) -> None:
 def test_a_template_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "mine.bt.j2"
     path.write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in str(error_of(path))
+    error = error_of(path)
+    assert "cannot be read" in str(error)
+    assert error.remedy
 
 
 def test_a_template_of_the_users_extends_ours(tmp_path: Path) -> None:
@@ -294,6 +296,7 @@ def test_other_values_are_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--set each: a value takes letters") as caught:
         check_settings({"each": value})
     assert "\n" not in str(caught.value)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["", "plan", "a b", "a-b", "1a", "a;b", "a\nb", "$(id)", "a.b", '"'])
@@ -309,8 +312,9 @@ def test_rendering_checks_its_settings() -> None:
 
 def test_every_error_is_a_users(tmp_path: Path) -> None:
     for text in ("{% endblock %}", "{{ plan.offsets['x.y'] }}", '{% extends "nowhere" %}', "{{ [][0] }}", "{% for %}"):
-        with pytest.raises(KproxylatError):
+        with pytest.raises(KproxylatError) as caught:
             render_script(PLAN, write(tmp_path / "t.j2", text))
+        assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["iptables", "nftables"])
