@@ -22,6 +22,7 @@ from kproxylat.cli_options import (
     Backend,
     Duration,
     EveryService,
+    Family,
     FamilyOption,
     Format,
     InLab,
@@ -55,7 +56,13 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Measure what kube-proxy costs a packet inside the kernel, and prove the number.",
+    help="""Measure what kube-proxy costs a packet inside the kernel, and prove the number.
+
+    \b
+    Examples:
+      sudo kproxylat run --target 10.96.0.10:50051 30 10000
+      kproxylat run --lab --vm --mode nftables 2 1000
+    """,
 )
 app.add_typer(mode_app, name="mode")
 app.add_typer(services_app, name="services")
@@ -196,9 +203,9 @@ def sweep(
       sudo kproxylat sweep --services 100,500,1000,5000,10000 30 10000
       sudo kproxylat sweep --services 100,1000 --mode iptables,nftables --yes
       kproxylat sweep --lab --vm --clock instructions --services 10,100,1000
-      kproxylat sweep --lab --mode iptables --backend legacy,nft --services 10,100 --repeats 5
-      kproxylat sweep --lab --vm --clock instructions --family 6 --services 10,100,1000
-      kproxylat sweep --lab --vm --clock instructions --ruleset node.json --every-service
+      kproxylat sweep --lab --mode iptables --services 10,100 --repeats 5
+      kproxylat sweep --lab --vm --family 6 --services 10,100,1000
+      kproxylat sweep --lab --vm --ruleset node.json --every-service
     """
     from kproxylat import plan, replay
     from kproxylat import sweep as sweeping
@@ -330,7 +337,7 @@ def trace(
     backend: Backend = None,
     target: Target = None,
     protocol: Annotated[str, typer.Option("--protocol", help="The target's: udp or tcp.")] = "udp",
-    family: FamilyOption = None,
+    family: Annotated[Family | None, typer.Option("--family", help="IPv4 or IPv6 (that of --target, or 4).")] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Seconds to trace for.")] = None,
     template: Template = None,
     settings: Settings = None,
@@ -344,7 +351,7 @@ def trace(
     \b
     Examples:
       kproxylat trace --mode nftables
-      kproxylat trace --mode iptables --backend nft --target 10.96.0.10:50051 --protocol tcp
+      kproxylat trace --mode nftables --target 10.96.0.10:53 --protocol tcp
     """
     from kproxylat import plan, watch
     from kproxylat.modes import find_mode

@@ -327,12 +327,22 @@ def test_render_in_a_virtual_machine_writes_nothing(
     assert "exec chroot" in made[0][made[0].index("--script-sh") + 1]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(capsys: Captured, command: str) -> None:
-    status, out, err = call(capsys, command, "--help")
+SUBCOMMANDS = ("mode show", "mode set", "services create", "services delete", "services list")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *SUBCOMMANDS])
+def test_help_has_an_example_and_fits(capsys: Captured, command: str) -> None:
+    status, out, err = call(capsys, *command.split(), "--help")
     assert (status, err) == (0, "")
     assert "Example" in out
     assert f"kproxylat {command}" in out.split("Example")[1]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_subcommand_is_tested(capsys: Captured) -> None:
+    for group in ("mode", "services"):
+        listed = re.findall(r"^  ([a-z]+)  ", call(capsys, group, "--help")[1].split("Commands:")[1], re.M)
+        assert [f"{group} {each}" for each in listed] == [each for each in SUBCOMMANDS if each.startswith(group)]
 
 
 def test_every_command_is_tested_and_listed(capsys: Captured) -> None:
