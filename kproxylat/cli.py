@@ -1,4 +1,4 @@
-"""The command line: options -> one call -> print. The only importer of typer.
+"""The command line: options -> one call -> print.
 
 Each command imports what it needs when it runs, so that none waits for another's imports.
 """
