@@ -1,4 +1,4 @@
-"""The command line: options -> one call -> print. The only importer of typer.
+"""The command line: options -> one call -> print.
 
 Each command imports what it needs when it runs, so that none waits for another's imports.
 """
@@ -18,7 +18,33 @@ import typer
 
 from kproxylat import __version__, interrupts
 from kproxylat.cli_cluster import mode_app, services_app
-from kproxylat.cli_options import Format, OnNode, Place, spread
+from kproxylat.cli_options import (
+    Backend,
+    Duration,
+    EveryService,
+    Family,
+    FamilyOption,
+    Format,
+    InLab,
+    Kind,
+    ModeName,
+    OnNode,
+    Place,
+    ProbeKind,
+    Rate,
+    RulePosition,
+    RulesetFile,
+    Settings,
+    Source,
+    Target,
+    Template,
+    Wanted,
+    Warmup,
+    check_ruleset,
+    number,
+    read_settings,
+    spread,
+)
 from kproxylat.errors import BOOKS_OPEN, BUG, WORSE, Interrupted, KproxylatError, UsageError
 from kproxylat.screen import confirm, say
 
@@ -30,41 +56,16 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Measure what kube-proxy costs a packet inside the kernel, and prove the number.",
+    help="""Measure what kube-proxy costs a packet inside the kernel, and prove the number.
+
+    \b
+    Examples:
+      sudo kproxylat run --target 10.96.0.10:50051 30 10000
+      kproxylat run --lab --vm --mode nftables 2 1000
+    """,
 )
 app.add_typer(mode_app, name="mode")
 app.add_typer(services_app, name="services")
-
-
-class Position(StrEnum):
-    """Where the worker's rule stands."""
-
-    FIRST = "first"
-    MIDDLE = "middle"
-    LAST = "last"
-
-
-class WorkerPorts(StrEnum):
-    """Protocols of the lab's worker."""
-
-    BOTH = "both"
-    UDP = "udp"
-    TCP = "tcp"
-
-
-class Origin(StrEnum):
-    """Whose packets are sent."""
-
-    POD = "pod"
-    NODE = "node"
-
-
-class Kind(StrEnum):
-    """What the probes are."""
-
-    AUTO = "auto"
-    FENTRY = "fentry"
-    KPROBE = "kprobe"
 
 
 class SweepFormat(StrEnum):
@@ -75,13 +76,6 @@ class SweepFormat(StrEnum):
     CSV = "csv"
 
 
-class Family(StrEnum):
-    """IP family."""
-
-    IPV4 = "4"
-    IPV6 = "6"
-
-
 class Clock(StrEnum):
     """What a virtual machine's clock counts."""
 
@@ -89,45 +83,11 @@ class Clock(StrEnum):
     INSTRUCTIONS = "instructions"
 
 
-Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
-Rate = Annotated[int, typer.Argument(help="Packets per second.")]
-Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
-InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
-ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
-Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
-Services = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
-RulePosition = Annotated[
-    Position | None,
-    typer.Option("--position", help="Where the target's rule stands in mode iptables (lab: last; node: as it is)."),
-]
-Ports = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
-Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port; [IPv6]:PORT.")]
-FamilyOption = Annotated[
-    Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
-]
-Source = Annotated[
-    str | None,
-    typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (one of the node's)."),
-]
-Template = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
-ProbeKind = Annotated[Kind, typer.Option("--probe", help="auto takes fentry where the kernel has types (BTF).")]
-Envelope = Annotated[
-    bool,
-    typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
-]
 WithOverhead = Annotated[
     bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
 ]
 Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
-RulesetFile = Annotated[
-    Path | None,
-    typer.Option("--ruleset", metavar="FILE", help="Rules for the lab: of capture, iptables-save, nft, ipvsadm."),
-]
-EveryService = Annotated[
-    bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
-]
 InVm = Annotated[bool, typer.Option("--vm", help="Inside a virtual machine; takes neither root nor KVM.")]
 VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="The same, but only if this machine cannot trace.")]
 KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
@@ -153,30 +113,8 @@ def kproxylat(
 @app.command()
 @spread
 def run(
-    duration: Duration = 30,
-    rate: Rate = 10000,
-    warmup: Warmup = 100,
-    rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None,
-    lab: InLab = False,
-    mode: ModeName = None,
-    backend: Backend = None,
-    services: Services = 100,
-    position: RulePosition = None,
-    worker_ports: Ports = WorkerPorts.BOTH,
-    target: Target = None,
-    origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD,
-    generator: Annotated[
-        str, typer.Option("--generator", help="Who sends: pktgen (a pod's), sockets (the node's own), hping3 or none.")
-    ] = "",
-    protocol: Annotated[str, typer.Option("--protocol", help="udp or tcp (what the generator is for).")] = "",
-    family: FamilyOption = None,
-    source: Source = None,
-    ruleset: RulesetFile = None,
-    every_service: EveryService = False,
-    template: Template = None,
-    settings: Settings = None,
-    probe: ProbeKind = Kind.AUTO,
-    envelope: Envelope = False,
+    *,
+    wanted: Wanted,
     overhead: WithOverhead = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
@@ -184,7 +122,6 @@ def run(
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
     clock: VmClock = Clock.NS,
-    *,
     node: OnNode,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
@@ -206,59 +143,14 @@ def run(
       kproxylat run --lab --envelope --overhead 2 1000
       kproxylat run --lab --ruleset node.json --target 10.96.0.10:53
     """
-    from kproxylat import measure, plan
+    from kproxylat.measure import measure
     from kproxylat.model import to_json
-    from kproxylat.modes import find_mode
     from kproxylat.screen import show_result
-    from kproxylat.traffic import find_generator
 
-    asked = generator, protocol
-    generator = generator or ("sockets" if origin is Origin.NODE else "pktgen")
-    protocol = protocol or find_generator(generator).protocols[0]
-    _check_ruleset(ruleset, every_service, lab)
-    if lab and target is not None and not ruleset:
-        raise UsageError("--lab brings its own target", "leave out --lab or --target")
-    if lab and (node.netns or node.node_container or node.allow):
-        raise UsageError("--lab makes its own node", "leave out --lab, or --netns, --node-container and --allow")
-    name = mode or "iptables"
-    # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
-    row = find_mode(name, backend or ("nft" if name == "iptables" else None))
-    options = plan.Options(
-        mode=row.from_node() if origin is Origin.NODE else row,
-        target=plan.parse_destination(target, protocol, _number(family))
-        if target is not None
-        else plan.WORKER[_number(family) or 4]._replace(protocol=protocol),
-        lab=plan.Lab(services, rule_position or position or "last", worker_ports) if lab else None,
-        position=None if lab else rule_position or position,
-        duration_s=duration,
-        rate_pps=rate,
-        warmup=warmup,
-        generator=generator,
-        source=plan.parse_source(source) if source else None,
-        allow=tuple(node.allow or ()),
-        output_dir=output_dir,
-        template=template,
-        settings=_settings(settings),
-        probe=probe,
-        envelope=envelope,
-        overhead=overhead,
-        arguments=tuple(_ARGUMENTS),
-    )
-    if ruleset:
-        from kproxylat import replay
-        from kproxylat.ruleset import read_ruleset
-
-        read = read_ruleset(ruleset, mode, backend)
-        options = replay.plan_replay(options, read, target, every_service, *asked)
     _check_vm(vm or vm_if_needed, clock, kernel)
-    plan.check_options(options)
+    options = wanted.plan(node, output_dir=output_dir, overhead=overhead, arguments=tuple(_ARGUMENTS))
     _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
-    if not lab:
-        from kproxylat.lookup import look_up
-
-        options = replace(options, node=node.find())
-        options = look_up(options, mode, backend, target, (node.service, node.port), _number(family), node.connect)
-    result, ended = measure.measure(options)
+    result, ended = measure(wanted.look_up(options, node))
     if form is Format.JSON:
         print(to_json(result))
     else:
@@ -311,14 +203,14 @@ def sweep(
       sudo kproxylat sweep --services 100,500,1000,5000,10000 30 10000
       sudo kproxylat sweep --services 100,1000 --mode iptables,nftables --yes
       kproxylat sweep --lab --vm --clock instructions --services 10,100,1000
-      kproxylat sweep --lab --mode iptables --backend legacy,nft --services 10,100 --repeats 5
-      kproxylat sweep --lab --vm --clock instructions --family 6 --services 10,100,1000
-      kproxylat sweep --lab --vm --clock instructions --ruleset node.json --every-service
+      kproxylat sweep --lab --mode iptables --services 10,100 --repeats 5
+      kproxylat sweep --lab --vm --family 6 --services 10,100,1000
+      kproxylat sweep --lab --vm --ruleset node.json --every-service
     """
     from kproxylat import plan, replay
     from kproxylat import sweep as sweeping
 
-    _check_ruleset(ruleset, every_service, lab)
+    check_ruleset(ruleset, every_service, lab)
     if not ruleset and target:
         raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
     if ruleset and services:
@@ -327,7 +219,7 @@ def sweep(
     counts = [0] if ruleset else _counts(services)
     options = plan.Options(
         mode=modes[0],
-        target=plan.WORKER[_number(family) or 4],
+        target=plan.WORKER[number(family) or 4],
         lab=plan.Lab(counts[0], position or "last") if lab else None,
         position=None if lab else position,
         source=plan.parse_source(source) if source else None,
@@ -356,7 +248,7 @@ def sweep(
         names = [each for each in mode.split(",") if each]
         confirming = None if yes else confirm
         service = (node.service, node.port)
-        asking = clustersweep.Asking(names, backend or None, service, _number(family), confirming)
+        asking = clustersweep.Asking(names, backend or None, service, number(family), confirming)
         options = replace(options, node=node.find())
         found, ended = clustersweep.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
     sweeping.show(found, form)
@@ -445,7 +337,7 @@ def trace(
     backend: Backend = None,
     target: Target = None,
     protocol: Annotated[str, typer.Option("--protocol", help="The target's: udp or tcp.")] = "udp",
-    family: FamilyOption = None,
+    family: Annotated[Family | None, typer.Option("--family", help="IPv4 or IPv6 (that of --target, or 4).")] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Seconds to trace for.")] = None,
     template: Template = None,
     settings: Settings = None,
@@ -459,50 +351,48 @@ def trace(
     \b
     Examples:
       kproxylat trace --mode nftables
-      kproxylat trace --mode iptables --backend nft --target 10.96.0.10:50051 --protocol tcp
+      kproxylat trace --mode nftables --target 10.96.0.10:53 --protocol tcp
     """
     from kproxylat import plan, watch
     from kproxylat.modes import find_mode
 
     if duration is not None and not 0 < duration <= 86400 * 365:
         raise UsageError(f"a duration of {duration:g} s is not possible", "--duration takes seconds")
-    destination = plan.parse_destination(target, protocol, _number(family)) if target else None
-    row, node = plan.match_family(find_mode(mode, backend), destination, _number(family)), place.find()
-    watch.watch(row, destination, duration, output_dir, template, _settings(settings), probe, node)
+    destination = plan.parse_destination(target, protocol, number(family)) if target else None
+    row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
+    watch.watch(row, destination, duration, output_dir, template, read_settings(settings), probe, node)
 
 
 @app.command()
+@spread
 def render(
-    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")],
-    backend: Backend = None,
-    target: Target = None,
-    family: FamilyOption = None,
-    source: Source = None,
-    template: Template = None,
-    settings: Settings = None,
-    probe: ProbeKind = Kind.AUTO,
+    *,
+    wanted: Wanted,
     vm: InVm = False,
     kernel: KernelImage = None,
+    node: OnNode,
 ) -> None:
-    """Print the bpftrace script that run would use on this kernel.
+    """Print the bpftrace script that run would use on this kernel, and take run's arguments for it.
+
+    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it takes root: only root
+    is told which functions fentry can trace.
 
     \b
     Examples:
-      kproxylat render --mode iptables --backend legacy > trace-kubeproxy.bt
-      kproxylat render --mode nftables --target 10.96.0.10:50051 --vm
+      sudo kproxylat render --lab --mode iptables --backend legacy > trace.bt
+      kproxylat render --target 10.96.0.10:50051 --mode nftables --vm
     """
-    from kproxylat import plan
-    from kproxylat.modes import find_mode
+    from kproxylat.kernel import check_root
+    from kproxylat.plan import load_modules, plan_script
     from kproxylat.render import render_script
 
-    destination = plan.parse_destination(target, "udp", _number(family)) if target else None
-    row = plan.match_family(find_mode(mode, backend), destination, _number(family))
-    sources = plan.parse_source(source) if source else plan.NODE_SOURCE[row.family]
-    plan.check_template(template)
-    _relay_if(vm, False, Path.cwd(), Clock.NS, kernel)
-    plan.load_modules(row)
-    flow = plan.make_flow(destination, sources) if destination else None
-    print(render_script(plan.make_plan(row, flow, probe), template, _settings(settings)), end="")
+    _check_vm(vm, Clock.NS, kernel)
+    options = wanted.plan(node)
+    _relay_if(vm, False, None, Clock.NS, kernel)
+    check_root()
+    options = wanted.look_up(options, node)
+    load_modules(options.mode)
+    print(render_script(plan_script(options), options.template, options.settings), end="")
 
 
 @app.command()
@@ -634,32 +524,12 @@ def plot(
     say(f"drawn: {output}")
 
 
-def _number(family: Family | None) -> int | None:
-    return int(family) if family else None
-
-
-def _check_ruleset(ruleset: Path | None, every_service: bool, lab: bool) -> None:
-    if ruleset and not lab:
-        raise UsageError("--ruleset is for the lab", "add --lab")
-    if every_service and not ruleset:
-        raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
-
-
 def _counts(text: str) -> list[int]:
     """Read ``10,100,1000``."""
     try:
         return [int(each) for each in text.split(",")]
     except ValueError:
         raise UsageError(f"--services {text!r} is no list of numbers", "it takes some such as 10,100,1000") from None
-
-
-def _settings(words: list[str] | None) -> dict[str, str]:
-    """Read ``--set NAME=VALUE``."""
-    pairs = [word.partition("=") for word in words or []]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise UsageError(f"--set {name} has no value", "it takes NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 def _check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
@@ -671,7 +541,7 @@ _ARGUMENTS: list[str] = []
 _VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
-def _relay_if(vm: bool, if_needed: bool, output_dir: Path, clock: Clock, image: Path | None) -> None:
+def _relay_if(vm: bool, if_needed: bool, output_dir: Path | None, clock: Clock, image: Path | None) -> None:
     """Where a virtual machine is wanted, run this very command line inside one, and end as it ends."""
     if if_needed and not vm:
         from kproxylat.doctor import missing_to_trace
@@ -694,7 +564,8 @@ def _relay_if(vm: bool, if_needed: bool, output_dir: Path, clock: Clock, image: 
             inside.append(word)
         elif _VM_FLAGS[name] and not equals:
             next(words)
-    make_directory(output_dir)
+    if output_dir:
+        make_directory(output_dir)
     machine = Machine(clock, output_dir, image)
     how = "with KVM" if machine.kvm else f"emulated, about {BOOT_S} s"
     say(f"Booting {machine.image.name} in a virtual machine ({how})...")

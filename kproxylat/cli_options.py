@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -12,9 +12,50 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from kproxylat.errors import UsageError
+
 if TYPE_CHECKING:
     from kproxylat.cluster import Api
     from kproxylat.nodes import Node
+    from kproxylat.plan import Options
+
+
+class Position(StrEnum):
+    """Where the worker's rule stands."""
+
+    FIRST = "first"
+    MIDDLE = "middle"
+    LAST = "last"
+
+
+class WorkerPorts(StrEnum):
+    """Protocols of the lab's worker."""
+
+    BOTH = "both"
+    UDP = "udp"
+    TCP = "tcp"
+
+
+class Origin(StrEnum):
+    """Whose packets are sent."""
+
+    POD = "pod"
+    NODE = "node"
+
+
+class Kind(StrEnum):
+    """What the probes are."""
+
+    AUTO = "auto"
+    FENTRY = "fentry"
+    KPROBE = "kprobe"
+
+
+class Family(StrEnum):
+    """IP family."""
+
+    IPV4 = "4"
+    IPV6 = "6"
 
 
 class Format(StrEnum):
@@ -22,6 +63,42 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
+Rate = Annotated[int, typer.Argument(help="Packets per second.")]
+Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
+InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
+ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
+Services = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
+RulePosition = Annotated[
+    Position | None,
+    typer.Option("--position", help="Where the target's rule stands in mode iptables (lab: last; node: as it is)."),
+]
+Ports = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
+Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port; [IPv6]:PORT.")]
+FamilyOption = Annotated[
+    Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
+]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (one of the node's)."),
+]
+Template = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
+ProbeKind = Annotated[Kind, typer.Option("--probe", help="auto takes fentry where the kernel has types (BTF).")]
+Envelope = Annotated[
+    bool,
+    typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
+]
+RulesetFile = Annotated[
+    Path | None,
+    typer.Option("--ruleset", metavar="FILE", help="Rules for the lab: of capture, iptables-save, nft, ipvsadm."),
+]
+EveryService = Annotated[
+    bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +153,119 @@ class OnNode(Namespaced, Place):
         list[str] | None,
         typer.Option("--allow", metavar="SETTING", help="What may be set for the run, and back: net.ipv4.ip_forward."),
     ] = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is to measure, and so what its script is rendered from."""
+
+    duration: Duration = 30
+    rate: Rate = 10000
+    warmup: Warmup = 100
+    rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
+    lab: InLab = False
+    mode: ModeName = None
+    backend: Backend = None
+    services: Services = 100
+    position: RulePosition = None
+    worker_ports: Ports = WorkerPorts.BOTH
+    target: Target = None
+    origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD
+    generator: Annotated[
+        str, typer.Option("--generator", help="Who sends: pktgen (a pod's), sockets (the node's own), hping3 or none.")
+    ] = ""
+    protocol: Annotated[str, typer.Option("--protocol", help="udp or tcp (what the generator is for).")] = ""
+    family: FamilyOption = None
+    source: Source = None
+    ruleset: RulesetFile = None
+    every_service: EveryService = False
+    template: Template = None
+    settings: Settings = None
+    probe: ProbeKind = Kind.AUTO
+    envelope: Envelope = False
+
+    def plan(self, node: OnNode, **more: Any) -> Options:
+        """Put together what the command line says.
+
+        :param more: further fields of :class:`kproxylat.plan.Options`.
+        :raises UsageError: it cannot be.
+        """
+        from kproxylat import plan
+        from kproxylat.modes import find_mode
+        from kproxylat.traffic import find_generator
+
+        check_ruleset(self.ruleset, self.every_service, self.lab)
+        if self.lab and self.target is not None and not self.ruleset:
+            raise UsageError("--lab brings its own target", "leave out --lab or --target")
+        if self.lab and (node.netns or node.node_container or node.allow):
+            raise UsageError("--lab makes its own node", "leave out --lab, or --netns, --node-container and --allow")
+        generator = self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen")
+        protocol = self.protocol or find_generator(generator).protocols[0]
+        # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
+        usual = "nft" if self.mode in (None, "iptables") else None
+        row = find_mode("iptables" if self.mode is None else self.mode, usual if self.backend is None else self.backend)
+        position = self.rule_position or self.position
+        options = plan.Options(
+            mode=row.from_node() if self.origin is Origin.NODE else row,
+            target=plan.parse_destination(self.target, protocol, number(self.family))
+            if self.target is not None
+            else plan.WORKER[number(self.family) or 4]._replace(protocol=protocol),
+            lab=plan.Lab(self.services, position or "last", self.worker_ports) if self.lab else None,
+            position=None if self.lab else position,
+            duration_s=self.duration,
+            rate_pps=self.rate,
+            warmup=self.warmup,
+            generator=generator,
+            source=plan.parse_source(self.source) if self.source else None,
+            allow=tuple(node.allow or ()),
+            template=self.template,
+            settings=read_settings(self.settings),
+            probe=self.probe,
+            envelope=self.envelope,
+            **more,
+        )
+        if self.ruleset:
+            from kproxylat.replay import plan_replay
+            from kproxylat.ruleset import read_ruleset
+
+            read = read_ruleset(self.ruleset, self.mode, self.backend)
+            options = plan_replay(options, read, self.target, self.every_service, self.generator, self.protocol)
+        plan.check_options(options)
+        return options
+
+    def look_up(self, options: Options, node: OnNode) -> Options:
+        """Fill in what the command line leaves out, from cluster and node; in the lab nothing.
+
+        :raises MachineError: as :func:`kproxylat.lookup.look_up`.
+        """
+        if self.lab:
+            return options
+        from kproxylat.lookup import look_up
+
+        options, asked = replace(options, node=node.find()), (node.service, node.port)
+        return look_up(options, self.mode, self.backend, self.target, asked, number(self.family), node.connect)
+
+
+def number(family: Family | None) -> int | None:
+    """Return an IP family as the number that it is."""
+    return int(family) if family else None
+
+
+def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool) -> None:
+    """Refuse rules that nobody loads, and Services that nobody measures."""
+    if ruleset and not lab:
+        raise UsageError("--ruleset is for the lab", "add --lab")
+    if every_service and not ruleset:
+        raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
+
+
+def read_settings(words: list[str] | None) -> dict[str, str]:
+    """Read ``--set NAME=VALUE``."""
+    pairs = [word.partition("=") for word in words or []]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise UsageError(f"--set {name} has no value", "it takes NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

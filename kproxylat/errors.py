@@ -72,10 +72,6 @@ class RulesetError(KproxylatError):
     """A ruleset that cannot be read, is none of kube-proxy's, or has a line that is not believed."""
 
 
-class DumpError(KproxylatError):
-    """Text that belongs to no known form of bpftrace's output."""
-
-
 class LogError(KproxylatError):
     """A log that cannot be read, or holds no run."""
 

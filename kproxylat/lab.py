@@ -68,7 +68,8 @@ that stand keep theirs (Kubernetes, pkg/proxy/iptables/proxier.go, largeClusterE
 
 def _hash(text: str, length: int) -> str:
     """Kubernetes, pkg/proxy/iptables/proxier.go (portProtoHash), pkg/proxy/nftables/proxier.go (hashAndTruncate)."""
-    return b32encode(sha256(text.encode()).digest()).decode()[:length]
+    # Eight letters for each five bytes: encoding the rest would take most of a large ruleset's time.
+    return b32encode(sha256(text.encode()).digest()[: length * 5 // 8]).decode()
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Service:
         """``IP:PORT``."""
         return join_host_port(self.ip, self.port)
 
-    @property
+    @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Address and port of each endpoint."""
         return [(ip.strip("[]"), port) for ip, _, port in (each.rpartition(":") for each in self.endpoints)]

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ DIRECTORIES = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
 """Where the templates are: inside an installed wheel, or beside the package in a checkout."""
 
 _MARK = re.compile("\ue000([^\ue001]*):(\\d+)\ue001")
+_SYNTAX = "mend that line; docs/templates.md has examples, jinja2's documentation the syntax"
 _VALUE = re.compile(r"[\w.:/@+-]{0,200}", re.ASCII)
 
 
@@ -144,13 +146,16 @@ class _TrustedLoader(jinja2.FileSystemLoader):
         return source
 
 
-def environment(template: Path | None = None) -> jinja2.Environment:
+def environment(
+    template: Path | None = None, kind: type[jinja2.Environment] = SandboxedEnvironment
+) -> jinja2.Environment:
     """Return the jinja2 environment: the user's directory first, then ours.
 
-    It is the sandbox: a template makes text, and reaches nothing else.
+    :param kind: the sandbox, where a template makes text, and reaches nothing else. It asks before every access and
+        call, which takes longer than they do: the rules' templates, which nobody else writes, go without.
     """
     loaders: list[jinja2.BaseLoader] = [_TrustedLoader(template.parent)] if template else []
-    return SandboxedEnvironment(
+    return kind(
         loader=jinja2.ChoiceLoader([*loaders, jinja2.FileSystemLoader(DIRECTORIES)]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=False,
@@ -168,7 +173,9 @@ def check_settings(settings: Mapping[str, str]) -> None:
         if not name.isidentifier() or not name.isascii() or name == "plan":
             raise UsageError(f"--set {name}: not a name for a variable", "use letters, digits and _")
         if not _VALUE.fullmatch(value):
-            raise UsageError(f"--set {name}: a value takes letters, digits and _ . : / @ + - only")
+            raise UsageError(
+                f"--set {name}: a value takes letters, digits and _ . : / @ + - only", "put all else into the template"
+            )
 
 
 def render_script(
@@ -196,15 +203,19 @@ def render_script(
         missing = template if template and error.name == name else error.name
         raise TemplateError(f"template {missing} not found", "--template takes a file's path") from None
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"template {error.filename or name}, line {error.lineno}: {error.message}") from None
+        raise TemplateError(
+            f"template {error.filename or name}, line {error.lineno}: {error.message}", _SYNTAX
+        ) from None
     except jinja2.UndefinedError as error:
         known = ", ".join([*(settings or {}), *(f"plan.{each}" for each in asdict(plan))])
         raise TemplateError(f"template {name}, line {_line(error)}: {error.message}", f"there are: {known}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"template {name} cannot be read: {error}") from None
+        raise TemplateError(
+            f"template {name} cannot be read: {error}", "--template takes a text file (UTF-8) of one's own"
+        ) from None
     except Exception as error:
         # A template is a program of the user's: whatever it raises is the template's fault.
-        raise TemplateError(f"template {name}, line {_line(error)}: {type(error).__name__}: {error}") from None
+        raise TemplateError(f"template {name}, line {_line(error)}: {type(error).__name__}: {error}", _SYNTAX) from None
     if _MARK.sub("", marked) == script:
         script.origins = tuple(_read_marks(marked))
     return script
@@ -231,7 +242,9 @@ def _line(error: Exception) -> int:
 
 def render_rules(name: str, variables: Mapping[str, Any]) -> str:
     """Render one of the lab's rulesets: ``rules-NAME.j2``."""
-    return environment().get_template(f"rules-{name}.j2").render(variables)
+    rules = environment(kind=jinja2.Environment)
+    rules.filters["flat"] = chain.from_iterable
+    return rules.get_template(f"rules-{name}.j2").render(variables)
 
 
 def network_words(data: bytes) -> tuple[int, ...]:

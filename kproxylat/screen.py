@@ -250,21 +250,12 @@ def _figures(probe: Probe) -> list[str]:
 
 
 def show_series(found: Sequence[Series]) -> None:
-    """Print what a lookup costs over numbers of Services, what each Service adds, and the verdicts."""
+    """Print what each Service adds, the verdicts, and at the end what a lookup costs over numbers of Services."""
     if not found:
         print("no lookup was measured")
         return
     first = found[0]
     emulated = "emulated " if first.emulated else ""
-    table = _table(f"{first.figure} lookup, {emulated}{first.unit}")
-    table.add_column("Services", justify="right")
-    for series in found:
-        table.add_column(series.name, justify="right")
-    costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in found]
-    for size in sorted(set().union(*costs)):
-        table.add_row(f"{size:,}", *(each.get(size, "-") for each in costs))
-    _print(table)
-    print()
     table = _table(f"what each Service adds, {emulated}{first.unit}", "series")
     for name in ("per Service", "bounds", "base", "verdict"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
@@ -287,6 +278,15 @@ def show_series(found: Sequence[Series]) -> None:
         if apart:
             shown = [f"{_list_values(others)} at {size:,}" for size, others in apart]
             print(textwrap.fill(f"  apart from the commonest: {'; '.join(shown)}", 80, subsequent_indent="    "))
+    print()
+    table = _table(f"{first.figure} lookup, {emulated}{first.unit}")
+    table.add_column("Services", justify="right")
+    for series in found:
+        table.add_column(series.name, justify="right")
+    costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in found]
+    for size in sorted(set().union(*costs)):
+        table.add_row(f"{size:,}", *(each.get(size, "-") for each in costs))
+    _print(table)
 
 
 def _list_values(values: Mapping[str, int]) -> str:

@@ -33,13 +33,12 @@ _GUEST = """\
 mkdir -p /run/host &&
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
 for each in proc sys dev; do mount --rbind /$each /run/host/$each; done &&
-mount --bind /run /run/host/run && mount --bind {writable} /run/host{writable} &&
+mount --bind /run /run/host/run && {writable}
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
 exec chroot /run/host {python} -m kproxylat.guest
 """
 """What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
 touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s."""
-CLOCKS = ("ns", "instructions")
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 """What another root file system has: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
@@ -75,25 +74,25 @@ class Machine:
     """A booted guest that runs command lines of ours; a context manager.
 
     :param clock: "ns" or "instructions".
-    :param writable: directory of the host that the guest may write to; below ``root``.
+    :param writable: directory of the host that the guest may write to; below ``root`` (None: it writes nowhere).
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
-    :ivar inside: path of ``writable`` in the guest.
+    :ivar inside: path of ``writable`` in the guest ("" without one).
     :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
     """
 
     def __init__(
         self,
         clock: str,
-        writable: Path,
+        writable: Path | None = None,
         kernel: Path | None = None,
         root: Path | None = None,
     ) -> None:
         self.image = find_kernel(kernel, root)
         self.root = root
         self.clock = clock
-        self.writable = writable.resolve()
-        self.inside = str("/" / self.writable.relative_to(root.resolve())) if root else str(self.writable)
+        self.writable = writable.resolve() if writable else None
+        self.inside = str("/" / self.writable.relative_to((root or Path("/")).resolve())) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -109,9 +108,10 @@ class Machine:
         # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
         cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
         caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
+        inside = shlex.quote(self.inside)
         guest = _GUEST.format(
             share=SHARE,
-            writable=shlex.quote(self.inside),
+            writable=f"mount --bind {inside} /run/host{inside} &&" if self.writable else "",
             # What the guest saves belongs to whoever called sudo out here, and it believes their templates.
             sudo=f"SUDO_UID={caller[0]} SUDO_GID={caller[1]}" if caller else "",
             package=shlex.quote(PACKAGE if self.root else str(Path(__file__).parent.parent)),
@@ -124,13 +124,17 @@ class Machine:
         command += ["--cpus", "1" if self.clock == "instructions" else "2", "--force-9p", "--disable-monitor"]
         command += [] if self.kvm else ["--disable-kvm"]
         command += [word for option in options for word in ("--kopt", option)]
-        command += [f"--rwdir={self.writable}", "--script-sh", guest, "--qemu-opts", *cpu, *clock, *share]
+        command += [f"--rwdir={self.writable}"] if self.writable else []
+        command += ["--script-sh", guest, "--qemu-opts", *cpu, *clock, *share]
         return command
 
     def __enter__(self) -> Self:
         find("qemu-system-x86_64")
-        if set(",=") & set(f"{self.writable}{self.root or ''}"):
-            raise UsageError(f"QEMU and virtme-ng take no comma and no = in a path: {self.writable}")
+        for each in filter(None, (self.writable, self.root)):
+            if set(",=") & set(str(each)):
+                raise UsageError(
+                    f"QEMU and virtme-ng take no comma and no = in a path: {each}", "name a directory without them"
+                )
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         program = Path(sys.executable).parent / "virtme-run"
         command = self.command()
@@ -178,8 +182,14 @@ class Machine:
             except queue.Empty:
                 waited_s += 0.5
             if limit_s is not None and waited_s >= limit_s:
-                raise MachineError(f"the virtual machine did not {what} within {limit_s:.0f} s: {self._last_words()}")
-        raise MachineError(f"the virtual machine ended before it could {what}: {self._last_words()}")
+                raise MachineError(
+                    f"the virtual machine did not {what} within {limit_s:.0f} s: {self._last_words()}",
+                    "try again with the machine idle, or another --kernel IMAGE",
+                )
+        raise MachineError(
+            f"the virtual machine ended before it could {what}: {self._last_words()}",
+            "it takes 2 GiB of free memory; or try another --kernel IMAGE",
+        )
 
     def _last_words(self) -> str:
         return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"

@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from kproxylat import __version__, cli, kernel, net, proc
+from kproxylat import __version__, cli, kernel, net, plan, proc, vm
+from kproxylat.errors import MachineError
+from kproxylat.render import render_script
+from tests.fakes import PROGRAMS, make_world
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
@@ -48,6 +52,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ((*LAB, "--mode", "ipvs4"), "unknown mode 'ipvs4'"),
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
+        ((*LAB, "--mode", ""), "unknown mode ''"),
+        ((*LAB, "--backend", ""), "no backend ''"),
         ((*LAB, "--mode", "iptables", "--backend", "ipvs"), "no backend 'ipvs'"),
         ((*LAB, "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'"),
         ((*LAB, "--ruleset", "/nowhere"), "/nowhere does not exist"),
@@ -155,6 +161,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         (("trace", "--mode", "nftables", "--duration", "nan"), "duration"),
         (("trace", "--mode", "nftables", "--target", "x"), "is no target"),
         (("render", "--mode", "ipvs4"), "unknown mode"),
+        (("render", "--lab", "--target", "10.96.0.10:80"), "--lab brings its own target"),
+        (("render", "--lab", "--kernel", "/boot/vmlinuz"), "add --vm"),
         (("render", "--mode", "nftables", "--target", "10.96.0.10:0"), "1 to 65535"),
         (("render", "--mode", "nftables", "--source", "x"), "no network"),
         (("render", "--mode", "nftables", "--template", "nowhere.j2"), "nowhere.j2 does not exist"),
@@ -201,7 +209,7 @@ def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "argv",
-    [LAB, SWEEP, (*TARGET, "10.96.0.10:80"), ("trace", "--mode", "nftables"), ("cleanup",)],
+    [LAB, SWEEP, (*TARGET, "10.96.0.10:80"), ("trace", "--mode", "nftables"), ("cleanup",), ("render", "--lab")],
     ids=" ".join,
 )
 def test_an_ordinary_user_is_told_that_it_takes_root(
@@ -246,12 +254,95 @@ def test_a_bug_of_ours_is_one_line_and_status_3(capsys: Captured, monkeypatch: p
     assert "RuntimeError: surprise" in err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(capsys: Captured, command: str) -> None:
-    status, out, err = call(capsys, command, "--help")
+NODE = ("--target", "10.96.0.10:53", "--mode", "iptables", "--backend", "nft")
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        (("--lab",), f"daddr0 == {0x3264600A} "),
+        (("--lab", "--backend", "legacy", "--from", "node", "--generator", "sockets"), ":ipt_do_table"),
+        (("--lab", "--protocol", "tcp", "--generator", "sockets"), f"port_protocol == {0x000683C3} "),
+        (("--lab", "--family", "6", "--mode", "nftables", "2", "1000"), "daddr3"),
+        (("--lab", "--envelope", "--source", "10.244.7.0/24"), "nf_hook_slow"),
+        (("--lab", "--ruleset", RULES, "--target", "10.96.100.52:50051", "--protocol", "tcp"), "daddr0"),
+        (("--lab", "--ruleset", RULES, "--every-service"), "saddr0"),
+        (NODE, f"saddr0 & {0xFEFF}) == {0x12C6}"),
+        ((*NODE, "--source", "10.244.7.0/24"), f"saddr0 & {0xFFFFFF}) == {0x07F40A}"),
+        ((*NODE, "--generator", "none"), "daddr0"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_render_prints_what_run_would_use(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], holds: str
+) -> None:
+    used = list[str]()
+
+    def measure(options: plan.Options) -> None:
+        used.append(render_script(plan.plan_script(options), options.template, options.settings))
+        raise MachineError("enough")
+
+    monkeypatch.setattr("kproxylat.measure.measure", measure)
+    monkeypatch.setattr(plan, "find_engine", lambda mode, _: (mode.engines[0], "fentry"))
+    monkeypatch.setattr(plan, "find_version", lambda: ("", (0, 23)))
+    monkeypatch.setattr(kernel, "struct_offset", lambda *_: 64)
+    for name in ("check_root", "load_module"):
+        monkeypatch.setattr(kernel, name, lambda *_: None)
+    monkeypatch.setattr("kproxylat.lookup.check_root", lambda: None)
+    assert call(capsys, "run", *options)[0] == 1
+    status, out, err = call(capsys, "render", *options)
+    assert (status, [out]) == (0, used), err
+    assert holds in out
+
+
+def test_render_prints_what_bpftrace_reads(tmp_path: Path) -> None:
+    make_world(tmp_path, {"bpftrace": PROGRAMS["bpftrace"].replace("cat >/dev/null", "cat >script")})
+    argv = ("--lab", "--mode", "nftables", "0.2", "1000")
+    ran, rendered = (
+        python("-m", "tests.fakes", name, *argv, *more, cwd=tmp_path)
+        for name, *more in (("run", "--output-dir", "out"), ("render",))
+    )
+    assert (ran.returncode, rendered.returncode) == (0, 0), ran.stderr + rendered.stderr
+    assert rendered.stdout == (tmp_path / "script").read_text()
+
+
+def test_render_in_a_virtual_machine_writes_nothing(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = []
+
+    class Machine(vm.Machine):
+        def __enter__(self) -> Self:
+            made.append(self.command())
+            raise MachineError("enough")
+
+    image = tmp_path / "vmlinuz-6.1"
+    image.touch()
+    monkeypatch.setattr(vm, "find_kernel", lambda *_: image)
+    monkeypatch.setattr(vm, "Machine", Machine)
+    monkeypatch.chdir("/proc")
+    status, _, err = call(capsys, "render", "--lab", "--vm")
+    assert (status, err.splitlines()[-1]) == (1, "kproxylat: enough")
+    assert not [word for word in made[0] if word.startswith("--rwdir")]
+    assert "exec chroot" in made[0][made[0].index("--script-sh") + 1]
+
+
+SUBCOMMANDS = ("mode show", "mode set", "services create", "services delete", "services list")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *SUBCOMMANDS])
+def test_help_has_an_example_and_fits(capsys: Captured, command: str) -> None:
+    status, out, err = call(capsys, *command.split(), "--help")
     assert (status, err) == (0, "")
     assert "Example" in out
     assert f"kproxylat {command}" in out.split("Example")[1]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_every_subcommand_is_tested(capsys: Captured) -> None:
+    for group in ("mode", "services"):
+        listed = re.findall(r"^  ([a-z]+)  ", call(capsys, group, "--help")[1].split("Commands:")[1], re.M)
+        assert [f"{group} {each}" for each in listed] == [each for each in SUBCOMMANDS if each.startswith(group)]
 
 
 def test_every_command_is_tested_and_listed(capsys: Captured) -> None:
@@ -270,9 +361,11 @@ def test_the_version(capsys: Captured) -> None:
     assert call(capsys, "--version") == (0, f"kproxylat {__version__}\n", "")
 
 
-def python(*words: str) -> subprocess.CompletedProcess[str]:
+def python(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False, cwd=cwd
+    )
 
 
 def test_the_program_itself() -> None:

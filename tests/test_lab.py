@@ -12,7 +12,7 @@ import pytest
 
 from kproxylat.errors import UsageError
 from kproxylat.lab import Service, dummy_service, place_services, render_ruleset
-from kproxylat.modes import Mode, find_mode
+from kproxylat.modes import MODES, Mode, find_mode
 
 CAPTURED = Path(__file__).parent / "kube-proxy-rules"
 ENDPOINT = ("10.244.1.10:50051",)
@@ -93,6 +93,21 @@ def test_nftables_rules_are_kube_proxys(dummies: int) -> None:
     ours = nft_blocks(text_of(find_mode("nftables", None), services))
     assert len(theirs["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
     assert ours == theirs
+
+
+RULES_PER_SERVICE = {
+    "iptables": (r"^-A KUBE-S", 5),
+    "nftables": (r" : goto service-| dnat ip to ", 2),
+    "ipvs": (r"^-[Aa] -[tu] ", 2),
+}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
+def test_20_000_services_have_all_their_rules(mode: Mode) -> None:
+    text = text_of(mode, place_services(20_000, "last", "both"))
+    pattern, each = RULES_PER_SERVICE[mode.name]
+    # In mode iptables the last rule of KUBE-SERVICES is that of the node ports.
+    assert len(re.findall(pattern, text, re.M)) == 20_002 * each + (mode.name == "iptables")
 
 
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])

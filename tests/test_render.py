@@ -233,7 +233,9 @@ def test_a_template_that_does_not_exist(tmp_path: Path) -> None:
 def test_a_template_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "mine.bt.j2"
     path.write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in str(error_of(path))
+    error = error_of(path)
+    assert "cannot be read" in str(error)
+    assert error.remedy
 
 
 def test_a_template_of_the_users_extends_ours(tmp_path: Path) -> None:
@@ -264,6 +266,17 @@ def test_every_line_of_a_script_knows_its_template(tmp_path: Path) -> None:
     assert script.locate(len(lines) + 1) == f"script, line {len(lines) + 1}"
 
 
+DOCS = (Path(__file__).parents[1] / "docs/templates.md").read_text()
+EXAMPLES = dict(re.findall(r"^### (\S+)\n```\n(.*?)^```$", DOCS, re.M | re.S))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_docs_examples_render_as_run_and_render_do(tmp_path: Path, name: str) -> None:
+    for mode in MODES:
+        script = render_script(plan_of(mode, "0.17", FLOW, 0), write(tmp_path / name, EXAMPLES[name]))
+        assert script.count("{") == script.count("}")
+
+
 def test_the_users_template_of_our_name_is_taken_from_their_directory(tmp_path: Path) -> None:
     assert render_script(PLAN, write(tmp_path / SCRIPT, "mine {{ plan.engine }}")) == "mine ipt_do_table"
 
@@ -284,6 +297,7 @@ def test_other_values_are_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--set each: a value takes letters") as caught:
         check_settings({"each": value})
     assert "\n" not in str(caught.value)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["", "plan", "a b", "a-b", "1a", "a;b", "a\nb", "$(id)", "a.b", '"'])
@@ -299,8 +313,9 @@ def test_rendering_checks_its_settings() -> None:
 
 def test_every_error_is_a_users(tmp_path: Path) -> None:
     for text in ("{% endblock %}", "{{ plan.offsets['x.y'] }}", '{% extends "nowhere" %}', "{{ [][0] }}", "{% for %}"):
-        with pytest.raises(KproxylatError):
+        with pytest.raises(KproxylatError) as caught:
             render_script(PLAN, write(tmp_path / "t.j2", text))
+        assert caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["iptables", "nftables"])

@@ -88,8 +88,33 @@ def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: py
     monkeypatch.setattr(vm, "find", lambda program: program)
     odd = root / name
     odd.mkdir()
-    with pytest.raises(UsageError, match="no comma"):
+    with pytest.raises(UsageError, match="no comma") as caught:
         Machine("ns", odd, root=root).__enter__()
+    assert caught.value.remedy
+
+
+def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
+    machine = Machine("ns", root=root)
+    command = machine.command()
+    assert (machine.writable, machine.inside) == (None, "")
+    assert not [word for word in command if word.startswith("--rwdir")]
+    assert command[command.index("--script-sh") + 1].count("--bind") == 1, "/run alone"
+
+
+def test_a_machine_that_does_not_boot_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "find", lambda program: program)
+    monkeypatch.setattr(vm.sys, "executable", str(root / "bin/python"))
+    (root / "bin").mkdir()
+    for body, limit_s, said in (
+        ("echo no memory", 60, "ended before it could boot: no memory"),
+        ("cat", 0.1, "not boot"),
+    ):
+        (root / "bin/virtme-run").write_text(f"#!/bin/sh\n{body}\n")
+        (root / "bin/virtme-run").chmod(0o755)
+        monkeypatch.setattr(vm, "BOOT_LIMIT_S", limit_s)
+        with pytest.raises(MachineError, match=said) as caught:
+            Machine("ns", root=root).__enter__()
+        assert "--kernel IMAGE" in caught.value.remedy
 
 
 class Agent:

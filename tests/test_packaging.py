@@ -1,0 +1,67 @@
+"""What is shipped: the wheel has the templates and both commands, the sdist all that git has."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hatchling import build
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build as pip does, but in this process and without a network."""
+
+    def built(kind: str) -> Path:
+        directory = tmp_path_factory.mktemp(kind)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            name: str = getattr(build, f"build_{kind}")(str(directory))
+        return directory / name
+
+    return built
+
+
+def test_the_wheel_has_the_templates_and_works(make: Callable[[str], Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(make("wheel")) as wheel:
+        wheel.extractall(tmp_path)  # noqa: S202 - it is our own
+        names = set(wheel.namelist())
+    for directory, inside in (("templates", "kproxylat/templates"), ("kproxylat", "kproxylat")):
+        ours = {each.name for each in (ROOT / directory).glob("*.*") if each.is_file()}
+        assert ours
+        assert {f"{inside}/{each}" for each in ours} <= names
+    assert not [each for each in names if not each.startswith("kproxylat")], "nothing else gets into site-packages"
+    [entry_points] = tmp_path.glob("*.dist-info/entry_points.txt")
+    scripts = dict(line.split(" = ") for line in entry_points.read_text().splitlines() if " = " in line)
+    assert set(scripts) == {"kproxylat", "kubectl-kproxylat"}
+    for place in scripts.values():
+        module, name = place.split(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    code = "from kproxylat import lab, modes, render; print(render.__file__)\n"
+    code += "for mode in modes.MODES: lab.render_ruleset(mode, lab.place_services(1, 'last', 'both'))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/kproxylat/render.py\n"), done.stderr
+
+
+def test_the_sdist_has_all_that_git_has(make: Callable[[str], Path]) -> None:
+    with tarfile.open(make("sdist")) as sdist:
+        names = {each.name.partition("/")[2] for each in sdist.getmembers()}
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        words = ["git", "-c", "safe.directory=*", "ls-files"]
+        listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        there = {each for each in listed.splitlines() if (ROOT / each).is_file()}
+        assert there - names == set()
+    assert {"bench/README.md", "docs/templates.md", ".ci/run", "logs/.gitkeep", "tests/conftest.py"} <= names
