@@ -166,6 +166,32 @@ def test_of_a_flood_on_stdout_the_end_is_kept(fake: Fake, monkeypatch: pytest.Mo
     assert tracer.forgotten == 5001 - len(tracer.stdout)
 
 
+def test_lines_that_are_not_wanted_do_not_use_the_log_up(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the interval lines of a trace of hours, after which the last maps are still to come."""
+    monkeypatch.setattr(bpftrace, "LOG_CHARS", 1000)
+    asked: list[str] = []
+
+    def take(line: str) -> bool:
+        asked.append(line)
+        return line.startswith("@")
+
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000; echo {NOTIFY}; {WAIT}"), take) as tracer:
+        tracer.stop()
+    assert len(asked) == 5001
+    assert list(tracer.stdout) == ["@n[1, 0, 5]: 3\n"]
+    assert tracer.unlogged == 0
+
+
+def test_of_more_than_the_log_may_hold_the_end_is_kept(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpftrace, "LOG_CHARS", 1000)
+    lines: list[str] = []
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000; echo {NOTIFY}; {WAIT}"), lines.append) as tracer:
+        tracer.stop()
+    assert 1000 <= sum(map(len, lines)) < 1010
+    assert tracer.stdout[-1] == "@n[1, 0, 5]: 3\n"
+    assert tracer.unlogged == 5001 - len(lines) > 0
+
+
 def test_a_line_without_end_comes_in_pieces(fake: Fake) -> None:
     flood = "head -c 3000000 /dev/zero | tr '\\0' x"
     with trace(fake(f"trap 'echo; echo \"@n: 3\"; exit 0' INT; {flood}; {NOTIFY_ERR}; {WAIT}"), len) as tracer:
