@@ -208,9 +208,9 @@ class Tracer:
             remedy = f"bpftrace does not compile: {text[:200]}\n  kproxylat render prints the whole script"
             raise TemplateError(f"{self._script.locate(line)}: {message}{more}", remedy)
 
-    def wait(self, limit_s: float | None) -> None:
-        """Let it trace for ``limit_s`` seconds (None: until it ends by itself)."""
-        self._process.wait(limit_s)
+    def wait(self, limit_s: float | None, enough: threading.Event | None = None) -> None:
+        """Let it trace for ``limit_s`` seconds (None: until it ends by itself), or until there is ``enough``."""
+        self._process.wait(limit_s, enough)
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Let it print its maps and end: SIGINT.
