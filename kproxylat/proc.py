@@ -271,10 +271,9 @@ class Background:
         for signum in (signal.SIGTERM, signal.SIGKILL):
             if not self.alive:
                 break
-            try:
+            # Where all have ended already, the last of their output may still be on its way to us.
+            with suppress(ProcessLookupError):
                 self._process.signal_group(signum)
-            except ProcessLookupError:
-                break
             with interrupts.shielded():
                 self.wait(limit_s)
         self._stdin.put(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -125,6 +126,23 @@ def test_one_that_is_slow_to_end_is_not_asked_again(fake: Fake) -> None:
     with trace(fake(f"exec 9</dev/null; {body}; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
         tracer.stop(20)
     assert list(tracer.stdout) == ["@n: 1\n"]
+
+
+def test_the_end_of_one_that_has_ended_waits_for_its_output() -> None:
+    """Else it would come when the log is closed already."""
+    came, taken = threading.Event(), threading.Event()
+
+    def take(_: str) -> None:
+        came.set()
+        taken.wait(30)
+
+    process = proc.Background("echo", "the last words", on_out=take, on_err=print)
+    assert came.wait(30)
+    while process.count_files():
+        pass
+    threading.Timer(0.3, taken.set).start()
+    process.end()
+    assert not process.alive
 
 
 def test_one_that_dies_while_tracing(fake: Fake) -> None:
