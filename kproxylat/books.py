@@ -56,6 +56,8 @@ def judge(maps: Mapping[str, Map], own: Mapping[str, Map], probes: tuple[Probe, 
         warnings.append(
             f"bpftrace printed too much to be kept: {tracer.forgotten} lines, the first, are in the log alone"
         )
+    if tracer.unlogged:
+        warnings.append(f"bpftrace printed too much to be logged: {tracer.unlogged} lines, the last, are not logged")
     if full:
         warnings.append(f"full maps ({tracer.map_limit} keys): {', '.join(full)}; events are missing")
     if probes and not any(probe.lookup for probe in probes):

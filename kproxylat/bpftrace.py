@@ -28,7 +28,7 @@ MIN_VERSION = (0, 17)
 KEEP_CHARS = 64 << 20
 """What is kept of standard output: maps of 65,536 keys take 3 MiB each."""
 LOG_CHARS = 1 << 30
-"""What is logged at most, should a script print without end."""
+"""What is passed on to the log at most, should a script print without end; what comes after is kept in memory."""
 ATTACHED = re.compile(r"^(__BPFTRACE_NOTIFY_PROBES_ATTACHED|Attached \d+ probes?)\b")
 """The line that says that all probes are attached: on stdout or stderr, asked for by an environment variable up to
 0.23; from 0.24 on printed by itself (bpftrace, src/bpftrace.cpp)."""
@@ -121,12 +121,13 @@ class Tracer:
     :ivar stdout: the lines of standard output so far, of :data:`KEEP_CHARS` or more the last ones. ``stderr``: those of
         standard error, the first 1,000.
     :ivar forgotten: how many lines of standard output were more than could be kept.
+    :ivar unlogged: how many lines came after :data:`LOG_CHARS`.
     :ivar map_limit: how many keys a map may have.
     """
 
     def __init__(self, script: Script, on_line: Callable[[str], bool | None]) -> None:
         self.stdout: deque[str] = deque()
-        self.forgotten = self._kept = 0
+        self.forgotten = self.unlogged = self._kept = 0
         self.stderr: list[str] = []
         self._script = script
         self._logged = 0
@@ -160,9 +161,13 @@ class Tracer:
             self.stderr.append(line)
 
     def _log(self, line: str) -> bool:
-        """Pass a line on, while it is not too much of them; return whether it is to be kept."""
-        self._logged += len(line)
-        return self._logged <= LOG_CHARS and self._on_line(line) is not False
+        """Pass a line on, while it is not too much that was wanted; return whether it is to be kept."""
+        if self._logged >= LOG_CHARS:
+            self.unlogged += 1
+            return True
+        wanted = self._on_line(line) is not False
+        self._logged += len(line) if wanted else 0
+        return wanted
 
     @property
     def alive(self) -> bool:
@@ -203,9 +208,9 @@ class Tracer:
             remedy = f"bpftrace does not compile: {text[:200]}\n  kproxylat render prints the whole script"
             raise TemplateError(f"{self._script.locate(line)}: {message}{more}", remedy)
 
-    def wait(self, limit_s: float | None) -> None:
-        """Let it trace for ``limit_s`` seconds (None: until it ends by itself)."""
-        self._process.wait(limit_s)
+    def wait(self, limit_s: float | None, enough: threading.Event | None = None) -> None:
+        """Let it trace for ``limit_s`` seconds (None: until it ends by itself), or until there is ``enough``."""
+        self._process.wait(limit_s, enough)
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Let it print its maps and end: SIGINT.

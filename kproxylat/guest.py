@@ -36,6 +36,9 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
     if pid == 0:
         status = 1
         try:
+            # Were we a reader of our own output, we would not learn that nobody else is any more.
+            for reader, _ in pipes.values():
+                os.close(reader)
             for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
                 os.dup2(pipes[name][1] if name in pipes else os.open(name, os.O_RDONLY), number)
             os.chdir(cwd)

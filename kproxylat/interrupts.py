@@ -82,14 +82,15 @@ def check() -> None:
         raise Interrupted(signum)
 
 
-def wait(event: threading.Event, limit_s: float | None) -> bool:
+def wait(event: threading.Event, limit_s: float | None, other: threading.Event | None = None) -> bool:
     """Wait for an event, at most ``limit_s`` seconds (None: as long as it takes).
 
+    :param other: one that ends the waiting, too.
     :return: whether it came.
     :raises Interrupted: a signal came first.
     """
     ends_s = None if limit_s is None else time.monotonic() + limit_s
-    while not event.is_set():
+    while not event.is_set() and not (other and other.is_set()):
         check()
         left_s = 0.05 if ends_s is None else min(ends_s - time.monotonic(), 0.05)
         if left_s <= 0:

@@ -258,22 +258,22 @@ class Background:
         except OSError:
             return 0
 
-    def wait(self, limit_s: float | None) -> bool:
+    def wait(self, limit_s: float | None, other: threading.Event | None = None) -> bool:
         """Wait for its end, at most ``limit_s`` seconds (None: as long as it takes).
 
+        :param other: an event that ends the waiting, too.
         :return: whether it has ended.
         """
-        return interrupts.wait(self._ended, limit_s)
+        return interrupts.wait(self._ended, limit_s, other)
 
     def end(self, limit_s: float = 2.0) -> None:
         """Make sure that it and what it started are gone: SIGTERM, and SIGKILL after ``limit_s`` seconds."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
             if not self.alive:
                 break
-            try:
+            # Where all have ended already, the last of their output may still be on its way to us.
+            with suppress(ProcessLookupError):
                 self._process.signal_group(signum)
-            except ProcessLookupError:
-                break
             with interrupts.shielded():
                 self.wait(limit_s)
         self._stdin.put(None)

@@ -60,8 +60,11 @@ class RunLog:
     def write(self, text: str) -> None:
         """Append text. A full disk does not stop the run: ``error`` keeps the first failure."""
         try:
-            if not self._file.closed:  # a program that is being ended may still have said something
-                self._file.write(text)
+            self._file.write(text)
+        except ValueError:
+            # Closed: a program that is being ended may still have said something.
+            if not self._file.closed:
+                raise
         except OSError as error:
             self.error = self.error or error
 

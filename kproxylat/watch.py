@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -48,6 +49,7 @@ def watch(
     :param node: the one whose calls to trace, where its network namespace is named (else all of this machine).
     :return: the result, which is saved, too.
     :raises KproxylatError: it cannot be traced.
+    :raises OSError: stdout cannot be written to; what was traced until then is saved.
     """
     with interrupts.deferred():
         check_machine(mode, probe)
@@ -67,7 +69,7 @@ def watch(
         tracer = stack.enter_context(trace(script, report.feed))
         say(f"Tracing {mode.engine}; {f'{duration_s:g} s' if duration_s else 'Ctrl-C ends it'}")
         try:
-            tracer.wait(duration_s)
+            tracer.wait(duration_s, report.unread)
         except Interrupted:
             say("Stopping...")
         tracer.stop()
@@ -77,9 +79,11 @@ def watch(
         about = replace(result.run, duration_s=duration_s, log=str(log.path))
         result = replace(result, run=about, target=Target(*target) if target else None)
         final = render_report(mode, result.lookup if target else merge_probes(result.probes))
-        print(final, flush=True)
         log.write(final)
         unsaved = log.save(result)
+    if report.error:
+        raise unsaved or report.error
+    print(final, flush=True)
     if unsaved:
         raise unsaved
     return result
@@ -93,6 +97,7 @@ class IntervalReport:
 
     :param lookup_only: report the Service lookup alone, not all calls.
     :param write: writes to the log.
+    :ivar error: why stdout could not be written to. ``unread``: set when that is so.
     """
 
     def __init__(self, mode: Mode, lookup_only: bool, write: Callable[[str], object]) -> None:
@@ -101,6 +106,8 @@ class IntervalReport:
         self._write = write
         self._time = ""
         self._lines: list[str] = []
+        self.error: OSError | None = None
+        self.unread = threading.Event()
 
     def feed(self, line: str) -> bool:
         """Take a line of bpftrace's.
@@ -116,12 +123,21 @@ class IntervalReport:
             return True
         elif line == _TAIL:
             text = f"\n{self._time} Statistics:\n{self._describe()}"
-            print(text, flush=True)
+            self._print(text)
             self._write(f"{text}\n")
             self._time, self._lines = "", []
         else:
             self._lines.append(line)
         return False
+
+    def _print(self, text: str) -> None:
+        """Print, and note where that fails: it is bpftrace's reader that calls, whose end would be bpftrace's."""
+        try:
+            if not self.error:
+                print(text, flush=True)
+        except OSError as error:
+            self.error = error
+            self.unread.set()
 
     def flush(self) -> list[str]:
         """Log the lines of an interval that has no end, as a template of one's own may print it.

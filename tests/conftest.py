@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +27,18 @@ def fake() -> Iterator[FakeApi]:
 def api(fake: FakeApi, tmp_path: Path) -> Api:
     """A connection to it, through the kubernetes client's configuration."""
     return connect(fake.kubeconfig(tmp_path))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the fault table: each row's name and how it went, and what a row notes of itself."""
+    states = {"passed": "ok", "failed": "FAILED", "error": "FAILED", "skipped": "skipped"}
+    rows = [
+        (each.nodeid.partition("::")[2].removeprefix("test_"), states[state], *dict(each.user_properties).values())
+        for state in states
+        for each in terminalreporter.stats.get(state, ())
+        if "test_faults.py" in each.nodeid
+    ]
+    if rows:
+        terminalreporter.section(f"fault table, {len(rows)} rows")
+    for name, *words in sorted(rows):
+        terminalreporter.write_line(f"{name}: {', '.join(map(str, words))}")

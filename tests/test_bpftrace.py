@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,6 +128,23 @@ def test_one_that_is_slow_to_end_is_not_asked_again(fake: Fake) -> None:
     assert list(tracer.stdout) == ["@n: 1\n"]
 
 
+def test_the_end_of_one_that_has_ended_waits_for_its_output() -> None:
+    """Else it would come when the log is closed already."""
+    came, taken = threading.Event(), threading.Event()
+
+    def take(_: str) -> None:
+        came.set()
+        taken.wait(30)
+
+    process = proc.Background("echo", "the last words", on_out=take, on_err=print)
+    assert came.wait(30)
+    while process.count_files():
+        pass
+    threading.Timer(0.3, taken.set).start()
+    process.end()
+    assert not process.alive
+
+
 def test_one_that_dies_while_tracing(fake: Fake) -> None:
     with trace(fake(f"echo {NOTIFY}; echo out of memory >&2; exit 9"), lambda _: None) as tracer:
         tracer.wait(10)
@@ -164,6 +182,32 @@ def test_of_a_flood_on_stdout_the_end_is_kept(fake: Fake, monkeypatch: pytest.Mo
     assert 900 < sum(map(len, tracer.stdout)) <= 1000
     assert tracer.stdout[-1] == "@n[1, 0, 5]: 3\n"
     assert tracer.forgotten == 5001 - len(tracer.stdout)
+
+
+def test_lines_that_are_not_wanted_do_not_use_the_log_up(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the interval lines of a trace of hours, after which the last maps are still to come."""
+    monkeypatch.setattr(bpftrace, "LOG_CHARS", 1000)
+    asked: list[str] = []
+
+    def take(line: str) -> bool:
+        asked.append(line)
+        return line.startswith("@")
+
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000; echo {NOTIFY}; {WAIT}"), take) as tracer:
+        tracer.stop()
+    assert len(asked) == 5001
+    assert list(tracer.stdout) == ["@n[1, 0, 5]: 3\n"]
+    assert tracer.unlogged == 0
+
+
+def test_of_more_than_the_log_may_hold_the_end_is_kept(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpftrace, "LOG_CHARS", 1000)
+    lines: list[str] = []
+    with trace(fake(f"{PRINTS_AT_SIGINT}; seq 5000; echo {NOTIFY}; {WAIT}"), lines.append) as tracer:
+        tracer.stop()
+    assert 1000 <= sum(map(len, lines)) < 1010
+    assert tracer.stdout[-1] == "@n[1, 0, 5]: 3\n"
+    assert tracer.unlogged == 5001 - len(lines) > 0
 
 
 def test_a_line_without_end_comes_in_pieces(fake: Fake) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,18 @@ def test_a_traces_log_is_read_again_with_its_intervals(report: IntervalReport, l
     assert result.probes[0].count == 61
     samples = result.intervals["nftables"]
     assert (samples.lines, samples.total, samples.last.time) == (60, 60, "00:04:55")
+
+
+def test_stdout_that_cannot_be_written_to_is_noted_and_the_log_goes_on(
+    report: IntervalReport, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        for line in interval(1) + interval(2):
+            report.feed(line)
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert report.unread.is_set()
+    assert isinstance(report.error, OSError)
+    assert "".join(log).count("Statistics:") == 2
