@@ -6,16 +6,23 @@ objects: building and checking the client's models takes longer than the API ser
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import logging.handlers
 import os
 import random
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from kproxylat import interrupts
 from kproxylat.errors import ApiError, MachineError, UsageError
 
 Object = dict[str, Any]
@@ -23,10 +30,12 @@ Object = dict[str, Any]
 
 CONNECTIONS = 16
 """Requests under way at a time."""
-TRIES = 10
+PATIENCE_S = 120.0
+"""How long a request is tried again; FIRST_S: while the server has not answered anything yet."""
+FIRST_S = 10.0
 LONGEST_WAIT_S = 10.0
-"""Longest wait between two tries, whatever the server asks for: then it asks again."""
-TIMEOUT_S = {"connect": 5.0, "read": 60.0}
+"""Longest wait between two tries, where the server asks for none."""
+CONNECT_S, READ_S = 5.0, 60.0
 PAGE = 500
 """Objects per page of a list, as kubectl has it."""
 OVERLOADED = (429, 500, 502, 503, 504)
@@ -43,14 +52,15 @@ class Api:
     :param client: the kubernetes client's ``ApiClient``.
     :param namespace: the context's, or the one that the command line names.
     :param context: the context's name, for messages.
+    :param load: makes such a client from the configuration as it is by then.
     """
 
-    def __init__(self, client: Any, namespace: str, context: str) -> None:
+    def __init__(self, client: Any, namespace: str, context: str, load: Callable[[], Any]) -> None:
         self.namespace = namespace
         self.context = context
-        self._configuration = client.configuration
-        self._pool = client.rest_client.pool_manager
-        self._agent = client.user_agent
+        self._client = client
+        self._host = client.configuration.host
+        self._load = load
         self._auth = threading.Lock()
         self._answered = False
         self._stopped = threading.Event()
@@ -114,7 +124,7 @@ class Api:
         """Send a request until it is answered: overload, lost connections and conflicts of a POST are tried again.
 
         A request whose answer was lost may have been carried out: a second POST may say AlreadyExists, a second
-        DELETE NotFound.
+        DELETE NotFound. Where the server does not take our credentials, they are read anew once.
 
         :raises ApiError: the server refuses it.
         :raises MachineError: the server cannot be reached.
@@ -122,44 +132,74 @@ class Api:
         """
         import urllib3
 
-        url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        timeout = urllib3.Timeout(**TIMEOUT_S)
-        for attempt in range(1, TRIES + 1):
+        started_s, renewed = time.monotonic(), False
+        for attempt in itertools.count(1):
             if self._stopped.is_set():
                 raise CancelledError
+            client = self._client
+            headers = self._headers(client, content_type)
+            url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+            timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S if self._answered else FIRST_S)
+            pool = client.rest_client.pool_manager
             try:
-                headers = self._headers(content_type)
-                answer = self._pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
+                answer = pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
             except urllib3.exceptions.HTTPError as error:
                 # A connection that is lost may come back; where none was ever made, none will be.
                 lost = isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError))
-                if not (lost or self._answered) or attempt == TRIES:
+                if not (lost or self._answered) or not self.pause(attempt, started_s + self._patience_s):
                     raise self._unreachable(error) from None
-                self._wait(attempt, "")
                 continue
             self._answered = True
             if answer.status < 300:
                 return self._parse(answer.data)
+            if answer.status == 401 and not renewed:
+                self._renew(client)
+                renewed = True
+                continue
             refused = self._refuse(answer.status, answer.data)
             again = answer.status in OVERLOADED or (method == "POST" and refused.reason == "Conflict")
-            if not again or attempt == TRIES:
+            # No ClusterIP is left: the server calls that an internal error.
+            if "range is full" in str(refused):
+                refused.remedy, again = "delete Services, or give the cluster a larger service CIDR", False
+            if not again or not self.pause(
+                attempt, started_s + self._patience_s, answer.headers.get("Retry-After", "")
+            ):
                 raise refused
-            self._wait(attempt, answer.headers.get("Retry-After", ""))
         raise AssertionError("not reached")
 
-    def _headers(self, content_type: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": self._agent}
+    @property
+    def _patience_s(self) -> float:
+        return PATIENCE_S if self._answered else FIRST_S
+
+    def _headers(self, client: Any, content_type: str) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": client.user_agent}
         # The client asks an exec plugin for a new token when the old one expires: once, not from every thread.
-        with self._auth:
-            settings = self._configuration.auth_settings().values()
+        with self._auth, _hearing("the exec plugin"):
+            settings = client.configuration.auth_settings().values()
         return headers | {each["key"]: each["value"] for each in settings if each["in"] == "header"}
 
-    def _wait(self, attempt: int, retry_after: str) -> None:
-        """Wait before the next try: as long as the server asks for, or twice as long each time."""
-        wait_s = float(retry_after) if retry_after.isdigit() else 0.05 * 2**attempt
-        if self._stopped.wait(min(wait_s, LONGEST_WAIT_S) * random.uniform(0.75, 1)):  # noqa: S311
+    def _renew(self, refused: Any) -> None:
+        """Read the credentials anew, in the first thread that comes: a token file or a plugin may have another."""
+        with self._auth:
+            if self._client is refused:
+                self._client = self._load()
+
+    def pause(self, attempt: int, ends_s: float, retry_after: str = "") -> bool:
+        """Wait before the next try: at least as long as the server asks for, or twice as long each time.
+
+        :param attempt: the number of the last try, from 1 on.
+        :param ends_s: of the monotonic clock.
+        :return: False, at once, if that would take longer than ``ends_s``.
+        :raises CancelledError: :meth:`stop` was called.
+        """
+        asked_s = float(retry_after) if retry_after.isdigit() else 0
+        wait_s = (asked_s or min(0.05 * 2**attempt, LONGEST_WAIT_S)) * random.uniform(1, 1.25)  # noqa: S311
+        if time.monotonic() + wait_s > ends_s:
+            return False
+        if interrupts.wait(self._stopped, wait_s):
             raise CancelledError
+        return True
 
     def _parse(self, data: bytes) -> Object:
         try:
@@ -167,7 +207,7 @@ class Api:
         except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise MachineError(f"what answers at {self._configuration.host} is no Kubernetes API", self._look_at())
+            raise MachineError(f"what answers at {self._host} is no Kubernetes API", self._look_at())
         return parsed
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
@@ -182,14 +222,21 @@ class Api:
             401: f"log in again, or look at the user of context {self.context}: kubectl auth whoami",
             404: "is the namespace right, and the cluster's version recent? kubectl get namespaces",
             403: "docs/rbac.md lists the permissions that each command needs",
+            409: "somebody else changes the same object: try again",
         }.get(status, "")
+        if status in OVERLOADED:
+            remedy = "the server is overloaded or ill: later, the same command goes on where this one stopped"
+        if "exceeded quota" in message:
+            remedy = f"ask for more, or use another namespace (-n): kubectl describe quota -n {self.namespace}"
+        if "Apply failed" in message:
+            remedy = "measure it as it is, or delete it and let it be made anew"
         if status == 401:
             message = "the token has expired, or is none"
         return ApiError(f"the API server refuses ({status} {reason or 'error'}): {message}", remedy, status, reason)
 
     def _unreachable(self, error: Exception) -> MachineError:
         said = str(error).rsplit(">: ", 1)[-1]
-        return MachineError(f"no API server answers at {self._configuration.host}: {said[:160]}", self._look_at())
+        return MachineError(f"no API server answers at {self._host}: {said[:160]}", self._look_at())
 
     def _look_at(self) -> str:
         return f"look at the cluster of context {self.context}: kubectl config view --minify"
@@ -203,6 +250,31 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
     :raises UsageError: a file or a context that does not exist was asked for.
     :raises MachineError: there is no configuration, or none that can be read.
     """
+    load = partial(_load, kubeconfig, context)
+    client, name, found = load()
+    return Api(client, namespace or found or "default", name, lambda: load()[0])
+
+
+@contextmanager
+def _hearing(plugin: str) -> Iterator[None]:
+    """Hear what the kubernetes client logs instead of raising it (its kube_config.py): an exec plugin that failed.
+
+    :raises MachineError: one did.
+    """
+    handler = logging.handlers.BufferingHandler(100)
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+    said = [each.getMessage() for each in handler.buffer if each.name == "root" and each.levelno >= logging.ERROR]
+    if said:
+        message = " ".join("; ".join(said).split())[:200]
+        raise MachineError(f"{plugin} failed: {message}", "run it by hand; it is in the kubeconfig's user")
+
+
+def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
+    """Return the kubernetes client, the context's name, and its namespace."""
     from kubernetes.client import ApiClient, Configuration
     from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
     from kubernetes.config.kube_config import KubeConfigMerger
@@ -224,7 +296,10 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
                     f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
                     f"--context takes one of: {', '.join(map(str, known))}",
                 )
-            load_kube_config(files, name, configuration, persist_config=False)
+            users = [getattr(each, "value", each) for each in merged.get("users") or ()]
+            user = next((each.get("user") or {} for each in users if each["name"] == known[name].get("user")), {})
+            with _hearing(f"exec plugin {(user.get('exec') or {}).get('command')}"):
+                load_kube_config(files, name, configuration, persist_config=False)
             found = known[name].get("namespace")
         elif "KUBERNETES_SERVICE_HOST" in os.environ:
             load_incluster_config(configuration)
@@ -237,4 +312,4 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
     except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise MachineError(f"the kubeconfig cannot be used: {said}", "try: kubectl config view") from None
-    return Api(ApiClient(configuration), namespace or found or "default", name)
+    return ApiClient(configuration), name, found

@@ -6,8 +6,10 @@ the difference to what is there, so that an interrupted command is resumed by re
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kproxylat import interrupts
-from kproxylat.cluster import CONNECTIONS, Api, Object
+from kproxylat.cluster import CONNECTIONS, PATIENCE_S, Api, Object
 from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
 from kproxylat.lab import MAX_SERVICES, dummy_service
 from kproxylat.screen import counting
@@ -43,9 +45,17 @@ class Dummies:
 
     @property
     def without_slice(self) -> list[int]:
-        """Numbers of the Services that have no EndpointSlice."""
-        covered = {each["metadata"].get("labels", {}).get(OWNER) for each in self.slices.values()}
-        return sorted(number for number in self.services if f"dummy-service-{number}" not in covered)
+        """Numbers of the Services that have no EndpointSlice, or only one that an earlier Service of that name left."""
+        covered = {
+            (each["metadata"].get("labels", {}).get(OWNER), owner)
+            for each in self.slices.values()
+            for owner in _owners(each) or {""}
+        }
+        return sorted(
+            number
+            for number, each in self.services.items()
+            if covered.isdisjoint((each["metadata"]["name"], owner) for owner in ("", each["metadata"]["uid"]))
+        )
 
 
 def paths(api: Api) -> tuple[str, str]:
@@ -125,25 +135,38 @@ def slice_of(number: int, service: Object) -> Object:
 
 
 def _post(api: Api, path: str, document: Object) -> Object:
-    """Create an object; one that is there already is fine if it has the label: an answer may have been lost."""
-    try:
-        return api.request("POST", path, document)
-    except ApiError as error:
-        if error.reason != "AlreadyExists":
-            raise
-    name = document["metadata"]["name"]
-    there = api.get(f"{path}/{name}")
-    if not _is_ours(there):
-        raise MachineError(
-            f"{document['kind']} {api.namespace}/{name} is there without the label {SELECTOR}: it is not touched",
-            "use another namespace (-n), or remove it yourself",
-        )
-    return there
+    """Create an object; one that is there already is fine if it has label and owner: an answer may have been lost.
+
+    That of another owner is an EndpointSlice whose Service was deleted: a garbage collector is about to delete it.
+    """
+    name, ends_s = document["metadata"]["name"], time.monotonic() + PATIENCE_S
+    for attempt in itertools.count(1):
+        try:
+            return api.request("POST", path, document)
+        except ApiError as error:
+            if error.reason != "AlreadyExists" or (attempt > 1 and not api.pause(attempt, ends_s)):
+                raise
+        there = api.find(f"{path}/{name}")
+        if there and not _is_ours(there):
+            raise MachineError(
+                f"{document['kind']} {api.namespace}/{name} is there without the label {SELECTOR}: it is not touched",
+                "use another namespace (-n), or remove it yourself",
+            )
+        if there and _owners(there) in (set(), _owners(document)):
+            return there
+        if there:
+            _delete(api, path, there)
+    raise AssertionError("not reached")
 
 
 def _is_ours(document: Object) -> bool:
     labels: dict[str, Any] = document["metadata"].get("labels") or {}
     return LABELS.items() <= labels.items()
+
+
+def _owners(document: Object) -> set[str]:
+    """Return the uids of an object's owners, with the last of whom it is deleted; the old tools' slices have none."""
+    return {each["uid"] for each in document["metadata"].get("ownerReferences") or ()}
 
 
 def delete(api: Api, keep: int = 0) -> tuple[int, int]:
@@ -168,7 +191,11 @@ def slice_number(name: str) -> int:
 
 def _delete(api: Api, path: str, listed: Object) -> None:
     document: Object | None = listed
-    while document and _is_ours(document):
+    ends_s = time.monotonic() + PATIENCE_S
+    for attempt in itertools.count(1):
+        # Another one of that name is not the one that was listed.
+        if not document or not _is_ours(document) or document["metadata"]["uid"] != listed["metadata"]["uid"]:
+            return
         meta = document["metadata"]
         body = {
             "apiVersion": "v1",
@@ -179,9 +206,11 @@ def _delete(api: Api, path: str, listed: Object) -> None:
         try:
             api.request("DELETE", f"{path}/{meta['name']}", body)
         except ApiError as error:
-            if error.status not in (404, 409):
+            if error.status == 404:
+                return
+            if error.status != 409 or (attempt > 1 and not api.pause(attempt, ends_s)):
                 raise
-            document = api.find(f"{path}/{meta['name']}") if error.status == 409 else None
+            document = api.find(f"{path}/{meta['name']}")
         else:
             return
 

@@ -102,6 +102,14 @@ class FakeApi:
             self._stamp(each)
         return found
 
+    def collect_garbage(self) -> None:
+        """Delete what has owners, all of which are gone, as the garbage collector does some time after a DELETE."""
+        uids = {each["metadata"]["uid"] for each in self.objects.values()}
+        for key, each in [*self.objects.items()]:
+            owners = {owner["uid"] for owner in each["metadata"].get("ownerReferences", ())}
+            if owners and not owners & uids:
+                del self.objects[key]
+
     def named(self, resource: str, namespace: str = "default") -> list[str]:
         return sorted(key[3] for key in self.objects if key[1] == resource and key[2] == namespace)
 

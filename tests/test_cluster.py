@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import pytest
 from kproxylat import cluster
 from kproxylat.cluster import Api, connect
 from kproxylat.errors import ApiError, MachineError, UsageError
-from tests.fake_api import TOKEN, FakeApi
+from tests import fake_api
+from tests.fake_api import TOKEN, FakeApi, Refused
 
 SERVICES = "/api/v1/namespaces/default/services"
 RECORDED = Path(__file__).parent / "kube-api"
@@ -78,7 +79,78 @@ def test_retry_after_is_kept(api: Api, fake: FakeApi, monkeypatch: pytest.Monkey
     fake.retry_after = "1"
     started_s = time.monotonic()
     api.get(SERVICES)
-    assert 0.7 < time.monotonic() - started_s < 1.5
+    assert 1 <= time.monotonic() - started_s < 1.5
+
+
+def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "fault", lambda _: "overload")
+    fake.retry_after = "150"
+    started_s = time.monotonic()
+    with pytest.raises(ApiError, match="429") as caught:
+        api.get(SERVICES)
+    assert time.monotonic() - started_s < 1
+    assert "goes on where this one stopped" in caught.value.remedy
+
+
+def test_many_short_waits_are_survived(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Priority and fairness may refuse more than ten times, a second each: here, faster."""
+    faults = iter(["overload"] * 25 + [""])
+    monkeypatch.setattr(cluster, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(fake, "fault", lambda _: next(faults))
+    api.get(SERVICES)
+    assert next(faults, None) is None
+
+
+def test_a_server_that_never_answers_is_told_soon(
+    fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.FIRST_S == 10
+    monkeypatch.setattr(cluster, "FIRST_S", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        nobody = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]))
+        started_s = time.monotonic()
+        with pytest.raises(MachineError, match=r"no API server answers at .*Read timed out"):
+            nobody.get(SERVICES)
+        assert time.monotonic() - started_s < 0.6
+
+
+def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real server's words; that it is an internal error does not mean that it goes away."""
+    said = "Internal error occurred: failed to allocate a serviceIP: range is full"
+
+    def refuse(*_: object) -> None:
+        raise Refused(500, said)
+
+    monkeypatch.setattr(fake, "_create", refuse)
+    with pytest.raises(ApiError, match="range is full") as caught:
+        create(api, "a")
+    assert "service CIDR" in caught.value.remedy
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (403, 'services "a" is forbidden: exceeded quota: q, used: services=5', "kubectl describe quota -n default"),
+        (
+            409,
+            'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec.ports',
+            "measure it as it is",
+        ),
+    ],
+)
+def test_remedies(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, status: int, said: str, remedy: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refused(status, said, "Forbidden" if status == 403 else "Invalid")
+
+    monkeypatch.setattr(fake, "_create", refuse)
+    with pytest.raises(ApiError) as caught:
+        create(api, "a")
+    assert remedy in caught.value.remedy
 
 
 def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +163,8 @@ def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: py
 
 
 def test_tries_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster.PATIENCE_S == 120
+    monkeypatch.setattr(cluster, "PATIENCE_S", 1)
     monkeypatch.setattr(fake, "fault", lambda _: "overload")
     with pytest.raises(ApiError, match="429 TooManyRequests") as caught:
         api.get(SERVICES)
@@ -186,6 +260,58 @@ def test_credentials_of_an_exec_plugin(fake: FakeApi, tmp_path: Path) -> None:
     for _ in range(3):
         api.get(SERVICES)
     assert (tmp_path / "asked").read_text() == "x"
+
+
+def with_user(fake: FakeApi, directory: Path, user: dict[str, object]) -> Api:
+    path = fake.kubeconfig(directory)
+    document = json.loads(path.read_text())
+    document["users"][0]["user"] = user
+    path.write_text(json.dumps(document))
+    return connect(path)
+
+
+def plugin(command: str, *args: str) -> dict[str, object]:
+    version = "client.authentication.k8s.io/v1"
+    return {"exec": {"apiVersion": version, "command": command, "args": [*args], "interactiveMode": "Never"}}
+
+
+@pytest.mark.parametrize("kind", ["tokenFile", "exec"])
+def test_a_new_token_is_read_when_the_old_one_is_refused(
+    fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    token = tmp_path / "token"
+    answer = '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "%s"}}'
+    script = f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); print({answer!r} % open({str(token)!r}).read())"
+    token.write_text(TOKEN)
+    user = {"tokenFile": str(token)} if kind == "tokenFile" else plugin(sys.executable, "-c", script)
+    api = with_user(fake, tmp_path, user)
+    api.get(SERVICES)
+    monkeypatch.setattr(fake_api, "TOKEN", "new")
+    with pytest.raises(ApiError, match="401 Unauthorized"):
+        api.get(SERVICES)
+    token.write_text("new")
+    (tmp_path / "asked").write_text("")
+    # Each of many threads is refused: one of them asks.
+    with ThreadPoolExecutor(8) as pool:
+        assert [each["kind"] for each in pool.map(lambda _: api.get(SERVICES), range(8))] == ["List"] * 8
+    assert (tmp_path / "asked").read_text() == ("x" if kind == "exec" else "")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("/nowhere/aws",), "exec plugin /nowhere/aws failed: .*No such file or directory"),
+        ((sys.executable, "-c", "exit('log in first')"), "exec plugin .* failed: .*log in first"),
+        ((sys.executable, "-c", "print('x')"), "exec plugin .* failed: .*decode"),
+    ],
+)
+def test_a_plugin_that_fails(
+    fake: FakeApi, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(MachineError, match=said) as caught:
+        with_user(fake, tmp_path, plugin(*command))
+    assert caught.value.remedy
+    assert capfd.readouterr().err == ""
 
 
 def test_a_proxy_is_used(fake: FakeApi, tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kproxylat import cluster
+from kproxylat import cluster, dummies
 from kproxylat.cluster import CONNECTIONS, Api
-from kproxylat.dummies import create, delete, plan_creation, read_dummies
+from kproxylat.dummies import create, delete, paths, plan_creation, read_dummies, service_of
 from kproxylat.errors import ApiError, MachineError
 from tests.fake_api import Call, FakeApi
 
@@ -55,14 +56,71 @@ def test_what_is_there_is_not_created_again(api: Api, fake: FakeApi) -> None:
     fake.calls.clear()
     fill(api, 6)
     assert fake.named("services") == fake.named("endpointslices") == names(6)
-    # The Services 1 and 5, and the slices of 1 (it is there: its name is refused), 3 and 5.
+    # The Services 1 and 5, and the slices of 1 (twice: one of the old Service is there), 3 and 5.
     assert Counter(call.resource for call in fake.calls if call.verb == "create") == {
         "services": 2,
-        "endpointslices": 3,
+        "endpointslices": 4,
     }
     fake.calls.clear()
     fill(api, 4)
     assert {call.verb for call in fake.calls} == {"list"}
+
+
+def owners_are_there(fake: FakeApi) -> bool:
+    """Whether each slice is its Service's, so that a garbage collector takes none away."""
+    before = fake.named("endpointslices")
+    fake.collect_garbage()
+    return fake.named("endpointslices") == before == fake.named("services")
+
+
+def test_slices_of_services_that_are_gone_do_not_count(api: Api, fake: FakeApi) -> None:
+    """Deleting was interrupted between its stages, and the garbage collector has not come yet."""
+    fill(api, 4)
+    for number in (0, 1, 2):
+        del fake.objects["", "services", "default", f"dummy-service-{number}"]
+    # Of an old tool: nobody's, and so the Service's of that name.
+    del fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-2"]["metadata"]["ownerReferences"]
+    fill(api, 4)
+    assert owners_are_there(fake)
+    assert fake.named("services") == names(4)
+    # Interrupted again, between a new Service and its slice.
+    del fake.objects["", "services", "default", "dummy-service-1"]
+    create_service(api, 1)
+    assert read_dummies(api).without_slice == [1]
+    fill(api, 4)
+    assert owners_are_there(fake)
+
+
+def create_service(api: Api, number: int) -> None:
+    api.request("POST", paths(api)[0], service_of(number))
+
+
+@pytest.mark.parametrize("when", ["create", "get", "delete"])
+def test_the_garbage_collector_comes_in_between(api: Api, fake: FakeApi, when: str) -> None:
+    fill(api, 1)
+    del fake.objects["", "services", "default", "dummy-service-0"]
+    fake.after = lambda call: fake.collect_garbage() if call.verb == when else None
+    fill(api, 1)
+    assert owners_are_there(fake)
+    assert fake.named("services") == names(1)
+
+
+def test_a_conflict_that_does_not_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(api, 1)
+    answer, tries = fake.answer, []
+
+    def refuse(method: str, *rest: Any) -> Any:
+        if method != "DELETE":
+            return answer(method, *rest)
+        tries.append(method)
+        return 409, {"kind": "Status", "message": "Operation cannot be fulfilled", "reason": "Conflict"}, ""
+
+    monkeypatch.setattr(fake, "answer", refuse)
+    monkeypatch.setattr(dummies, "PATIENCE_S", 1)
+    with pytest.raises(ApiError, match="409 Conflict") as caught:
+        delete(api)
+    assert "somebody else changes" in caught.value.remedy
+    assert len(tries) < 6
 
 
 def test_ipv6_services_get_ipv6_endpoints(api: Api, fake: FakeApi) -> None:

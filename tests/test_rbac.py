@@ -12,7 +12,7 @@ import yaml
 
 from kproxylat import dummies, sources
 from kproxylat.cluster import Api
-from kproxylat.dummies import create, delete, paths, plan_creation, read_dummies
+from kproxylat.dummies import Dummies, create, delete, paths, read_dummies
 from kproxylat.nodes import Node
 from kproxylat.proxyconfig import read_configured
 from kproxylat.rollout import apply_change, plan_change, wait_for_rollout
@@ -77,11 +77,14 @@ def services_list(api: Api, _: FakeApi) -> None:
     read_dummies(api)
 
 
-def services_create(api: Api, _: FakeApi) -> None:
-    """Of two at a time, each finds that the other was faster."""
-    nothing = read_dummies(api)
+def services_create(api: Api, fake: FakeApi) -> None:
+    """Of two at a time, each finds that the other was faster; of an earlier Service, a slice is left."""
+    read_dummies(api)
+    nothing = Dummies({}, {}, ())
     for _ in range(2):
-        create(api, nothing, plan_creation(nothing, 1))
+        create(api, nothing, [0])
+    del fake.objects["", "services", "default", "dummy-service-0"]
+    create(api, nothing, [0])
 
 
 def services_delete(api: Api, fake: FakeApi) -> None:
