@@ -17,7 +17,7 @@ from kproxylat.dump import parse_dump
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.model import HOOKS, Bounded, Map, Overhead, Result
 from kproxylat.modes import Mode
-from kproxylat.probes import ENVELOPE, split_call, values_by_hook
+from kproxylat.probes import ENVELOPE, read_hooks, split_call, values_by_hook
 from kproxylat.render import OVERHEAD_SCRIPT, Plan, render_script
 from kproxylat.screen import say
 from kproxylat.stats import Distribution, bounds
@@ -85,8 +85,8 @@ def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequen
     for name, count, values in zip(INNER.values(), sent, hooks, strict=True):
         if not count or values.total() != count:
             raise MachineError(f"{ENVELOPE} was called {values.total()} times at {HOOKS[hook]} {name}, not {count}")
-    entries = maps[2]["n"].entries if "n" in maps[2] else ()
-    calls, rest = divmod(sum(each.value for each in entries if split_call(each.key[0])[1] == hook), sent[2])
+    entries, hooks_of = maps[2]["n"].entries if "n" in maps[2] else (), read_hooks(maps[2])
+    calls, rest = divmod(sum(each.value for each in entries if split_call(each.key[0], hooks_of)[1] == hook), sent[2])
     if rest or not calls:
         raise MachineError(f"the packets do not all make the same number of calls at {HOOKS[hook]}")
     stored: Counter[int] = Counter()

@@ -23,6 +23,7 @@ _OWN_MAPS = {
     "max": ("int", 1),
     "table": ("", 1),
     "chain": ("", 1),
+    "hook": ("int", 1),
     "start": ("int", 1),
     "seen": ("int", 1),
     "call": ("int", 1),
@@ -81,13 +82,14 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     """Build the probes of a run, the lookup first, then by the time they take; envelopes come last.
 
     :param maps: our own (:func:`split_maps`): ``@n[call, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
-        ``[call]``; ``@targets[target, call, value]``; ``@table[priv]``, ``@chain[priv]``; ``@envelope[hook, value]``.
+        ``[call]``; ``@targets[target, call, value]``; ``@table[priv]``, ``@chain[priv]``, ``@hook[priv]``;
+        ``@envelope[hook, value]``.
     :param unit: "ns" or "instructions".
     """
-    names = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}
+    names, hooks = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}, read_hooks(maps)
 
     def place(call: int) -> Key:
-        priv, hook = split_call(call)
+        priv, hook = split_call(call, hooks)
         key = (priv,)
         table, chain = (names[kind].get(key) for kind in ("table", "chain"))
         return table and str(table), chain and str(chain), HOOKS.get(hook, str(hook))
@@ -177,9 +179,18 @@ def _name_target(words: int) -> str:
     return str(Destination(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
 
 
-def split_call(call: int) -> tuple[int, int]:
-    """Split a call, printed as a negative number by some versions: table or chain (64 bits), number of the hook."""
-    return call & _U64 & ~7, call & 7
+def read_hooks(maps: Mapping[str, Map]) -> dict[int, int]:
+    """Read ``@hook[priv]``: table or chain -> number of the hook, where it is not in the call."""
+    return {priv: hook for (priv,), hook in _by_key(maps.get("hook")).items()}
+
+
+def split_call(call: int, hooks: Mapping[int, int]) -> tuple[int, int]:
+    """Split a call, printed as a negative number by some versions: table or chain (64 bits), number of the hook.
+
+    :param hooks: :func:`read_hooks`.
+    """
+    priv = call & _U64 & ~7
+    return priv, hooks.get(priv, call & 7)
 
 
 def _entries(found: Map | None) -> Iterable[Any]:

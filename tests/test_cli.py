@@ -260,16 +260,16 @@ NODE = ("--target", "10.96.0.10:53", "--mode", "iptables", "--backend", "nft")
 @pytest.mark.parametrize(
     ("options", "holds"),
     [
-        (("--lab",), f"daddr0 == {0x3264600A} "),
+        (("--lab",), ") == 0x3264600a00000000 "),
         (("--lab", "--backend", "legacy", "--from", "node", "--generator", "sockets"), ":ipt_do_table"),
         (("--lab", "--protocol", "tcp", "--generator", "sockets"), f"port_protocol == {0x000683C3} "),
         (("--lab", "--family", "6", "--mode", "nftables", "2", "1000"), "daddr3"),
         (("--lab", "--envelope", "--source", "10.244.7.0/24"), "nf_hook_slow"),
-        (("--lab", "--ruleset", RULES, "--target", "10.96.100.52:50051", "--protocol", "tcp"), "daddr0"),
+        (("--lab", "--ruleset", RULES, "--target", "10.96.100.52:50051", "--protocol", "tcp"), "$conn->port_protocol"),
         (("--lab", "--ruleset", RULES, "--every-service"), "saddr0"),
         (NODE, f"saddr0 & {0xFEFF}) == {0x12C6}"),
         ((*NODE, "--source", "10.244.7.0/24"), f"saddr0 & {0xFFFFFF}) == {0x07F40A}"),
-        ((*NODE, "--generator", "none"), "daddr0"),
+        ((*NODE, "--generator", "none"), "if (!@seen[$priv])"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -296,7 +296,7 @@ def test_render_prints_what_run_would_use(
 
 
 def test_render_prints_what_bpftrace_reads(tmp_path: Path) -> None:
-    make_world(tmp_path, {"bpftrace": PROGRAMS["bpftrace"].replace("cat >/dev/null", "cat >script")})
+    make_world(tmp_path, {"bpftrace": PROGRAMS["bpftrace"].replace("$(cat) in", "$(tee script) in")})
     argv = ("--lab", "--mode", "nftables", "0.2", "1000")
     ran, rendered = (
         python("-m", "tests.fakes", name, *argv, *more, cwd=tmp_path)

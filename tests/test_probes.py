@@ -145,6 +145,18 @@ def test_an_envelope_is_no_lookup_and_not_in_the_path() -> None:
     assert (path.calls, path.sum, path.per_packet) == (3, 2100, 700)
 
 
+def test_a_chains_hook_may_stand_by_itself() -> None:
+    dump = parse_dump(
+        f"@hook[{NAT}]: 0\n@hook[{MANGLE}]: 2\n@n[{SIGNED}, 10]: 3\n@n[{MANGLE}, 20]: 3\n"
+        f"@chain[{NAT}]: nat-prerouting\n@table[{NAT}]: kube-proxy\n"
+    )
+    probes = build_probes(dump, NFT, "ns")
+    assert [(each.chain, each.hook, each.lookup) for each in probes] == [
+        ("nat-prerouting", "PREROUTING", True),
+        (None, "FORWARD", False),
+    ]
+
+
 def test_ipvs_call_within_the_lookup_is_not_counted_twice() -> None:
     ipvs = find_mode("ipvs", None)
     dump = parse_dump(f"@n[{NAT + 1}, 700]: 3\n@n[{NAT + 3}, 75]: 3\n")
