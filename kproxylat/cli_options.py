@@ -1,10 +1,11 @@
-"""Options that several commands have; a dataclass of them stands for all of its fields in a command's parameters."""
+"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from kproxylat.errors import UsageError
+from kproxylat import interrupts
+from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError
+from kproxylat.screen import say
 
 if TYPE_CHECKING:
     from kproxylat.cluster import Api
+    from kproxylat.model import Result
     from kproxylat.nodes import Node
-    from kproxylat.plan import Options
 
 
 class Position(StrEnum):
@@ -99,6 +102,11 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
+Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
+
+LOGS = Path("logs/ebpf")
 
 
 @dataclass(frozen=True)
@@ -155,97 +163,6 @@ class OnNode(Namespaced, Place):
     ] = None
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a run is to measure, and so what its script is rendered from."""
-
-    duration: Duration = 30
-    rate: Rate = 10000
-    warmup: Warmup = 100
-    rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
-    lab: InLab = False
-    mode: ModeName = None
-    backend: Backend = None
-    services: Services = 100
-    position: RulePosition = None
-    worker_ports: Ports = WorkerPorts.BOTH
-    target: Target = None
-    origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD
-    generator: Annotated[
-        str, typer.Option("--generator", help="Who sends: pktgen (a pod's), sockets (the node's own), hping3 or none.")
-    ] = ""
-    protocol: Annotated[str, typer.Option("--protocol", help="udp or tcp (what the generator is for).")] = ""
-    family: FamilyOption = None
-    source: Source = None
-    ruleset: RulesetFile = None
-    every_service: EveryService = False
-    template: Template = None
-    settings: Settings = None
-    probe: ProbeKind = Kind.AUTO
-    envelope: Envelope = False
-
-    def plan(self, node: OnNode, **more: Any) -> Options:
-        """Put together what the command line says.
-
-        :param more: further fields of :class:`kproxylat.plan.Options`.
-        :raises UsageError: it cannot be.
-        """
-        from kproxylat import plan
-        from kproxylat.modes import find_mode
-        from kproxylat.traffic import find_generator
-
-        check_ruleset(self.ruleset, self.every_service, self.lab)
-        if self.lab and self.target is not None and not self.ruleset:
-            raise UsageError("--lab brings its own target", "leave out --lab or --target")
-        if self.lab and (node.netns or node.node_container or node.allow):
-            raise UsageError("--lab makes its own node", "leave out --lab, or --netns, --node-container and --allow")
-        generator = self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen")
-        protocol = self.protocol or find_generator(generator).protocols[0]
-        # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
-        usual = "nft" if self.mode in (None, "iptables") else None
-        row = find_mode("iptables" if self.mode is None else self.mode, usual if self.backend is None else self.backend)
-        position = self.rule_position or self.position
-        options = plan.Options(
-            mode=row.from_node() if self.origin is Origin.NODE else row,
-            target=plan.parse_destination(self.target, protocol, number(self.family))
-            if self.target is not None
-            else plan.WORKER[number(self.family) or 4]._replace(protocol=protocol),
-            lab=plan.Lab(self.services, position or "last", self.worker_ports) if self.lab else None,
-            position=None if self.lab else position,
-            duration_s=self.duration,
-            rate_pps=self.rate,
-            warmup=self.warmup,
-            generator=generator,
-            source=plan.parse_source(self.source) if self.source else None,
-            allow=tuple(node.allow or ()),
-            template=self.template,
-            settings=read_settings(self.settings),
-            probe=self.probe,
-            envelope=self.envelope,
-            **more,
-        )
-        if self.ruleset:
-            from kproxylat.replay import plan_replay
-            from kproxylat.ruleset import read_ruleset
-
-            read = read_ruleset(self.ruleset, self.mode, self.backend)
-            options = plan_replay(options, read, self.target, self.every_service, self.generator, self.protocol)
-        plan.check_options(options)
-        return options
-
-    def look_up(self, options: Options, node: OnNode) -> Options:
-        """Fill in what the command line leaves out, from cluster and node; in the lab nothing.
-
-        :raises MachineError: as :func:`kproxylat.lookup.look_up`.
-        """
-        if self.lab:
-            return options
-        from kproxylat.lookup import look_up
-
-        options, asked = replace(options, node=node.find()), (node.service, node.port)
-        return look_up(options, self.mode, self.backend, self.target, asked, number(self.family), node.connect)
-
-
 def number(family: Family | None) -> int | None:
     """Return an IP family as the number that it is."""
     return int(family) if family else None
@@ -266,6 +183,17 @@ def read_settings(words: list[str] | None) -> dict[str, str]:
         if not equals:
             raise UsageError(f"--set {name} has no value", "it takes NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> None:
+    """End with the status that the results deserve."""
+    if ended:
+        raise ended
+    interrupts.check()
+    open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
+    if open_books:
+        say(f"kproxylat: the books don't close: {open_books[0]}")
+        sys.exit(BOOKS_OPEN)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

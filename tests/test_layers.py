@@ -48,8 +48,8 @@ LAYERS = (
     {"measure"},
     {"plot", "sweep", "watch", "whatif"},
     {"clustersweep"},
-    {"cli_options"},
-    {"cli_cluster"},
+    {"cli_options", "cli_vm"},
+    {"cli_cluster", "cli_read", "cli_run", "cli_sweep"},
     {"cli"},
     {"__main__", "guest"},
 )
@@ -57,13 +57,13 @@ LAYERS = (
 IMPORTERS = {
     "sh": {"proc"},
     "jinja2": {"render"},
-    "typer": {"cli", "cli_cluster", "cli_options"},
+    "typer": {"cli", "cli_cluster", "cli_options", "cli_read", "cli_run", "cli_sweep", "cli_vm"},
     "rich": {"screen"},
     "kubernetes": {"cluster"},
     "urllib3": {"cluster"},
     "matplotlib": {"plot"},
 }
-"""A dependency -> the modules that import it: one, but for the command line, which is in three."""
+"""A dependency -> the modules that import it: one, but for the command line, which is in several."""
 MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
 LEVELS = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 
@@ -104,7 +104,7 @@ def test_imports_go_down(module: str) -> None:
 
 def test_the_table_of_layers_sees_imports() -> None:
     assert {"proc", "modes", "model", "errors"} <= ours("detect")
-    assert {"plan", "vm", "screen"} <= ours("cli")  # cli imports inside its functions
+    assert {"plan", "vm", "screen"} <= ours("cli_run") | ours("cli_vm")  # these import inside their functions
 
 
 @pytest.mark.parametrize(("library", "importers"), IMPORTERS.items())

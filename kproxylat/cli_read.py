@@ -1,0 +1,165 @@
+"""The commands that look, read, draw and clean up: they measure nothing.
+
+Each imports what it needs when it runs, so that none waits for another's imports.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kproxylat import interrupts
+from kproxylat.cli_options import Backend, Form, Format, ModeName
+from kproxylat.errors import WORSE
+from kproxylat.screen import say
+
+
+def capture(
+    mode: ModeName = None,
+    backend: Backend = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.")] = Path("ruleset.json"),
+) -> None:
+    """Save this node's live kube-proxy rules in one file, which run --lab --ruleset measures anywhere. Looks only.
+
+    \b
+    Examples:
+      sudo kproxylat capture
+      sudo kproxylat capture --anonymous --output node-7.json
+    """
+    from kproxylat import capture as capturing
+    from kproxylat.screen import waiting
+
+    with waiting("reading the live rules", 5), interrupts.deferred():
+        text, read = capturing.capture(mode, backend, anonymous)
+    capturing.save(text, output)
+    say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
+
+
+def cleanup() -> None:
+    """Remove whatever an interrupted run left: namespaces, links, and what is in them.
+
+    \b
+    Example:
+      sudo kproxylat cleanup
+    """
+    from kproxylat import net
+    from kproxylat.kernel import check_root
+    from kproxylat.stage import clean_up
+
+    check_root()
+    with net.lock() as lock:
+        removed = clean_up(lock)
+    say(f"removed {', '.join(removed)}" if removed else "nothing was left")
+
+
+def doctor(form: Form = Format.TABLE) -> None:
+    """Look for what a measurement takes of this machine, and for what mends it; status 0 if one is possible.
+
+    \b
+    Examples:
+      kproxylat doctor
+      kproxylat doctor --format json
+    """
+    from kproxylat import doctor as checks
+    from kproxylat.screen import show_findings, waiting
+
+    with waiting("looking", 4), interrupts.deferred():
+        findings = checks.examine()
+    modes = checks.possible_modes(findings)
+    if form is Format.JSON:
+        print(checks.to_json(findings, modes))
+    else:
+        show_findings(findings, modes)
+    raise typer.Exit(0 if modes else 1)
+
+
+def parse(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
+    output: Annotated[str, typer.Option("--format", help="table, json, csv or openmetrics.")] = "table",
+    csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
+    percentiles: Annotated[str, typer.Option(help="Which ones, 0 to 100.")] = "50,95,99",
+    prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Every interval and slow line, as CSV or JSON.")
+    ] = False,
+) -> None:
+    """Read logs, old and new, and bpftrace's own text.
+
+    \b
+    Examples:
+      kproxylat parse logs/ebpf/*.log
+      kproxylat parse --format csv --csv-dialect experiment old.log.gz
+    """
+    from kproxylat.parsing import Wanted, parse_logs
+
+    wanted = Wanted(output, csv_dialect, percentiles, prints, intervals)
+    raise typer.Exit(parse_logs(files, wanted, say))
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A result (.json), a log, or a sweep (.json).")],
+    b: Annotated[str | None, typer.Argument(metavar="B", help="Another; without it, A's series each other.")] = None,
+    form: Form = Format.TABLE,
+    fail_if_worse: Annotated[
+        float | None,
+        typer.Option(metavar="PCT", help="Exit with 5 if B certainly costs PCT % more, or lacks points."),
+    ] = None,
+    allow: Annotated[str, typer.Option(metavar="REASON,...", help="Compare in spite of these reasons not to.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Compare in spite of any.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+) -> None:
+    """Say what changed from A to B, with what chance alone would do.
+
+    What must not be compared is refused: another clock, probe, sender, script, kernel, bpftrace or mitigations, books
+    that do not close, lost events. Exit status: 0 compared; 1 refused; 5 worse than --fail-if-worse allows.
+
+    \b
+    Examples:
+      kproxylat compare before.json after.json --fail-if-worse 5
+      kproxylat compare logs/ebpf/sweep_20260101_120000.json
+      kproxylat compare --allow kernel,script old.log new.log
+    """
+    from kproxylat import compare as comparing
+    from kproxylat.comparison import check_worse, to_json
+    from kproxylat.screen import show_comparison
+
+    found = comparing.compare(a, b, comparing.find_allowed(allow, force), seed)
+    worse = fail_if_worse is not None and check_worse(found, fail_if_worse)
+    if form is Format.JSON:
+        print(to_json(found))
+    for each in found if form is Format.TABLE else ():
+        show_comparison(each)
+    if worse:
+        missing = ", ".join(name for each in found for name in each.missing)
+        costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
+        say(f"kproxylat: nobody knows what B costs where A has {missing}" if missing else costs)
+        sys.exit(WORSE)
+
+
+def plot(
+    a: Annotated[str, typer.Argument(metavar="A", help="A result, sweep or comparison (.json), or a log.")],
+    b: Annotated[str | None, typer.Argument(metavar="B", help="Another, to compare A with.")] = None,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where to: .png or .svg.")] = Path(
+        "kproxylat.png"
+    ),
+    allow: Annotated[str, typer.Option(metavar="REASON,...", help="Compare in spite of these reasons not to.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+) -> None:
+    """Draw a run's distribution, a sweep's series with error bars, or a comparison; takes kproxylat[plot].
+
+    \b
+    Examples:
+      kproxylat plot logs/ebpf/sweep_20260101_120000.json --output sweep.svg
+      kproxylat plot before.json after.json
+    """
+    from kproxylat.compare import find_allowed
+    from kproxylat.plot import plot as draw
+
+    draw([a, b] if b else [a], output, find_allowed(allow, False), seed)
+    say(f"drawn: {output}")

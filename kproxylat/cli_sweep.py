@@ -1,0 +1,203 @@
+"""The commands that measure many times: sweep, whatif.
+
+Each imports what it needs when it runs, so that none waits for another's imports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kproxylat.cli_options import (
+    LOGS,
+    Backend,
+    Duration,
+    EveryService,
+    FamilyOption,
+    Form,
+    Format,
+    InLab,
+    Kind,
+    ModeName,
+    OnNode,
+    OutputDir,
+    ProbeKind,
+    Rate,
+    RulePosition,
+    RulesetFile,
+    Source,
+    Target,
+    Warmup,
+    check_ruleset,
+    end,
+    number,
+    spread,
+)
+from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
+from kproxylat.errors import UsageError
+from kproxylat.screen import confirm, say
+
+
+class SweepFormat(StrEnum):
+    """How a sweep is written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@spread
+def sweep(
+    duration: Duration = 2,
+    rate: Rate = 1000,
+    warmup: Warmup = 100,
+    services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = "",
+    lab: InLab = False,
+    ruleset: RulesetFile = None,
+    target: Target = None,
+    every_service: EveryService = False,
+    mode: Annotated[
+        str, typer.Option("--mode", metavar="MODE,...", help="Modes (lab: all; cluster: the one it is in).")
+    ] = "",
+    backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = "",
+    position: RulePosition = None,
+    family: FamilyOption = None,
+    probe: ProbeKind = Kind.AUTO,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the order, which is random on the ns clock.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where such a sweep was interrupted.")] = False,
+    source: Source = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
+    form: Annotated[
+        SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
+    ] = SweepFormat.TABLE,
+    output_dir: OutputDir = LOGS,
+    vm: InVm = False,
+    vm_if_needed: VmIfNeeded = False,
+    kernel: KernelImage = None,
+    clock: VmClock = Clock.NS,
+    *,
+    node: OnNode,
+) -> None:
+    """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
+
+    Without --lab, on a node: so many dummy Services are created, kube-proxy is waited for, and they are deleted at the
+    end; with several modes, kube-proxy's mode is set, and back at the end. A sweep that was interrupted goes on where
+    it was when it is called again with the same --output-dir.
+
+    \b
+    Examples:
+      sudo kproxylat sweep --services 100,500,1000,5000,10000 30 10000
+      sudo kproxylat sweep --services 100,1000 --mode iptables,nftables --yes
+      kproxylat sweep --lab --vm --clock instructions --services 10,100,1000
+      kproxylat sweep --lab --mode iptables --services 10,100 --repeats 5
+      kproxylat sweep --lab --vm --family 6 --services 10,100,1000
+      kproxylat sweep --lab --vm --ruleset node.json --every-service
+    """
+    from kproxylat import plan, replay
+    from kproxylat import sweep as sweeping
+
+    check_ruleset(ruleset, every_service, lab)
+    if not ruleset and target:
+        raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
+    if ruleset and services:
+        raise UsageError("--ruleset brings its own Services", "leave out --services")
+    modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
+    counts = [0] if ruleset else _counts(services)
+    options = plan.Options(
+        mode=modes[0],
+        target=plan.WORKER[number(family) or 4],
+        lab=plan.Lab(counts[0], position or "last") if lab else None,
+        position=None if lab else position,
+        source=plan.parse_source(source) if source else None,
+        allow=tuple(node.allow or ()),
+        duration_s=duration,
+        rate_pps=rate,
+        warmup=warmup,
+        output_dir=output_dir,
+        probe=probe,
+        arguments=tuple(ARGUMENTS),
+    )
+    check_vm(vm or vm_if_needed, clock, kernel)
+    points = sweeping.plan_points(options, modes, counts)
+    if ruleset:
+        from kproxylat.ruleset import read_ruleset
+
+        read = read_ruleset(ruleset, mode or None)
+        points = replay.plan_backends(options, read, filter(None, backend.split(",")), target, every_service)
+    sweeping.check_points(points, repeats)
+    relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    if lab:
+        found, ended = sweeping.sweep(points, repeats, seed, fresh)
+    else:
+        from kproxylat import clustersweep
+
+        names = [each for each in mode.split(",") if each]
+        confirming = None if yes else confirm
+        service = (node.service, node.port)
+        asking = clustersweep.Asking(names, backend or None, service, number(family), confirming)
+        options = replace(options, node=node.find())
+        found, ended = clustersweep.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
+    sweeping.show(found, form)
+    end(found.results, ended)
+
+
+def whatif(
+    ruleset: Annotated[Path, typer.Argument(metavar="RULESET", help="As run --ruleset takes it.")],
+    mode: ModeName = None,
+    backend: Backend = None,
+    packets: Annotated[int, typer.Option("--packets", metavar="N", help="To each Service, in each mode.")] = 20,
+    rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
+    picture: Annotated[bool, typer.Option("--plot", help="Draw it, too: a PNG beside the result.")] = False,
+    form: Form = Format.TABLE,
+    output_dir: OutputDir = LOGS,
+    vm: InVm = False,
+    vm_if_needed: VmIfNeeded = False,
+    kernel: KernelImage = None,
+    clock: VmClock = Clock.INSTRUCTIONS,
+) -> None:
+    """Say what the lookups of a captured ruleset cost, and what they would cost in each other mode.
+
+    Without --vm the clock is this machine's.
+
+    \b
+    Examples:
+      kproxylat whatif ruleset.json --vm
+      kproxylat whatif iptables-save.txt --vm-if-needed --plot
+    """
+    from kproxylat import plan
+    from kproxylat import whatif as asking
+    from kproxylat.modes import MODES
+    from kproxylat.ruleset import read_ruleset
+    from kproxylat.screen import show_whatif
+
+    check_vm(vm or vm_if_needed, Clock.NS, kernel)
+    read = read_ruleset(ruleset, mode, backend)
+    options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=tuple(ARGUMENTS))
+    asking.check(options, packets)
+    relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    found, ended = asking.whatif(options, read, MODES, packets)
+    path = asking.save(found, output_dir)
+    say(f"saved: {path}")
+    if picture:
+        from kproxylat.plot import plot as draw
+
+        draw([str(path)], path.with_suffix(".png"))
+        say(f"drawn: {path.with_suffix('.png')}")
+    if form is Format.JSON:
+        print(found.to_json())
+    else:
+        show_whatif(found)
+    end(list(found.results), ended)
+
+
+def _counts(text: str) -> list[int]:
+    """Read ``10,100,1000``."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--services {text!r} is no list of numbers", "it takes some such as 10,100,1000") from None

@@ -1,0 +1,74 @@
+"""``--vm``: the command line as it stands, inside a virtual machine."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kproxylat import interrupts
+from kproxylat.errors import UsageError
+from kproxylat.screen import say
+
+
+class Clock(StrEnum):
+    """What a virtual machine's clock counts."""
+
+    NS = "ns"
+    INSTRUCTIONS = "instructions"
+
+
+InVm = Annotated[bool, typer.Option("--vm", help="Inside a virtual machine; takes neither root nor KVM.")]
+VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="The same, but only if this machine cannot trace.")]
+KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
+VmClock = Annotated[Clock, typer.Option("--clock", help="Of --vm: instructions counts what is executed, exactly.")]
+ARGUMENTS: list[str] = []
+"""Those of the command line under way, without the program's name."""
+_VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
+
+
+def check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
+    """Refuse what only a virtual machine has, where none is wanted."""
+    if not vm and (clock is Clock.INSTRUCTIONS or kernel):
+        raise UsageError("--clock instructions and --kernel are for a virtual machine", "add --vm")
+
+
+def relay_if(vm: bool, if_needed: bool, output_dir: Path | None, clock: Clock, image: Path | None) -> None:
+    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends."""
+    if if_needed and not vm:
+        from kproxylat.doctor import missing_to_trace
+
+        lacking = ", ".join(missing_to_trace())
+        say(
+            f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel."
+        )
+        vm = bool(lacking)
+    if not vm:
+        return
+    from kproxylat.runlog import make_directory
+    from kproxylat.screen import waiting
+    from kproxylat.vm import BOOT_S, Machine
+
+    words, inside = iter(ARGUMENTS), []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in _VM_FLAGS:
+            inside.append(word)
+        elif _VM_FLAGS[name] and not equals:
+            next(words)
+    if output_dir:
+        make_directory(output_dir)
+    machine = Machine(clock, output_dir, image)
+    how = "with KVM" if machine.kvm else f"emulated, about {BOOT_S} s"
+    say(f"Booting {machine.image.name} in a virtual machine ({how})...")
+    with interrupts.deferred():
+        with waiting("booting", 5 if machine.kvm else BOOT_S):
+            machine.__enter__()
+        try:
+            status = machine.run(inside, sys.stdout, sys.stderr)
+        finally:
+            machine.__exit__()
+    sys.exit(status)
