@@ -89,18 +89,20 @@ class Clock(StrEnum):
     INSTRUCTIONS = "instructions"
 
 
+DUMMIES = 100
+"""Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
 Rate = Annotated[int, typer.Argument(help="Packets per second.")]
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
 ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
-Services = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
+Services = Annotated[int | None, typer.Option("--services", help=f"Dummy Services in the lab ({DUMMIES}).")]
 RulePosition = Annotated[
     Position | None,
     typer.Option("--position", help="Where the target's rule stands in mode iptables (lab: last; node: as it is)."),
 ]
-Ports = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
+Ports = Annotated[WorkerPorts | None, typer.Option("--worker-ports", help="Protocols of the lab's worker (both).")]
 Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port; [IPv6]:PORT.")]
 FamilyOption = Annotated[
     Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
@@ -160,9 +162,9 @@ def run(
     lab: InLab = False,
     mode: ModeName = None,
     backend: Backend = None,
-    services: Services = 100,
+    services: Services = None,
     position: RulePosition = None,
-    worker_ports: Ports = WorkerPorts.BOTH,
+    worker_ports: Ports = None,
     target: Target = None,
     origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD,
     generator: Annotated[
@@ -215,7 +217,8 @@ def run(
     asked = generator, protocol
     generator = generator or ("sockets" if origin is Origin.NODE else "pktgen")
     protocol = protocol or find_generator(generator).protocols[0]
-    _check_ruleset(ruleset, every_service, lab)
+    position = rule_position or position
+    _check_ruleset(ruleset, every_service, lab, services=services, position=position, worker_ports=worker_ports)
     if lab and target is not None and not ruleset:
         raise UsageError("--lab brings its own target", "leave out --lab or --target")
     if lab and (node.netns or node.node_container or node.allow):
@@ -228,8 +231,10 @@ def run(
         target=plan.parse_destination(target, protocol, _number(family))
         if target is not None
         else plan.WORKER[_number(family) or 4]._replace(protocol=protocol),
-        lab=plan.Lab(services, rule_position or position or "last", worker_ports) if lab else None,
-        position=None if lab else rule_position or position,
+        lab=plan.Lab(100 if services is None else services, position or "last", worker_ports or "both")
+        if lab
+        else None,
+        position=None if lab else position,
         duration_s=duration,
         rate_pps=rate,
         warmup=warmup,
@@ -285,7 +290,9 @@ def sweep(
     family: FamilyOption = None,
     probe: ProbeKind = Kind.AUTO,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the order, which is random on the ns clock.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the order, random on the ns clock; another does not resume.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where such a sweep was interrupted.")] = False,
     source: Source = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
@@ -318,11 +325,9 @@ def sweep(
     from kproxylat import plan, replay
     from kproxylat import sweep as sweeping
 
-    _check_ruleset(ruleset, every_service, lab)
+    _check_ruleset(ruleset, every_service, lab, services=services or None, position=position)
     if not ruleset and target:
         raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
-    if ruleset and services:
-        raise UsageError("--ruleset brings its own Services", "leave out --services")
     modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
     counts = [0] if ruleset else _counts(services)
     options = plan.Options(
@@ -344,8 +349,9 @@ def sweep(
     if ruleset:
         from kproxylat.ruleset import read_ruleset
 
-        read = read_ruleset(ruleset, mode or None)
-        points = replay.plan_backends(options, read, filter(None, backend.split(",")), target, every_service)
+        backends = [each for each in backend.split(",") if each]
+        read = read_ruleset(ruleset, mode or None, backends[0] if len(backends) == 1 else None)
+        points = replay.plan_backends(options, read, backends, target, every_service)
     sweeping.check_points(points, repeats)
     _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
     if lab:
@@ -638,11 +644,15 @@ def _number(family: Family | None) -> int | None:
     return int(family) if family else None
 
 
-def _check_ruleset(ruleset: Path | None, every_service: bool, lab: bool) -> None:
+def _check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others: object) -> None:
+    """Refuse what makes no sense with a ruleset, or without; ``others`` are the options of the lab's own Services."""
     if ruleset and not lab:
         raise UsageError("--ruleset is for the lab", "add --lab")
     if every_service and not ruleset:
         raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
+    passed = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
+    if ruleset and passed:
+        raise UsageError("--ruleset brings its own Services", f"leave out {', '.join(passed)}")
 
 
 def _counts(text: str) -> list[int]:
