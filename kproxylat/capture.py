@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
         read = build("the live ruleset", row, _print(row, netns))
         if anonymous:
             hide = Anonymizer(secrets.token_bytes(32))
-            read = build("the live ruleset", row, {kind: hide.text(text) for kind, text in read.texts.items()})
+            hidden = {kind: hide.text(text) for kind, text in read.texts.items()}
+            read = replace(build("the live ruleset", row, hidden), notes=tuple(map(hide.text, read.notes)))
     except RulesetError as error:
         raise MachineError(f"it could not be loaded again: {error}", error.remedy) from None
     if not read.services:

@@ -228,8 +228,10 @@ def show_whatif(found: WhatIf, most: int = 10) -> None:
     print(
         "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
         "same Services. equal at: with so many Services before it, a lookup costs the\n"
-        "same in both.\n"
+        "same in both; before counts Services, not rules.\n"
     )
+    for note in found.notes:
+        print(textwrap.fill(_plain(f"note: {note}"), 80, subsequent_indent="  "))
     show_services(found.dearest[:most], found.unit)
     for series in found.series:
         print(textwrap.fill(f"{series.name}: {series.verdict}: {series.evidence}", 80, subsequent_indent="  "))

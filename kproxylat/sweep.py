@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -117,27 +118,32 @@ class State:
 
     :param directory: where logs and results lie.
     :param options: what must be the same for a run to count.
+    :param seed: which must be the same, too (None: whichever was taken, else as ``shuffle`` says a new one, or none).
     :param fresh: leave older states alone.
     :raises MachineError: the directory cannot be written.
     """
 
-    def __init__(self, directory: Path, options: dict[str, Any], seed: int | None, fresh: bool) -> None:
+    def __init__(
+        self, directory: Path, options: dict[str, Any], seed: int | None, fresh: bool, shuffle: bool = False
+    ) -> None:
         make_directory(directory)
         self.results: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
         for path in () if fresh else sorted(directory.glob("sweep_*.state"), reverse=True):
-            if self._read(path, options):
+            if self._read(path, options, seed):
                 return
+        if seed is None and shuffle:
+            seed = Random().getrandbits(32)  # noqa: S311 - chance for an order
         self.seed = seed
-        self.path = directory / f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}.state"
+        self.path = _new_path(directory, ".state")
         self._write({"options": options, "seed": seed})
 
-    def _read(self, path: Path, options: dict[str, Any]) -> bool:
+    def _read(self, path: Path, options: dict[str, Any], seed: int | None) -> bool:
         """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
         try:
             head, *lines = path.read_text(encoding="utf-8").splitlines()
             begun = json.loads(head)
-            if begun["options"] != options:
+            if begun["options"] != options or seed not in (None, begun["seed"]):
                 return False
             self.path, self.seed = path, begun["seed"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -169,7 +175,7 @@ class State:
 
     def close(self, points: Iterable[str], text: str) -> Path:
         """Save the sweep's document, and forget the points that are in it."""
-        path = self.path.parent / f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
+        path = _new_path(self.path.parent, ".json")
         done = {f'"point": {json.dumps(point)},' for point in points}
         try:
             path.write_text(text + "\n", encoding="utf-8")
@@ -183,6 +189,13 @@ class State:
         except OSError as error:
             raise _cannot_write(path, error) from None
         return path
+
+
+def _new_path(directory: Path, suffix: str) -> Path:
+    """Name a file after the time; another one, where a sweep of the same second has that name."""
+    stamp = f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
+    paths = (directory / f"{stamp}{f'_{number}' if number > 1 else ''}{suffix}" for number in count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def _cannot_write(path: Path, error: OSError) -> MachineError:
@@ -261,7 +274,7 @@ def sweep(
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
     """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
 
-    :param seed: of the order on the ns clock (None: a new one).
+    :param seed: of the order on the ns clock (None: the interrupted sweep's, or a new one).
     :param fresh: measure all of them.
     :param prepare: makes a cluster what a point says, and returns what is to be measured then. Points are measured in
         their order, each as often as it has to be, since that takes minutes (None: in the lab).
@@ -269,11 +282,8 @@ def sweep(
     :raises KproxylatError: as :func:`kproxylat.measure.measure`.
     """
     kernel.check_root()
-    if prepare or kernel.detect_clock()[0] == "instructions":
-        seed = None
-    elif seed is None:
-        seed = Random().getrandbits(32)  # noqa: S311
-    state = State(points[0].output_dir, _describe(points[0]), seed, fresh)
+    shuffle = not prepare and kernel.detect_clock()[0] != "instructions"
+    state = State(points[0].output_dir, _describe(points[0]), seed if shuffle else None, fresh, shuffle)
     runs = order_points(points, repeats, state.seed)
     if prepare:
         runs.sort(key=lambda each: points.index(each[0]))

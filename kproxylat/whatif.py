@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
-from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.measure import measure
 from kproxylat.model import Result, ServiceCost, list_to_json
 from kproxylat.modes import Mode
@@ -52,6 +52,7 @@ class WhatIf:
     :param results: a result for each Service in each mode, ``run.services`` the number of those before it: a sweep's
         shape, which compare and plot take.
     :param dearest: the Services as they are now, the dearest first.
+    :param notes: what of the captured rules is left out, a sentence each.
     """
 
     source: str
@@ -61,10 +62,11 @@ class WhatIf:
     series: tuple[Series, ...]
     dearest: tuple[ServiceCost, ...]
     results: tuple[Result, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Write one document: results and series as a sweep's, and what if."""
-        names = ("source", "unit", "services", "alternatives", "dearest")
+        names = ("source", "unit", "services", "alternatives", "dearest", "notes")
         return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})
 
 
@@ -80,17 +82,17 @@ def check(base: Options, packets: int) -> None:
 
 def whatif(
     base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int
-) -> tuple[WhatIf, Interrupted | MachineError | None]:
+) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
     :param base: what all runs have in common.
     :param modes: the other modes. ``packets``: how many to send to each Service.
-    :return: what was measured, and what cut it short.
-    :raises KproxylatError: as :func:`kproxylat.measure.measure`.
+    :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
+    :raises KproxylatError: as :func:`kproxylat.measure.measure`, of the rules as they are.
     """
     others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
     found: list[Result] = []
-    ended: Interrupted | MachineError | None = None
+    ended: Interrupted | KproxylatError | None = None
     for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
         kind = "rewritten" if rules.rewritten else "as captured"
         say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(found) + 1} of {len(others) + 1}")
@@ -100,7 +102,14 @@ def whatif(
         if step > 1:
             say(f"      {len(targets)} of {len(options.targets)} Services are measured")
         seconds = packets * len(targets) / base.rate_pps
-        result, ended = measure(replace(options, targets=targets, target=targets[0], duration_s=seconds))
+        try:
+            result, ended = measure(replace(options, targets=targets, target=targets[0], duration_s=seconds))
+        except (KproxylatError, Interrupted) as error:
+            if not found:
+                raise
+            say(f"      {len(found)} of {len(others) + 1} are measured, and shown")
+            ended = error
+            break
         found.append(result)
         if ended:
             break
@@ -128,7 +137,10 @@ def judge(ruleset: Ruleset, found: Sequence[Result]) -> WhatIf:
         )  # fmt: skip
     unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
     dearest = found[0].services
-    return WhatIf(ruleset.source, unit, len(ruleset.services), tuple(alternatives), series, dearest, tuple(results))
+    notes = ruleset.rewrite(ruleset.mode).notes
+    return WhatIf(
+        ruleset.source, unit, len(ruleset.services), tuple(alternatives), series, dearest, tuple(results), notes
+    )
 
 
 def save(found: WhatIf, directory: Path) -> Path:

@@ -11,10 +11,16 @@ from typing import Self
 
 import pytest
 
+<<<<<<< HEAD
 from kproxylat import __version__, cli, kernel, net, plan, proc, vm
 from kproxylat.errors import MachineError
 from kproxylat.render import render_script
 from tests.fakes import PROGRAMS, make_world
+=======
+from kproxylat import __version__, cli, kernel, net, proc
+from kproxylat.errors import MachineError
+from kproxylat.plan import Options
+>>>>>>> f5
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
@@ -64,6 +70,12 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*LAB, "--ruleset", RULES, "--every-service", "--generator", "pktgen"), "pktgen sends to one Service only"),
         ((*LAB, "--ruleset", RULES, "--every-service", "0.001", "1000"), "1 packets are too few for 4 Services"),
         ((*LAB, "--ruleset", RULES, "--mode", "ipvs", "--every-service"), "no rules of mode ipvs"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "--services", "5"), "--ruleset brings its own Services"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "--position", "last"), "--ruleset brings its own Services"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "--worker-ports", "udp"), "--ruleset brings its own Services"),
+        ((*LAB, "--ruleset", RULES, "--every-service", "1", "1000", "100", "first"), "--ruleset brings its own"),
+        (("sweep", "--lab", "--ruleset", RULES, "--every-service", "--services", "5"), "--ruleset brings its own"),
+        (("sweep", "--lab", "--ruleset", RULES, "--every-service", "--position", "last"), "--ruleset brings its own"),
         (("whatif", RULES, "--packets", "0"), "0 packets to each Service"),
         (("whatif", "/nowhere"), "/nowhere does not exist"),
         (("whatif", RULES, "--kernel", "/boot/vmlinuz"), "add --vm"),
@@ -377,3 +389,27 @@ def test_the_program_itself() -> None:
 def test_the_command_line_imports_nothing_heavy() -> None:
     done = python("-c", f"import sys, kproxylat.cli; print([each for each in {HEAVY} if each in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_a_directory_of_rulesets_is_swept_on_the_backend_that_is_passed(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str
+) -> None:
+    from kproxylat import sweep
+
+    for each in ("legacy", "nft"):
+        file = ROOT / f"tests/kube-proxy-rules/iptables-{each}/n0/iptables-{each}-save.txt"
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    planned: list[str] = []
+
+    def stop(points: list[Options], *_: object) -> None:
+        planned.extend(
+            f"{each.mode.backend} {each.lab.ruleset.source}" for each in points if each.lab and each.lab.ruleset
+        )
+        raise MachineError("enough")
+
+    monkeypatch.setattr(sweep, "sweep", stop)
+    argv = ("sweep", "--lab", "--ruleset", str(tmp_path), "--every-service")
+    assert call(capsys, *argv, "--backend", backend) == (1, "", "kproxylat: enough\n")
+    assert planned == [f"{backend} {tmp_path / f'iptables-{backend}-save.txt'}"]
+    assert "holds several rulesets" in call(capsys, *argv)[2]

@@ -193,6 +193,19 @@ def test_a_resumed_sweep_keeps_its_order(machine: Machine, tmp_path: Path, monke
     assert (second.seed, second.resumed, len(second.results)) == (first.seed, 3, 27)
 
 
+def test_another_seed_is_another_sweep(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "detect_clock", lambda: ("ns", False))
+    machine.end_after = 4
+    first, _ = sweep.sweep(points(tmp_path), seed=5)
+    assert first.seed == 5
+    machine.end_after = 7
+    other, _ = sweep.sweep(points(tmp_path), seed=6)
+    assert (other.seed, other.resumed) == (6, 0)
+    machine.end_after = None
+    again, _ = sweep.sweep(points(tmp_path), seed=5)
+    assert (again.seed, again.resumed) == (5, 3)
+
+
 @pytest.mark.usefixtures("machine")
 def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     times = iter(range(0, 100_000, 50))

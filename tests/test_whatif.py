@@ -12,6 +12,7 @@ import pytest
 
 from kproxylat.compare import compare
 from kproxylat.dump import parse_dump
+from kproxylat.errors import Interrupted, MachineError
 from kproxylat.measure import _check_shares
 from kproxylat.model import Accounting, Probe, Result, Run, Traffic, from_json, to_json
 from kproxylat.modes import MODES, Mode, find_mode
@@ -22,7 +23,7 @@ from kproxylat.ranking import rank_services
 from kproxylat.replay import plan_replay
 from kproxylat.ruleset import read_ruleset
 from kproxylat.screen import show_result, show_whatif
-from kproxylat.whatif import judge, save
+from kproxylat.whatif import judge, save, whatif
 from tests.test_lab import CAPTURED
 
 RULES = read_ruleset(CAPTURED / "iptables-legacy/n100/iptables-legacy-save.txt.gz")
@@ -149,3 +150,39 @@ def test_a_service_that_was_looked_up_less_often_is_a_warning() -> None:
     assert _check_shares(result, result.services, 104).warnings == ()
     fewer = (replace(result.services[0], calls=19), *result.services[2:])
     assert _check_shares(result, fewer, 104).warnings == ("2 of 104 Services were not looked up 20 times",)
+
+
+@pytest.mark.parametrize("error", [MachineError("no ipvs here"), Interrupted(2)], ids=["failure", "signal"])
+def test_what_is_measured_is_shown_though_a_later_mode_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    tried: list[str] = []
+
+    def measure(options: Options) -> tuple[Result, None]:
+        tried.append(options.mode.backend)
+        if len(tried) == 3:
+            raise error
+        return measured(options.mode), None
+
+    monkeypatch.setattr("kproxylat.whatif.measure", measure)
+    found, ended = whatif(BASE, RULES, MODES, 20)
+    assert ended is error
+    assert [each.backend for each in found.alternatives] == ["legacy", "nft"]
+    assert "2 of 4 are measured, and shown" in capsys.readouterr().err
+    show_whatif(found)
+    assert "iptables/nft" in capsys.readouterr().out
+    tried[:] = ["x", "y"]
+    with pytest.raises(type(error)):
+        whatif(BASE, RULES, MODES, 20)
+
+
+def test_what_rewritten_rules_leave_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = read_ruleset(Path(__file__).parent / "rulesets/kube-proxy-1.35-nft.txt")
+    found = judge(rules, [measured(find_mode("nftables", None))])
+    assert "session affinity (2 lines), NodePorts (1 line)" in found.notes[-1]
+    assert "leave out" in json.loads(found.to_json())["whatif"]["notes"][-1]
+    show_whatif(found)
+    out = capsys.readouterr().out
+    assert "note: rewritten rules leave out what the captured ones pay for: session" in out
+    assert "before counts Services, not rules" in out
+    assert max(map(len, out.splitlines())) <= 80
