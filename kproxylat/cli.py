@@ -23,7 +23,10 @@ from kproxylat.errors import BOOKS_OPEN, BUG, WORSE, Interrupted, KproxylatError
 from kproxylat.screen import confirm, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kproxylat.model import Result
+    from kproxylat.modes import Mode
 
 app = typer.Typer(
     add_completion=False,
@@ -252,7 +255,7 @@ def run(
         options = replay.plan_replay(options, read, target, every_service, *asked)
     _check_vm(vm or vm_if_needed, clock, kernel)
     plan.check_options(options)
-    _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    _relay_if(vm, vm_if_needed, output_dir, clock, kernel, [options.mode], probe)
     if not lab:
         from kproxylat.lookup import look_up
 
@@ -347,7 +350,7 @@ def sweep(
         read = read_ruleset(ruleset, mode or None)
         points = replay.plan_backends(options, read, filter(None, backend.split(",")), target, every_service)
     sweeping.check_points(points, repeats)
-    _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    _relay_if(vm, vm_if_needed, output_dir, clock, kernel, [each.mode for each in points], probe)
     if lab:
         found, ended = sweeping.sweep(points, repeats, seed, fresh)
     else:
@@ -422,7 +425,7 @@ def whatif(
     read = read_ruleset(ruleset, mode, backend)
     options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=tuple(_ARGUMENTS))
     asking.check(options, packets)
-    _relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    _relay_if(vm, vm_if_needed, output_dir, clock, kernel, MODES)
     found, ended = asking.whatif(options, read, MODES, packets)
     path = asking.save(found, output_dir)
     say(f"saved: {path}")
@@ -668,12 +671,23 @@ _ARGUMENTS: list[str] = []
 _VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
-def _relay_if(vm: bool, if_needed: bool, output_dir: Path, clock: Clock, image: Path | None) -> None:
-    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends."""
+def _relay_if(
+    vm: bool,
+    if_needed: bool,
+    output_dir: Path,
+    clock: Clock,
+    image: Path | None,
+    modes: Iterable[Mode] = (),
+    probe: str = "auto",
+) -> None:
+    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends.
+
+    :param modes: what is to be measured, by which kind of ``probe``: where this machine cannot, one is needed.
+    """
     if if_needed and not vm:
         from kproxylat.doctor import missing_to_trace
 
-        lacking = ", ".join(missing_to_trace())
+        lacking = ", ".join(missing_to_trace(modes, probe))
         say(
             f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel."
         )

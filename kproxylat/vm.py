@@ -45,6 +45,15 @@ PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 APT_KERNEL = "apt-get install linux-image-amd64"
 
 
+def find_runner() -> str:
+    """Return the path of virtme-run: beside this Python, or where programs are.
+
+    :raises MachineError: it is not installed.
+    """
+    program = Path(sys.executable).parent / "virtme-run"
+    return str(program) if program.exists() else find("virtme-run")
+
+
 def find_kernel(image: Path | None, root: Path | None) -> Path:
     """Return the kernel image to boot: the one asked for, else the newest below ``root``/boot.
 
@@ -132,10 +141,9 @@ class Machine:
         if set(",=") & set(f"{self.writable}{self.root or ''}"):
             raise UsageError(f"QEMU and virtme-ng take no comma and no = in a path: {self.writable}")
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        program = Path(sys.executable).parent / "virtme-run"
         command = self.command()
         self._process = Background(
-            str(program) if program.exists() else find("virtme-run"),
+            find_runner(),
             *command[1:],
             on_out=self._read,
             on_err=lambda line: self._noise.append(line),
