@@ -41,16 +41,21 @@ def assemble(mode: Mode, kind: str, started: datetime, script: str, tracer: Trac
         script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
     )
-    return Result(about, None, probes, build_path(probes, clock), quality=judge(maps, own, probes, tracer), maps=others)
+    return Result(
+        about, None, probes, build_path(probes, clock), quality=judge(maps, kind, probes, tracer), maps=others
+    )
 
 
-def judge(maps: Mapping[str, Map], own: Mapping[str, Map], probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
-    """Look for whatever may have spoiled the numbers."""
+def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
+    """Look for whatever may have spoiled the numbers.
+
+    :param maps: all that the script printed. ``kind``: of its probes, "fentry" or "kprobe".
+    """
     said = "".join(tracer.stdout) + "".join(tracer.stderr)
     full = tuple(f"@{name}" for name, each in maps.items() if len(each.entries) >= tracer.map_limit)
     # A call whose exit was never seen leaves its time of entry behind.
     missed = sum(len(maps[name].entries) for name in ("start", "begun") if name in maps)
-    missed += maps["missed"].entries[0].value if "missed" in own else 0
+    missed += _read_count(maps, "missed") or 0
     warnings = [line.strip() for line in said.splitlines() if "WARNING" in line and "RLIMIT" not in line][:20]
     if tracer.forgotten:
         warnings.append(
@@ -63,7 +68,16 @@ def judge(maps: Mapping[str, Map], own: Mapping[str, Map], probes: tuple[Probe, 
     if probes and not any(probe.lookup for probe in probes):
         warnings.append("no call was a Service lookup: are these the rules of the mode that was named?")
     warnings += check_envelopes(probes)
-    return Quality(count_lost(said), missed, full, tuple(warnings))
+    # What the kernel skips of fentry (its recursion_misses) is told to nobody who does not ask for it at the time.
+    known = missed if missed or kind == "kprobe" else None
+    return Quality(count_lost(said), known, _read_count(maps, "strays"), full, tuple(warnings))
+
+
+def _read_count(maps: Mapping[str, Map], name: str) -> int | None:
+    """Return what a map without keys counted; None where it was not printed, or somebody's map has other contents."""
+    entries = maps[name].entries if name in maps else ()
+    value = entries[0].value if len(entries) == 1 and entries[0].key == () else None
+    return value if isinstance(value, int) else None
 
 
 def check_envelopes(probes: Sequence[Probe]) -> tuple[str, ...]:

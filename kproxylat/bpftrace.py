@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from kproxylat import interrupts
 from kproxylat.errors import MachineError, TemplateError
-from kproxylat.kernel import btf_module, detect_clock, has_function, release, version_numbers
+from kproxylat.kernel import IN_VM, btf_module, detect_clock, has_function, release, version_numbers
 from kproxylat.modes import Engine, Mode
 from kproxylat.proc import Background, find, run
 from kproxylat.render import Script
@@ -74,7 +74,7 @@ def find_engine(mode: Mode, wanted: str) -> tuple[Engine, str]:
             if not problem:
                 return engine, kind
             problems.append(problem)
-    raise MachineError(problems[0], "another kernel is needed: try --lab --vm")
+    raise MachineError(problems[0], f"another kernel is needed; or: {IN_VM}")
 
 
 def _check_typed(engine: Engine, mode: Mode) -> str:

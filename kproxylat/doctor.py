@@ -22,7 +22,7 @@ from kproxylat.proc import find, has_apt, install
 
 _KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
 _MODULES = (
-    "apt-get install linux-image-amd64, on Ubuntu linux-modules-extra-$(uname -r)",
+    "apt-get install linux-image-amd64 || apt-get install linux-modules-extra-$(uname -r)",
     "dnf install kernel-modules kernel-modules-extra",
 )
 
@@ -33,8 +33,8 @@ class Check:
 
     :param look: returns what it found; raises MachineError where something is missing, OddError where it is odd.
     :param breaks: what does not work without it.
-    :param use: who needs it: "trace" (every measurement), "run" (one that sends), "node" (one outside of the lab), a
-        generator's module or program, or "" (none: it is only a warning).
+    :param use: who needs it: "trace" (every measurement), "fentry" or "kprobe" (one by such probes), "run" (one that
+        sends), "node" (one outside of the lab), a generator's module or program, or "" (none: it is only a warning).
     :param apt: the command that mends it on a system with apt. ``dnf``: on one with dnf, where it is another.
     :param mode: the one mode that needs it (None: all).
     :param in_vm: whether a virtual machine brings its own.
@@ -87,14 +87,21 @@ def _of_mode(mode: Mode) -> Iterator[Check]:
     name, option = f"{mode.name} on {mode.backend}", f"--mode {mode.name} --backend {mode.backend}"
     yield Check(f"{name}: kernel", partial(_see_engine, mode), option, "trace", *_MODULES, mode, in_vm=True)
     yield Check(f"{name}: tools", partial(_see_tools, mode), option, "run", *install(*mode.tools), mode)
+    if mode.backend == "legacy":
+        yield Check(f"{name}: rights", machine.see_raw_sockets, option, "run", _SUDO, mode=mode, in_vm=True)
 
 
 _ALL = "every measurement"
 _MAX_FLOWS = "sysctl -w net.netfilter.nf_conntrack_max=1048576"
-_MITIGATED = "boot without mitigations=off"
+_SUDO = "sudo kproxylat ..."
+_PRIVILEGED = "docker run --privileged --userns=host --pid=host --network=host ..."
+_MITIGATE = (
+    "sed -i s/mitigations=off// /etc/default/grub && update-grub && reboot",
+    "grubby --update-kernel=ALL --remove-args=mitigations=off && reboot",
+)
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
-    Check("rights", machine.see_rights, _ALL, "trace", "sudo kproxylat ...", in_vm=True),
+    Check("rights", machine.see_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _see_bpftrace, _ALL, "trace", *install("bpftrace")),
     _program("setpriv", "trace", "running any program"),
     _program("modprobe", "trace", "loading the kernel's modules"),
@@ -106,29 +113,28 @@ CHECKS: tuple[Check, ...] = (
     _program("conntrack", "node", "removing our flows from a node"),
     Check("kernel", machine.see_release, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("BTF", machine.see_btf, _ALL, "trace", *_KERNEL, in_vm=True),
-    Check("function tracing", machine.see_tracing, _ALL, "trace", "sysctl -w kernel.ftrace_enabled=1", in_vm=True),
+    Check(
+        *("function tracing", machine.see_tracing, "--probe fentry, the usual one", "fentry"),
+        *("sysctl -w kernel.ftrace_enabled=1",),
+        in_vm=True,
+    ),
     Check("tracefs", machine.see_tracefs, _ALL, "trace", "mount -t tracefs none /sys/kernel/tracing", in_vm=True),
-    Check("kprobes", machine.see_kprobes, "kprobes in a template of yours", "", *_KERNEL, in_vm=True),
+    Check("kprobes", machine.see_kprobes, "--probe kprobe, and kernel 5.10", "kprobe", *_KERNEL, in_vm=True),
     Check("lockdown", machine.see_lockdown, _ALL, "trace", "mokutil --disable-validation", in_vm=True),
-    Check("user namespace", machine.see_user_namespace, _ALL, "trace", "run it outside of the container", in_vm=True),
+    Check("user namespace", machine.see_user_namespace, _ALL, "trace", _PRIVILEGED, in_vm=True),
     Check(
         "pktgen", partial(machine.see_module, "pktgen"), "sending, but from sockets", "pktgen", *_MODULES, in_vm=True
     ),
+    Check("hping3", machine.see_hping3, "--generator hping3", "hping3", *install("hping3")),
     *(check for mode in MODES for check in _of_mode(mode)),
     Check("iptables", machine.see_iptables, "knowing which backend this system prefers", "", *install("iptables")),
     Check("clock source", machine.see_clock_source, "short times: reading this clock takes microseconds", "", _TSC),
-    Check(
-        "mitigations",
-        machine.see_mitigations,
-        "comparing with machines that have them",
-        "",
-        "boot without mitigations=off",
-    ),
+    Check("mitigations", machine.see_mitigations, "comparing with machines that have them", "", *_MITIGATE),
     Check("conntrack room", machine.see_conntrack_room, "runs on this node at the default rate", "", _MAX_FLOWS),
     Check("leftovers", machine.see_leftovers, "nothing: the next run removes them", "", "kproxylat cleanup"),
-    Check("surroundings", machine.see_surroundings, "what looks there", "", "run it on the node itself"),
+    Check("surroundings", machine.see_surroundings, "what looks there", "", _PRIVILEGED),
     Check("node containers", machine.see_node_containers, "these nodes", "", "kproxylat run --node-container NAME"),
-    Check("virtual machine", machine.see_virtual_machine, "--vm", "", *install("qemu-system-x86_64")),
+    Check("virtual machine", machine.see_virtual_machine, "--vm", "", *install("qemu-system-x86_64", "virtme-run")),
 )
 
 
@@ -150,7 +156,7 @@ def examine() -> list[Finding]:
 def possible_modes(findings: Iterable[Finding]) -> list[str]:
     """Return the modes, ``MODE on BACKEND``, that can be measured on this machine's own kernel, in the lab."""
     missing = {each.name for each in findings if each.state == "missing"}
-    wanting = [check for check in CHECKS if check.name in missing and check.use in ("trace", "run")]
+    wanting = [check for check in CHECKS if check.name in missing and check.use in ("trace", "run", usual_probe())]
     if any(check.mode is None for check in wanting):
         return []
     return [f"{mode.name} on {mode.backend}" for mode in MODES if mode not in [check.mode for check in wanting]]
@@ -167,16 +173,30 @@ def require(mode: Mode, *uses: str) -> None:
             state, found = _look(check)
             if state == "missing":
                 command = check.dnf if check.dnf and not has_apt() else check.apt
-                raise MachineError(found, command + (", or use --lab --vm" if check.in_vm else ""))
+                raise MachineError(found, command + (f"; or: {kernel.IN_VM}" if check.in_vm else ""))
 
 
-def missing_to_trace() -> list[str]:
-    """Return the names of what this machine lacks to trace and to send, and a virtual machine brings with it."""
-    return [
-        check.name
-        for check in CHECKS
-        if check.in_vm and check.mode is None and check.use and _look(check)[0] == "missing"
+def usual_probe() -> str:
+    """Return the kind of probe that is used where none is asked for: "fentry", or "kprobe" for want of types."""
+    try:
+        machine.see_btf()
+    except OddError:
+        return "kprobe"
+    except (MachineError, OSError):
+        pass
+    return "fentry"
+
+
+def missing_to_trace(modes: Iterable[Mode] = (), probe: str = "auto") -> list[str]:
+    """Return the names of what this machine lacks to trace modes and to send, and a virtual machine brings with it.
+
+    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
+    """
+    uses = "trace", "run", "pktgen", usual_probe() if probe == "auto" else probe
+    checks = [each for each in CHECKS if each.mode is None] + [
+        check for mode in dict.fromkeys(modes) for check in _of_mode(mode)
     ]
+    return [each.name for each in checks if each.in_vm and each.use in uses and _look(each)[0] == "missing"]
 
 
 def to_json(findings: Iterable[Finding], modes: Iterable[str]) -> str:

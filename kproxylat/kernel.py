@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from kproxylat.proc import run
 ROOT = Path("/")
 BTF = Path("/sys/kernel/btf")
 CONNTRACK = Path("/proc/sys/net/netfilter")
+IN_VM = "kproxylat run --lab --vm measures in a virtual machine"
+"""The remedy for what this machine cannot have, whatever command met it."""
 
 
 def detect_clock() -> tuple[str, bool]:
@@ -54,26 +56,61 @@ def has_function(name: str) -> bool:
 
 
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
-"""What root needs of its capabilities, by number (kernel, include/uapi/linux/capability.h); and SYS_MODULE, where a
-module is still to be loaded."""
+"""What root needs of its capabilities, by number (kernel, include/uapi/linux/capability.h); what some runs need beside
+them is in docs/rights.md."""
+NET_RAW = {"NET_RAW": 13}
+"""What iptables-legacy and hping3 need beside them, for their raw sockets."""
 
 
-def check_root() -> None:
+def check_root(capabilities: Mapping[str, int] = CAPABILITIES) -> None:
     """Make sure that we are root (bpftrace before 0.25 runs for nobody else) and have the capabilities it takes.
 
     :raises MachineError: we are not, or lack some.
     """
     if os.geteuid() != 0:
-        raise MachineError("tracing and network namespaces need root", "run it with sudo, or with --lab --vm")
+        raise MachineError("tracing and network namespaces need root", f"run it with sudo; or: {IN_VM}")
     held = int((ROOT / "proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
-    lacking = [f"CAP_{name}" for name, number in CAPABILITIES.items() if not held >> number & 1]
+    lacking = [f"CAP_{name}" for name, number in capabilities.items() if not held >> number & 1]
     if lacking:
-        raise MachineError(f"this root lacks {', '.join(lacking)}", "give it these capabilities, or use --lab --vm")
+        raise MachineError(f"this root lacks {', '.join(lacking)}", f"give it these capabilities; or: {IN_VM}")
+
+
+FUNCTIONS = {
+    "dummy": "dummy_xmit",
+    "ip6_tables": "ip6t_do_table",
+    "ip6table_nat": "ip6table_nat_table_init",
+    "ip_tables": "ipt_do_table",
+    "ip_vs": "ip_vs_conn_in_get",
+    "ip_vs_rr": "ip_vs_rr_schedule",
+    "iptable_nat": "iptable_nat_table_init",
+    "nf_conntrack": "nf_conntrack_in",
+    "nf_tables": "nft_do_chain",
+    "nfnetlink_acct": "nfnl_acct_find_get",
+    "nft_compat": "nft_target_eval_xt",
+    "pktgen": "pktgen_thread_worker",
+    "xt_nfacct": "nfacct_mt",
+    "xt_set": "set_match_v4",
+}
+"""Module -> a function of its own, by which it is known where it is built in."""
 
 
 def has_module(name: str) -> bool:
-    """Whether a module is loaded, or built in and known by its name."""
-    return (ROOT / "sys/module" / name).exists()
+    """Whether a module is loaded, or built in."""
+    return (ROOT / "sys/module" / name).exists() or _is_built_in(name, ROOT)
+
+
+@lru_cache
+def _is_built_in(name: str, root: Path) -> bool:
+    """Whether the kernel's list of what is built in has a module (it may not be installed), or the kernel its function.
+
+    A module that is built in and has no parameters is not in /sys/module.
+    """
+    listed, symbols = root / "lib/modules" / release() / "modules.builtin", root / "proc/kallsyms"
+    if listed.exists() and re.search(rf"/{name}\.ko$", listed.read_text().replace("-", "_"), re.M):
+        return True
+    # A module's symbol has the module's name after it.
+    function = rf" [tT] {FUNCTIONS.get(name, '(no function)')}\n"
+    return symbols.exists() and re.search(function, symbols.read_text()) is not None
 
 
 def load_module(name: str) -> bool:
@@ -89,7 +126,7 @@ def load_module(name: str) -> bool:
     except CommandError as error:
         raise MachineError(
             f"kernel module {name} cannot be loaded: {' '.join(error.output.split())[:120]}",
-            "install this kernel's modules (linux-modules-extra-* or kernel-modules-extra), or use --lab --vm",
+            f"install this kernel's modules (linux-modules-extra-* or kernel-modules-extra); or: {IN_VM}",
         ) from None
     return True
 
@@ -106,7 +143,7 @@ def _read_btf(module: str) -> tuple[bytes, bytes]:
         data = (BTF / module).read_bytes()
     except OSError as error:
         raise MachineError(
-            f"this kernel has no BTF of {module} ({error.strerror})", "a kernel with BTF is needed: try --lab --vm"
+            f"this kernel has no BTF of {module} ({error.strerror})", f"a kernel with BTF is needed; or: {IN_VM}"
         ) from None
     _, _, _, header, type_at, type_len, string_at, string_len = struct.unpack_from("<HBBIIIII", data)
     types, strings = header + type_at, header + string_at

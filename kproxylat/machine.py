@@ -38,6 +38,17 @@ def see_rights() -> str:
     return "root, with what it takes"
 
 
+def see_raw_sockets() -> str:
+    """The right to raw sockets."""
+    kernel.check_root(kernel.NET_RAW)
+    return "CAP_NET_RAW"
+
+
+def see_hping3() -> str:
+    """The generator hping3, and the right that it takes."""
+    return f"{find('hping3')}, {see_raw_sockets()}"
+
+
 def see_release() -> str:
     """The kernel's release."""
     found, version = kernel.release(), kernel.version_numbers()
@@ -173,4 +184,5 @@ def see_node_containers() -> str:
 def see_virtual_machine() -> str:
     """What ``--vm`` would boot."""
     find("qemu-system-x86_64")
+    vm.find_runner()
     return f"{vm.find_kernel(None, None).name}{', with KVM' if vm.has_kvm() else ', emulated'}"

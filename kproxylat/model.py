@@ -244,10 +244,15 @@ class Accounting:
 
 @dataclass(frozen=True)
 class Quality:
-    """What may have spoiled the numbers."""
+    """What may have spoiled the numbers.
+
+    ``missed_probes``: calls whose exit was never seen; None where there were none that we know of, and none can be
+    ruled out (fentry). ``stray_exits``: exits of kretprobes without an entry, where the script counts them.
+    """
 
     lost_events: int | None = 0
     missed_probes: int | None = None
+    stray_exits: int | None = None
     full_maps: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

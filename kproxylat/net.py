@@ -334,5 +334,8 @@ def read_counters(made: Network) -> dict[str, int]:
                 found = {each["name"]: each["packets"] for each in listed}
                 counts |= {each: int(found[each]) for each in wanted}
             except (ValueError, LookupError, TypeError):
-                raise MachineError(f"nft does not list the counters of {name}: {said[:100]!r}") from None
+                raise MachineError(
+                    f"nft does not list the counters of {name}: {said[:100]!r}",
+                    "does something on this machine flush the rules of all network namespaces?",
+                ) from None
     return counts

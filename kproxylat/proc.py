@@ -38,6 +38,16 @@ PATH = os.pathsep.join(each for each in _DIRECTORIES if each.startswith("/"))
 """Where programs are looked for: PATH, and the directories that an ordinary user's PATH leaves out; never the current
 directory, which an empty or relative entry would mean."""
 
+_IPTABLES = {
+    f"{ip}tables{which}": package
+    for ip in ("ip", "ip6")
+    for package, names in {
+        "iptables-nft": ("", "-nft", "-nft-restore", "-nft-save"),
+        "iptables-legacy": ("-legacy", "-legacy-restore", "-legacy-save"),
+    }.items()
+    for which in names
+}
+"""Program -> the package that holds it on systems with dnf; with apt it is iptables."""
 PACKAGES = {
     "bpftrace": "bpftrace",
     "conntrack": "conntrack",
@@ -45,37 +55,27 @@ PACKAGES = {
     "hping3": "hping3",
     "ip": "iproute2",
     "ipset": "ipset",
-    "iptables": "iptables",
     "ipvsadm": "ipvsadm",
-    "iptables-legacy": "iptables",
-    "iptables-legacy-restore": "iptables",
-    "iptables-legacy-save": "iptables",
-    "iptables-nft": "iptables",
-    "iptables-nft-save": "iptables",
-    "iptables-nft-restore": "iptables",
     "modprobe": "kmod",
     "nfacct": "nfacct",
     "nft": "nftables",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
     "sysctl": "procps",
-    "virtme-run": "kproxylat's extra vm (pip install 'kproxylat[vm]')",
     "qemu-system-x86_64": "qemu-system-x86",
+    **dict.fromkeys(_IPTABLES, "iptables"),
 }
 """Program -> the Debian package that holds it."""
 _DNF_PACKAGES = {
     "conntrack": "conntrack-tools",
     "ip": "iproute",
-    "iptables-legacy": "iptables-legacy",
-    "iptables-legacy-restore": "iptables-legacy",
-    "iptables": "iptables-nft",
-    "iptables-nft": "iptables-nft",
-    "iptables-nft-restore": "iptables-nft",
     "nfacct": "/usr/sbin/nfacct",
     "sysctl": "procps-ng",
+    **_IPTABLES,
 }
 """The same on systems with dnf, where the package has another name; dnf takes a file's path, too."""
-
+_PIP_PACKAGES = {"virtme-run": "'kproxylat[vm]'"}
+"""Program -> the Python package that holds it."""
 
 MAX_LINE = 1 << 20
 """A longer line is read in pieces, so that a program that prints without end does not fill our memory."""
@@ -86,9 +86,13 @@ _PIPES: dict[str, Any] = {"_tty_out": False, "_tty_in": False, "_truncate_exc": 
 
 def install(*programs: str) -> tuple[str, str]:
     """Return the commands that install programs: with apt, and with dnf."""
-    apt = dict.fromkeys(PACKAGES.get(each, each) for each in programs)
-    dnf = dict.fromkeys(_DNF_PACKAGES.get(each, PACKAGES.get(each, each)) for each in programs)
-    return f"apt-get install {' '.join(apt)}", f"dnf install {' '.join(dnf)}"
+    pip = [f"pip install {_PIP_PACKAGES[each]}" for each in programs if each in _PIP_PACKAGES]
+    others = [each for each in programs if each not in _PIP_PACKAGES]
+    apt = " ".join(dict.fromkeys(PACKAGES.get(each, each) for each in others))
+    dnf = " ".join(dict.fromkeys(_DNF_PACKAGES.get(each, PACKAGES.get(each, each)) for each in others))
+    managers = ("apt-get", apt), ("dnf", dnf)
+    first, second = (" && ".join([f"{name} install {words}"] * bool(words) + pip) for name, words in managers)
+    return first, second
 
 
 def has_apt() -> bool:
@@ -103,9 +107,7 @@ def find(program: str) -> str:
     """
     path = shutil.which(program, path=PATH)
     if path is None:
-        package = PACKAGES.get(program, program)
-        command = f"install {package}" if " " in package else install(program)[0 if has_apt() else 1]
-        raise MachineError(f"{program} not found", command)
+        raise MachineError(f"{program} not found", install(program)[0 if has_apt() else 1])
     return path
 
 

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from kproxylat import __version__, kernel
@@ -19,6 +20,7 @@ from kproxylat.model import Probe, Result, to_json
 from kproxylat.modes import Mode
 from kproxylat.record import render_facts, render_record
 from kproxylat.rights import find_caller
+from kproxylat.screen import say
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="
@@ -109,7 +111,9 @@ def make_directory(directory: Path) -> None:
     except OSError as error:
         raise MachineError(f"{directory} cannot be made: {error.strerror}", "pass another --output-dir") from None
     if not os.access(directory, os.W_OK):
-        raise MachineError(f"{directory} cannot be written to", "pass another --output-dir")
+        # Root without CAP_DAC_OVERRIDE writes to nobody's but its own.
+        also = " of root's own" if os.geteuid() == 0 else ""
+        raise MachineError(f"{directory} cannot be written to", f"pass another --output-dir{also}")
 
 
 def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
@@ -128,13 +132,21 @@ def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> st
 
 
 def give_to_user(path: Path | int) -> None:
-    """Under sudo, let a file or directory belong to the user who called it.
+    """Under sudo, let a file or directory belong to the user who called it; a root that may not says so, once.
 
     :param path: an open file's descriptor; of a directory its path, which may not be a symbolic link.
     """
     caller = find_caller()
-    if caller:
-        os.chown(path, *caller, follow_symlinks=isinstance(path, int))
+    try:
+        if caller:
+            os.chown(path, *caller, follow_symlinks=isinstance(path, int))
+    except PermissionError:
+        _warn_of_owner()
+
+
+@cache
+def _warn_of_owner() -> None:
+    say("warning: logs and results stay root's: to give them to the user who called sudo takes CAP_CHOWN")
 
 
 def render_report(mode: Mode, probe: Probe | None) -> str:

@@ -11,7 +11,7 @@ from kproxylat.conntrack import forget_flows
 from kproxylat.errors import MachineError
 from kproxylat.modes import Mode
 from kproxylat.plan import Options, load_modules
-from kproxylat.proc import find, run
+from kproxylat.proc import run
 from kproxylat.runlog import make_directory
 from kproxylat.screen import say
 from kproxylat.traffic import GENERATORS
@@ -25,9 +25,8 @@ def begin(options: Options, stack: ExitStack) -> Changes:
     :raises MachineError: something is missing, or another run is under way.
     """
     generator = GENERATORS[options.generator]
-    check_machine(options.mode, options.probe, "run", *generator.modules, *(() if options.lab else ("node",)))
-    for tool in generator.tools:
-        find(tool)
+    uses = "run", *generator.modules, *generator.tools, *(() if options.lab else ("node",))
+    check_machine(options.mode, options.probe, *uses)
     make_directory(options.output_dir)
     lock = stack.enter_context(net.lock())
     for name in clean_up(lock):
@@ -116,4 +115,5 @@ def check_machine(mode: Mode, probe: str, *uses: str) -> None:
     """
     doctor.require(mode, "trace", *uses)
     load_modules(mode)
-    find_engine(mode, probe)
+    _, kind = find_engine(mode, probe)
+    doctor.require(mode, kind)

@@ -135,11 +135,15 @@ class _File:
         try:
             echo = self._echo.get(timeout=WRITE_LIMIT_S) and self._echo.get(timeout=WRITE_LIMIT_S)
         except queue.Empty:
-            raise MachineError(f"pktgen took {line!r} for {self._name} not within {WRITE_LIMIT_S} s") from None
+            raise MachineError(
+                f"pktgen took {line!r} for {self._name} not within {WRITE_LIMIT_S} s", "pass --generator sockets"
+            ) from None
         result = re.findall(r"Result: (.*)", self.path.read_text())
         if not echo.startswith(line) or not result or not result[-1].startswith("OK"):
             said = result[-1] if result else "nothing"
-            raise MachineError(f"pktgen refuses {line!r} for {self._name}: {said} ({echo.strip()})")
+            raise MachineError(
+                f"pktgen refuses {line!r} for {self._name}: {said} ({echo.strip()})", "pass --generator sockets"
+            )
 
     def close(self) -> None:
         """End tee."""
@@ -216,7 +220,9 @@ def read_pktgen(burst: Burst, _: Sender | None = None) -> Sent:
     text = run("cat", f"{PROC}/{burst.device}", netns=burst.netns)
     sofar = re.search(r"pkts-sofar: (\d+)\s+errors: (\d+)", text)
     if sofar is None:
-        raise MachineError(f"pktgen's state cannot be read: {' '.join(text.split())[-200:]}")
+        raise MachineError(
+            f"pktgen's state cannot be read: {' '.join(text.split())[-200:]}", "pass --generator sockets"
+        )
     elapsed = re.search(r"Result: OK: (\d+)\(", text)
     count = int(sofar[1])
     return Sent(count, int(sofar[2]), count / int(elapsed[1]) * 1e6 if elapsed and int(elapsed[1]) else 0.0)
@@ -282,7 +288,7 @@ def _find_said(pattern: str, sender: Sender) -> re.Match[str] | None:
     found = re.search(pattern, text)
     if found is None and sender.status != -signal.SIGINT:
         said = " ".join(text.split())[-200:] or "(it printed nothing)"
-        raise MachineError(f"{Path(sender.argv[0]).name} did not say what it sent: {said}")
+        raise MachineError(f"{Path(sender.argv[0]).name} did not say what it sent: {said}", "pass another --generator")
     return found
 
 

@@ -44,6 +44,15 @@ PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 APT_KERNEL = "apt-get install linux-image-amd64"
 
 
+def find_runner() -> str:
+    """Return the path of virtme-run: beside this Python, or where programs are.
+
+    :raises MachineError: it is not installed.
+    """
+    program = Path(sys.executable).parent / "virtme-run"
+    return str(program) if program.exists() else find("virtme-run")
+
+
 def find_kernel(image: Path | None, root: Path | None) -> Path:
     """Return the kernel image to boot: the one asked for, else the newest below ``root``/boot.
 
@@ -136,10 +145,9 @@ class Machine:
                     f"QEMU and virtme-ng take no comma and no = in a path: {each}", "name a directory without them"
                 )
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        program = Path(sys.executable).parent / "virtme-run"
         command = self.command()
         self._process = Background(
-            str(program) if program.exists() else find("virtme-run"),
+            find_runner(),
             *command[1:],
             on_out=self._read,
             on_err=lambda line: self._noise.append(line),

@@ -14,7 +14,7 @@ from kproxylat import interrupts, net
 from kproxylat.books import assemble
 from kproxylat.bpftrace import trace
 from kproxylat.dump import parse_dump
-from kproxylat.errors import Interrupted
+from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.model import Destination, Probe, Result, Target
 from kproxylat.modes import Mode
 from kproxylat.nodes import Node
@@ -66,13 +66,17 @@ def watch(
         log.write(log_header(mode, facts | {"Backend": mode.backend, "Target": target or "any"}, started))
         report = IntervalReport(mode, bool(target), log.write)
         say("Starting bpftrace, waiting until its probes are attached...")
-        tracer = stack.enter_context(trace(script, report.feed))
-        say(f"Tracing {mode.engine}; {f'{duration_s:g} s' if duration_s else 'Ctrl-C ends it'}")
         try:
-            tracer.wait(duration_s, report.unread)
-        except Interrupted:
-            say("Stopping...")
-        tracer.stop()
+            tracer = stack.enter_context(trace(script, report.feed))
+            say(f"Tracing {mode.engine}; {f'{duration_s:g} s' if duration_s else 'Ctrl-C ends it'}")
+            try:
+                tracer.wait(duration_s, report.unread)
+            except Interrupted:
+                say("Stopping...")
+            tracer.stop()
+        except KproxylatError as error:
+            error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
+            raise
         tracer.stdout.extend(report.flush())
         same = render_script(plan.anonymous, template, settings)
         result = assemble(mode, plan.kind, started, same, tracer)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from kproxylat.books import Snapshot, check_envelopes, check_losses, check_rate, reconcile
+from kproxylat.books import Snapshot, check_envelopes, check_losses, check_rate, judge, reconcile
 from kproxylat.detect import ServiceRule
+from kproxylat.dump import parse_dump
 from kproxylat.model import Accounting, Probe, Quality, Result, Run, Traffic
 from kproxylat.modes import find_mode
 
@@ -45,6 +46,53 @@ def test_a_hook_that_was_traced_less_often_than_its_lookup_is_named() -> None:
     assert check_envelopes([LOOKUP, whole, *others]) == ()
     said = "the whole hook PREROUTING was traced 1999 times, the lookup 2000"
     assert check_envelopes([LOOKUP, replace(whole, count=SENT - 1), *others]) == (said,)
+
+
+class Traced:
+    """A tracer at its end."""
+
+    stdout = ("Lost 3 events\n", "@n[1, 0, 5]: 7\n")
+    stderr = ("x: WARNING: y\n",)
+    map_limit, forgotten, unlogged = 16, 0, 0
+
+
+def judged(text: str, kind: str = "kprobe", **more: int) -> Quality:
+    """Judge what a script printed."""
+    tracer = type("Now", (Traced,), more)
+    return judge(parse_dump(text), kind, (LOOKUP,), tracer)  # type: ignore[arg-type]
+
+
+def test_a_trace_is_judged_by_what_it_lost() -> None:
+    assert judged("@n[1, 0, 5]: 7\n") == Quality(3, 0, None, (), ("x: WARNING: y",))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "missed", "strays"),
+    [
+        ("@missed: 4\n", "kprobe", 4, None),
+        ("@start[11]: 99\n@start[12]: 99\n@begun[5]: 1\n@missed: 4\n", "kprobe", 7, None),
+        ("@start[11]: 99\n", "fentry", 1, None),
+        ("@n[1, 0, 5]: 7\n", "fentry", None, None),
+        ("@strays: 9\n", "kprobe", 0, 9),
+        ("@strays[1]: 9\n@missed[3]: 1\n", "kprobe", 0, None),
+    ],
+    ids=["missed", "left-at-the-end", "fentry", "fentry-says-nothing", "strays", "maps-of-others"],
+)
+def test_calls_without_an_exit_and_exits_without_a_call(
+    text: str, kind: str, missed: int | None, strays: int | None
+) -> None:
+    quality = judged(text, kind)
+    assert (quality.missed_probes, quality.stray_exits) == (missed, strays)
+
+
+def test_what_was_too_much_is_said() -> None:
+    full = "".join(f"@n[1, 0, {number}]: 1\n" for number in range(16))
+    quality = judged(full, forgotten=5, unlogged=6)
+    assert quality.full_maps == ("@n",)
+    said = " / ".join(quality.warnings)
+    assert "5 lines, the first, are in the log alone" in said
+    assert "6 lines, the last, are not logged" in said
+    assert "full maps (16 keys): @n; events are missing" in said
 
 
 def test_the_hit_path_closes() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat import bpftrace, cli, doctor, kernel, machine, net, proc
+from kproxylat import bpftrace, cli, doctor, kernel, machine, net, proc, stage
 from kproxylat.doctor import CHECKS, Finding, examine, missing_to_trace, possible_modes, require
 from kproxylat.errors import MachineError
 from kproxylat.modes import MODES, find_mode
@@ -38,6 +38,8 @@ PROGRAMS = {
 PLAIN = (
     "conntrack",
     "grep",
+    "hping3",
+    "virtme-run",
     "ip",
     "nft",
     "nsenter",
@@ -45,6 +47,8 @@ PLAIN = (
     "qemu-system-x86_64",
     *{t for mode in MODES for family in (4, 6) for t in mode.for_family(family).tools},
 )
+USES = ("trace", "fentry", "kprobe", "run", "hping3", "node")
+COMMANDS = {"apt-get", "dnf", "docker", "echo", "grubby", "kproxylat", "mokutil", "mount", "sed", "sudo", "sysctl"}
 LEGACY = find_mode("iptables", "legacy")
 Edit = Callable[[Path], object]
 
@@ -75,6 +79,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(net, "NETNS", tmp_path / "netns")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(machine.vm.sys, "executable", str(tmp_path / "python"))
     bpftrace.find_version.cache_clear()
     yield tmp_path
     bpftrace.find_version.cache_clear()
@@ -148,7 +153,11 @@ def write(name: str, text: str) -> Edit:
         ("function tracing", remove("proc/sys/kernel/ftrace_enabled"), "missing", "CONFIG_FUNCTION_TRACER"),
         ("function tracing", write("proc/sys/kernel/ftrace_enabled", "0\n"), "missing", "switched off"),
         ("tracefs", remove("sys/kernel/tracing/available_filter_functions"), "missing", "not mounted"),
-        ("kprobes", remove("sys/bus/event_source/devices/kprobe"), "warning", "CONFIG_KPROBE_EVENTS"),
+        ("kprobes", remove("sys/bus/event_source/devices/kprobe"), "missing", "CONFIG_KPROBE_EVENTS"),
+        ("hping3", remove("bin/hping3"), "missing", "hping3 not found"),
+        ("hping3", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing", "lacks CAP_NET_RAW"),
+        ("iptables on legacy: rights", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing",
+            "lacks CAP_NET_RAW"),
         ("lockdown", write("sys/kernel/security/lockdown", "none [confidentiality]"), "missing", "locked down"),
         ("user namespace", write("proc/self/ns/other", ""), "missing", "user namespace"),
         ("iptables on legacy: tools", remove("bin/nfacct"), "missing", "nfacct not found"),
@@ -162,6 +171,7 @@ def write(name: str, text: str) -> Edit:
         ("surroundings", remove("sys/fs/bpf"), "warning", "no /sys/fs/bpf"),
         ("surroundings", remove("sys/kernel/debug"), "warning", "no /sys/kernel/debug"),
         ("virtual machine", remove("bin/qemu-system-x86_64"), "warning", "qemu-system-x86_64 not found"),
+        ("virtual machine", remove("bin/virtme-run"), "warning", "virtme-run not found"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
@@ -178,13 +188,60 @@ def test_what_is_missing_is_found_and_stops_what_needs_it(
     assert finding.dnf
     check = next(each for each in CHECKS if each.name == name)
     if state == "missing":
-        assert doctor.possible_modes(examine()) == [] or check.mode or check.use == "node"
+        assert doctor.possible_modes(examine()) == [] or check.mode or check.use in ("node", "kprobe", "hping3")
         with pytest.raises(MachineError) as caught:
-            require(LEGACY, "trace", "run", "node")
+            require(LEGACY, *USES)
         assert found in str(caught.value)
         assert caught.value.remedy
     else:
-        require(LEGACY, "trace", "run", "node")
+        require(LEGACY, *USES)
+
+
+def test_a_kind_of_probe_needs_its_own_alone(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "load_modules", lambda _: None)
+    monkeypatch.setattr(stage, "find_engine", lambda mode, probe: (mode.engines[0], probe))
+    write("proc/sys/kernel/ftrace_enabled", "0\n")(good)
+    stage.check_machine(LEGACY, "kprobe", "run")
+    assert missing_to_trace([LEGACY], "kprobe") == []
+    assert missing_to_trace([LEGACY]) == ["function tracing"]
+    with pytest.raises(MachineError, match="function tracing is switched off"):
+        stage.check_machine(LEGACY, "fentry", "run")
+    write("proc/sys/kernel/ftrace_enabled", "1\n")(good)
+    remove("sys/bus/event_source/devices/kprobe")(good)
+    stage.check_machine(LEGACY, "fentry", "run")
+    assert len(possible_modes(examine())) == len(MODES)
+    with pytest.raises(MachineError, match="CONFIG_KPROBE_EVENTS"):
+        stage.check_machine(LEGACY, "kprobe", "run")
+    # Of Debian's 5.10 the modules have no types: there it is kprobes.
+    remove("sys/kernel/btf/nf_tables")(good)
+    monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
+    assert possible_modes(examine()) == []
+    assert missing_to_trace() == ["kprobes"]
+
+
+def test_what_is_built_in_is_no_missing_module(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel whose modules are not installed; a module's own symbols have its name behind them."""
+    monkeypatch.setenv("ABSENT", "nf_tables nf_conntrack xt_set")
+    monkeypatch.setattr(doctor, "find_engine", lambda *_: None)
+    nft = find_mode("nftables", None)
+    with pytest.raises(MachineError, match="no module nf_tables, nf_conntrack"):
+        require(nft, "trace")
+    kernel._is_built_in.cache_clear()
+    write("proc/kallsyms", "0 T nft_do_chain\n0 t set_match_v4\t[xt_set]\n")(good)
+    write(f"lib/modules/{kernel.release()}/modules.builtin", "kernel/net/netfilter/nf-conntrack.ko\n")(good)
+    require(nft, "trace")
+    assert not kernel.has_module("xt_set")
+
+
+def test_every_tool_has_a_package() -> None:
+    rows = [mode.for_family(family) for mode in MODES for family in (4, 6)]
+    tools = {tool for row in rows for tool in row.tools}
+    tools |= {row.iptables for row in rows if row.name == "iptables"}
+    assert tools <= set(proc.PACKAGES)
+    some = "ip6tables-legacy-restore", "ip6tables-legacy-save", "ip6tables-nft-save", "virtme-run"
+    dnf = "dnf install iptables-legacy iptables-nft && pip install 'kproxylat[vm]'"
+    assert proc.install(*some) == ("apt-get install iptables && pip install 'kproxylat[vm]'", dnf)
+    assert proc.install("virtme-run")[0] == "pip install 'kproxylat[vm]'"
 
 
 @pytest.mark.usefixtures("good")
@@ -204,7 +261,9 @@ def test_a_mode_whose_modules_are_missing_is_the_only_one_that_is(monkeypatch: p
     require(find_mode("nftables", None), "trace", "run")
     with pytest.raises(MachineError, match="no module iptable_nat, xt_nfacct") as caught:
         require(LEGACY, "trace", "run")
-    assert caught.value.remedy.endswith("or use --lab --vm")
+    assert caught.value.remedy.endswith("; or: kproxylat run --lab --vm measures in a virtual machine")
+    assert missing_to_trace([find_mode("nftables", None)]) == []
+    assert missing_to_trace([LEGACY, LEGACY]) == ["iptables on legacy: kernel"]
 
 
 @pytest.mark.usefixtures("good")
@@ -281,7 +340,9 @@ def test_names_are_unique_and_every_row_says_what_it_breaks_and_what_mends_it() 
     for check in CHECKS:
         assert check.breaks
         assert check.apt
-        assert check.use in ("trace", "run", "node", "pktgen", "")
+        assert check.use in (*USES, "pktgen", "")
+        for command in (check.apt, check.dnf or check.apt):
+            assert command.split()[0] in COMMANDS
 
 
 def test_modules_without_types_are_no_obstacle_where_we_know_the_offsets(

@@ -27,6 +27,7 @@ from tests.test_vm import Agent
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("run", "0.2", "1000", "20", "--lab", "--mode", "nftables", "--format", "json", "--output-dir", "out")
+WATCH = ("trace", "--mode", "nftables", "--duration", "60")
 COMMAND = (sys.executable, "-m", "tests.fakes")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 TRACE = PROGRAMS["bpftrace"]
@@ -150,6 +151,8 @@ FAULTS = (
           {"bpftrace": after("echo __", f"echo still thinking >&2; {WAIT}; echo __")}),
     Fault("bpftrace-dies-in-the-middle", 1, f"died while tracing .status 9.: out of memory{LOG}",
           {"bpftrace": after(WAIT, "echo out of memory >&2; exit 9")}),
+    Fault("bpftrace-dies-in-the-middle-of-a-trace", 1, f"died while tracing .status 9.: out of memory{LOG}",
+          {"bpftrace": after(WAIT, "echo out of memory >&2; exit 9")}, argv=(*WATCH, *RUN[-2:])),
     Fault("bpftrace-is-killed-in-the-middle", 1, f"died while tracing .status -9.: .*{LOG}",
           {"bpftrace": after(WAIT, "kill -KILL $$")}),
     Fault("bpftrace-dies-at-exit", 1, f"failed at its end .status 3.: .*{LOG}",
@@ -253,7 +256,6 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
 
 
 INTERVAL = "12:00:00 Statistics:\\n@stats[1, 0]: count 3, average 12000, total 36000\\n--\\n"
-WATCH = ("trace", "--mode", "nftables", "--duration", "60", "--output-dir", "out")
 NO_SPACE = r"kproxylat: \[Errno 28\] No space left on device\n"
 
 
@@ -263,8 +265,8 @@ NO_SPACE = r"kproxylat: \[Errno 28\] No space left on device\n"
         pytest.param(RUN, "| head -c 0", "", ["json", "log"], id="stdout-closed"),
         pytest.param(RUN, "2>&1 | head -c 0", "", [], id="stderr-closed"),
         pytest.param(RUN, ">/dev/full", NO_SPACE, ["json", "log"], id="stdout-full"),
-        pytest.param(WATCH, "| head -n 2", "", ["json", "log"], id="trace-stdout-closed"),
-        pytest.param(WATCH, ">/dev/full", NO_SPACE, ["json", "log"], id="trace-stdout-full"),
+        pytest.param((*WATCH, *RUN[-2:]), "| head -n 2", "", ["json", "log"], id="trace-stdout-closed"),
+        pytest.param((*WATCH, *RUN[-2:]), ">/dev/full", NO_SPACE, ["json", "log"], id="trace-stdout-full"),
     ],
 )
 def test_output_that_nobody_reads(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -363,3 +364,31 @@ def test_what_is_saved_follows_no_link(tmp_path: Path) -> None:
 def test_no_module_makes_temporary_files() -> None:
     for module in (bpftrace, lab, measure, net, proc, runlog, traffic, watch):
         assert "tempfile" not in Path(module.__file__).read_text()
+
+
+def test_a_root_that_may_not_give_files_away_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """CAP_CHOWN is none of those that tracing takes."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", refuse)
+    for name in ("SUDO_UID", "SUDO_GID"):
+        monkeypatch.setenv(name, "1000")
+    runlog._warn_of_owner.cache_clear()
+    log = runlog.RunLog(tmp_path / "logs/ebpf", "ipvs", datetime(2026, 11, 25))
+    assert log.save(Result(Run())) is None
+    said = "warning: logs and results stay root's: to give them to the user who called sudo takes CAP_CHOWN\n"
+    assert capsys.readouterr().err == said
+    assert len(list((tmp_path / "logs/ebpf").iterdir())) == 2
+
+
+def test_a_directory_that_root_may_not_write_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(MachineError, match="cannot be written to") as caught:
+        runlog.make_directory(tmp_path)
+    assert caught.value.remedy == "pass another --output-dir of root's own"
