@@ -68,18 +68,20 @@ class Format(StrEnum):
     JSON = "json"
 
 
+DUMMIES = 100
+"""Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
 Rate = Annotated[int, typer.Argument(help="Packets per second.")]
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
 ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
-Services = Annotated[int, typer.Option("--services", help="Dummy Services in the lab.")]
+Services = Annotated[int | None, typer.Option("--services", help=f"Dummy Services in the lab ({DUMMIES}).")]
 RulePosition = Annotated[
     Position | None,
     typer.Option("--position", help="Where the target's rule stands in mode iptables (lab: last; node: as it is)."),
 ]
-Ports = Annotated[WorkerPorts, typer.Option("--worker-ports", help="Protocols of the lab's worker.")]
+Ports = Annotated[WorkerPorts | None, typer.Option("--worker-ports", help="Protocols of the lab's worker (both).")]
 Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port; [IPv6]:PORT.")]
 FamilyOption = Annotated[
     Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
@@ -168,12 +170,18 @@ def number(family: Family | None) -> int | None:
     return int(family) if family else None
 
 
-def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool) -> None:
-    """Refuse rules that nobody loads, and Services that nobody measures."""
+def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others: object) -> None:
+    """Refuse rules that nobody loads, and Services that nobody measures.
+
+    :param others: the options of the lab's own Services, which a ruleset takes the place of.
+    """
     if ruleset and not lab:
         raise UsageError("--ruleset is for the lab", "add --lab")
     if every_service and not ruleset:
         raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
+    passed = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
+    if ruleset and passed:
+        raise UsageError("--ruleset brings its own Services", f"leave out {', '.join(passed)}")
 
 
 def read_settings(words: list[str] | None) -> dict[str, str]:

@@ -38,6 +38,8 @@ def capture(
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous)
     capturing.save(text, output)
+    for note in read.notes:
+        say(f"note: {note}")
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
 
 

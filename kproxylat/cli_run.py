@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kproxylat.cli_options import (
+    DUMMIES,
     LOGS,
     Backend,
     Duration,
@@ -39,7 +40,6 @@ from kproxylat.cli_options import (
     Target,
     Template,
     Warmup,
-    WorkerPorts,
     check_ruleset,
     end,
     number,
@@ -68,9 +68,9 @@ class Wanted:
     lab: InLab = False
     mode: ModeName = None
     backend: Backend = None
-    services: Services = 100
+    services: Services = None
     position: RulePosition = None
-    worker_ports: Ports = WorkerPorts.BOTH
+    worker_ports: Ports = None
     target: Target = None
     origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD
     generator: Annotated[
@@ -96,7 +96,9 @@ class Wanted:
         from kproxylat.modes import find_mode
         from kproxylat.traffic import find_generator
 
-        check_ruleset(self.ruleset, self.every_service, self.lab)
+        position = self.rule_position or self.position
+        own = {"services": self.services, "position": position, "worker_ports": self.worker_ports}
+        check_ruleset(self.ruleset, self.every_service, self.lab, **own)
         if self.lab and self.target is not None and not self.ruleset:
             raise UsageError("--lab brings its own target", "leave out --lab or --target")
         if self.lab and (node.netns or node.node_container or node.allow):
@@ -106,13 +108,13 @@ class Wanted:
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
         usual = "nft" if self.mode in (None, "iptables") else None
         row = find_mode("iptables" if self.mode is None else self.mode, usual if self.backend is None else self.backend)
-        position = self.rule_position or self.position
+        services = DUMMIES if self.services is None else self.services
         options = plan.Options(
             mode=row.from_node() if self.origin is Origin.NODE else row,
             target=plan.parse_destination(self.target, protocol, number(self.family))
             if self.target is not None
             else plan.WORKER[number(self.family) or 4]._replace(protocol=protocol),
-            lab=plan.Lab(self.services, position or "last", self.worker_ports) if self.lab else None,
+            lab=plan.Lab(services, position or "last", self.worker_ports or "both") if self.lab else None,
             position=None if self.lab else position,
             duration_s=self.duration,
             rate_pps=self.rate,
@@ -186,7 +188,7 @@ def run(
 
     check_vm(vm or vm_if_needed, clock, kernel)
     options = wanted.plan(node, output_dir=output_dir, overhead=overhead, arguments=tuple(ARGUMENTS))
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    relay_if(vm, vm_if_needed, output_dir, clock, kernel, [options.mode], options.probe)
     result, ended = measure(wanted.look_up(options, node))
     if form is Format.JSON:
         print(to_json(result))

@@ -68,7 +68,9 @@ def sweep(
     family: FamilyOption = None,
     probe: ProbeKind = Kind.AUTO,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the order, which is random on the ns clock.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the order, random on the ns clock; another does not resume.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where such a sweep was interrupted.")] = False,
     source: Source = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
@@ -101,11 +103,9 @@ def sweep(
     from kproxylat import plan, replay
     from kproxylat import sweep as sweeping
 
-    check_ruleset(ruleset, every_service, lab)
+    check_ruleset(ruleset, every_service, lab, services=services or None, position=position)
     if not ruleset and target:
         raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
-    if ruleset and services:
-        raise UsageError("--ruleset brings its own Services", "leave out --services")
     modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
     counts = [0] if ruleset else _counts(services)
     options = plan.Options(
@@ -127,10 +127,11 @@ def sweep(
     if ruleset:
         from kproxylat.ruleset import read_ruleset
 
-        read = read_ruleset(ruleset, mode or None)
-        points = replay.plan_backends(options, read, filter(None, backend.split(",")), target, every_service)
+        backends = [each for each in backend.split(",") if each]
+        read = read_ruleset(ruleset, mode or None, backends[0] if len(backends) == 1 else None)
+        points = replay.plan_backends(options, read, backends, target, every_service)
     sweeping.check_points(points, repeats)
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    relay_if(vm, vm_if_needed, output_dir, clock, kernel, [each.mode for each in points], probe)
     if lab:
         found, ended = sweeping.sweep(points, repeats, seed, fresh)
     else:
@@ -179,7 +180,7 @@ def whatif(
     read = read_ruleset(ruleset, mode, backend)
     options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=tuple(ARGUMENTS))
     asking.check(options, packets)
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel)
+    relay_if(vm, vm_if_needed, output_dir, clock, kernel, MODES)
     found, ended = asking.whatif(options, read, MODES, packets)
     path = asking.save(found, output_dir)
     say(f"saved: {path}")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kproxylat import interrupts
 from kproxylat.errors import UsageError
 from kproxylat.screen import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kproxylat.modes import Mode
 
 
 class Clock(StrEnum):
@@ -36,12 +41,23 @@ def check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
         raise UsageError("--clock instructions and --kernel are for a virtual machine", "add --vm")
 
 
-def relay_if(vm: bool, if_needed: bool, output_dir: Path | None, clock: Clock, image: Path | None) -> None:
-    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends."""
+def relay_if(
+    vm: bool,
+    if_needed: bool,
+    output_dir: Path | None,
+    clock: Clock,
+    image: Path | None,
+    modes: Iterable[Mode] = (),
+    probe: str = "auto",
+) -> None:
+    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends.
+
+    :param modes: what is to be measured, by which kind of ``probe``: where this machine cannot, one is needed.
+    """
     if if_needed and not vm:
         from kproxylat.doctor import missing_to_trace
 
-        lacking = ", ".join(missing_to_trace())
+        lacking = ", ".join(missing_to_trace(modes, probe))
         say(
             f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel."
         )

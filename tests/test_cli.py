@@ -11,16 +11,11 @@ from typing import Self
 
 import pytest
 
-<<<<<<< HEAD
 from kproxylat import __version__, cli, kernel, net, plan, proc, vm
 from kproxylat.errors import MachineError
+from kproxylat.plan import Options
 from kproxylat.render import render_script
 from tests.fakes import PROGRAMS, make_world
-=======
-from kproxylat import __version__, cli, kernel, net, proc
-from kproxylat.errors import MachineError
-from kproxylat.plan import Options
->>>>>>> f5
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
