@@ -17,12 +17,16 @@ _COUNT = re.compile(r"@(\w*)\[(-?\d{1,18}(?:, -?\d{1,18})*)\]: (0|-?[1-9]\d{0,17
 _HEAD = re.compile(r"@(\w*)(?:(\[)|:(?: |\Z))")
 _HEAD_INSIDE = re.compile(r"@\w*(?:\[.{0,400}?\]:|:)(?: |\Z)")
 _KEY_END = re.compile(r"\]:(?: |\Z)")
-_POINT = re.compile(r"(\d\d:\d\d:\d\d(?:\.\d+)?) +[|*][ |*]*[|*](?: (-?\d{1,20}))? *\Z")
-_SERIES = re.compile(r"hh:mm:ss[.mnus]* +\||\s+v_*v\Z|\s+-?\d+\s+-?\d+\Z")
+_POINT = re.compile(r"(\d\d:\d\d:\d\d(?:\.\d+)?) +[|*][ |*.]*[|*.](?: (-?\d{1,20})| -)? *\Z")
+_SERIES = re.compile(r"hh:mm:ss(?:\.[mnuµμ]s)? *\||\s+v_*v\Z|\s+(?:-?\d+|null)\s+(?:-?\d+|null)\Z")
+_NO_DATA = "<no data>"
 _NOISE = re.compile(
-    r"(?:\x1b\[[\d;]*m)*(?:Attaching \d+ probes?\.\.\.|Attached \d+ probes?\Z|__BPFTRACE_NOTIFY_PROBES_ATTACHED"
-    r"|Lost \d+ events|(?:\S+: )?(?:WARNING|ERROR): |Additional Info - helper)"
+    r"(?:\x1b\[[\d;]*m)*(?:(?P<source>.{1,300}?:\d+:\d+(?:-\d+)?: (?:WARNING|ERROR): |Additional Info - helper)"
+    r"|Attaching \d+ probes?\.\.\.|Attached \d+ probes?\Z|__BPFTRACE_NOTIFY_PROBES_ATTACHED"
+    r"|Lost \d+ events|(?:\S+: )?(?:WARNING|ERROR): )"
 )
+"""A message of bpftrace's own; ``source``: two lines follow, of the program's source and what underlines it."""
+_UNDERLINE = re.compile(r" +[~^]+\Z")
 _RULE = re.compile(r"[=-]{20,}\Z")
 _KEY_LINES, _VALUE_LINES, _TEXT_CHARS = 1000, 10_000, 4096
 
@@ -64,7 +68,7 @@ def read_prints(lines: Iterable[str]) -> Iterator[Print]:
 class _Entry:
     """One entry as it is read: its text until the whole print is known, which decides what the text means."""
 
-    __slots__ = ("bare", "frames", "key", "kind", "name", "other", "points", "rows", "text", "value")
+    __slots__ = ("bare", "frames", "key", "kind", "name", "other", "points", "rows", "series", "text", "value")
 
     def __init__(self, name: str, key: str | None, text: str, kind: str = "", value: Any = None) -> None:
         self.name, self.key, self.text, self.kind, self.value = name, key, text, kind, value
@@ -83,11 +87,13 @@ class _Entry:
             return False
         point = _POINT.match(line)
         if point:
+            self.series = True
             self.points.append({"time": point[1], "value": int(point[2]) if point[2] else None})
             return True
-        if _SERIES.match(line):
+        if _SERIES.match(line) or line == _NO_DATA:
+            self.series = True
             return True
-        if not self.points and line.startswith(("    ", "\t")):
+        if not self.series and line.startswith(("    ", "\t")):
             self.frames.append(line)
             return True
         return False
@@ -97,12 +103,13 @@ class _Entry:
         self.rows: list[dict[str, int | None]] = []
         self.points: list[dict[str, Any]] = []
         self.frames: list[str] = []
+        self.series = False
 
     def close(self, empty: str) -> None:
         """Nothing more follows; ``empty`` is the kind of a value that is none."""
         if self.text:
             return
-        if self.points:
+        if self.series or empty == "tseries":
             self.kind, self.value = "tseries", tuple(self.points)
         elif self.frames or empty == "stack":
             self.kind, self.value = "stack", parse_frames(self.frames)
@@ -230,11 +237,15 @@ class Reader:
 
     def _is_noise(self, line: str) -> bool:
         """Is it a message of bpftrace's own, or one of the lines of source that follow such a message?"""
-        if _NOISE.match(line):
-            self._excerpt = 2
+        noise = _NOISE.match(line)
+        if noise:
+            self._excerpt = 2 if noise["source"] else 0
             return True
-        self._excerpt = self._excerpt - 1 if line.startswith("    ") else 0
-        return self._excerpt >= 0 and line.startswith("    ")
+        left, self._excerpt = self._excerpt, 0
+        if not (left and line.startswith("    ") and (left == 2 or _UNDERLINE.match(line))):
+            return False
+        self._excerpt = left - 1
+        return True
 
     def _add(self, entry: _Entry) -> None:
         if self._name is not None:

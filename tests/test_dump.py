@@ -94,3 +94,43 @@ def test_fifty_thousand_entries_are_fast() -> None:
     start = time.perf_counter()
     assert len(parse_dump(text)["n"].entries) == 50_000
     assert time.perf_counter() - start < 10
+
+
+STACK = "@[\n    a+1\n    b+2\n    c+3\n]: 5\n@v[x]: \n        d+4\n        e+5\n\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Attaching 1 probe...\n\n\n",
+        "Attached 2 probes\n\n\n",
+        "^C\n\n",
+        "Lost 5 events\n",
+        "WARNING: Addrspace is not set\n",
+        "a.bt:1:2-3: WARNING: Bad address\n    $a = 1;\n         ~\n",
+        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: -14\n    $a = 1;\n    ~~\n",
+    ],
+)
+def test_a_message_takes_no_frames(before: str) -> None:
+    assert values(before + STACK) == {"": {(("a+1", "b+2", "c+3"),): 5}, "v": {("x",): ("d+4", "e+5")}}
+    inside = STACK.replace("    b+2\n", f"{before.strip()}\n    b+2\n") if "^C" not in before else STACK
+    assert values(inside) == values(STACK)
+
+
+def test_time_series() -> None:
+    """As src/output/text.cpp of 0.25 writes them: a line at zero, gaps, microseconds, nothing at all."""
+    text = (
+        "@t[1]:\n             -5                                                 5\n"
+        "hh:mm:ss.µs  |___________________________________________________|\n"
+        "19:00:01.000001 *                         .                         | -5\n"
+        "19:00:01.000002 |                         .                         | -\n"
+        "19:00:01.000003 |                         .                         * 5\n"
+        "             v___________________________________________________v\n"
+        "             -5                                                 5\n\n"
+        "@t[2]:\n<no data>\n@u:\n<no data>\n@z: 1\n"
+    )
+    maps = parse_dump(text)
+    assert [maps[name].kind for name in maps] == ["tseries", "tseries", "int"]
+    points = [[point["value"] for point in entry.value] for entry in maps["t"].entries]
+    assert (points, maps["u"].entries[0].value) == ([[-5, None, 5], []], ())
+    assert maps["t"].entries[0].value[1]["time"] == "19:00:01.000002"
