@@ -12,7 +12,7 @@ _FLOAT = re.compile(r"-?(?:0|[1-9]\d{0,15})\.\d{1,15}\Z")
 _STATS = re.compile(r"count (\d{1,20}), average (-?\d{1,20}), total (-?\d{1,20})\Z")
 _ROW = re.compile(
     r"(?:\[(?P<only>-?\d{1,19}[KMGTPE]?)\]"
-    r"|[\[(](?P<lo>\.\.\.|-?\d{1,19}[KMGTPE]?), (?P<hi>\.\.\.|-?\d{1,19}[KMGTPE]?)\)) *(?P<count>-?\d{1,20}) \|"
+    r"|[\[(](?P<lo>\.\.\.|-?\d{1,19}[KMGTPE]?), (?P<hi>\.\.\.|-?\d{1,19}[KMGTPE]?)\)) *(?P<count>\d{1,20}) \|"
 )
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _DEPTH = 50

@@ -108,7 +108,7 @@ STACK = "@[\n    a+1\n    b+2\n    c+3\n]: 5\n@v[x]: \n        d+4\n        e+5\
         "Lost 5 events\n",
         "WARNING: Addrspace is not set\n",
         "a.bt:1:2-3: WARNING: Bad address\n    $a = 1;\n         ~\n",
-        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: -14\n    $a = 1;\n    ~~\n",
+        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: -14\n    $a;\n    ~~\n",
     ],
 )
 def test_a_message_takes_no_frames(before: str) -> None:
@@ -134,3 +134,45 @@ def test_time_series() -> None:
     points = [[point["value"] for point in entry.value] for entry in maps["t"].entries]
     assert (points, maps["u"].entries[0].value) == ([[-5, None, 5], []], ())
     assert maps["t"].entries[0].value[1]["time"] == "19:00:01.000002"
+
+
+def test_keys_that_look_alike_are_all_kept_in_the_dump_at_exit() -> None:
+    text = "@k[vfs_write]: 1\n@k[vfs_read]: 3\n@k[vfs_open]: 4\n@k[vfs_read]: 5\n"
+    entries = [(entry.key[0], entry.value) for entry in parse_dump(f"\n\n{text}@z: 1")["k"].entries]
+    assert entries == [("vfs_write", 1), ("vfs_read", 3), ("vfs_open", 4), ("vfs_read", 5)]
+    assert [len(each.map.entries) for each in read_prints(text.splitlines())] == [3, 1]  # printed while it ran
+    prints = read_prints("\n\n@n[1]: 1\n12:00:01\n@n[1]: 2\n12:00:02\n".splitlines())
+    assert [len(each.map.entries) for each in prints] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut"),
+    [
+        ("@h:\n[1] 5 |@|\n\n", "@h:\n"),
+        ("@h: \n[1] 5 |@|\n\n", "@h: \n"),
+        ("@h:\n[1] 5 |@|\n\n", "@h:\n[1] 1 |@|\n"),
+        ("@h[a]:\n[1] 5 |@|\n\n@h[b]:\n[1] 5 |@|\n\n", "@h[a]: \n[1] 5 |@|\n\n@h[b]: \n"),
+        ("@k: \n        a+1\n        b+1\n\n", "@k: \n        a+1\n"),
+        ("@k: \n        a+1\n        b+1\n\n", "@k: \n"),
+        ("@t:\n   1    2\nhh:mm:ss |___|\n19:00:01 *  | 1\n\n", "@t:\n   1    2\n"),
+    ],
+)
+def test_a_print_that_is_cut_does_not_replace_a_whole_one(whole: str, cut: str) -> None:
+    assert parse_dump(f"{whole}-- text\n{cut}") == parse_dump(whole)
+    assert [each.whole for each in read_prints(f"{whole}-- text\n{cut}".splitlines())] == [True, False]
+
+
+def test_an_empty_string_at_the_end_is_whole() -> None:
+    assert [each.whole for each in read_prints(["@s: "])] == [True]
+    assert [each.whole for each in read_prints(["@t:", "<no data>"])] == [True]
+
+
+def test_an_address_is_no_map() -> None:
+    assert values("@eth0: 5\ndev x@eth0: link up\nmail to a_@b[c]: d\n") == {"eth0": 5}
+    assert values("text@n: 5\nunfinished@m[a]: 3\nx @s: one\n") == {"n": 5, "m": {("a",): 3}, "s": "one"}
+
+
+def test_what_stands_around_a_number() -> None:
+    assert values("@ipt_sum: 528\x1b[0m\n@s: red\x1b[0m\n") == {"ipt_sum": 528, "s": "red\x1b[0m"}
+    assert values("\0" * 5000 + "@c: 2\n") == {"c": 2}
+    assert parse_dump("@h:\n[1] 5 |@|\n[2, 4) -1 ||\n\n")["h"].entries[0].value["count"] == 5
