@@ -118,9 +118,9 @@ class _Entry:
         """Nothing more follows; ``empty`` is the kind of a value that is none."""
         if self.text:
             return
-        if self.series or empty == "tseries":
+        if self.series or (empty == "tseries" and not self.rows and not self.frames):
             self.kind, self.value = "tseries", tuple(self.points)
-        elif self.frames or empty == "stack":
+        elif self.frames or (empty == "stack" and not self.rows):
             self.kind, self.value = "stack", parse_frames(self.frames)
         elif self.rows or self.bare or empty == "hist":
             self.kind, self.value = "hist", {"count": sum(row["count"] or 0 for row in self.rows), "buckets": self.rows}
@@ -304,7 +304,7 @@ class Reader:
         if tail:
             last = self._entries[-1]
             last.text = "\n".join([last.text, *tail])
-            last.read_as_string()
+            last.kind, last.value = parse_value(last.text)
 
     def _close(self) -> None:
         """Two blank lines begin the dump at exit: only a third one, or a single one, is a histogram's."""
@@ -356,10 +356,11 @@ def _build_map(entries: list[_Entry]) -> Map:
             entry.key, entry.text = entry.other
             entry.kind, entry.value = parse_value(entry.text)
     kinds = {entry.kind for entry in entries}
-    if kinds == {"hist", "str"} or kinds == {"stack", "str"}:  # those without rows or frames looked like empty strings
-        for entry in entries:
-            entry.close((kinds - {"str"}).pop())
-        kinds = {entry.kind for entry in entries}
+    for kind in ("stack", "tseries", "hist"):
+        if kind in kinds and len(kinds) > 1:  # those without frames or rows looked like empty strings or histograms
+            for entry in entries:
+                entry.close(kind)
+            kinds = {entry.kind for entry in entries}
     if len(kinds) > 1 and not kinds & {"hist", "stack", "tseries"}:
         for entry in entries:
             entry.read_as_string()

@@ -108,7 +108,7 @@ STACK = "@[\n    a+1\n    b+2\n    c+3\n]: 5\n@v[x]: \n        d+4\n        e+5\
         "Lost 5 events\n",
         "WARNING: Addrspace is not set\n",
         "a.bt:1:2-3: WARNING: Bad address\n    $a = 1;\n         ~\n",
-        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: -14\n    $a;\n    ~~\n",
+        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: 0\n    $a;\n    ~~\n",
     ],
 )
 def test_a_message_takes_no_frames(before: str) -> None:
@@ -176,3 +176,48 @@ def test_what_stands_around_a_number() -> None:
     assert values("@ipt_sum: 528\x1b[0m\n@s: red\x1b[0m\n") == {"ipt_sum": 528, "s": "red\x1b[0m"}
     assert values("\0" * 5000 + "@c: 2\n") == {"c": 2}
     assert parse_dump("@h:\n[1] 5 |@|\n[2, 4) -1 ||\n\n")["h"].entries[0].value["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[1,2],[3,4]]", ((1, 2), (3, 4))),
+        ("[[[1],[2]],[[-3],[4]]]", (((1,), (2,)), ((-3,), (4,)))),
+        ("[(1, a),(2, b)]", ((1, "a"), (2, "b"))),
+        (
+            "{ .s = [{ .a = [1,2], .x = 3 },{ .a = [4,5], .x = 6 }], .t = (1, [2,3]) }",
+            {"s": ({"a": (1, 2), "x": 3}, {"a": (4, 5), "x": 6}), "t": (1, (2, 3))},
+        ),
+        ("{ .name = a, .x = 3, .x = 1 }", "{ .name = a, .x = 3, .x = 1 }"),
+    ],
+)
+def test_composites_in_each_other(text: str, expected: Any) -> None:
+    assert values(f"@m: {text}\n") == {"m": expected}
+
+
+def test_composites_over_several_lines() -> None:
+    stacks = "@t[1]: (1, \n        a+1\n        b+2\n)\n@t[2]: (2, \n        c+3\n)\n"
+    structs = "@u[1]: { .name = one\ntwo, .x = 3 }\n@u[2]: { .name = x, .x = 4 }\n"
+    assert values(f"\n\n{stacks}{structs}@z: 1\n") == {
+        "t": {(1,): (1, ("a+1", "b+2")), (2,): (2, ("c+3",))},
+        "u": {(1,): {"name": "one\ntwo", "x": 3}, (2,): {"name": "x", "x": 4}},
+        "z": 1,
+    }
+
+
+def test_empty_stacks() -> None:
+    assert values("@u[]: 2\n@u[\n    ppoll+166\n]: 1\n@v[]: 1\n") == {
+        "u": {((),): 2, (("ppoll+166",),): 1},
+        "v": {("",): 1},
+    }
+    assert values("@u[dd, ]: 2\n@u[dd, \n    ppoll+166\n]: 1\n") == {"u": {("dd", ()): 2, ("dd", ("ppoll+166",)): 1}}
+    each = parse_dump("\n\n@k[a]: \n        foo+1\n\n@k[b]: \n\n@z: 1")["k"]
+    assert (each.kind, [entry.value for entry in each.entries]) == ("stack", [("foo+1",), ()])
+
+
+def test_keys_of_many_parts_are_fast() -> None:
+    mixed = "1, a, " * 40_000
+    start = time.perf_counter()
+    keys = [entry.key for entry in parse_dump(f"@m[{mixed}x]: 1\n@m[{mixed}y, z, z]: 1\n")["m"].entries]
+    assert time.perf_counter() - start < 10
+    assert [len(key) for key in keys] == [80_001, 80_001]
