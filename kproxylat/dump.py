@@ -29,7 +29,7 @@ _NOISE = re.compile(
 _UNDERLINE = re.compile(r" +[~^]+\Z")
 _COLOURS = re.compile(r"(?:\x1b\[[\d;]*m)+\Z")
 _RULE = re.compile(r"[=-]{20,}\Z")
-_KEY_LINES, _VALUE_LINES = 1000, 10_000
+_KEY_LINES, _VALUE_LINES, _NOTES = 1000, 10_000, 100
 
 
 class Print(NamedTuple):
@@ -135,6 +135,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._done: list[Print] = []
+        self._notes: list[str] = []
         self._long: set[str] = set()  # the maps whose values were not on one line
         self._start()
 
@@ -155,6 +156,11 @@ class Reader:
         """Take the prints that are done so far."""
         done, self._done = self._done, []
         return done
+
+    def take_notes(self) -> list[str]:
+        """Take what was noticed since the last time: reasons why something that looked like a map is none."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def end(self) -> None:
         """End the text; a line fed later belongs to another one."""
@@ -228,6 +234,8 @@ class Reader:
     def _drop_key(self) -> None:
         """What looked like a key never ended: it was text."""
         lines, self._key = self._key, []
+        if lines and len(self._notes) < _NOTES:
+            self._notes.append(f"the key that began with {lines[0][:100]!r} does not end before this line")
         for line in lines:
             self._feed_text(line)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
 import pytest
 
 from kproxylat.dump import parse_dump, read_prints
+from kproxylat.logs import LogReader
 
 
 def values(text: str) -> dict[str, Any]:
@@ -221,3 +223,33 @@ def test_keys_of_many_parts_are_fast() -> None:
     keys = [entry.key for entry in parse_dump(f"@m[{mixed}x]: 1\n@m[{mixed}y, z, z]: 1\n")["m"].entries]
     assert time.perf_counter() - start < 10
     assert [len(key) for key in keys] == [80_001, 80_001]
+
+
+def read_warnings(text: str) -> tuple[set[str], list[str]]:
+    """Read a text as a log: the names of its maps, and the warnings."""
+    (result,) = LogReader("x").read(io.BytesIO(text.encode()))
+    return set(result.maps), list(result.quality.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "line"),
+    [
+        ("\n\n@a: 1\n@m[a\n@b: 2\nc]: 1\n", {"a", "b"}, 5),
+        ("\n\n@a: 1\n@m[a\nfoo\n@z: 1\n", {"a", "z"}, 6),
+        ("\n\n@a: 1\n@m[a\nfoo\n", {"a"}, 5),
+    ],
+)
+def test_a_key_that_does_not_end_is_named(text: str, names: set[str], line: int) -> None:
+    warning = f"line {line}: the key that began with '@m[a' does not end before this line"
+    assert read_warnings(text) == (names, [warning])
+
+
+def test_names_are_bounded() -> None:
+    """A hundred engines, ten thousand maps; the rest is named in a warning."""
+    slow = "".join(f"12:00:00 SLOW e{at}: 5 us (tid=1)\n" for at in range(200))
+    (result,) = LogReader("x").read(io.BytesIO(f"Attaching 1 probe...\n{slow}".encode()))
+    assert len(result.slow) == 100
+    assert "line 102: unreadable: '12:00:00 SLOW e100: 5 us (tid=1)'" in result.quality.warnings
+    names, warnings = read_warnings("".join(f"@m{at}: 1\n" for at in range(10_002)))
+    assert len(names) == 10_000
+    assert warnings[0].endswith("more than 10000 maps; @m10000 is left out")
