@@ -17,14 +17,19 @@ _COUNT = re.compile(r"@(\w*)\[(-?\d{1,18}(?:, -?\d{1,18})*)\]: (0|-?[1-9]\d{0,17
 _HEAD = re.compile(r"@(\w*)(?:(\[)|:(?: |\Z))")
 _HEAD_INSIDE = re.compile(r"@\w*(?:\[.{0,400}?\]:|:)(?: |\Z)")
 _KEY_END = re.compile(r"\]:(?: |\Z)")
-_POINT = re.compile(r"(\d\d:\d\d:\d\d(?:\.\d+)?) +[|*][ |*]*[|*](?: (-?\d{1,20}))? *\Z")
-_SERIES = re.compile(r"hh:mm:ss[.mnus]* +\||\s+v_*v\Z|\s+-?\d+\s+-?\d+\Z")
+_POINT = re.compile(r"(\d\d:\d\d:\d\d(?:\.\d+)?) +[|*][ |*.]*[|*.](?: (-?\d{1,20})| -)? *\Z")
+_SERIES = re.compile(r"hh:mm:ss(?:\.[mnuµμ]s)? *\||\s+v_*v\Z|\s+(?:-?\d+|null)\s+(?:-?\d+|null)\Z")
+_NO_DATA = "<no data>"
 _NOISE = re.compile(
-    r"(?:\x1b\[[\d;]*m)*(?:Attaching \d+ probes?\.\.\.|Attached \d+ probes?\Z|__BPFTRACE_NOTIFY_PROBES_ATTACHED"
-    r"|Lost \d+ events|(?:\S+: )?(?:WARNING|ERROR): |Additional Info - helper)"
+    r"(?:\x1b\[[\d;]*m)*(?:(?P<source>.{1,300}?:\d+:\d+(?:-\d+)?: (?:WARNING|ERROR): |Additional Info - helper)"
+    r"|Attaching \d+ probes?\.\.\.|Attached \d+ probes?\Z|__BPFTRACE_NOTIFY_PROBES_ATTACHED"
+    r"|Lost \d+ events|(?:\S+: )?(?:WARNING|ERROR): )"
 )
+"""A message of bpftrace's own; ``source``: two lines follow, of the program's source and what underlines it."""
+_UNDERLINE = re.compile(r" +[~^]+\Z")
+_COLOURS = re.compile(r"(?:\x1b\[[\d;]*m)+\Z")
 _RULE = re.compile(r"[=-]{20,}\Z")
-_KEY_LINES, _VALUE_LINES, _TEXT_CHARS = 1000, 10_000, 4096
+_KEY_LINES, _VALUE_LINES, _NOTES = 1000, 10_000, 100
 
 
 class Print(NamedTuple):
@@ -36,7 +41,7 @@ class Print(NamedTuple):
 
 
 def parse_dump(text: str) -> dict[str, Map]:
-    """Parse the maps that bpftrace printed; of a map that was printed several times, the last print counts.
+    """Parse the maps that bpftrace printed; of a map that was printed several times, the last whole print counts.
 
     :param text: what one run printed in text mode, e.g. ``@lat_ns[nat, 0]:\\n[512, 1K)   7 |@@@@|``. Text of
         printf() and bpftrace's own messages may stand anywhere and belong to no map.
@@ -45,7 +50,11 @@ def parse_dump(text: str) -> dict[str, Map]:
         ``{"time", "value"}``); hist and lhist ``{"count", "buckets": [{"lo", "hi", "count"}]}``, half open, ``K`` is
         1024, ``None`` an open end, rows as printed (also those that count 0). A map that got no event may be absent.
     """
-    return {each.name: each.map for each in read_prints(text.removesuffix("\n").split("\n"))}
+    maps: dict[str, Map] = {}
+    for each in read_prints(text.removesuffix("\n").split("\n")):
+        if each.whole or each.name not in maps:
+            maps[each.name] = each.map
+    return maps
 
 
 def read_prints(lines: Iterable[str]) -> Iterator[Print]:
@@ -64,7 +73,7 @@ def read_prints(lines: Iterable[str]) -> Iterator[Print]:
 class _Entry:
     """One entry as it is read: its text until the whole print is known, which decides what the text means."""
 
-    __slots__ = ("bare", "frames", "key", "kind", "name", "other", "points", "rows", "text", "value")
+    __slots__ = ("bare", "empty", "frames", "key", "kind", "name", "other", "points", "rows", "series", "text", "value")
 
     def __init__(self, name: str, key: str | None, text: str, kind: str = "", value: Any = None) -> None:
         self.name, self.key, self.text, self.kind, self.value = name, key, text, kind, value
@@ -72,6 +81,10 @@ class _Entry:
         self.other: tuple[str, str] | None = None  # the other place where the key may end
         if not kind:
             self.kind, self.value = parse_value(text)
+        if self.kind == "str" and text.endswith("m") and "\x1b" in text:  # a script may have reset a colour here
+            plain = parse_value(_COLOURS.sub("", text))
+            if plain[0] != "str":
+                self.kind, self.value = plain
 
     def grow(self, line: str) -> bool:
         """Take a line below ``@name:`` if it is a row, a point of a series or a stack's frame."""
@@ -83,11 +96,13 @@ class _Entry:
             return False
         point = _POINT.match(line)
         if point:
+            self.series = True
             self.points.append({"time": point[1], "value": int(point[2]) if point[2] else None})
             return True
-        if _SERIES.match(line):
+        if _SERIES.match(line) or line == _NO_DATA:
+            self.series, self.empty = True, line == _NO_DATA
             return True
-        if not self.points and line.startswith(("    ", "\t")):
+        if not self.series and line.startswith(("    ", "\t")):
             self.frames.append(line)
             return True
         return False
@@ -97,14 +112,15 @@ class _Entry:
         self.rows: list[dict[str, int | None]] = []
         self.points: list[dict[str, Any]] = []
         self.frames: list[str] = []
+        self.series = self.empty = False
 
     def close(self, empty: str) -> None:
         """Nothing more follows; ``empty`` is the kind of a value that is none."""
         if self.text:
             return
-        if self.points:
+        if self.series or (empty == "tseries" and not self.rows and not self.frames):
             self.kind, self.value = "tseries", tuple(self.points)
-        elif self.frames or empty == "stack":
+        elif self.frames or (empty == "stack" and not self.rows):
             self.kind, self.value = "stack", parse_frames(self.frames)
         elif self.rows or self.bare or empty == "hist":
             self.kind, self.value = "hist", {"count": sum(row["count"] or 0 for row in self.rows), "buckets": self.rows}
@@ -119,6 +135,8 @@ class Reader:
 
     def __init__(self) -> None:
         self._done: list[Print] = []
+        self._notes: list[str] = []
+        self._long: set[str] = set()  # the maps whose values were not on one line
         self._start()
 
     def _start(self) -> None:
@@ -131,6 +149,7 @@ class Reader:
         self._blank = self._excerpt = 0
         self._spaced: bool | None = None  # does a blank line follow every map, as in bpftrace 0.11?
         self._dump = False  # inside the dump at exit, where no printf comes between
+        self._text = False  # did a line that is no map's come since the print began?
         self._last = ""  # the name of the last map, which the dump's order tells
 
     def take(self) -> list[Print]:
@@ -138,11 +157,23 @@ class Reader:
         done, self._done = self._done, []
         return done
 
+    def take_notes(self) -> list[str]:
+        """Take what was noticed since the last time: reasons why something that looked like a map is none."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def end(self) -> None:
         """End the text; a line fed later belongs to another one."""
         self._drop_key()
-        self._flush(whole=not (self._open and (self._open.rows or self._open.points) and not self._blank))
+        self._flush(whole=not (self._open and not self._blank and self._is_cut(self._open)))
         self._start()
+
+    def _is_cut(self, last: _Entry) -> bool:
+        """Do lines of the last entry's value surely lack? No blank line follows ``<no data>`` and empty strings."""
+        if last.series:
+            return not last.empty
+        known = any(entry.frames or entry.rows for entry in self._entries if entry.text == "")
+        return last.bare or known or last.name in self._long
 
     def feed(self, line: str) -> bool:
         """Read a line, given without its end; return whether it belongs to a map."""
@@ -203,11 +234,13 @@ class Reader:
     def _drop_key(self) -> None:
         """What looked like a key never ended: it was text."""
         lines, self._key = self._key, []
+        if lines and len(self._notes) < _NOTES:
+            self._notes.append(f"the key that began with {lines[0][:100]!r} does not end before this line")
         for line in lines:
             self._feed_text(line)
 
     def _feed_text(self, line: str) -> bool:
-        inside = _HEAD_INSIDE.search(line, 1) if "@" in line and len(line) < _TEXT_CHARS else None
+        inside = next(filter(_is_head, _HEAD_INSIDE.finditer(line, 1)), None) if "@" in line else None
         if inside:  # printf() or time() without a line end, then print(@map)
             self._end_print()
             return self.feed(line[inside.start() :])
@@ -216,6 +249,7 @@ class Reader:
         last = self._entries[-1] if self._entries else None
         if _RULE.match(line):  # a report's title follows: bpftrace's own text is over
             self._end_print()
+        self._text = True
         if self._dump and last and last.kind == "str" and len(self._tail) < _VALUE_LINES:
             self._tail += [""] * self._blank + [line]
             self._blank = 0
@@ -230,11 +264,15 @@ class Reader:
 
     def _is_noise(self, line: str) -> bool:
         """Is it a message of bpftrace's own, or one of the lines of source that follow such a message?"""
-        if _NOISE.match(line):
-            self._excerpt = 2
+        noise = _NOISE.match(line)
+        if noise:
+            self._excerpt = 2 if noise["source"] else 0
             return True
-        self._excerpt = self._excerpt - 1 if line.startswith("    ") else 0
-        return self._excerpt >= 0 and line.startswith("    ")
+        left, self._excerpt = self._excerpt, 0
+        if not (left and line.startswith("    ") and (left == 2 or _UNDERLINE.match(line))):
+            return False
+        self._excerpt = left - 1
+        return True
 
     def _add(self, entry: _Entry) -> None:
         if self._name is not None:
@@ -254,10 +292,13 @@ class Reader:
             entry.wait()
 
     def _is_other_print(self, entry: _Entry) -> bool:
-        """A blank line ends a print, but for kinds that have one after each key, and strings, which may hold it."""
+        """A blank line ends a print, but for kinds that have one after each key, and strings, which may hold it.
+
+        In the dump at exit, where each map is printed once, several keys may look alike: ksym() of different addresses.
+        """
         return (
             entry.name != self._name
-            or entry.key in self._keys
+            or (entry.key in self._keys and (not self._dump or self._text or entry.key is None))
             or (entry.key is None) != (None in self._keys)
             or self._blank >= 2
             or (self._blank == 1 and not self._open and self._entries[-1].kind != "str")
@@ -271,7 +312,7 @@ class Reader:
         if tail:
             last = self._entries[-1]
             last.text = "\n".join([last.text, *tail])
-            last.read_as_string()
+            last.kind, last.value = parse_value(last.text)
 
     def _close(self) -> None:
         """Two blank lines begin the dump at exit: only a third one, or a single one, is a histogram's."""
@@ -287,8 +328,17 @@ class Reader:
         if followed and not self._blank and all(entry.text.startswith("count ") for entry in self._entries):
             for entry in self._entries:  # where stats are written like this, a blank line follows them
                 entry.read_as_string()
-        self._done.append(Print(self._name, _build_map(self._entries), whole))
-        self._name, self._entries, self._keys = None, [], set()
+        each = _build_map(self._entries)
+        if each.kind in ("hist", "lhist", "stack", "tseries"):
+            self._long.add(self._name)
+        self._done.append(Print(self._name, each, whole))
+        self._name, self._entries, self._keys, self._text = None, [], set(), False
+
+
+def _is_head(inside: re.Match[str]) -> bool:
+    """Is this print(@map) after a text without a line end? Not where it may be an address: ``name@host: text``."""
+    before, value = inside.string[inside.start() - 1], inside.string[inside.end() :]
+    return not (before.isalnum() or before == "_") or not value or parse_value(value)[0] != "str"
 
 
 def _split_key(name: str, rest: str) -> _Entry:
@@ -314,10 +364,11 @@ def _build_map(entries: list[_Entry]) -> Map:
             entry.key, entry.text = entry.other
             entry.kind, entry.value = parse_value(entry.text)
     kinds = {entry.kind for entry in entries}
-    if kinds == {"hist", "str"} or kinds == {"stack", "str"}:  # those without rows or frames looked like empty strings
-        for entry in entries:
-            entry.close((kinds - {"str"}).pop())
-        kinds = {entry.kind for entry in entries}
+    for kind in ("stack", "tseries", "hist"):
+        if kind in kinds and len(kinds) > 1:  # those without frames or rows looked like empty strings or histograms
+            for entry in entries:
+                entry.close(kind)
+            kinds = {entry.kind for entry in entries}
     if len(kinds) > 1 and not kinds & {"hist", "stack", "tseries"}:
         for entry in entries:
             entry.read_as_string()

@@ -21,7 +21,7 @@ from kproxylat.samples import Collector, read_sample
 
 _SMALL = 1 << 11
 _WARNINGS = 100
-_MARKS = 10_000
+_MARKS = _MAPS = 10_000
 
 
 class Dialect(NamedTuple):
@@ -262,12 +262,16 @@ class LogReader:
             self.run.warn(self.line_no, f"unreadable: {line!r}")
 
     def _take(self) -> None:
+        for note in self.run.reader.take_notes():
+            self.run.warn(self.line_no, note)
         for each in self.run.reader.take():
             self.store(each)
             known = self.run.text.maps.get(each.name)
             if not each.whole:
                 self.run.warn(self.line_no, f"the text ends inside @{each.name}")
-            if each.whole or not known:
+            if not known and len(self.run.text.maps) >= _MAPS:
+                self.run.warn(self.line_no, f"more than {_MAPS} maps; @{each.name} is left out")
+            elif each.whole or not known:
                 self.run.text.maps[each.name] = each.map
             self.run.seen.add("body")
 

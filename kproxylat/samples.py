@@ -14,6 +14,7 @@ from kproxylat.model import Sample, Samples
 
 ENGINES = ("iptables", "nftables")
 WORST = 10
+_NAMES = 100
 _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18})\)\r?\Z")
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
 _TIME = re.compile(rb"(\d\d:\d\d:\d\d) Statistics:\r?\Z")
@@ -84,11 +85,14 @@ class Collector:
     def add(self, line: bytes) -> bool | None:
         """Take one line, given without its end.
 
-        :return: whether it was one of these; None if it is a damaged one.
+        :return: whether it was one of these; None if it is damaged, or of more engines than there can be.
         """
         for sample, kind, engine in read_sample(line, self._time):
+            known = self.slow if kind == "slow" else self.intervals
             if kind == "time":
                 self._time = sample.time
+            elif len(known) >= _NAMES and engine not in known:
+                return None
             elif kind == "slow":
                 summary = self.slow.setdefault(engine, Summary())
                 summary.add(sample, summary.lines + 1)

@@ -12,7 +12,7 @@ _FLOAT = re.compile(r"-?(?:0|[1-9]\d{0,15})\.\d{1,15}\Z")
 _STATS = re.compile(r"count (\d{1,20}), average (-?\d{1,20}), total (-?\d{1,20})\Z")
 _ROW = re.compile(
     r"(?:\[(?P<only>-?\d{1,19}[KMGTPE]?)\]"
-    r"|[\[(](?P<lo>\.\.\.|-?\d{1,19}[KMGTPE]?), (?P<hi>\.\.\.|-?\d{1,19}[KMGTPE]?)\)) *(?P<count>-?\d{1,20}) \|"
+    r"|[\[(](?P<lo>\.\.\.|-?\d{1,19}[KMGTPE]?), (?P<hi>\.\.\.|-?\d{1,19}[KMGTPE]?)\)) *(?P<count>\d{1,20}) \|"
 )
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _DEPTH = 50
@@ -45,11 +45,11 @@ def _parse_composite(text: str, depth: int) -> tuple[str, Any]:
     if ends == "()":
         return "tuple", _parse_items(text[1:-1], depth)
     if ends == "[]" and text[1:2] in "-0123456789[({":
-        return "array", tuple(_parse_item(item, depth) for item in re.split(r",(?! )", text[1:-1]))
+        return "array", tuple(_parse_item(item, depth) for item in split_parts(text[1:-1], ","))
     if text.startswith("{ .") and text.endswith(" }"):
         named = [item.partition(" = ") for item in split_parts(text[2:-2])]
-        if all(name.startswith(".") and equals for name, equals, _ in named):
-            fields = {name[1:]: _parse_item(value, depth) for name, _, value in named}
+        fields = {name[1:]: _parse_item(value, depth) for name, _, value in named}
+        if len(fields) == len(named) and all(name.startswith(".") and equals for name, equals, _ in named):
             return ("stats" if list(fields) == ["count", "average", "total"] else "struct"), fields
     return "str", text
 
@@ -59,13 +59,15 @@ def _parse_items(text: str, depth: int) -> tuple[Any, ...]:
 
 
 def _parse_item(text: str, depth: int) -> Any:
+    if text.startswith("\n") and text.endswith("\n"):
+        return parse_frames(text.split("\n"))
     _, value = parse_value(text) if text[:1] not in "([{" else _parse_composite(text, depth + 1)
     return value
 
 
-def split_parts(text: str) -> list[str]:
-    """Split at ``, `` outside of brackets; at every ``, `` where the brackets don't pair (a string holds one)."""
-    parts = text.split(", ")
+def split_parts(text: str, mark: str = ", ") -> list[str]:
+    """Split at a mark outside of brackets; at every mark where the brackets don't pair (a string holds one)."""
+    parts = text.split(mark)
     if len(parts) == 1 or not any(bracket in text for bracket in "([{"):
         return parts
     joined: list[str] = []
@@ -78,7 +80,7 @@ def split_parts(text: str) -> list[str]:
             elif char in _PAIRS and (not stack or stack.pop() != _PAIRS[char]):
                 return parts
         if not stack:
-            joined.append(", ".join(parts[begin:at]))
+            joined.append(mark.join(parts[begin:at]))
             begin = at
     return parts if stack else joined
 
@@ -114,11 +116,13 @@ def _parse_int_keys(texts: Sequence[str]) -> list[tuple[Any, ...]] | None:
 def _fit(parts: list[str], width: int, numbers: set[int]) -> list[str]:
     """Join the parts of a key that has too many, in the first column where the integers then stand right."""
     extra = len(parts) - width
-    for at in range(width) if extra else ():
-        fitted = [*parts[:at], ", ".join(parts[at : at + extra + 1]), *parts[at + extra + 1 :]]
-        if at not in numbers and all(_key_kind(fitted[number]) == "int" for number in numbers):
-            return fitted
-    return [", ".join(parts[: extra + 1]), *parts[extra + 1 :]]
+    if not extra:
+        return parts
+    wrong = [at for at in numbers if _key_kind(parts[at]) != "int"]  # what is joined has to stand before these
+    shifted = [at for at in numbers if _key_kind(parts[at + extra]) != "int"]  # and behind these
+    first, last = max(shifted, default=0), min(wrong, default=width - 1)
+    at = next((at for at in range(first, last + 1) if at not in numbers), 0)
+    return [*parts[:at], ", ".join(parts[at : at + extra + 1]), *parts[at + extra + 1 :]]
 
 
 def _key_kind(text: str) -> str:
@@ -130,7 +134,7 @@ def _parse_column(texts: list[str]) -> list[Any]:
     kinds = {_key_kind(text) for text in texts}
     if kinds == {"int"} or kinds == {"tuple"}:
         return [parse_value(text)[1] for text in texts]
-    if all(text.startswith("\n") and text.endswith("\n") for text in texts):
+    if any(texts) and all(not text or (text.startswith("\n") and text.endswith("\n")) for text in texts):
         return [parse_frames(text.split("\n")) for text in texts]
     return texts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -22,12 +23,63 @@ def read_json(text: str) -> list[tuple[str, Any]]:
     found = []
     for line in text.splitlines():
         try:
-            each = json.loads(line, object_pairs_hook=_Pairs)
+            each = json.loads(_mend(line), object_pairs_hook=_Pairs)
         except ValueError:
             continue
         if isinstance(each, _Pairs) and dict(each).get("type") in ("map", "hist", "stats", "tseries"):
             found += [(name[1:], data) for name, data in dict(each)["data"]]
     return found
+
+
+def _mend(line: str) -> str:
+    """Write a series as JSON: 0.24 has no commas between its points, and no quotes around times."""
+    if not line.startswith('{"type": "tseries"'):
+        return line
+    return re.sub(r'"interval_start":([^",]+),', r'"interval_start":"\1",', line).replace("}{", "},{")
+
+
+def outline(data: Any) -> tuple[Any, ...]:
+    """Tell the structure of a JSON map's data: for each entry the frames in its key, and what its value is."""
+    entries = data if isinstance(data, _Pairs) and {name for name, _ in data} != {"count", "average", "total"} else None
+    if entries is None:
+        return ((0, _shape(data)),)
+    return tuple(sorted((max(len(re.findall(r"\n|\\n", name)) - 1, 0), _shape(value)) for name, value in entries))
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, _Pairs):
+        return "stats"
+    if isinstance(value, list):
+        return "tseries" if value and "interval_start" in dict(value[0]) else "hist"
+    if isinstance(value, str) and value.startswith("\n"):
+        return f"stack of {value.count(chr(10)) - 1}"
+    return type(value).__name__
+
+
+def outline_print(each: Print) -> tuple[Any, ...]:
+    """Tell the structure of a parsed map in the form of :func:`outline`."""
+
+    def shape(value: Any) -> str:
+        return f"stack of {len(value)}" if each.map.kind == "stack" else each.map.kind.replace("lhist", "hist")
+
+    frames = [sum(len(part) for part in entry.key if isinstance(part, tuple)) for entry in each.map.entries]
+    return tuple(sorted((count, shape(entry.value)) for count, entry in zip(frames, each.map.entries, strict=True)))
+
+
+_STRING = r'"(?:\\.|[^"\\])*"'
+_KEYED = re.compile(rf"@(\w+)\[((?:{_STRING}|[^\]\"])*)\] *=[^=]")
+
+
+def read_keys(program: str) -> dict[str, set[tuple[Any, ...]]]:
+    """List the keys that a program gives to its maps, of those maps whose keys are all literal."""
+    keys: dict[str, set[tuple[Any, ...]]] = {}
+    other = set()
+    for name, text in _KEYED.findall(program):
+        try:
+            keys.setdefault(name, set()).add(tuple(ast.literal_eval(f"[{text}]")))
+        except (ValueError, SyntaxError):
+            other.add(name)
+    return {name: each for name, each in keys.items() if name not in other}
 
 
 class _Pairs(list[tuple[str, Any]]):

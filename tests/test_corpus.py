@@ -11,7 +11,7 @@ import pytest
 from kproxylat.dump import parse_dump, read_prints
 from kproxylat.errors import LogError
 from kproxylat.logs import read_log
-from tests.corpus import CORPUS, MEASURED, flatten, read_json, show
+from tests.corpus import CORPUS, MEASURED, flatten, outline, outline_print, read_json, read_keys, show
 
 DUMPS = Path(__file__).parent / "dumps"
 
@@ -34,6 +34,14 @@ EXCEPTIONS = {
     r"scalars:@str_digits": "text: a string of digits looks like an integer",
 }
 """Pattern on ``VERSION--PROGRAM:@MAP`` -> why text and JSON differ, or who is wrong."""
+
+
+KEY_EXCEPTIONS = {
+    r"^0\.(11|14|17|20|23).*keyed_int:@big_key": "text: unsigned keys beyond 63 bits have a sign, or are cut",
+    r"printf_long:@k": "text: a string with a comma and a blank is the only key, which reads as two parts",
+    r"^0\.2[347].*tuples:@tk$": "text: a key that is a tuple has no brackets from 0.23 on",
+}
+"""Pattern on ``VERSION--PROGRAM:@MAP`` -> why the keys of the text are not those that the program gives."""
 
 
 def pairs() -> Iterator[tuple[str, Path, Path]]:
@@ -101,3 +109,43 @@ def test_every_output_is_read_as_a_log() -> None:
         # printf_lookalikes prints "Attaching 9 probes...", which in a log begins another run
         if plain.exists() and path.stem not in MEASURED and "lookalikes" not in path.stem:
             assert results[-1].maps == parse_dump(read(plain)), path
+
+
+def texts() -> Iterator[tuple[str, Path]]:
+    """List the texts of the corpus: ``VERSION--PROGRAM`` and the file."""
+    for path in sorted(CORPUS.glob("*/*.txt")):
+        yield f"{path.parent.name}--{path.stem}", path
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not beside the project")
+def test_keys_are_divided_as_the_program_gave_them() -> None:
+    """The JSON joins the parts of a key by commas: only the program tells how many there are, and where they end."""
+    checked, found = 0, []
+    for case, path in texts():
+        program = path.with_name(path.name.split(".")[0] + ".bt")
+        keys = read_keys(read(program)) if program.exists() else {}
+        for each in read_prints(read(path).removesuffix("\n").split("\n")):
+            if each.name in keys:
+                checked += 1
+                wrong = {entry.key for entry in each.map.entries} - keys[each.name]
+                found += [f"{case}:@{each.name}"] if wrong else []
+    for pattern, why in KEY_EXCEPTIONS.items():
+        print(f"{len([each for each in found if re.search(pattern, each)]):3} {why}")
+    print(f"{checked} prints, {len(found)} named exceptions")
+    assert [each for each in found if not any(re.search(pattern, each) for pattern in KEY_EXCEPTIONS)] == []
+    assert checked > 500
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not beside the project")
+def test_measured_texts_have_the_structure_of_their_json() -> None:
+    """Another run's JSON has other values, but as many entries of the same kinds, and as many frames in each stack."""
+    checked = 0
+    for case, path in texts():
+        reference = path.with_suffix(".json")
+        if path.stem in MEASURED and reference.exists():
+            expected = {name: outline(data) for name, data in read_json(read(reference)) if flatten(data)}
+            prints = read_prints(read(path).removesuffix("\n").split("\n"))
+            parsed = {each.name: outline_print(each) for each in prints}
+            assert parsed == expected, case
+            checked += len(expected)
+    assert checked > 200

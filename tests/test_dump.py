@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
 import pytest
 
 from kproxylat.dump import parse_dump, read_prints
+from kproxylat.logs import LogReader
 
 
 def values(text: str) -> dict[str, Any]:
@@ -94,3 +96,160 @@ def test_fifty_thousand_entries_are_fast() -> None:
     start = time.perf_counter()
     assert len(parse_dump(text)["n"].entries) == 50_000
     assert time.perf_counter() - start < 10
+
+
+STACK = "@[\n    a+1\n    b+2\n    c+3\n]: 5\n@v[x]: \n        d+4\n        e+5\n\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "Attaching 1 probe...\n\n\n",
+        "Attached 2 probes\n\n\n",
+        "^C\n\n",
+        "Lost 5 events\n",
+        "WARNING: Addrspace is not set\n",
+        "a.bt:1:2-3: WARNING: Bad address\n    $a = 1;\n         ~\n",
+        "my dir/a.bt:3:1-2: WARNING: Bad address\nAdditional Info - helper: probe_read, retcode: 0\n    $a;\n    ~~\n",
+    ],
+)
+def test_a_message_takes_no_frames(before: str) -> None:
+    assert values(before + STACK) == {"": {(("a+1", "b+2", "c+3"),): 5}, "v": {("x",): ("d+4", "e+5")}}
+    inside = STACK.replace("    b+2\n", f"{before.strip()}\n    b+2\n") if "^C" not in before else STACK
+    assert values(inside) == values(STACK)
+
+
+def test_time_series() -> None:
+    """As src/output/text.cpp of 0.25 writes them: a line at zero, gaps, microseconds, nothing at all."""
+    text = (
+        "@t[1]:\n             -5                                                 5\n"
+        "hh:mm:ss.µs  |___________________________________________________|\n"
+        "19:00:01.000001 *                         .                         | -5\n"
+        "19:00:01.000002 |                         .                         | -\n"
+        "19:00:01.000003 |                         .                         * 5\n"
+        "             v___________________________________________________v\n"
+        "             -5                                                 5\n\n"
+        "@t[2]:\n<no data>\n@u:\n<no data>\n@z: 1\n"
+    )
+    maps = parse_dump(text)
+    assert [maps[name].kind for name in maps] == ["tseries", "tseries", "int"]
+    points = [[point["value"] for point in entry.value] for entry in maps["t"].entries]
+    assert (points, maps["u"].entries[0].value) == ([[-5, None, 5], []], ())
+    assert maps["t"].entries[0].value[1]["time"] == "19:00:01.000002"
+
+
+def test_keys_that_look_alike_are_all_kept_in_the_dump_at_exit() -> None:
+    text = "@k[vfs_write]: 1\n@k[vfs_read]: 3\n@k[vfs_open]: 4\n@k[vfs_read]: 5\n"
+    entries = [(entry.key[0], entry.value) for entry in parse_dump(f"\n\n{text}@z: 1")["k"].entries]
+    assert entries == [("vfs_write", 1), ("vfs_read", 3), ("vfs_open", 4), ("vfs_read", 5)]
+    assert [len(each.map.entries) for each in read_prints(text.splitlines())] == [3, 1]  # printed while it ran
+    prints = read_prints("\n\n@n[1]: 1\n12:00:01\n@n[1]: 2\n12:00:02\n".splitlines())
+    assert [len(each.map.entries) for each in prints] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut"),
+    [
+        ("@h:\n[1] 5 |@|\n\n", "@h:\n"),
+        ("@h: \n[1] 5 |@|\n\n", "@h: \n"),
+        ("@h:\n[1] 5 |@|\n\n", "@h:\n[1] 1 |@|\n"),
+        ("@h[a]:\n[1] 5 |@|\n\n@h[b]:\n[1] 5 |@|\n\n", "@h[a]: \n[1] 5 |@|\n\n@h[b]: \n"),
+        ("@k: \n        a+1\n        b+1\n\n", "@k: \n        a+1\n"),
+        ("@k: \n        a+1\n        b+1\n\n", "@k: \n"),
+        ("@t:\n   1    2\nhh:mm:ss |___|\n19:00:01 *  | 1\n\n", "@t:\n   1    2\n"),
+    ],
+)
+def test_a_print_that_is_cut_does_not_replace_a_whole_one(whole: str, cut: str) -> None:
+    assert parse_dump(f"{whole}-- text\n{cut}") == parse_dump(whole)
+    assert [each.whole for each in read_prints(f"{whole}-- text\n{cut}".splitlines())] == [True, False]
+
+
+def test_an_empty_string_at_the_end_is_whole() -> None:
+    assert [each.whole for each in read_prints(["@s: "])] == [True]
+    assert [each.whole for each in read_prints(["@t:", "<no data>"])] == [True]
+
+
+def test_an_address_is_no_map() -> None:
+    assert values("@eth0: 5\ndev x@eth0: link up\nmail to a_@b[c]: d\n") == {"eth0": 5}
+    assert values("text@n: 5\nunfinished@m[a]: 3\nx @s: one\n") == {"n": 5, "m": {("a",): 3}, "s": "one"}
+
+
+def test_what_stands_around_a_number() -> None:
+    assert values("@ipt_sum: 528\x1b[0m\n@s: red\x1b[0m\n") == {"ipt_sum": 528, "s": "red\x1b[0m"}
+    assert values("\0" * 5000 + "@c: 2\n") == {"c": 2}
+    assert parse_dump("@h:\n[1] 5 |@|\n[2, 4) -1 ||\n\n")["h"].entries[0].value["count"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[1,2],[3,4]]", ((1, 2), (3, 4))),
+        ("[[[1],[2]],[[-3],[4]]]", (((1,), (2,)), ((-3,), (4,)))),
+        ("[(1, a),(2, b)]", ((1, "a"), (2, "b"))),
+        (
+            "{ .s = [{ .a = [1,2], .x = 3 },{ .a = [4,5], .x = 6 }], .t = (1, [2,3]) }",
+            {"s": ({"a": (1, 2), "x": 3}, {"a": (4, 5), "x": 6}), "t": (1, (2, 3))},
+        ),
+        ("{ .name = a, .x = 3, .x = 1 }", "{ .name = a, .x = 3, .x = 1 }"),
+    ],
+)
+def test_composites_in_each_other(text: str, expected: Any) -> None:
+    assert values(f"@m: {text}\n") == {"m": expected}
+
+
+def test_composites_over_several_lines() -> None:
+    stacks = "@t[1]: (1, \n        a+1\n        b+2\n)\n@t[2]: (2, \n        c+3\n)\n"
+    structs = "@u[1]: { .name = one\ntwo, .x = 3 }\n@u[2]: { .name = x, .x = 4 }\n"
+    assert values(f"\n\n{stacks}{structs}@z: 1\n") == {
+        "t": {(1,): (1, ("a+1", "b+2")), (2,): (2, ("c+3",))},
+        "u": {(1,): {"name": "one\ntwo", "x": 3}, (2,): {"name": "x", "x": 4}},
+        "z": 1,
+    }
+
+
+def test_empty_stacks() -> None:
+    assert values("@u[]: 2\n@u[\n    ppoll+166\n]: 1\n@v[]: 1\n") == {
+        "u": {((),): 2, (("ppoll+166",),): 1},
+        "v": {("",): 1},
+    }
+    assert values("@u[dd, ]: 2\n@u[dd, \n    ppoll+166\n]: 1\n") == {"u": {("dd", ()): 2, ("dd", ("ppoll+166",)): 1}}
+    each = parse_dump("\n\n@k[a]: \n        foo+1\n\n@k[b]: \n\n@z: 1")["k"]
+    assert (each.kind, [entry.value for entry in each.entries]) == ("stack", [("foo+1",), ()])
+
+
+def test_keys_of_many_parts_are_fast() -> None:
+    mixed = "1, a, " * 40_000
+    start = time.perf_counter()
+    keys = [entry.key for entry in parse_dump(f"@m[{mixed}x]: 1\n@m[{mixed}y, z, z]: 1\n")["m"].entries]
+    assert time.perf_counter() - start < 10
+    assert [len(key) for key in keys] == [80_001, 80_001]
+
+
+def read_warnings(text: str) -> tuple[set[str], list[str]]:
+    """Read a text as a log: the names of its maps, and the warnings."""
+    (result,) = LogReader("x").read(io.BytesIO(text.encode()))
+    return set(result.maps), list(result.quality.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "line"),
+    [
+        ("\n\n@a: 1\n@m[a\n@b: 2\nc]: 1\n", {"a", "b"}, 5),
+        ("\n\n@a: 1\n@m[a\nfoo\n@z: 1\n", {"a", "z"}, 6),
+        ("\n\n@a: 1\n@m[a\nfoo\n", {"a"}, 5),
+    ],
+)
+def test_a_key_that_does_not_end_is_named(text: str, names: set[str], line: int) -> None:
+    warning = f"line {line}: the key that began with '@m[a' does not end before this line"
+    assert read_warnings(text) == (names, [warning])
+
+
+def test_names_are_bounded() -> None:
+    """A hundred engines, ten thousand maps; the rest is named in a warning."""
+    slow = "".join(f"12:00:00 SLOW e{at}: 5 us (tid=1)\n" for at in range(200))
+    (result,) = LogReader("x").read(io.BytesIO(f"Attaching 1 probe...\n{slow}".encode()))
+    assert len(result.slow) == 100
+    assert "line 102: unreadable: '12:00:00 SLOW e100: 5 us (tid=1)'" in result.quality.warnings
+    names, warnings = read_warnings("".join(f"@m{at}: 1\n" for at in range(10_002)))
+    assert len(names) == 10_000
+    assert warnings[0].endswith("more than 10000 maps; @m10000 is left out")

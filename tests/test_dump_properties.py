@@ -120,7 +120,8 @@ def test_strings(entries: dict[int, str]) -> None:
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_any_text_is_parsed(text: str) -> None:
-    last = {each.name: each.map for each in read_prints(text.removesuffix("\n").split("\n"))}
+    prints = list(read_prints(text.removesuffix("\n").split("\n")))
+    last = {each.name: each.map for each in prints} | {each.name: each.map for each in prints if each.whole}
     assert parse_dump(text) == last
 
 
