@@ -14,7 +14,7 @@ from kproxylat.errors import MachineError
 from kproxylat.liverules import read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
-from kproxylat.proxymode import AMBIGUOUS, decide, gather
+from kproxylat.proxymode import AMBIGUOUS, BACKENDS, decide, gather
 from kproxylat.screen import waiting
 
 LIMIT_S = 300.0
@@ -39,25 +39,21 @@ def _cluster_ips(spec: Object) -> list[str]:
     return [each for each in every if "." in each] or [each for each in every if ":" in each]
 
 
-def live_ports(node: Node | None = None) -> set[Destination]:
+def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
     """Return the Service ports that the running mode's rules translate, and not those of rules left behind.
 
     :param node: which node's (None: this machine's).
-
+    :param mode: what the user says that it is; ``backend``: likewise.
     :raises MachineError: the rules cannot be read, or it is not clear which of them translate.
     """
     evidence = gather(None, node=node)
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
-    if finding.sure == AMBIGUOUS:
+    mode, backend = mode or finding.mode, backend or BACKENDS.get(mode or "") or finding.backend
+    if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
-    return {
-        port
-        for each in evidence.rules
-        if (each.mode, each.backend) == (finding.mode, finding.backend)
-        for port in each.services
-    }
+    return {port for each in evidence.rules if (each.mode, each.backend) == (mode, backend) for port in each.services}
 
 
 def is_idle(metrics: str) -> bool:
@@ -103,7 +99,7 @@ def wait_for_rules(
         while True:
             look_s = time.monotonic()
             held = read(node)
-            missing, left = wanted - held, unwanted & held
+            missing, left = wanted - held, (unwanted - wanted) & held
             now_s = time.monotonic()
             if not missing and not left and idle(node):
                 return now_s - started_s

@@ -34,6 +34,11 @@ def test_it_ends_when_the_last_rule_is_there() -> None:
     assert next(left) == PORTS  # The fourth look was not needed.
 
 
+def test_what_is_wanted_is_not_unwanted() -> None:
+    """A ClusterIP may be given out again."""
+    wait_for_rules(PORTS, {*PORTS, OTHER}, 0, read=lambda _: PORTS, idle=lambda _: True)
+
+
 def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
     looks, busy = iter([PORTS, {OTHER}, {OTHER}]), iter([False, True])
     wait_for_rules(set(), PORTS, read=lambda _: next(looks), idle=lambda _: next(busy))
@@ -99,6 +104,8 @@ def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(rules=rules))
     with pytest.raises(MachineError, match="ambiguous: the kernel holds the rules of iptables on legacy and nftables"):
         live_ports()
+    assert live_ports(mode="nftables") == {OTHER}
+    assert live_ports(mode="iptables", backend="legacy") == PORTS
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=("this kernel's rules: it takes root",)))
     with pytest.raises(MachineError, match="takes root"):
         live_ports()
