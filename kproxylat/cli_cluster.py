@@ -85,34 +85,35 @@ def mode_set(
       kproxylat mode set nftables
       kproxylat mode set default --yes
     """
-    from kproxylat.errors import MachineError
-    from kproxylat.liverules import read_proxy
-    from kproxylat.proxyconfig import DEFAULT_MODE
     from kproxylat.proxymode import decide, gather
-    from kproxylat.rollout import MODES, apply_change, plan_change, wait_for_mode, wait_for_rollout
+    from kproxylat.rollout import (
+        apply_change,
+        needs_restart,
+        plan_change,
+        running_mode,
+        wait_for_mode,
+        wait_for_rollout,
+    )
     from kproxylat.screen import say
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
-    if not change.diff:
+    if not needs_restart(api, change, node.netns, limit):
         print(f"kube-proxy's mode is {mode} already")
         return
-    print(change.diff)
+    print(change.diff or f"kube-proxy was told {mode} already, but its pods were not restarted since")
     if not yes:
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
-    try:
-        read_proxy("/proxyMode", netns=node.netns)
-        is_node = True
-    except MachineError:
-        is_node = False
-    say(f"to put the old mode back: kproxylat mode set {change.old} --context {api.context}")
+    is_node = running_mode(node.netns) is not None
+    if change.diff:
+        say(f"to put the old mode back: {change.undoing(api)}")
     apply_change(api, change)
-    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change.daemonset, limit):.1f} s")
+    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change, limit):.1f} s")
     if is_node:
-        took_s = wait_for_mode(MODES[mode] or DEFAULT_MODE, limit, node.netns)
-        print(f"kube-proxy of this node is in mode {MODES[mode] or DEFAULT_MODE}: {took_s:.1f} s")
+        took_s = wait_for_mode(change.runs_as, limit, node.netns)
+        print(f"kube-proxy of this node is in mode {change.runs_as}: {took_s:.1f} s")
         for each in decide(gather(None, node=node)).warnings:
             say(f"warning: {each}")
 
