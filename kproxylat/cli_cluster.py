@@ -165,7 +165,7 @@ def services_create(
     import time
 
     from kproxylat.dummies import check_count, create, plan_creation, read_dummies
-    from kproxylat.worker import IMAGE, apply_worker
+    from kproxylat.worker import IMAGE, apply_worker, read_service
 
     check_count(count)
     api = cluster.connect()
@@ -188,7 +188,8 @@ def services_create(
     if how.wait is not None:
         from kproxylat.sync import service_ports, wait_for_rules
 
-        took_s = wait_for_rules(service_ports(read_dummies(api)), limit_s=how.wait, node=place.find())
+        others = [read_service(api)] if worker else []
+        took_s = wait_for_rules(service_ports(read_dummies(api), *others), limit_s=how.wait, node=place.find())
         print(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 

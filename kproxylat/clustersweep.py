@@ -76,16 +76,17 @@ class Preparation:
                 f"kproxylat services delete -n {self._api.namespace}, or begin with --services {before}",
             )
 
-    def __call__(self, point: Options) -> Options:
+    def __call__(self, point: Options) -> tuple[Options, float | None]:
         """Prepare the cluster for a point.
 
-        :return: the point with the backend that kube-proxy has in this mode.
+        :return: the point with the backend that kube-proxy has in this mode; and how many seconds kube-proxy took from
+            the last change of its Services on (None: there was none).
         :raises MachineError: kube-proxy does not get there.
         """
         self._set_mode(point.mode.name)
-        self._set_count(point.services or 0)
+        sync_s = self._set_count(point.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
-        return replace(point, mode=row, warnings=point.warnings + warnings)
+        return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
 
     def _set_mode(self, mode: str) -> None:
         if mode == self._mode:
@@ -101,7 +102,7 @@ class Preparation:
         wait_for_mode(mode, netns=self._node.netns)
         self._mode = mode
 
-    def _set_count(self, count: int) -> None:
+    def _set_count(self, count: int) -> float | None:
         found = read_dummies(self._api)
         missing = plan_creation(found, count, self._before)
         numbers = choose_numbers(count, self._before)
@@ -113,7 +114,8 @@ class Preparation:
                 delete(self._api, numbers)
             create(self._api, found, missing)
         read = partial(live_ports, mode=self._mode, backend=self._backend)
-        wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node, read=read)
+        took_s = wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node, read=read)
+        return round(took_s, 3) if missing or unwanted else None
 
     def delete_services(self) -> None:
         """Delete the dummy Services that were not there before.

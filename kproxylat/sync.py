@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Set
+from contextlib import ExitStack
 
 from kproxylat import interrupts
 from kproxylat.cluster import Object
@@ -15,7 +16,7 @@ from kproxylat.liverules import read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
 from kproxylat.proxymode import AMBIGUOUS, BACKENDS, decide, gather
-from kproxylat.screen import waiting
+from kproxylat.screen import counting
 
 LIMIT_S = 300.0
 PAUSE_S = 0.2
@@ -23,12 +24,11 @@ PAUSE_S = 0.2
 _METRIC = re.compile(r"kubeproxy_sync_proxy_rules_(\w+?)(?:\{([^}]*)\})? (\S+)")
 
 
-def service_ports(found: Dummies) -> set[Destination]:
-    """Return what the kernel is to hold of the dummy Services: of those that have IPv4 too, that alone."""
-    specs = [each["spec"] for each in found.services.values()]
+def service_ports(found: Dummies, *others: Object) -> set[Destination]:
+    """Return what the kernel is to hold of the dummy Services and others: of those that have IPv4 too, that alone."""
     return {
         Destination(ip, port["port"], port["protocol"].lower())
-        for spec in specs
+        for spec in (each["spec"] for each in (*found.services.values(), *others))
         for ip in _cluster_ips(spec)
         for port in spec["ports"]
     }
@@ -95,12 +95,19 @@ def wait_for_rules(
     """
     started_s = time.monotonic()
     pause = threading.Event()
-    with waiting(f"kube-proxy's rules of {len(wanted)} Service ports", limit_s):
+    with ExitStack() as stack:
+        advance, to_come = None, 0
         while True:
             look_s = time.monotonic()
             held = read(node)
             missing, left = wanted - held, (unwanted - wanted) & held
             now_s = time.monotonic()
+            if advance is None:
+                to_come = len(missing) + len(left)
+                advance = stack.enter_context(counting("Service ports that kube-proxy has not written yet", to_come))
+            while to_come > len(missing) + len(left):
+                to_come -= 1
+                advance()
             if not missing and not left and idle(node):
                 return now_s - started_s
             if now_s - started_s > limit_s:

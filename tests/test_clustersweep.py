@@ -207,6 +207,8 @@ def test_whatever_ends_it_all_is_put_back_and_gone_on_with(api: Api, runs: Runs,
     assert found.resumed == (3 if error else 2)
     assert found.complete
     assert [each.run.services for each in found.results] == [5, 20, 5, 20]
+    # kube-proxy's time is that of a change, and is kept.
+    assert all(each.run.sync_s is not None and 0 < each.run.sync_s < 60 for each in found.results)
 
 
 def test_dummy_services_that_are_there_stay(api: Api, runs: Runs, fake: FakeApi) -> None:
