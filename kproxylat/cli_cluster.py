@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -78,6 +79,7 @@ def mode_set(
 ) -> None:
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, wait until they run in it.
 
+    On a node, as root, its rules are waited for, too. What was interrupted is gone on with by the same command.
     Rules of the old mode may stay behind in the nodes' kernels: on a node, kproxylat mode show tells.
 
     \b
@@ -95,6 +97,7 @@ def mode_set(
         wait_for_rollout,
     )
     from kproxylat.screen import say
+    from kproxylat.sync import mode_ports, wait_for_rules
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
@@ -106,14 +109,17 @@ def mode_set(
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
-    is_node = running_mode(node.netns) is not None
+    running = running_mode(node.netns)
+    before = mode_ports(node, running) if running else set()
     if change.diff:
         say(f"to put the old mode back: {change.undoing(api)}")
     apply_change(api, change)
     print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change, limit):.1f} s")
-    if is_node:
+    if running:
         took_s = wait_for_mode(change.runs_as, limit, node.netns)
         print(f"kube-proxy of this node is in mode {change.runs_as}: {took_s:.1f} s")
+        took_s = wait_for_rules(before, limit_s=limit, node=node, read=partial(mode_ports, mode=change.runs_as))
+        print(f"its rules hold the {len(before)} Service ports that were translated before: {took_s:.1f} s")
         for each in decide(gather(None, node=node)).warnings:
             say(f"warning: {each}")
 

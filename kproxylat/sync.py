@@ -56,6 +56,12 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     return {port for each in evidence.rules if (each.mode, each.backend) == (mode, backend) for port in each.services}
 
 
+def mode_ports(node: Node | None, mode: str) -> set[Destination]:
+    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read."""
+    rules = gather(None, node=node).rules or ()
+    return {port for each in rules if each.mode == mode for port in each.services}
+
+
 def is_idle(metrics: str) -> bool:
     """Whether kube-proxy has no sync before it, by its /metrics: nothing pending, and the last sync begun is done.
 

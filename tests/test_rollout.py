@@ -8,9 +8,11 @@ import re
 
 import pytest
 
-from kproxylat import proxymode, rollout
+from kproxylat import proxymode, rollout, sync
 from kproxylat.cluster import Api
 from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.liverules import LiveRules
+from kproxylat.model import Destination
 from kproxylat.proxyconfig import parse_mode
 from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
 from tests.fake_api import Call, FakeApi
@@ -208,11 +210,26 @@ def test_from_the_command_line(
     assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (1, CONFIG)
     assert '+mode: "nftables"' in out
     assert "restart kube-proxy? [y/N]" in err
-    answers = iter(["iptables", "iptables", "nftables", "nftables", "nftables"])
-    monkeypatch.setattr(rollout, "read_proxy", lambda _, **__: next(answers))
-    monkeypatch.setattr(proxymode, "read_proxy", lambda _, **__: next(answers))
+    port = Destination("10.96.0.1", 443, "tcp")
+    looks: list[int] = []
+
+    def read_proxy(*_: object, **__: object) -> str:
+        return "nftables" if kubeadm.objects[DS]["metadata"]["generation"] > 1 else "iptables"
+
+    def live(_: object) -> tuple[LiveRules, ...]:
+        """Return iptables' rules, and nftables' after a while."""
+        looks.append(1)
+        own = LiveRules("nftables", "nft", 1, {port: None})
+        return LiveRules("iptables", "nft", 5, {port: 0}), *([own] if len(looks) > 4 else [])
+
+    for module in (rollout, proxymode):
+        monkeypatch.setattr(module, "read_proxy", read_proxy)
+    monkeypatch.setattr(proxymode, "read_live_rules", live)
+    monkeypatch.setattr(sync, "PAUSE_S", 0.01)
     status, out, err = call(capsys, "mode", "set", "nftables", "--yes")
     assert status == 0, err
+    assert "its rules hold the 1 Service ports that were translated before" in out
+    assert len(looks) > 4
     assert "kube-proxy's pods are restarted" in out
     assert "kube-proxy of this node is in mode nftables" in out
     assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
