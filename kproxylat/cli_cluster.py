@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -78,6 +79,7 @@ def mode_set(
 ) -> None:
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, wait until they run in it.
 
+    On a node, as root, its rules are waited for, too. What was interrupted is gone on with by the same command.
     Rules of the old mode may stay behind in the nodes' kernels: on a node, kproxylat mode show tells.
 
     \b
@@ -85,34 +87,39 @@ def mode_set(
       kproxylat mode set nftables
       kproxylat mode set default --yes
     """
-    from kproxylat.errors import MachineError
-    from kproxylat.liverules import read_proxy
-    from kproxylat.proxyconfig import DEFAULT_MODE
     from kproxylat.proxymode import decide, gather
-    from kproxylat.rollout import MODES, apply_change, plan_change, wait_for_mode, wait_for_rollout
+    from kproxylat.rollout import (
+        apply_change,
+        needs_restart,
+        plan_change,
+        running_mode,
+        wait_for_mode,
+        wait_for_rollout,
+    )
     from kproxylat.screen import say
+    from kproxylat.sync import mode_ports, wait_for_rules
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
-    if not change.diff:
+    if not needs_restart(api, change, node.netns, limit):
         print(f"kube-proxy's mode is {mode} already")
         return
-    print(change.diff)
+    print(change.diff or f"kube-proxy was told {mode} already, but its pods were not restarted since")
     if not yes:
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
-    try:
-        read_proxy("/proxyMode", netns=node.netns)
-        is_node = True
-    except MachineError:
-        is_node = False
-    say(f"to put the old mode back: kproxylat mode set {change.old} --context {api.context}")
+    running = running_mode(node.netns)
+    before = mode_ports(node, running) if running else set()
+    if change.diff:
+        say(f"to put the old mode back: {change.undoing(api)}")
     apply_change(api, change)
-    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change.daemonset, limit):.1f} s")
-    if is_node:
-        took_s = wait_for_mode(MODES[mode] or DEFAULT_MODE, limit, node.netns)
-        print(f"kube-proxy of this node is in mode {MODES[mode] or DEFAULT_MODE}: {took_s:.1f} s")
+    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change, limit):.1f} s")
+    if running:
+        took_s = wait_for_mode(change.runs_as, limit, node.netns)
+        print(f"kube-proxy of this node is in mode {change.runs_as}: {took_s:.1f} s")
+        took_s = wait_for_rules(before, limit_s=limit, node=node, read=partial(mode_ports, mode=change.runs_as))
+        print(f"its rules hold the {len(before)} Service ports that were translated before: {took_s:.1f} s")
         for each in decide(gather(None, node=node)).warnings:
             say(f"warning: {each}")
 
@@ -164,7 +171,7 @@ def services_create(
     import time
 
     from kproxylat.dummies import check_count, create, plan_creation, read_dummies
-    from kproxylat.worker import IMAGE, apply_worker
+    from kproxylat.worker import IMAGE, apply_worker, read_service
 
     check_count(count)
     api = cluster.connect()
@@ -187,7 +194,8 @@ def services_create(
     if how.wait is not None:
         from kproxylat.sync import service_ports, wait_for_rules
 
-        took_s = wait_for_rules(service_ports(read_dummies(api)), limit_s=how.wait, node=place.find())
+        others = [read_service(api)] if worker else []
+        took_s = wait_for_rules(service_ports(read_dummies(api), *others), limit_s=how.wait, node=place.find())
         print(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 

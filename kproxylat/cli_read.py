@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from kproxylat import interrupts
-from kproxylat.cli_options import Backend, Form, Format, ModeName
+from kproxylat.cli_options import Backend, Form, Format, ModeName, Place, spread
 from kproxylat.errors import WORSE
 from kproxylat.screen import say
 
 
+@spread
 def capture(
     mode: ModeName = None,
     backend: Backend = None,
@@ -24,6 +25,8 @@ def capture(
         bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.")] = Path("ruleset.json"),
+    *,
+    place: Place,
 ) -> None:
     """Save this node's live kube-proxy rules in one file, which run --lab --ruleset measures anywhere. Looks only.
 
@@ -31,12 +34,13 @@ def capture(
     Examples:
       sudo kproxylat capture
       sudo kproxylat capture --anonymous --output node-7.json
+      sudo kproxylat capture --node-container kind-worker
     """
     from kproxylat import capture as capturing
     from kproxylat.screen import waiting
 
     with waiting("reading the live rules", 5), interrupts.deferred():
-        text, read = capturing.capture(mode, backend, anonymous)
+        text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
     capturing.save(text, output)
     for note in read.notes:
         say(f"note: {note}")

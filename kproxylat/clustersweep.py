@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kproxylat import interrupts
 from kproxylat.cluster import Api
-from kproxylat.dummies import check_count, create, delete, plan_creation, read_dummies
-from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.kernel import check_root
 from kproxylat.lookup import look_up
-from kproxylat.modes import find_mode
+from kproxylat.modes import Mode, find_mode
 from kproxylat.nodes import Node
 from kproxylat.plan import Options
-from kproxylat.proxyconfig import DEFAULT_MODE
+from kproxylat.proxyconfig import BY_HAND, DEFAULT_MODE
 from kproxylat.proxymode import detect_mode
-from kproxylat.rollout import apply_change, plan_change, wait_for_mode, wait_for_rollout
+from kproxylat.rollout import (
+    MODES,
+    Change,
+    apply_change,
+    needs_restart,
+    plan_change,
+    wait_for_mode,
+    wait_for_rollout,
+)
 from kproxylat.screen import say
 from kproxylat.sweep import Sweep, plan_points, sweep
-from kproxylat.sync import service_ports, wait_for_rules
+from kproxylat.sync import live_ports, service_ports, wait_for_rules
 
 
 @dataclass(frozen=True)
@@ -51,68 +60,98 @@ class Preparation:
         self._node = node
         self._mode = mode
         self._backend = backend
-        self._old_mode: str | None = None
+        self._undoing: Change | None = None
         self._changed = False
-        self._before = len(read_dummies(api).services)
+        self._before = frozenset(read_dummies(api).services)
 
     def check(self, counts: Sequence[int]) -> None:
         """Make sure that no dummy Service is there that would have to go for a smaller number.
 
         :raises MachineError: there are such.
         """
-        if self._before > min(counts):
+        before = len(self._before)
+        if before > min(counts):
             raise MachineError(
-                f"namespace {self._api.namespace} has {self._before} dummy Services already, more than {min(counts)}",
-                f"kproxylat services delete -n {self._api.namespace}, or begin with --services {self._before}",
+                f"namespace {self._api.namespace} has {before} dummy Services already, more than {min(counts)}",
+                f"kproxylat services delete -n {self._api.namespace}, or begin with --services {before}",
             )
 
-    def __call__(self, point: Options) -> Options:
+    def __call__(self, point: Options) -> tuple[Options, float | None]:
         """Prepare the cluster for a point.
 
-        :return: the point with the backend that kube-proxy has in this mode.
+        :return: the point with the backend that kube-proxy has in this mode; and how many seconds kube-proxy took from
+            the last change of its Services on (None: there was none).
         :raises MachineError: kube-proxy does not get there.
         """
         self._set_mode(point.mode.name)
-        self._set_count(point.services or 0)
+        sync_s = self._set_count(point.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
-        return replace(point, mode=row, warnings=point.warnings + warnings)
+        return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
 
     def _set_mode(self, mode: str) -> None:
         if mode == self._mode:
             return
         change = plan_change(self._api, mode)
-        if change.diff:
-            self._old_mode = self._old_mode or change.old
+        if change.old not in MODES:
+            raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
+        if needs_restart(self._api, change, self._node.netns):
+            self._undoing = self._undoing or change
             say(f"      kube-proxy's mode: {change.old} -> {mode}; its pods are restarted")
             apply_change(self._api, change)
-            wait_for_rollout(self._api, change.daemonset)
+            wait_for_rollout(self._api, change)
         wait_for_mode(mode, netns=self._node.netns)
         self._mode = mode
 
-    def _set_count(self, count: int) -> None:
+    def _set_count(self, count: int) -> float | None:
         found = read_dummies(self._api)
-        missing = plan_creation(found, count)
-        unwanted = service_ports(replace(found, services={n: s for n, s in found.services.items() if n >= count}))
+        missing = plan_creation(found, count, self._before)
+        numbers = choose_numbers(count, self._before)
+        unwanted = service_ports(replace(found, services={n: s for n, s in found.services.items() if n not in numbers}))
         if missing or unwanted:
             self._changed = True
             say(f"      dummy Services: {len(found.services)} -> {count}")
             if unwanted:
-                delete(self._api, keep=count)
+                delete(self._api, numbers)
             create(self._api, found, missing)
-        wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node)
+        read = partial(live_ports, mode=self._mode, backend=self._backend)
+        took_s = wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node, read=read)
+        return round(took_s, 3) if missing or unwanted else None
 
-    def put_back(self) -> None:
-        """Delete the dummy Services that we created, and set the old mode."""
-        with interrupts.shielded():
+    def delete_services(self) -> None:
+        """Delete the dummy Services that were not there before.
+
+        :raises MachineError: the API does not let us.
+        """
+        more = f" (and the {len(self._before)} that were there before)" if self._before else ""
+        with _or_say(f"kproxylat services delete -n {self._api.namespace} --context {self._api.context}{more}"):
             if self._changed:
-                services, _ = delete(self._api, keep=self._before)
+                services, _ = delete(self._api, self._before)
                 say(f"      deleted {services} dummy Services")
-            if self._old_mode:
-                say(f"      kube-proxy's mode: back to {self._old_mode}")
-                change = plan_change(self._api, self._old_mode)
-                if change.diff:
-                    apply_change(self._api, change)
-                    wait_for_rollout(self._api, change.daemonset)
+
+    def set_old_mode(self) -> None:
+        """Set the mode that kube-proxy was told before.
+
+        :raises MachineError: the API does not let us, or kube-proxy's pods do not come up.
+        """
+        if self._undoing is None:
+            return
+        with _or_say(self._undoing.undoing(self._api)):
+            say(f"      kube-proxy's mode: back to {self._undoing.old}")
+            change = plan_change(self._api, self._undoing.old)
+            if needs_restart(self._api, change, self._node.netns):
+                apply_change(self._api, change)
+                wait_for_rollout(self._api, change)
+
+
+@contextmanager
+def _or_say(command: str) -> Iterator[None]:
+    """Put something back, whatever signals come; where that fails, say how it is done by hand."""
+    with interrupts.shielded():
+        try:
+            yield
+        except KproxylatError as error:
+            say(f"not put back: {error}\n      by hand: {command}")
+            raise
 
 
 def sweep_cluster(
@@ -127,22 +166,35 @@ def sweep_cluster(
     for count in counts:
         check_count(count)
     check_root()
-    running = detect_mode(lambda: api, None, None, base.node)[0]
+    # The target first: what is wrong with the cluster is told as such, and not as a mode that is not known.
+    options = look_up(base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api)
+    running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
     others = [name for name in modes if name != running.name]
     question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
     if others and asking.confirm and not asking.confirm(question):
         raise UsageError("the cluster's mode is not to be set", f"pass --yes, or --mode {running.name}")
-    options = look_up(
-        replace(base, mode=running), running.name, running.backend, None, asking.service, asking.family, lambda: api
-    )
+    options = replace(options, mode=running)
     rows = [running if name == running.name else find_mode(name, asking.backend or _usual(name)) for name in modes]
     points = plan_points(options, rows, sorted(counts))
     with interrupts.deferred(), ExitStack() as stack:
         preparation = Preparation(api, base.node, running.name, asking.backend)
         preparation.check(counts)
-        stack.callback(preparation.put_back)
+        # Each whether the other fails or not; the Services first.
+        stack.callback(preparation.set_old_mode)
+        stack.callback(preparation.delete_services)
         return sweep(points, repeats, None, fresh, preparation)
+
+
+def _detect(api: Api, node: Node, asking: Asking) -> Mode:
+    """Return what kube-proxy is in; where that is not clear, what is asked for settles it, as in a run."""
+    try:
+        return detect_mode(lambda: api, None, None, node)[0]
+    except MachineError:
+        if not asking.backend:
+            raise
+        only = asking.modes[0] if len({*asking.modes}) == 1 else None
+        return detect_mode(lambda: api, only, asking.backend, node)[0]
 
 
 def _usual(mode: str) -> str | None:

@@ -10,7 +10,7 @@ import itertools
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +85,16 @@ def check_count(count: int) -> None:
         raise UsageError(f"{count} Services are not possible", f"--count takes 0 to {MAX_SERVICES}")
 
 
-def plan_creation(found: Dummies, count: int) -> list[int]:
-    """Return the numbers below ``count`` that lack their Service or its EndpointSlice."""
-    return sorted({*range(count)} - {*found.services} | {each for each in found.without_slice if each < count})
+def choose_numbers(count: int, before: Set[int] = frozenset()) -> set[int]:
+    """Return the numbers of ``count`` Services: those that are there to stay, and the lowest others."""
+    others = (number for number in itertools.count() if number not in before)
+    return {*before, *itertools.islice(others, max(count - len(before), 0))}
+
+
+def plan_creation(found: Dummies, count: int, before: Set[int] = frozenset()) -> list[int]:
+    """Return which of the numbers of :func:`choose_numbers` lack their Service or its EndpointSlice."""
+    numbers = choose_numbers(count, before)
+    return sorted(numbers - {*found.services} | numbers & {*found.without_slice})
 
 
 def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
@@ -169,17 +176,17 @@ def _owners(document: Object) -> set[str]:
     return {each["uid"] for each in document["metadata"].get("ownerReferences") or ()}
 
 
-def delete(api: Api, keep: int = 0) -> tuple[int, int]:
-    """Delete the dummy Services, and then their EndpointSlices, but for those whose number is below ``keep``.
+def delete(api: Api, keep: Set[int] = frozenset()) -> tuple[int, int]:
+    """Delete the dummy Services, and then their EndpointSlices, but for those of the numbers ``keep``.
 
     Each goes only as it was listed, with its label: if it has changed since, it is looked at again.
 
     :return: how many Services and EndpointSlices were there to delete.
     """
-    services = [each for number, each in read_dummies(api).services.items() if number >= keep]
+    services = [each for number, each in read_dummies(api).services.items() if number not in keep]
     in_parallel(api, lambda each: _delete(api, paths(api)[0], each), services, "Services to delete")
     # Listed anew: a garbage collector may have removed many with their Services.
-    left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) >= keep]
+    left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) not in keep]
     in_parallel(api, lambda each: _delete(api, paths(api)[1], each), left, "EndpointSlices to delete")
     return len(services), len(left)
 
@@ -253,7 +260,10 @@ def _noting_signals(api: Api) -> Iterator[None]:
     :raises Interrupted: a signal came.
     """
     if interrupts.is_shielded():
-        yield
+        try:
+            yield
+        finally:
+            api.resume()
         return
     caught: list[int] = []
 

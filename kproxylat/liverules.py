@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from kproxylat.errors import CommandError, MachineError
@@ -93,7 +93,9 @@ def parse_ip_vs(text: str) -> LiveRules | None:
 
 
 def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
-    """Look at every backend's rules of a network namespace (None: ours): IPv4's, and IPv6's where there are none.
+    """Look at every backend's rules of a network namespace (None: ours): IPv4's and IPv6's together.
+
+    kube-proxy writes a few rules of both families, whatever the cluster has.
 
     :raises MachineError: we are not root, or a backend holds tables whose program is missing.
     """
@@ -101,11 +103,12 @@ def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
         raise MachineError("reading the kernel's rules takes root", "run it with sudo on a node")
     tables = run("nft", "list", "tables", netns=netns).splitlines()
     ip_vs = parse_ip_vs(run("cat", "/proc/net/ip_vs", netns=netns, ok=(0, 1)))
-    for ip in ("ip", "ip6"):
-        found = [*_read_family(ip, tables, netns), ip_vs]
-        if any(found):
-            break
-    return tuple(each for each in found if each)
+    merged: dict[str, LiveRules] = {}
+    for each in [*_read_family("ip", tables, netns), *_read_family("ip6", tables, netns), ip_vs]:
+        if each:
+            one = merged.setdefault(str(each), LiveRules(each.mode, each.backend, 0))
+            merged[str(each)] = replace(one, rules=one.rules + each.rules, services={**one.services, **each.services})
+    return tuple(merged.values())
 
 
 def _read_family(ip: str, tables: Sequence[str], netns: str | None) -> Iterator[LiveRules | None]:

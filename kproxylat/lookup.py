@@ -36,7 +36,7 @@ def look_up(
     """
     check_root()
     if not target:
-        api = open_api()
+        api = _open(open_api)
         read = partial(read_target, api, *service, options.target.protocol, family)
         found = read()
         options = replace(options, target=destination(found), found=found, look_up=read)
@@ -52,6 +52,14 @@ def look_up(
         say(f"warning: {each}")
     row = row.from_node() if options.mode.origin == "node" else row
     return replace(options, mode=row, warnings=options.warnings + warnings)
+
+
+def _open(open_api: Callable[[], Api]) -> Api:
+    try:
+        return open_api()
+    except MachineError as error:
+        error.remedy += "\n  or, without a cluster's API: --target IP:PORT --mode MODE"
+        raise
 
 
 def find_source(options: Options, api: Api) -> Options:

@@ -81,7 +81,7 @@ def measure(options: Options) -> tuple[Result, Interrupted | MachineError | None
             raise
         outer.append(look(options, made, room))
         options = replace(options, warnings=options.warnings + changes.put_back("rule"))
-        result = _rank(_complete(traced, options, rule, sent, interrupted), options)
+        result = _rank(_complete(traced, options, (rule, outer[1].rule), sent, interrupted), options)
         result = close_books(mode, result, outer, inner, made, counts_calls(script))
         log.write(render_report(mode, result.lookup))
         # After the report, which ends the maps' text.
@@ -118,9 +118,14 @@ def close_books(
 
 
 def _complete(
-    result: Result, options: Options, rule: ServiceRule, sent: Sent, interrupted: Interrupted | None
+    result: Result,
+    options: Options,
+    rules: tuple[ServiceRule, ServiceRule],
+    sent: Sent,
+    interrupted: Interrupted | None,
 ) -> Result:
-    """Add what the trace does not know: the options, the target's rule, the traffic."""
+    """Add what the trace does not know: the options, the target's rule before and after, the traffic."""
+    rule, after = rules
     traffic = Traffic(options.generator, None, None, None, None, None, None, None)
     if GENERATORS[options.generator].sends:
         asked, count, rate_pps = options.packets, sent.count, options.rate_pps
@@ -134,6 +139,8 @@ def _complete(
         services=options.lab.services if options.lab else options.services,
         position=rule.position,
         chain_length=rule.chain_length,
+        position_after=after.position,
+        chain_length_after=after.chain_length,
         path=rule.path,
         masqueraded=options.masqueraded,
         cut_short=interrupted is not None,

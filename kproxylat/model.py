@@ -88,7 +88,9 @@ class Run:
     """When, where, with what and how it was measured.
 
     ``origin``: whose packets, a "pod"'s or the "node"'s own. ``script_sha256``: of the probe script with other numbers
-    in place of the sources and the network namespace, which cost nothing.
+    in place of the sources and the network namespace, which cost nothing. ``position_after``: the rule's place when the
+    run ended, ``chain_length_after`` likewise. ``sync_s``: how long kube-proxy took before the run, where its Services
+    were changed for it.
     """
 
     started: str | None = None
@@ -108,6 +110,9 @@ class Run:
     services: int | None = None
     position: int | None = None
     chain_length: int | None = None
+    position_after: int | None = None
+    chain_length_after: int | None = None
+    sync_s: float | None = None
     path: str | None = None
     masqueraded: bool | None = None
     cut_short: bool = False

@@ -23,6 +23,8 @@ CONFIG_KEYS = ("config.conf", "config", "kube-proxy-config.yaml")
 """kubeadm's, the older one that EKS has too, and OpenShift's."""
 POD_LABELS = ("k8s-app=kube-proxy", "component=kube-proxy")
 """kubeadm's; that of the static pods of RKE2 and GKE."""
+BY_HAND = "edit it by hand: kubectl -n kube-system edit configmap kube-proxy"
+_MODE_LINE = re.compile(r"""^mode:[ \t]*(?:"\w*"|'\w*'|\w*)([ \t]*|[ \t]+\#.*)(?=\r?$)""", re.M)
 NODE_ARGUMENTS = ("k3s.io/node-args", "rke2.io/node-args")
 """Annotations of a node whose kube-proxy is a part of another program: that one's arguments, as a JSON list."""
 REPLACEMENTS = {
@@ -46,18 +48,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class ConfigMapKey:
-    """Where kube-proxy's configuration lies in kube-system, and its text."""
+    """Where kube-proxy's configuration lies in kube-system, its text, and when it was changed last ("": unknown)."""
 
     name: str
     key: str
     text: str
+    changed: str = ""
 
 
 @dataclass
 class Configured:
     """What the API says of kube-proxy.
 
-    :param config: its ConfigMap's key, where it has one. ``daemonset``: its name.
+    :param config: its ConfigMap's key, where it has one. ``daemonsets``: those that read it.
     :param workloads: what runs it: DaemonSets, pods, nodes' own programs.
     :param replacements: what was found that can stand in for it.
     :param unasked: what could not be looked at, and why.
@@ -65,7 +68,7 @@ class Configured:
 
     settings: list[Setting] = field(default_factory=list)
     config: ConfigMapKey | None = None
-    daemonset: str | None = None
+    daemonsets: list[Object] = field(default_factory=list)
     workloads: int = 0
     replacements: list[str] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
@@ -93,14 +96,13 @@ def read_configured(api: Api, node: str) -> Configured:
         daemonsets = list(api.list(DAEMONSETS))
     proxies = [each for each in daemonsets if is_kube_proxy(each)]
     for each in proxies:
-        found.daemonset = each["metadata"]["name"]
-        _read_pod(api, found, f"DaemonSet {found.daemonset}", each["spec"]["template"]["spec"])
+        config = _read_pod(api, found, f"DaemonSet {each['metadata']['name']}", each["spec"]["template"]["spec"])
+        if config and config == found.config:
+            found.daemonsets.append(each)
     if not proxies:
         with found.asking("pods in kube-system"):
-            for label in POD_LABELS:
-                pods = api.get(f"/api/v1{NAMESPACE}/pods", labelSelector=label, limit=1)["items"]
-                for pod in pods:
-                    _read_pod(api, found, f"pod {pod['metadata']['name']}", pod["spec"])
+            for pod in _list_pods(api, node):
+                _read_pod(api, found, f"pod {pod['metadata']['name']}", pod["spec"])
     if not found.config and not found.settings:
         _read_config(api, found, CONFIGMAP_NAMES, CONFIG_KEYS)
     if not found.settings:
@@ -115,6 +117,23 @@ def read_configured(api: Api, node: str) -> Configured:
         names = [each["metadata"]["name"] for each in daemonsets]
         found.replacements += [f"{REPLACEMENTS[name]} (DaemonSet {name})" for name in names if name in REPLACEMENTS]
     return found
+
+
+def _list_pods(api: Api, node: str) -> list[Object]:
+    """Return the node's pod that runs kube-proxy; without one, of the pods of all nodes those that are told another."""
+    for only in ({"fieldSelector": f"spec.nodeName={node}"}, {}):
+        pods = [
+            pod for label in POD_LABELS for pod in api.list(f"/api/v1{NAMESPACE}/pods", labelSelector=label, **only)
+        ]
+        if pods:
+            return [*{str(parse_flags(_words(_proxy_of(pod["spec"])))): pod for pod in reversed(pods)}.values()][::-1]
+    return []
+
+
+def last_change(document: Object) -> str:
+    """Return when an object was changed last but for its status, by the API server's clock; "" if it does not tell."""
+    fields = document["metadata"].get("managedFields") or ()
+    return max((each.get("time") or "" for each in fields if each.get("subresource") != "status"), default="")
 
 
 def is_kube_proxy(daemonset: Object) -> bool:
@@ -145,32 +164,54 @@ def parse_flags(words: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _read_pod(api: Api, found: Configured, source: str, spec: Object) -> None:
+def _proxy_of(spec: Object) -> Object:
+    """Return a pod's kube-proxy container."""
+    containers: list[Object] = spec["containers"]
+    return next((each for each in containers if each["name"] == "kube-proxy"), containers[0])
+
+
+def _read_pod(api: Api, found: Configured, source: str, spec: Object) -> ConfigMapKey | None:
     """Read a pod's kube-proxy container: the mode is in its ``--config`` file, else in its flags."""
-    containers = spec["containers"]
-    container = next((each for each in containers if each["name"] == "kube-proxy"), containers[0])
-    flags = parse_flags(_words(container))
+    flags = parse_flags(_words(_proxy_of(spec)))
     found.workloads += 1
     if "config" not in flags:
         written = "--proxy-mode" if flags.get("proxy-mode") else "no --proxy-mode, the default"
         found.settings.append(Setting(f"{source}: {written}", flags.get("proxy-mode") or DEFAULT_MODE))
-        return
+        return None
     # With --config, kube-proxy ignores its other flags.
     names = [each["configMap"]["name"] for each in spec.get("volumes") or () if "configMap" in each]
-    _read_config(api, found, names or CONFIGMAP_NAMES, (PurePosixPath(flags["config"]).name, *CONFIG_KEYS))
+    return _read_config(api, found, names or CONFIGMAP_NAMES, (PurePosixPath(flags["config"]).name, *CONFIG_KEYS))
 
 
-def _read_config(api: Api, found: Configured, names: Sequence[str], keys: Sequence[str]) -> None:
+def _read_config(api: Api, found: Configured, names: Sequence[str], keys: Sequence[str]) -> ConfigMapKey | None:
+    """Read the mode from the first of these ConfigMaps that has one of the keys."""
     for name in names:
         with found.asking(f"ConfigMap {name}"):
-            data = (api.find(f"{CONFIGMAPS}/{name}") or {}).get("data") or {}
+            document = api.find(f"{CONFIGMAPS}/{name}") or {}
+            data = document.get("data") or {}
             key = next((each for each in keys if each in data), None)
             if key:
-                found.config = ConfigMapKey(name, key, data[key])
+                config = ConfigMapKey(name, key, data[key], last_change(document))
                 mode = parse_mode(data[key])
                 empty = "" if mode else ": empty, the default"
-                found.settings.append(Setting(f"ConfigMap {name}, {key}{empty}", mode or DEFAULT_MODE))
-                return
+                setting = Setting(f"ConfigMap {name}, {key}{empty}", mode or DEFAULT_MODE)
+                if setting not in found.settings:
+                    found.settings.append(setting)
+                found.config = found.config or config
+                return config
+    return None
+
+
+def _parse(text: str) -> Object:
+    import yaml
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        document = None
+    if not isinstance(document, dict):
+        raise MachineError("kube-proxy's ConfigMap holds no KubeProxyConfiguration", BY_HAND)
+    return document
 
 
 def parse_mode(text: str) -> str:
@@ -178,26 +219,25 @@ def parse_mode(text: str) -> str:
 
     :raises MachineError: the text is no YAML mapping.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(text)
-        return str(document.get("mode") or "")
-    except (yaml.YAMLError, AttributeError):
-        raise MachineError(
-            "kube-proxy's ConfigMap holds no KubeProxyConfiguration", "kubectl -n kube-system edit configmap kube-proxy"
-        ) from None
+    return str(_parse(text).get("mode") or "")
 
 
 def change_mode(text: str, mode: str) -> str:
-    """Return the configuration with another mode, and nothing else changed.
+    """Return the configuration with another mode, and nothing else changed: the rest of its line stays, too.
 
-    :raises MachineError: the text is no YAML mapping.
+    :raises MachineError: the text is no YAML mapping, or its mode is not on one plain line.
     """
-    parse_mode(text)
-    line = f'mode: "{mode}"'
-    changed, count = re.subn(r"^mode:.*$", line, text, flags=re.M)
-    return changed if count else f"{text.rstrip()}\n{line}\n"
+    document = _parse(text)
+    changed, count = re.subn(_MODE_LINE, rf'mode: "{mode}"\1', text)
+    if "mode" not in document:
+        changed = f'{text.rstrip()}\nmode: "{mode}"\n'
+    try:
+        same = count == ("mode" in document) and _parse(changed) == document | {"mode": mode}
+    except MachineError:
+        same = False
+    if not same:
+        raise MachineError("the mode in kube-proxy's ConfigMap is not on one line of the form mode: NAME", BY_HAND)
+    return changed
 
 
 def parse_node_arguments(nodes: Sequence[Object], preferred: str) -> list[Setting]:

@@ -14,7 +14,17 @@ from kproxylat import interrupts
 from kproxylat.cluster import JSON_PATCH, MERGE_PATCH, Api, Object
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.liverules import read_proxy
-from kproxylat.proxyconfig import CONFIGMAPS, DAEMONSETS, ConfigMapKey, change_mode, parse_mode, read_configured
+from kproxylat.proxyconfig import (
+    BY_HAND,
+    CONFIGMAPS,
+    DAEMONSETS,
+    DEFAULT_MODE,
+    ConfigMapKey,
+    change_mode,
+    last_change,
+    parse_mode,
+    read_configured,
+)
 from kproxylat.screen import waiting
 
 MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
@@ -29,16 +39,30 @@ PAUSE_S = 0.5
 class Change:
     """What is to be done.
 
+    :param daemonsets: those that read the ConfigMap.
     :param old: the mode that the ConfigMap has now, "default" if it is empty.
     :param diff: the ConfigMap's change, in diff's form; empty where there is none.
+    :param stale: the ConfigMap was changed after the DaemonSets: their pods may not have read it.
     """
 
     config: ConfigMapKey
-    daemonset: str
+    daemonsets: tuple[str, ...]
     old: str
     mode: str
     text: str
     diff: str
+    stale: bool
+
+    @property
+    def runs_as(self) -> str:
+        """The mode that kube-proxy calls itself by then."""
+        return MODES[self.mode] or DEFAULT_MODE
+
+    def undoing(self, api: Api) -> str:
+        """Return the command that puts the old mode back."""
+        if self.old in MODES:
+            return f"kproxylat mode set {self.old} --context {api.context}"
+        return f"{BY_HAND} (mode: {self.old})"
 
 
 def plan_change(api: Api, mode: str) -> Change:
@@ -50,8 +74,14 @@ def plan_change(api: Api, mode: str) -> Change:
     if mode not in MODES:
         raise UsageError(f"unknown mode {mode!r}", f"it takes one of: {', '.join(MODES)}")
     found = read_configured(api, socket.gethostname())
-    if not found.config or not found.daemonset:
-        where = ", ".join(each.source for each in found.settings) or "; ".join(found.unasked) or "nowhere"
+    if not found.config or not found.daemonsets:
+        refused = [each.split(":")[0] for each in found.unasked if "cilium" not in each]
+        if refused:
+            raise MachineError(
+                f"kube-proxy's mode cannot be set: it is not permitted to read {refused[0]}",
+                "docs/rbac.md lists the permissions that mode set needs",
+            )
+        where = ", ".join(each.source for each in found.settings) or "nowhere"
         lacking = "ConfigMap" if not found.config else "DaemonSet"
         raise MachineError(
             f"kube-proxy's mode cannot be set: it has no {lacking} in kube-system that can be read ({where})",
@@ -63,21 +93,54 @@ def plan_change(api: Api, mode: str) -> Change:
     lines = difflib.unified_diff(
         found.config.text.splitlines(), text.splitlines(), f"{names} (now)", names, "", "", 0, ""
     )
-    return Change(found.config, found.daemonset, old or "default", mode, text, "\n".join(lines))
+    names_of = tuple(each["metadata"]["name"] for each in found.daemonsets)
+    stale = any("" < last_change(each) < found.config.changed for each in found.daemonsets)
+    return Change(found.config, names_of, old or "default", mode, text, "\n".join(lines), stale)
+
+
+def needs_restart(api: Api, change: Change, netns: str | None, limit_s: float = LIMIT_S) -> bool:
+    """Whether anything is to be done: a patch, or pods that do not run in the mode though the ConfigMap has it.
+
+    A rollout that is under way is waited for first: an interrupted command may have left one.
+
+    :param netns: the node's network namespace (None: ours), whose kube-proxy is asked where it answers.
+    :raises MachineError: that rollout does not end.
+    """
+    if change.diff or change.stale:
+        return True
+    wait_for_rollout(api, change, limit_s)
+    return running_mode(netns) not in (None, change.runs_as)
+
+
+def running_mode(netns: str | None) -> str | None:
+    """Return the mode that a node's kube-proxy says it is in (None: none answers)."""
+    try:
+        return read_proxy("/proxyMode", netns=netns).strip()
+    except MachineError:
+        return None
 
 
 def apply_change(api: Api, change: Change) -> None:
     """Patch the ConfigMap, only if it is still what was shown, and have the pods restarted.
 
+    That they may be restarted is tried first, so that it is not found out with the ConfigMap patched.
+
     :raises MachineError: the ConfigMap was changed in between, or the pods are not restarted by a rollout.
     """
-    path = f"{DAEMONSETS}/{change.daemonset}"
-    strategy = api.get(path)["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
-    if strategy != "RollingUpdate":
-        raise MachineError(
-            f"DaemonSet {change.daemonset} has updateStrategy {strategy}: its pods are not restarted by a rollout",
-            "edit the ConfigMap and delete the pods yourself",
-        )
+    for name in change.daemonsets:
+        strategy = api.get(f"{DAEMONSETS}/{name}")["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
+        if strategy != "RollingUpdate":
+            raise MachineError(
+                f"DaemonSet {name} has updateStrategy {strategy}: its pods are not restarted by a rollout",
+                "edit the ConfigMap and delete the pods yourself",
+            )
+    _restart(api, change, dryRun="All")
+    if change.diff:
+        _patch(api, change)
+    _restart(api, change)
+
+
+def _patch(api: Api, change: Change) -> None:
     pointer = "/data/" + change.config.key.replace("~", "~0").replace("/", "~1")
     patch = [
         {"op": "test", "path": pointer, "value": change.config.text},
@@ -88,11 +151,18 @@ def apply_change(api: Api, change: Change) -> None:
     except ApiError as error:
         if error.status != 422:
             raise
-        raise MachineError(f"ConfigMap {change.config.name} was changed by somebody else", "try again") from None
+        # The answer to a first try may have been lost.
+        now = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
+        if now != change.text:
+            raise MachineError(f"ConfigMap {change.config.name} was changed by somebody else", "try again") from None
+
+
+def _restart(api: Api, change: Change, **query: str) -> None:
     # kubectl writes whole seconds; two changes may come in one.
     annotations = {RESTARTED: datetime.now(UTC).isoformat(timespec="microseconds")}
     body = {"spec": {"template": {"metadata": {"annotations": annotations}}}}
-    api.request("PATCH", path, body, content_type=MERGE_PATCH)
+    for name in change.daemonsets:
+        api.request("PATCH", f"{DAEMONSETS}/{name}", body, query, MERGE_PATCH)
 
 
 def pods_to_come(daemonset: Object) -> str | None:
@@ -107,13 +177,18 @@ def pods_to_come(daemonset: Object) -> str | None:
     return None
 
 
-def wait_for_rollout(api: Api, daemonset: str, limit_s: float = LIMIT_S) -> float:
+def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> float:
     """Wait until every pod is a new one, and available.
 
     :return: how long it took, in seconds.
     :raises MachineError: it took longer; says what is missing.
     """
-    return _wait(lambda: pods_to_come(api.get(f"{DAEMONSETS}/{daemonset}")), "kube-proxy's pods", limit_s)
+
+    def lacking() -> str | None:
+        missing = (pods_to_come(api.get(f"{DAEMONSETS}/{name}")) for name in change.daemonsets)
+        return next(filter(None, missing), None)
+
+    return _wait(lacking, "kube-proxy's pods", limit_s)
 
 
 def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None) -> float:

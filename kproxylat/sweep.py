@@ -152,6 +152,7 @@ class State:
             try:
                 done = json.loads(line)
                 result = from_json((path.parent / Path(done["result"]).name).read_text(encoding="utf-8"))
+                result = replace(result, run=replace(result.run, sync_s=done.get("sync_s")))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             self.results[done["point"]], self.seconds[done["point"]] = result, done["seconds"]
@@ -171,7 +172,7 @@ class State:
         self.results[point], self.seconds[point] = result, seconds
         if not result.run.cut_short and result.run.log:
             name = Path(result.run.log).with_suffix(".json").name
-            self._write({"point": point, "seconds": round(seconds, 1), "result": name})
+            self._write({"point": point, "seconds": round(seconds, 1), "result": name, "sync_s": result.run.sync_s})
 
     def close(self, points: Iterable[str], text: str) -> Path:
         """Save the sweep's document, and forget the points that are in it."""
@@ -270,13 +271,14 @@ def sweep(
     repeats: int = 1,
     seed: int | None = None,
     fresh: bool = False,
-    prepare: Callable[[Options], Options] | None = None,
+    prepare: Callable[[Options], tuple[Options, float | None]] | None = None,
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
     """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
 
     :param seed: of the order on the ns clock (None: the interrupted sweep's, or a new one).
     :param fresh: measure all of them.
-    :param prepare: makes a cluster what a point says, and returns what is to be measured then. Points are measured in
+    :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
+        kube-proxy took. Points are measured in
         their order, each as often as it has to be, since that takes minutes (None: in the lab).
     :return: what was measured, and what cut the sweep short: a signal, or a result that could not be saved.
     :raises KproxylatError: as :func:`kproxylat.measure.measure`.
@@ -301,10 +303,12 @@ def sweep(
             say(f"== run {number} of {len(runs)}: {series}, {point.services:,} Services{left}")
             begun_s = monotonic()
             try:
-                result, ended = measure(prepare(point) if prepare else point)
+                prepared, sync_s = prepare(point) if prepare else (point, None)
+                result, ended = measure(prepared)
             except (KproxylatError, Interrupted):
                 say(f"      {len(found.results)} of {len(runs)} runs are kept: the same command goes on from there")
                 raise
+            result = replace(result, run=replace(result.run, sync_s=sync_s))
             state.add(name, result, monotonic() - begun_s)
         found.results.append(state.results[name])
         found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Set
+from contextlib import ExitStack
 
 from kproxylat import interrupts
 from kproxylat.cluster import Object
@@ -14,8 +15,8 @@ from kproxylat.errors import MachineError
 from kproxylat.liverules import read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
-from kproxylat.proxymode import AMBIGUOUS, decide, gather
-from kproxylat.screen import waiting
+from kproxylat.proxymode import AMBIGUOUS, BACKENDS, decide, gather
+from kproxylat.screen import counting
 
 LIMIT_S = 300.0
 PAUSE_S = 0.2
@@ -23,12 +24,11 @@ PAUSE_S = 0.2
 _METRIC = re.compile(r"kubeproxy_sync_proxy_rules_(\w+?)(?:\{([^}]*)\})? (\S+)")
 
 
-def service_ports(found: Dummies) -> set[Destination]:
-    """Return what the kernel is to hold of the dummy Services: of those that have IPv4 too, that alone."""
-    specs = [each["spec"] for each in found.services.values()]
+def service_ports(found: Dummies, *others: Object) -> set[Destination]:
+    """Return what the kernel is to hold of the dummy Services and others: of those that have IPv4 too, that alone."""
     return {
         Destination(ip, port["port"], port["protocol"].lower())
-        for spec in specs
+        for spec in (each["spec"] for each in (*found.services.values(), *others))
         for ip in _cluster_ips(spec)
         for port in spec["ports"]
     }
@@ -39,25 +39,27 @@ def _cluster_ips(spec: Object) -> list[str]:
     return [each for each in every if "." in each] or [each for each in every if ":" in each]
 
 
-def live_ports(node: Node | None = None) -> set[Destination]:
+def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
     """Return the Service ports that the running mode's rules translate, and not those of rules left behind.
 
     :param node: which node's (None: this machine's).
-
+    :param mode: what the user says that it is; ``backend``: likewise.
     :raises MachineError: the rules cannot be read, or it is not clear which of them translate.
     """
     evidence = gather(None, node=node)
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
-    if finding.sure == AMBIGUOUS:
+    mode, backend = mode or finding.mode, backend or BACKENDS.get(mode or "") or finding.backend
+    if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
-    return {
-        port
-        for each in evidence.rules
-        if (each.mode, each.backend) == (finding.mode, finding.backend)
-        for port in each.services
-    }
+    return {port for each in evidence.rules if (each.mode, each.backend) == (mode, backend) for port in each.services}
+
+
+def mode_ports(node: Node | None, mode: str) -> set[Destination]:
+    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read."""
+    rules = gather(None, node=node).rules or ()
+    return {port for each in rules if each.mode == mode for port in each.services}
 
 
 def is_idle(metrics: str) -> bool:
@@ -99,12 +101,19 @@ def wait_for_rules(
     """
     started_s = time.monotonic()
     pause = threading.Event()
-    with waiting(f"kube-proxy's rules of {len(wanted)} Service ports", limit_s):
+    with ExitStack() as stack:
+        advance, to_come = None, 0
         while True:
             look_s = time.monotonic()
             held = read(node)
-            missing, left = wanted - held, unwanted & held
+            missing, left = wanted - held, (unwanted - wanted) & held
             now_s = time.monotonic()
+            if advance is None:
+                to_come = len(missing) + len(left)
+                advance = stack.enter_context(counting("Service ports that kube-proxy has not written yet", to_come))
+            while to_come > len(missing) + len(left):
+                to_come -= 1
+                advance()
             if not missing and not left and idle(node):
                 return now_s - started_s
             if now_s - started_s > limit_s:

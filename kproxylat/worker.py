@@ -56,6 +56,14 @@ def apply_worker(api: Api, image: str = IMAGE) -> None:
         api.request("PATCH", _path(api, document), document, {"fieldManager": MANAGER}, APPLY_PATCH)
 
 
+def read_service(api: Api) -> Object:
+    """Read the worker's Service, which has its addresses by then.
+
+    :raises ApiError: it is not there.
+    """
+    return api.get(_path(api, documents(IMAGE)[1]))
+
+
 def delete_worker(api: Api) -> int:
     """Delete the worker that :func:`apply_worker` made.
 

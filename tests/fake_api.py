@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,6 +134,10 @@ class FakeApi:
         meta = document["metadata"]
         meta["resourceVersion"] = str(self.version)
         meta.setdefault("uid", str(uuid.UUID(int=self.random.getrandbits(128))))
+        if document.get("kind") in ("ConfigMap", "DaemonSet"):
+            # The real one has whole seconds, too; here, each change comes a second after the one before.
+            seconds = f"{datetime.fromtimestamp(1.8e9 + self.version, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            meta["managedFields"] = [{"manager": "fake", "operation": "Update", "time": seconds}]
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Object, str]:
         """Carry a request out: status, answer, further headers."""
@@ -182,7 +187,7 @@ class FakeApi:
         elif verb == "get":
             result = self.objects[key]
         elif verb == "patch":
-            result = self._patch(key, data, headers["content-type"])
+            result = self._patch(key, data, headers["content-type"], query.get("dryRun") == "All")
         elif verb == "delete":
             wanted, meta = data.get("preconditions", {}), self.objects[key]["metadata"]
             if any(meta[each] != value for each, value in wanted.items()):
@@ -243,7 +248,7 @@ class FakeApi:
         self.objects[key] = document
         return document
 
-    def _patch(self, key: tuple[str, str, str, str], patch: Any, kind: str) -> Object:
+    def _patch(self, key: tuple[str, str, str, str], patch: Any, kind: str, dry: bool) -> Object:
         document = copy.deepcopy(self.objects[key])
         if "json-patch+json" in kind:
             for each in patch:
@@ -260,6 +265,8 @@ class FakeApi:
             if wanted not in (None, document["metadata"]["resourceVersion"]):
                 raise Refused(409, f'Operation cannot be fulfilled on {key[1]} "{key[3]}"', "Conflict")
             _merge(document, patch)
+        if dry:
+            return document
         if document.get("spec") != self.objects[key].get("spec") and "generation" in document["metadata"]:
             document["metadata"]["generation"] += 1
         self._stamp(document)

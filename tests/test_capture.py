@@ -7,15 +7,17 @@ import random
 import re
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kproxylat import capture, kernel, liverules
+from kproxylat import capture, kernel, liverules, nodes
 from kproxylat.anonymous import Anonymizer
 from kproxylat.errors import MachineError
 from kproxylat.lab import ADDRESSES, place_services, render_ruleset
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.ruleset import Ruleset, read_ruleset
+from tests.test_cli import call
 from tests.test_lab import CAPTURED
 
 SERVICES = place_services(5, "middle", "both")
@@ -111,6 +113,25 @@ def test_several_backends_ask_which(live: Node) -> None:
     with pytest.raises(MachineError, match="several backends are live: iptables on legacy, iptables on nft"):
         capture.capture(None, None, False)
     assert '"backend": "legacy"' in capture.capture("iptables", "legacy", False)[0]
+
+
+def test_a_node_that_is_a_container(
+    live: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.modes["iptables", "nft"] = find_mode("iptables", "nft")
+    asked = []
+
+    def run(*argv: str, netns: str | None = None, **more: Any) -> str:
+        asked.append(netns)
+        return live.run(*argv, netns=None, **more)
+
+    for module in (capture, liverules):
+        monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr("kproxylat.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr(nodes, "_find_process", {"kind-worker": 4711}.get)
+    for place in (("--node-container", "kind-worker"), ("--netns", "/proc/self/ns/net")):
+        assert call(capsys, "capture", "--output", str(tmp_path / place[0]), *place)[0] == 0
+    assert {*asked} == {"/proc/4711/ns/net", "/proc/self/ns/net"}
 
 
 @pytest.mark.usefixtures("live")

@@ -200,6 +200,27 @@ def test_services_from_the_command_line(capsys: Captured, cluster: FakeApi) -> N
     assert (status, err.splitlines()[1]) == (2, "  --count takes 0 to 60000")
 
 
+def test_the_workers_rules_are_waited_for_too(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.2", 80, "tcp"): 0}))
+    status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
+    assert status == 1
+    assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
+
+
+def test_run_without_a_cluster_names_the_other_way(
+    capsys: Captured, cluster: FakeApi, measured: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    status, out, err = call(capsys, "run", "2", "1000")
+    assert (status, out, measured) == (1, "", [])
+    assert err.startswith("kproxylat: there is no kubeconfig: /nowhere does not exist")
+    assert err.endswith("\n  or, without a cluster's API: --target IP:PORT --mode MODE\n")
+
+
 def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: FakeApi) -> None:
     for _ in range(2):
         status, out, _ = call(capsys, "services", "create", "--count", "0", "--worker")

@@ -15,7 +15,7 @@ import pytest
 from kproxylat import clustersweep, kernel, lookup, proxymode, rollout, sources, sweep, sync
 from kproxylat.cluster import Api
 from kproxylat.clustersweep import Asking, sweep_cluster
-from kproxylat.dummies import create, plan_creation, read_dummies
+from kproxylat.dummies import create, delete, plan_creation, read_dummies
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.liverules import LiveRules
 from kproxylat.model import Destination, Result, to_json
@@ -27,7 +27,7 @@ from tests.fake_api import FakeApi
 from tests.results import COUNTED, change_run, load, with_values
 from tests.test_cli import Captured, call
 from tests.test_proxyconfig import CONFIGMAP, DAEMONSET
-from tests.test_rbac import MANIFESTS, rights
+from tests.test_rbac import MANIFESTS, made, rights
 from tests.test_sources import ADDRESSES, BRIDGE, node_of
 
 LATE = 3
@@ -139,10 +139,15 @@ def runs(proxy: KubeProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def sweep_it(
-    api: Api, runs: Runs, *modes: str, counts: tuple[int, ...] = (5, 20), confirm: Callable[[str], bool] | None = None
+    api: Api,
+    runs: Runs,
+    *modes: str,
+    counts: tuple[int, ...] = (5, 20),
+    confirm: Callable[[str], bool] | None = None,
+    backend: str | None = None,
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
     base = Options(find_mode("nftables", None), duration_s=1, rate_pps=1000, output_dir=runs.directory)
-    return sweep_cluster(api, base, counts, Asking(modes, None, ("worker-dual", None), None, confirm), 1, False)
+    return sweep_cluster(api, base, counts, Asking(modes, backend, ("worker-dual", None), None, confirm), 1, False)
 
 
 def test_services_grow_and_are_gone_at_the_end(api: Api, runs: Runs, capsys: Captured) -> None:
@@ -168,7 +173,7 @@ def test_modes_are_set_one_after_another_and_back(api: Api, runs: Runs) -> None:
     runs.proxy.read("/proxyMode")
     assert runs.proxy.modes == ["iptables", "nftables", "iptables"]
     assert [(each.mode, each.backend) for each in found.series] == [("iptables", "legacy"), ("nftables", "nft")]
-    assert {each[:4] for each in runs.proxy.fake.calls} <= rights(MANIFESTS["sweep"])
+    assert made(runs.proxy.fake) <= rights(MANIFESTS["sweep"])
 
 
 def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
@@ -202,6 +207,8 @@ def test_whatever_ends_it_all_is_put_back_and_gone_on_with(api: Api, runs: Runs,
     assert found.resumed == (3 if error else 2)
     assert found.complete
     assert [each.run.services for each in found.results] == [5, 20, 5, 20]
+    # kube-proxy's time is that of a change, and is kept.
+    assert all(each.run.sync_s is not None and 0 < each.run.sync_s < 60 for each in found.results)
 
 
 def test_dummy_services_that_are_there_stay(api: Api, runs: Runs, fake: FakeApi) -> None:
@@ -213,6 +220,81 @@ def test_dummy_services_that_are_there_stay(api: Api, runs: Runs, fake: FakeApi)
     assert len(fake.named("services")) == 1 + 7
     for key in [key for key in fake.objects if key[3].startswith("dummy")]:
         del fake.objects[key]
+
+
+def test_only_what_was_not_there_before_is_deleted(api: Api, runs: Runs, fake: FakeApi) -> None:
+    """Whatever numbers it has."""
+    create(api, read_dummies(api), [5, 6, 50])
+    before = fake.named("services")
+    sweep_it(api, runs, "iptables", "nftables", counts=(4, 9))
+    assert [there for _, _, there, _ in runs.seen] == [4, 9, 4, 9]
+    assert fake.named("services") == before
+    assert fake.named("endpointslices") == [each for each in before if each.startswith("dummy")] + ["worker-dual-1"]
+    for key in [key for key in fake.objects if key[3].startswith("dummy")]:
+        del fake.objects[key]
+
+
+def test_each_is_put_back_whether_the_other_fails_or_not(
+    api: Api, runs: Runs, fake: FakeApi, proxy: KubeProxy, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    measure = runs.measure
+
+    def lose_rights(options: Options) -> tuple[Result, Interrupted | None]:
+        if proxy.mode == "nftables":
+            fake.denied.add(("delete", "services"))
+        return measure(options)
+
+    monkeypatch.setattr(sweep, "measure", lose_rights)
+    with pytest.raises(MachineError, match="403 Forbidden"):
+        sweep_it(api, runs, "iptables", "nftables", counts=(5,))
+    proxy.read("/proxyMode")
+    assert proxy.mode == "iptables"
+    assert "by hand: kproxylat services delete -n default --context fake\n" in capsys.readouterr().err
+    fake.denied.clear()
+    delete(api)
+
+    def lose_others(options: Options) -> tuple[Result, Interrupted | None]:
+        if proxy.mode == "nftables":
+            fake.denied.add(("patch", "daemonsets"))
+        return measure(options)
+
+    monkeypatch.setattr(sweep, "measure", lose_others)
+    with pytest.raises(MachineError, match="403 Forbidden"):
+        sweep_it(api, runs, "nftables", counts=(6,))
+    assert "by hand: kproxylat mode set default --context fake\n" in capsys.readouterr().err
+    fake.denied.clear()
+    change = rollout.plan_change(api, "default")
+    rollout.apply_change(api, change)
+
+
+def test_what_is_not_clear_is_settled_by_what_is_asked_for(
+    api: Api, runs: Runs, proxy: KubeProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules of both backends are there, those of nft left behind."""
+
+    def both(netns: str | None) -> tuple[LiveRules, ...]:
+        rules = proxy.rules(netns)
+        return (*rules, LiveRules("iptables", "nft", 3, dict.fromkeys(rules[0].services, 0))) if rules else ()
+
+    monkeypatch.setattr(proxymode, "read_live_rules", both)
+    with pytest.raises(MachineError, match="ambiguous"):
+        sweep_it(api, runs)
+    found, _ = sweep_it(api, runs, "iptables", backend="legacy")
+    assert found.complete
+    assert {each[:2] for each in runs.seen} == {("iptables", "legacy")}
+
+
+def test_the_cause_is_told_first(api: Api, runs: Runs, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("detected first")
+
+    monkeypatch.setattr(clustersweep, "detect_mode", forbidden)
+    fake.objects["", "services", "default", "worker-dual"]["spec"] |= {"clusterIP": "None", "clusterIPs": ["None"]}
+    with pytest.raises(MachineError, match="it is headless"):
+        sweep_it(api, runs)
+    fake.denied.add(("get", "services"))
+    with pytest.raises(MachineError, match="403 Forbidden"):
+        sweep_it(api, runs)
 
 
 README = re.findall(r"^kproxylat (sweep (?!--lab).+)$", (Path(__file__).parent.parent / "README.md").read_text(), re.M)

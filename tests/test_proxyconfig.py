@@ -34,9 +34,9 @@ def daemonset(command: list[str], volume: str = "kube-proxy", name: str = "kube-
     return found
 
 
-def pod(command: list[str], labels: dict[str, str]) -> dict[str, Any]:
-    meta = {"name": "kube-proxy-node", "namespace": "kube-system", "labels": labels}
-    spec = {"containers": [{"name": "kube-proxy", "command": command}]}
+def pod(command: list[str], labels: dict[str, str], node: str = "node") -> dict[str, Any]:
+    meta = {"name": f"kube-proxy-{node}", "namespace": "kube-system", "labels": labels}
+    spec = {"containers": [{"name": "kube-proxy", "command": command}], "nodeName": node}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
 
 
@@ -45,6 +45,7 @@ def node(name: str, arguments: str) -> dict[str, Any]:
 
 
 WITH_CONFIG = ["/usr/local/bin/kube-proxy", "--config=/var/lib/kube-proxy/config.conf"]
+IPVS = ["kube-proxy", "--proxy-mode=ipvs"]
 CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
     "kubeadm": ([CONFIGMAP, DAEMONSET], [("ConfigMap kube-proxy, config.conf: empty, the default", "iptables")]),
     "kubeadm, nftables": (
@@ -80,6 +81,14 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
     "RKE2's static pod": (
         [pod(["kube-proxy", "--cluster-cidr=10.42.0.0/16", "--proxy-mode=ipvs"], {"component": "kube-proxy"})],
         [("pod kube-proxy-node: --proxy-mode", "ipvs")],
+    ),
+    "static pods of several nodes, this one's": (
+        [pod(["kube-proxy"], {"component": "kube-proxy"}, "a"), pod(IPVS, {"component": "kube-proxy"}, "here")],
+        [("pod kube-proxy-here: --proxy-mode", "ipvs")],
+    ),
+    "static pods of other nodes, which disagree": (
+        [pod(IPVS if name == "c" else ["kube-proxy"], {"component": "kube-proxy"}, name) for name in "abc"],
+        [("pod kube-proxy-a: no --proxy-mode, the default", "iptables"), ("pod kube-proxy-c: --proxy-mode", "ipvs")],
     ),
     "k3s": ([node("a", '["server"]')], [("node a: k3s.io/node-args, the default", "iptables")]),
     "k3s, told": (
@@ -136,8 +145,28 @@ def test_only_the_mode_changes() -> None:
     assert difference == {'mode: ""', 'mode: "nftables"'}
     assert change_mode("a: 1\n", "ipvs") == 'a: 1\nmode: "ipvs"\n'
     assert parse_mode(change_mode("mode: iptables # ours\n", "ipvs")) == "ipvs"
+    assert change_mode("mode: iptables # ours\r\na: 1\r\n", "ipvs") == 'mode: "ipvs" # ours\r\na: 1\r\n'
+    assert change_mode("a: |\n  mode: x\nmode:\n", "ipvs") == 'a: |\n  mode: x\nmode: "ipvs"\n'
     with pytest.raises(MachineError, match="no KubeProxyConfiguration"):
         change_mode("- a\n", "ipvs")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"mode": "iptables"}',
+        '{"a": 1}',
+        '"mode": iptables\n',
+        "mode : iptables\n",
+        "mode: >-\n  iptables\n",
+        "mode: &a iptables\n",
+        "mode: iptables\nmode: ipvs\n",
+    ],
+)
+def test_what_is_not_one_plain_line_is_not_changed(text: str) -> None:
+    with pytest.raises(MachineError, match="not on one line of the form mode: NAME") as caught:
+        change_mode(text, "nftables")
+    assert "edit it by hand" in caught.value.remedy
 
 
 def test_flags() -> None:

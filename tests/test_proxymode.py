@@ -96,6 +96,17 @@ def test_ipv6_rules_where_there_are_none_of_ipv4(monkeypatch: pytest.MonkeyPatch
     assert own == LiveRules("ipvs", "ipvs", 1, {Destination("fd00:10:96::50", 50051, "udp"): None})
 
 
+def test_an_ipv6_cluster_has_a_rule_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kube-proxy writes both families' chains; NodePorts' rule, which is no Service's, is in each."""
+    node_ports = "[0:0] -A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n"
+    node = Node(nft=node_ports, tables="table ip nat\ntable ip6 nat")
+    rule = "[3:180] -A KUBE-SERVICES -d fd00:10:96::50/128 -p udp -m udp --dport 50051 -j KUBE-SVC-A\n"
+    node.texts["ip6tables-nft-save", "-c", "-t", "nat"] = rule + node_ports
+    assert look(monkeypatch, node) == (
+        LiveRules("iptables", "nft", 3, {Destination("fd00:10:96::50", 50051, "udp"): 3}),
+    )
+
+
 def look(monkeypatch: pytest.MonkeyPatch, node: Node) -> tuple[LiveRules, ...]:
     monkeypatch.setattr(liverules, "run", node.run)
     return read_live_rules()
@@ -202,6 +213,27 @@ def test_recorded_rules_of_iptables(size: str, backend: str) -> None:
     assert rules.services[Destination("10.96.100.51", 50051, "udp")] == 0
     if dummies:
         assert Destination(f"10.97.{(dummies - 1) // 250}.{(dummies - 1) % 250 + 1}", 80, "tcp") in rules.services
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("path", sorted(RULES.glob("[!i]*/n*")) + sorted(RULES.glob("iptables*/n*")), ids=str)
+def test_recorded_nodes(monkeypatch: pytest.MonkeyPatch, path: Path, running: bool) -> None:
+    """Each recorded state as a whole node: kube-proxy's word and the kernel's rules, or these alone."""
+    mode, _, backend = path.parent.name.partition("-")
+    if mode == "iptables":
+        node = Node(**{backend: nat(read(next(path.glob("iptables-*save.txt*"))))})
+    else:
+        # Of n1000, the map was recorded as text alone.
+        text = read(next(path.glob("nft-list-ruleset.txt*")))
+        elements = re.findall(r"([\d.]+) \. (\w+) \. (\d+) : goto service-", text)
+        keys = [[{"concat": [ip, protocol, int(port)]}, {"goto": {}}] for ip, protocol, port in elements]
+        tables = "\n".join(re.findall(r"^table .*(?= \{)", text, re.M))
+        node = Node(service_ips=json.dumps({"nftables": [{"map": {"elem": keys}}]}), tables=tables)
+    [rules] = found = look(monkeypatch, node)
+    finding = decide(Evidence(mode if running else None, rules=found))
+    sure = "certain" if running else "likely"
+    assert (finding.mode, finding.backend, finding.sure, finding.warnings) == (mode, backend or "nft", sure, ())
+    assert len(rules.services) == int(path.name[1:]) + 4
 
 
 @pytest.mark.parametrize("size", ["n0", "n100"])

@@ -8,11 +8,13 @@ import re
 
 import pytest
 
-from kproxylat import proxymode, rollout
+from kproxylat import proxymode, rollout, sync
 from kproxylat.cluster import Api
-from kproxylat.errors import MachineError, UsageError
+from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.liverules import LiveRules
+from kproxylat.model import Destination
 from kproxylat.proxyconfig import parse_mode
-from kproxylat.rollout import apply_change, plan_change, pods_to_come, wait_for_rollout
+from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
 from tests.fake_api import Call, FakeApi
 from tests.test_cli import ROOT, Captured, call
 from tests.test_cli_cluster import cluster, running  # noqa: F401
@@ -64,7 +66,7 @@ def test_only_the_mode_is_changed_and_the_pods_are_restarted(api: Api, kubeadm: 
     template = kubeadm.objects[DS]["spec"]["template"]
     assert [*template["metadata"]["annotations"]] == ["kubectl.kubernetes.io/restartedAt"]
     assert template["spec"] == DAEMONSET["spec"]["template"]["spec"]
-    assert wait_for_rollout(api, "kube-proxy") > 0
+    assert wait_for_rollout(api, change) > 0
     assert kubeadm.objects[DS]["status"]["numberAvailable"] == 3
     # And back: the ConfigMap is what it was.
     apply_change(api, plan_change(api, change.old))
@@ -89,7 +91,7 @@ def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
     with pytest.raises(
         MachineError, match=r"waited 0.05 s for kube-proxy's pods: the DaemonSet controller has not seen"
     ):
-        wait_for_rollout(api, "kube-proxy", 0.05)
+        wait_for_rollout(api, plan_change(api, "nftables"), 0.05)
 
 
 def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm: FakeApi) -> None:
@@ -98,6 +100,73 @@ def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm:
     with pytest.raises(MachineError, match="was changed by somebody else"):
         apply_change(api, change)
     assert kubeadm.objects[DS]["metadata"]["generation"] == 1
+
+
+@pytest.mark.parametrize("lost", ["the right to restart", "us, between the patches"])
+def test_what_was_interrupted_is_gone_on_with(
+    api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The pods were never restarted: by the API server's times, or by what kube-proxy of this node says."""
+    change = plan_change(api, "nftables")
+    if lost == "the right to restart":
+        kubeadm.denied.add(("patch", "daemonsets"))
+        with pytest.raises(ApiError, match="403"):
+            apply_change(api, change)
+        assert kubeadm.objects[CM]["data"]["config.conf"] == CONFIG, "nothing is half done"
+        kubeadm.denied.clear()
+    rollout._patch(api, change)
+    again = plan_change(api, "nftables")
+    assert (again.diff, again.stale) == ("", True)
+    monkeypatch.setattr(rollout, "running_mode", lambda _: None)
+    assert needs_restart(api, again, None)
+    apply_change(api, again)
+    wait_for_rollout(api, again)
+    done = plan_change(api, "nftables")
+    assert (done.stale, needs_restart(api, done, None)) == (False, False)
+    for mode, wanted in (("iptables", True), ("nftables", False)):
+        monkeypatch.setattr(rollout, "running_mode", lambda _, mode=mode: mode)
+        assert needs_restart(api, done, None) is wanted
+
+
+def test_a_patch_whose_answer_was_lost(api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, faults = plan_change(api, "nftables"), iter(["", "", "lost after"])
+    monkeypatch.setattr(kubeadm, "fault", lambda _: next(faults, ""))
+    apply_change(api, change)
+    assert parse_mode(kubeadm.objects[CM]["data"]["config.conf"]) == "nftables"
+    assert kubeadm.objects[DS]["metadata"]["generation"] == 2
+
+
+def test_of_several_daemonsets_those_are_restarted_that_read_the_configmap(api: Api, kubeadm: FakeApi) -> None:
+    for name, volume in (("kube-proxy-arm64", "kube-proxy"), ("kube-proxy-other", "other")):
+        each = daemonset(["kube-proxy", "--config=/x/config.conf"], volume, name)
+        each["status"] = {"observedGeneration": 9}
+        kubeadm.add(each)
+    change = plan_change(api, "nftables")
+    assert change.daemonsets == ("kube-proxy", "kube-proxy-arm64")
+    apply_change(api, change)
+    wait_for_rollout(api, change)
+    generations = {key[3]: each["metadata"]["generation"] for key, each in kubeadm.objects.items() if key[1] == DS[1]}
+    assert generations == {"kube-proxy": 2, "kube-proxy-arm64": 2, "kube-proxy-other": 1}
+
+
+def test_what_is_said_of_a_mode_that_is_none_of_ours(api: Api, kubeadm: FakeApi) -> None:
+    text = CONFIG.replace('mode: ""', 'mode: "userspace"')
+    kubeadm.objects[CM]["data"]["config.conf"] = text
+    said = plan_change(api, "nftables").undoing(api)
+    assert said == "edit it by hand: kubectl -n kube-system edit configmap kube-proxy (mode: userspace)"
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "what"), [("list", "daemonsets", "DaemonSets"), ("get", "configmaps", "ConfigMap kube-proxy")]
+)
+def test_missing_permissions_are_one_short_line(
+    api: Api, kubeadm: FakeApi, verb: str, resource: str, what: str
+) -> None:
+    kubeadm.denied.add((verb, resource))
+    with pytest.raises(MachineError, match=f"cannot be set: it is not permitted to read {what}") as caught:
+        plan_change(api, "nftables")
+    assert len(str(caught.value)) < 100
+    assert "docs/rbac.md" in caught.value.remedy
 
 
 def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
@@ -141,12 +210,26 @@ def test_from_the_command_line(
     assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (1, CONFIG)
     assert '+mode: "nftables"' in out
     assert "restart kube-proxy? [y/N]" in err
-    answers = iter(["iptables", "iptables", "nftables", "nftables"])
-    monkeypatch.setattr("kproxylat.liverules.read_proxy", lambda _, **__: next(answers))
-    monkeypatch.setattr(rollout, "read_proxy", lambda _, **__: next(answers))
-    monkeypatch.setattr(proxymode, "read_proxy", lambda _, **__: next(answers))
+    port = Destination("10.96.0.1", 443, "tcp")
+    looks: list[int] = []
+
+    def read_proxy(*_: object, **__: object) -> str:
+        return "nftables" if kubeadm.objects[DS]["metadata"]["generation"] > 1 else "iptables"
+
+    def live(_: object) -> tuple[LiveRules, ...]:
+        """Return iptables' rules, and nftables' after a while."""
+        looks.append(1)
+        own = LiveRules("nftables", "nft", 1, {port: None})
+        return LiveRules("iptables", "nft", 5, {port: 0}), *([own] if len(looks) > 4 else [])
+
+    for module in (rollout, proxymode):
+        monkeypatch.setattr(module, "read_proxy", read_proxy)
+    monkeypatch.setattr(proxymode, "read_live_rules", live)
+    monkeypatch.setattr(sync, "PAUSE_S", 0.01)
     status, out, err = call(capsys, "mode", "set", "nftables", "--yes")
     assert status == 0, err
+    assert "its rules hold the 1 Service ports that were translated before" in out
+    assert len(looks) > 4
     assert "kube-proxy's pods are restarted" in out
     assert "kube-proxy of this node is in mode nftables" in out
     assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"

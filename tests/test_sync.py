@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,25 @@ def test_it_ends_when_the_last_rule_is_there() -> None:
     left = iter(looks)
     assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
     assert next(left) == PORTS  # The fourth look was not needed.
+
+
+def test_what_is_wanted_is_not_unwanted() -> None:
+    """A ClusterIP may be given out again."""
+    wait_for_rules(PORTS, {*PORTS, OTHER}, 0, read=lambda _: PORTS, idle=lambda _: True)
+
+
+def test_progress_is_how_many_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    @contextmanager
+    def counting(_: str, total: int) -> Iterator[Callable[[], None]]:
+        told.append(total)
+        yield lambda: told.append("one")
+
+    monkeypatch.setattr(sync, "counting", counting)
+    looks: Iterator[Set[Destination]] = iter([{OTHER}, {OTHER, *list(PORTS)[:3]}, set(list(PORTS)[:2]), PORTS])
+    wait_for_rules(PORTS, {OTHER}, read=lambda _: next(looks), idle=lambda _: True)
+    assert told == [6, *["one"] * 6]
 
 
 def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
@@ -99,6 +119,8 @@ def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(rules=rules))
     with pytest.raises(MachineError, match="ambiguous: the kernel holds the rules of iptables on legacy and nftables"):
         live_ports()
+    assert live_ports(mode="nftables") == {OTHER}
+    assert live_ports(mode="iptables", backend="legacy") == PORTS
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=("this kernel's rules: it takes root",)))
     with pytest.raises(MachineError, match="takes root"):
         live_ports()
