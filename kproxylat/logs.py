@@ -17,9 +17,9 @@ from kproxylat.legacy import RunText
 from kproxylat.logfile import open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
-from kproxylat.samples import Collector, read_sample
+from kproxylat.samples import Collector, find_odd, read_sample, strip_colours
 
-_SMALL = 1 << 11
+_FEW = 10
 _WARNINGS = 100
 _MARKS = 10_000
 
@@ -74,6 +74,8 @@ _FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instruct
 _SECTION = re.compile(r"--- (\w+) MODE ---|No (\w+) traffic observed|No packets (captured|were traced)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
+_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
+_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
 _FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 
 
@@ -132,26 +134,49 @@ class LogReader:
             raise LogError(f"{self.name}: {'is empty' if not self.line_no else '; '.join(reasons)}")
 
     def _read_piece(self, piece: bytes) -> Iterator[Result]:
-        """Read whole lines at once where they are the recurring ones, else in halves, else one by one."""
-        if len(piece) > _SMALL and b" us" in piece:
-            if "end" not in self.run.seen:
-                count = self.run.samples.add_piece(piece)
-                if count:
-                    self.run.signs.add("summary" if b"|" in piece else "report")
-                    self.run.seen.add("body")
-                    self.run.reader.feed("")
-                    self.line_no += count
-                    return
-            half = piece.rfind(b"\n", 0, len(piece) // 2) + 1
-            if half:
-                yield from self._read_piece(piece[:half])
-                yield from self._read_piece(piece[half:])
-                return
+        """Read the recurring lines between two others at once, and the others one by one."""
+        recurring = b" us" in piece or b" Statistics:" in piece
+        if recurring and self._take_piece(piece):
+            return
         *lines, last = piece.split(b"\n")
-        for line in lines:
-            yield from self._read_line(line, ended=True)
+        odd = find_odd(strip_colours(piece)) if recurring else []
+        begin = 0
+        for end in [*odd, len(lines)]:
+            whole = recurring
+            while begin < end and not (
+                whole and end - begin >= _FEW and self._take_piece(b"\n".join([*lines[begin:end], b""]))
+            ):
+                run = self.run
+                yield from self._read_line(lines[begin], ended=True)
+                begin, whole = begin + 1, recurring and self.run is not run
+            for line in lines[end : end + 1]:
+                yield from self._read_line(line, ended=True)
+            begin = end + 1
         if last:
             yield from self._read_line(last, ended=False)
+
+    def _take_piece(self, piece: bytes) -> bool:
+        """Take recurring lines at once, with the same result as one by one; return False if it cannot be done."""
+        run, piece = self.run, strip_colours(piece)
+        if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
+            return False  # they begin another run
+        counts = run.samples.add_piece(piece)
+        if not counts:
+            return False
+        others = {name: counts.pop(name) for name in ("lost", "nothing", "blank")}
+        if any(counts.values()):
+            run.signs.update(["summary"] if counts["row"] or counts["idle"] else [])
+            run.signs.update(["report"] if sum(counts.values()) > counts["row"] + counts["idle"] else [])
+            run.seen.add("body")
+        for lost in _LOST_PIECE.finditer(piece) if others["lost"] else ():
+            run.lost += int(lost[1])
+            if len(run.text.warnings) <= _WARNINGS:
+                run.warn(self.line_no + piece.count(b"\n", 0, lost.start()) + 1, lost[0].decode())
+        for line in ["No packets traced yet"] * bool(others["nothing"]) + [""] * min(others["blank"], 4):
+            run.reader.feed(line)
+        self._take()
+        self.line_no += sum(counts.values()) + sum(others.values())
+        return True
 
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
         self.line_no += 1

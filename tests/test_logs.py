@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +191,47 @@ def test_pieces_and_lines_give_the_same() -> None:
     (result,) = read(b"Attaching 1 probe...\n" + text)
     assert result.slow == {name: each.freeze() for name, each in one.slow.items()}
     assert result.intervals == {name: each.freeze() for name, each in one.intervals.items()}
+
+
+KINDS = {
+    "lost events": lambda text: text.replace(b"0\n\n", b"0\nLost 5 events\n\n"),
+    "blocks without a packet": lambda text: re.sub(
+        rb"(:\d[36] Statistics:\n).*", rb"\1  No packets traced yet. Is there any traffic?", text
+    ),
+    "no blank lines": lambda text: text.replace(b"\n\n", b"\n"),
+    "colours": lambda text: re.sub(rb"(?m)^(\d\S+)", b"\x1b[32m\\1\x1b[0m", text),
+    "foreign lines": lambda text: text.replace(b":00 Statistics", b":00 Stat###").replace(
+        b":30 Stat", b":30:\n:: Stat"
+    ),
+    "CRLF": lambda text: text.replace(b"\n", b"\r\n"),
+    "a report in the middle": lambda text: text.replace(b"\n01:00:00 Statistics:", REPORT + b"\n01:00:00 Statistics:"),
+    "slow lines after the report": lambda text: REPORT + re.sub(rb"(?m)^(  \[|.*Stat).*\n", b"", text),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hardly a line is read by itself, whatever stands among those that recur."""
+    text = b"Attaching 1 probe...\n" + KINDS[kind](write_lines(8000))
+    singly, read_line = [0], LogReader._read_line
+
+    def count_line(self: LogReader, raw: bytes, *, ended: bool) -> Any:
+        singly[0] += 1
+        return read_line(self, raw, ended=ended)
+
+    monkeypatch.setattr(LogReader, "_read_line", count_line)
+    fast = read(text)
+    assert singly[0] < text.count(b"\n") / 20
+    monkeypatch.setattr(LogReader, "_take_piece", lambda *_: False)
+    assert fast == read(text)
+
+
+def test_rows_whose_numbers_are_gone_are_damage() -> None:
+    rows = b"12:00:00   | 1            | 2      us  | 3      us\n" * 99
+    text = rows + b"12:00:05   |              | 2      us  | 3      us\n" + rows
+    (result,) = read(text)
+    assert result.intervals[""].total == 198
+    assert any(each.startswith("line 100: unreadable") for each in result.quality.warnings)
 
 
 def test_rows_as_pieces_and_lines() -> None:
