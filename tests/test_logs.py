@@ -261,6 +261,76 @@ def test_gzip_also_a_broken_one(tmp_path: Path) -> None:
     assert list(read_log(str(path)))
 
 
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: data[:-8] + b"XXXX" + data[-4:]])
+def test_what_a_damaged_gzip_holds_is_read(spoil: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.log.gz"
+    path.write_bytes(spoil(gzip.compress(REPORT * 60)))
+    found = list(read_log(str(path)))
+    assert len(found) > 20
+    assert any("cannot be read to its end" in each for each in found[-1].quality.warnings)
+    path.write_bytes(gzip.compress(REPORT)[:9])
+    with pytest.raises(LogError, match="cannot be read to its end"):
+        list(read_log(str(path)))
+    path.write_bytes(gzip.compress(REPORT) + b"\0\0garbage")
+    assert strip(next(iter(read_log(str(path))))) == strip(read(REPORT)[0])
+
+
+def test_a_line_that_is_too_long_is_cut_and_named() -> None:
+    text = b"@a: 1\nx" + b"y" * (3 << 20) + b"\n@b[\n" + b"@c: 2\n\xff\n"
+    (result,) = read(text)
+    assert set(result.maps) == {"a", "c"}
+    numbers = [each.split(":")[0] for each in result.quality.warnings]
+    assert numbers == ["line 2", "line 5"]
+
+
+def test_a_banner_and_what_it_announces_are_one_run() -> None:
+    banner = b"  Kube-Proxy Data Plane Latency Tracer (eBPF)\n"
+    announced = REPORT if b"Tracing iptables" in REPORT else b"Tracing iptables and nftables...\n" + REPORT
+    start = b"Attaching 5 probes...\n" + banner + b"Tracing iptables and nftables... Hit Ctrl-C to end.\n"
+    assert len(read(start + announced[announced.index(b"\n\n") :])) == 1
+    (killed,) = read(start)
+    assert killed.source
+    assert (killed.source.dialect, killed.run.cut_short) == ("report", True)
+    first, second = read(start + b"12:00:00 SLOW iptables: 160 us (tid=3)\n" + start)
+    assert (first.slow["iptables"].lines, second.slow) == (1, {})
+
+
+def test_a_header_without_a_run_is_named() -> None:
+    (result,) = read(HEADER + HEADER + REPORT)
+    assert result.probes == read(REPORT)[0].probes
+    assert any("above is the header of a run" in each for each in result.quality.warnings)
+
+
+def test_a_slow_line_in_the_middle_of_another_is_read() -> None:
+    (result,) = read(REPORT.replace(b"Avg latency: 40 us\n", b"Avg laten12:00:10 SLOW iptables: 160 us (tid=3)\n", 1))
+    assert result.slow["iptables"].worst[0].max == 160
+    assert any("'Avg laten' before a slow line" in each for each in result.quality.warnings)
+
+
+def test_a_row_of_the_experiment_needs_its_header_and_may_be_quoted() -> None:
+    row = b'100,iptables,12,104,45.5,156,32,64,128,"a,b.log"\n'
+    (result,) = read(b"@a: 1\n" + row + b"@b: 2\n")
+    assert result.source
+    assert (result.source.dialect, set(result.maps)) == ("dump", {"a", "b"})
+    header = (
+        b"ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
+    )
+    (result,) = read(header + b"\n" + row)
+    assert (result.run.log, result.probes[0].mean, result.quality.warnings) == ("a,b.log", 45.5, ())
+    (result,) = read(header + b"\n" + row.replace(b",64,", b",58.667,"))
+    percentile = result.probes[0].percentiles["95"]
+    assert (percentile.estimate, percentile.lo, percentile.hi) == (58.667, None, None)
+
+
+def test_ipvs_without_our_header_and_fields_run_together() -> None:
+    (result,) = read(REPORT.replace(b"--- IPTABLES MODE", b"--- IPVS MODE"))
+    assert [(probe.count, probe.max) for probe in result.probes if probe.engine == "ipvs"] == [(13, 123)]
+    header = b"====Timestamp: 2026-01-31 12:34:56\nDuration: 30sPacket rate: 10000 pps\n"
+    (result,) = read(header + REPORT)
+    assert result.traffic
+    assert (result.run.started, result.run.duration_s, result.traffic.rate_pps) == ("2026-01-31T12:34:56", 30, 10000)
+
+
 def test_intervals_are_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(REPORT)
