@@ -364,7 +364,14 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_command_usage() -> None:
-    for wrong in (["--format", "xml"], ["--percentiles", "101"], ["--percentiles", "x"], ["--prints", "some"]):
+    for wrong in (
+        ["--format", "xml"],
+        ["--percentiles", "101"],
+        ["--percentiles", "x"],
+        ["--prints", "some"],
+        ["--prints", "all", "--intervals"],
+        ["--csv-dialect", "experiment", "--format", "json"],
+    ):
         done = kproxylat("parse", *wrong, "-")
         assert (done.returncode, done.stdout) == (2, b"")
         assert len(done.stderr.splitlines()) == 1
