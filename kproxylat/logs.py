@@ -365,16 +365,17 @@ def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iter
 def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
     """Read the recurring lines of a log one by one: kind (slow, block, row), engine, sample.
 
-    :raises LogError: it cannot be read.
+    :raises LogError: it cannot be read to its end, or holds none.
     """
-    time, damage = "", list[str]()
+    time, damage, found = "", list[str](), False
     with open_log(name) as stream:
         for piece in read_pieces(stream, damage):
-            for line in piece.split(b"\n"):
+            for line in strip_colours(piece).split(b"\n"):
                 for sample, kind, engine in read_sample(line, time):
+                    found = True
                     if kind == "time":
                         time = sample.time
                     else:
                         yield kind, engine, sample
-    if damage:
-        raise LogError(f"{name}: {damage[0]}")
+    if damage or not found:
+        raise LogError(f"{name}: {damage[0] if damage else 'holds no interval and no slow line'}")

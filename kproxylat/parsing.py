@@ -94,17 +94,13 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
 
 def _stream_prints(name: str) -> Iterator[str]:
     """Write every print of every map as a line of JSON, in the order of the text."""
-    waiting: list[Print] = []
 
-    def write() -> Iterator[str]:
-        for each in waiting:
-            line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
-            yield json.dumps(line, ensure_ascii=False) + "\n"
-        waiting.clear()
+    def write(each: Print) -> None:
+        line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    for _ in read_log(name, waiting.append):
-        yield from write()
-    yield from write()
+    for _ in read_log(name, write):
+        yield ""
 
 
 def _stream_intervals(samples: Iterable[tuple[str, str, Any]], output: str) -> Iterator[str]:

@@ -337,6 +337,11 @@ def test_intervals_are_streamed(tmp_path: Path) -> None:
     lines = [(kind, engine, sample.time, sample.max) for kind, engine, sample in read_intervals(str(path))]
     assert (lines[0][:2], lines[0][3]) == (("slow", "iptables"), 123)
     assert [each[0] for each in lines].count("block") == 4
+    path.write_bytes(KINDS["colours"](REPORT))
+    assert len(list(read_intervals(str(path)))) == len(lines)
+    path.write_bytes(b"@a: 1\n")
+    with pytest.raises(LogError, match="holds no interval and no slow line"):
+        list(read_intervals(str(path)))
 
 
 def kproxylat(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
