@@ -12,6 +12,7 @@ from typing import Any
 
 from kproxylat.metrics import export_openmetrics
 from kproxylat.model import SCHEMA, Probe, Result, target_text
+from kproxylat.percentiles import PERCENTILES
 from kproxylat.screen import sketch_map
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
@@ -43,15 +44,16 @@ def export_json(results: Iterable[Result]) -> Iterator[str]:
     yield "\n]}\n"
 
 
-def export_csv(results: Iterable[Result]) -> Iterator[str]:
-    """Write one row a run, for its main probe; the header of the first row's percentiles is everybody's."""
-    names: list[str] | None = None
+def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILES) -> Iterator[str]:
+    """Write one row a run, for its main probe.
+
+    :param percents: the percentiles that have columns, whatever the results have.
+    """
+    names = [f"{percent:g}" for percent in percents]
+    shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
+    yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS])
     for result in results:
         probe = main_probe(result)
-        if names is None:
-            names = list(probe.percentiles if probe else {})
-            shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
-            yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS])
         row = _describe(result, probe)
         found = [probe.percentiles.get(name) if probe else None for name in names]
         bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,11 @@ from typing import Any
 
 from kproxylat.model import Bucket, Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
 
-FUNCTIONS = {"iptables": ("ipt_do_table", "ipt"), "nftables": ("nft_do_chain", "nft")}
+FUNCTIONS = {
+    "iptables": ("ipt_do_table", "ipt"),
+    "nftables": ("nft_do_chain", "nft"),
+    "ipvs": ("ipvs", "ipvs"),  # which of its functions differs from kernel to kernel, and the log does not say
+}
 """Name of the engine in a log -> the kernel function that was traced, and how its maps' names begin."""
 EXPERIMENT_HEADER = (
     "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
@@ -147,14 +152,20 @@ def build_dump(text: RunText) -> Result:
 def build_experiment(text: RunText) -> Result:
     """Build the result of one line of the full experiment's CSV.
 
-    Its percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not estimates.
+    Its percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not estimates. If
+    one of them is no power of two, kproxylat wrote the line, and they are estimates without bounds.
     """
-    row = dict(zip(EXPERIMENT_HEADER.split(","), text.marks["experiment"][-1].split(","), strict=True))
+    fields = next(csv.reader(text.marks["experiment"][-1:]))
+    row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
     most, mean = _int(row["MaxLatency_us"]), _float(row["MeanLatency_us"])
     percentiles = {}
-    for name in ("50", "95", "99"):
-        low = _int(row[f"P{name}_us"])
-        if low is not None:
+    found = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
+    edges = all(each is None or (each.is_integer() and int(each).bit_count() <= 1) for each in found.values())
+    for name, value in found.items():
+        low = int(value or 0)
+        if value is not None and not edges:
+            percentiles[name] = Percentile(value, None, None)
+        elif value is not None:
             high = float(2 * low if low > 1 else low + 1)
             percentiles[name] = Percentile(None, float(low), high if most is None else max(low, min(high, float(most))))
     engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(row["ProxyMode"], row["ProxyMode"])
@@ -166,7 +177,6 @@ def build_experiment(text: RunText) -> Result:
         chain_length=_int(row["TotalRules"]),
         log=row["LogFile"] or None,
     )
-    text.ended = True
     return _assemble(text, run, None, None, [probe])
 
 

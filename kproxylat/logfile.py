@@ -13,22 +13,39 @@ from typing import IO, cast
 
 from kproxylat.errors import LogError
 
-_PIECE, _LONG = 1 << 18, 1 << 20
+LONG = 1 << 20
+"""Of a line that is longer only so many bytes are read."""
+_PIECE = 1 << 18
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
-    """Read a stream in pieces of whole lines (a line of more than 1 MiB is cut); note what cannot be read.
+    """Read a stream in pieces of whole lines, none of them much longer than :data:`LONG`; note what cannot be read.
 
-    No piece ends with a blank line, which belongs to the block after it.
+    What was read before the damage is kept: read1() does not wait for a whole piece, as read() does.
     """
-    try:
-        while piece := stream.read(_PIECE):
-            for _ in range(2):
-                if not piece.endswith(b"\n") or piece.endswith((b"\n\n", b"\n\r\n")):
-                    piece += stream.readline(_LONG)
-            yield piece if len(piece) < _LONG or piece.endswith(b"\n") else piece + b"\n"
-    except (EOFError, OSError, zlib.error) as error:
-        damage.append(f"cannot be read to its end: {error}")
+    read = getattr(stream, "read1", stream.read)
+    held, more, skipping = bytearray(), True, False
+    while more:
+        try:
+            got = read(_PIECE)
+        except (EOFError, OSError, zlib.error) as error:
+            damage.append(f"cannot be read to its end: {error}")
+            got = b""
+        more = bool(got)
+        if skipping:
+            _, end, got = got.partition(b"\n")
+            skipping = not end
+        held += got
+        if more and len(held) < _PIECE:
+            continue
+        end_at = held.rfind(b"\n") + 1 if more else len(held)
+        if not end_at and len(held) > LONG:
+            yield bytes(held) + b"\n"
+            held.clear()
+            skipping = True
+        elif end_at:
+            yield bytes(held[:end_at])
+            del held[:end_at]
 
 
 @contextmanager
@@ -37,10 +54,12 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
 
     :raises LogError: it is not there, no file, or must not be read.
     """
-    if Path(name).is_dir():
-        raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
     with ExitStack() as stack:
         try:
+            if Path(name).is_dir():
+                raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
+            if name == "-" and not sys.stdin:
+                raise LogError("-: stdin is closed", "Pass a file or a pipe: kproxylat parse - < FILE")
             file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
             stream = cast(BufferedReader, file)
             packed = stream.peek(2)[:2] == b"\x1f\x8b"

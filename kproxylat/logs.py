@@ -14,14 +14,15 @@ from kproxylat import legacy
 from kproxylat.dump import Print, Reader
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
-from kproxylat.logfile import open_log, read_pieces
+from kproxylat.logfile import LONG, open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
-from kproxylat.samples import Collector, read_sample
+from kproxylat.samples import Collector, find_odd, read_sample, strip_colours
 
-_SMALL = 1 << 11
+_FEW = 10
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
+_CELL = r'(?:"(?:[^"]|"")*"|[^",]*)'
 
 
 class Dialect(NamedTuple):
@@ -38,12 +39,16 @@ class Dialect(NamedTuple):
 
 DIALECTS = (
     Dialect("kproxylat", SIGN, build_recorded),
-    Dialect("experiment", re.compile(r"\d*,\w*,[^,]*,[^,]*(,([\d.]*|N/A)){5},[^,]*\Z"), legacy.build_experiment),
+    Dialect(
+        "experiment", re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{9}}\Z'), legacy.build_experiment
+    ),  # below its header
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
     Dialect("summary", re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"), legacy.build_summary),
     Dialect(
         "report",
-        re.compile(r"  FINAL REPORT|\d\d:\d\d:\d\d Statistics:|\d\d:\d\d:\d\d SLOW \w+:|Tracing iptables and nftables"),
+        re.compile(
+            r"  FINAL REPORT|\d\d:\d\d:\d\d (Statistics|SLOW \w+):|Tracing iptables and nftables| +Kube-Proxy Data"
+        ),
         legacy.build_report,
     ),
     Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump),
@@ -53,14 +58,18 @@ DIALECTS = (
 _STARTS = {
     "header": re.compile(r" +eBPF Kube-Proxy Latency Experiment"),
     "attach": re.compile(r"Attach(ing|ed) \d+ probe"),
-    "banner": re.compile(r" +Kube-Proxy Data Plane Latency Tracer|Tracing (iptables|packets)"),
+    "banner": re.compile(r" +Kube-Proxy Data Plane Latency Tracer"),
+    "tracing": re.compile(r"Tracing (iptables|packets)"),
     "table": re.compile(r"TIME +\| PACKETS"),
 }
 _ENDS = re.compile(r" +FINAL (SUMMARY )?REPORT")
-_FIELDS = ("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position")
-_HEADER = re.compile(
-    rf"(?:\A|(?<=\"))({'|'.join(_FIELDS)}|Worker position|Warmup(?: packets)?): *(.+?)(?=\"echo|echo \"|\"|\Z)"
+_FIELDS = (
+    *("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position"),
+    *("Worker position", r"Warmup(?: packets)?"),
 )
+_FIELD = "|".join(_FIELDS)
+_HEADER = re.compile(rf"(?:\A|(?<=\S))({_FIELD}): *(.+?)(?=\"echo|echo \"|\"|(?:{_FIELD}): |\Z)")
+"""Also in the middle of a line: the old scripts ran some together."""
 _FIGURES = {
     "Total invocations": "count",
     "Min latency": "min",
@@ -74,6 +83,10 @@ _FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instruct
 _SECTION = re.compile(r"--- (\w+) MODE ---|No (\w+) traffic observed|No packets (captured|were traced)")
 _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
+_SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
+_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
+_SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
+_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
 _FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 
 
@@ -111,6 +124,7 @@ class LogReader:
         self.name, self.store = name, store
         self.line_no = self.index = 0
         self.damage: list[str] = []  # of the file as a whole
+        self.in_experiment = False  # below the header of its CSV
         self.run = _Run(store)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
@@ -128,36 +142,62 @@ class LogReader:
         yield from self._finish()
         if not self.index:
             what = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
-            reasons = [what, *self.damage, *([said] if said else [])]
-            raise LogError(f"{self.name}: {'is empty' if not self.line_no else '; '.join(reasons)}")
+            reasons = [*([what] if self.line_no else []), *self.damage, *([said] if said else [])]
+            raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}")
 
     def _read_piece(self, piece: bytes) -> Iterator[Result]:
-        """Read whole lines at once where they are the recurring ones, else in halves, else one by one."""
-        if len(piece) > _SMALL and b" us" in piece:
-            if "end" not in self.run.seen:
-                count = self.run.samples.add_piece(piece)
-                if count:
-                    self.run.signs.add("summary" if b"|" in piece else "report")
-                    self.run.seen.add("body")
-                    self.run.reader.feed("")
-                    self.line_no += count
-                    return
-            half = piece.rfind(b"\n", 0, len(piece) // 2) + 1
-            if half:
-                yield from self._read_piece(piece[:half])
-                yield from self._read_piece(piece[half:])
-                return
+        """Read the recurring lines between two others at once, and the others one by one."""
+        recurring = b" us" in piece or b" Statistics:" in piece
+        if recurring and self._take_piece(piece):
+            return
         *lines, last = piece.split(b"\n")
-        for line in lines:
-            yield from self._read_line(line, ended=True)
+        odd = find_odd(strip_colours(piece)) if recurring else []
+        begin = 0
+        for end in [*odd, len(lines)]:
+            whole = recurring
+            while begin < end and not (
+                whole and end - begin >= _FEW and self._take_piece(b"\n".join([*lines[begin:end], b""]))
+            ):
+                run = self.run
+                yield from self._read_line(lines[begin], ended=True)
+                begin, whole = begin + 1, recurring and self.run is not run
+            for line in lines[end : end + 1]:
+                yield from self._read_line(line, ended=True)
+            begin = end + 1
         if last:
             yield from self._read_line(last, ended=False)
+
+    def _take_piece(self, piece: bytes) -> bool:
+        """Take recurring lines at once, with the same result as one by one; return False if it cannot be done."""
+        run, piece = self.run, strip_colours(piece)
+        if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
+            return False  # they begin another run
+        counts = run.samples.add_piece(piece)
+        if not counts:
+            return False
+        others = {name: counts.pop(name) for name in ("lost", "nothing", "blank")}
+        if any(counts.values()):
+            run.signs.update(["summary"] if counts["row"] or counts["idle"] else [])
+            run.signs.update(["report"] if sum(counts.values()) > counts["row"] + counts["idle"] else [])
+            run.seen.add("body")
+        for lost in _LOST_PIECE.finditer(piece) if others["lost"] else ():
+            run.lost += int(lost[1])
+            if len(run.text.warnings) <= _WARNINGS:
+                run.warn(self.line_no + piece.count(b"\n", 0, lost.start()) + 1, lost[0].decode())
+        for line in ["No packets traced yet"] * bool(others["nothing"]) + [""] * min(others["blank"], 4):
+            run.reader.feed(line)
+        self._take()
+        self.line_no += sum(counts.values()) + sum(others.values())
+        return True
 
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
         self.line_no += 1
         if self.line_no == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         raw = raw.removesuffix(b"\r").removeprefix(b"^C")
+        if len(raw) > LONG:
+            self.run.warn(self.line_no, f"longer than {LONG} bytes; the rest is left out")
+            raw = raw[:LONG]
         if not ended and not raw.endswith((b"|", b" us", b")")):
             self.run.warn(self.line_no, "the last line has no end and was left out")
             return
@@ -189,13 +229,23 @@ class LogReader:
 
     def _read_text(self, line: str) -> Iterator[Result]:
         if not line.startswith("@"):
+            slow = _SLOW_INSIDE.search(line, 1) if " SLOW " in line else None
+            if slow and self.run.samples.add(slow[0].encode()):
+                line = line[: slow.start()]
+                self.run.warn(self.line_no, f"unreadable: {line!r} before a slow line")
+                self.run.signs.add("report")
+                self.run.seen.add("body")
             for what, start in _STARTS.items():
                 if start.match(line):
                     yield from self._start(what)
+                    self.in_experiment = False
+            self.in_experiment = self.in_experiment or line == legacy.EXPERIMENT_HEADER
             if self._read_figures(line):
                 self.run.reader.feed(line)
                 return
-        sign = _sign_of(line)
+        sign = next((each.name for each in DIALECTS if each.sign.match(line)), "")
+        if sign == "experiment" and not self.in_experiment:
+            sign = ""
         if sign:
             self.run.signs.add(sign)
             marks = self.run.text.marks.setdefault(sign, [])
@@ -220,7 +270,7 @@ class LogReader:
         if (
             what in seen
             or "end" in seen
-            or (what in ("header", "attach") and "body" in seen)
+            or (what in ("header", "attach", "banner") and "body" in seen)
             or (what == "header" and seen)
         ):
             yield from self._finish()
@@ -286,10 +336,12 @@ class LogReader:
             run.signs.add("dump")
         dialect = next((each for each in DIALECTS if each.name in run.signs), None)
         if dialect is None:
+            if "header" in run.seen:
+                self.run.warn(self.line_no, "above is the header of a run that printed nothing")
             return
         text.intervals = {name: each.freeze() for name, each in run.samples.intervals.items()}
         text.slow = {name: each.freeze() for name, each in run.samples.slow.items()}
-        text.ended = dialect.name in ("dump", "single") or "end" in run.seen
+        text.ended = dialect.name in ("dump", "single", "experiment") or "end" in run.seen
         if not text.ended:
             run.warn(self.line_no, "the run ends before its report")
         result = dialect.build(text)
@@ -301,10 +353,6 @@ class LogReader:
         )
         yield replace(result, quality=quality, source=Source(self.name, dialect.name, self.index))
         self.index += 1
-
-
-def _sign_of(line: str) -> str:
-    return next((each.name for each in DIALECTS if each.sign.match(line)), "")
 
 
 def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iterator[Result]:
@@ -321,16 +369,17 @@ def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iter
 def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
     """Read the recurring lines of a log one by one: kind (slow, block, row), engine, sample.
 
-    :raises LogError: it cannot be read.
+    :raises LogError: it cannot be read to its end, or holds none.
     """
-    time, damage = "", list[str]()
+    time, damage, found = "", list[str](), False
     with open_log(name) as stream:
         for piece in read_pieces(stream, damage):
-            for line in piece.split(b"\n"):
+            for line in strip_colours(piece).split(b"\n"):
                 for sample, kind, engine in read_sample(line, time):
+                    found = True
                     if kind == "time":
                         time = sample.time
                     else:
                         yield kind, engine, sample
-    if damage:
-        raise LogError(f"{name}: {damage[0]}")
+    if damage or not found:
+        raise LogError(f"{name}: {damage[0] if damage else 'holds no interval and no slow line'}")

@@ -424,18 +424,30 @@ def _build_result(data: Any) -> Result:
 
 
 def build(kind: Any, data: Any) -> Any:
-    """Build a value of an annotated type from JSON data: dataclasses, tuples, mappings and optionals of these."""
+    """Build a value of an annotated type from JSON data: dataclasses, tuples, mappings and optionals of these.
+
+    :raises TypeError: the data has another type.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if data is None or kind is Any:
+    if kind is Any or (data is None and type(None) in args):
         return data
     if origin is types.UnionType:
         return build(next(arg for arg in args if arg is not type(None)), data)
     if is_dataclass(kind) and isinstance(kind, type):
+        _check(dict, data)
         hints = typing.get_type_hints(kind)
         known = {item.name: build(hints[item.name], data[item.name]) for item in fields(kind) if item.name in data}
         return kind(**known)
     if origin is tuple:
+        _check(list, data)
         return tuple(build(args[0], item) for item in data)
     if origin in (dict, Mapping) or (isinstance(data, dict) and args):
+        _check(dict, data)
         return {key: build(args[1], item) for key, item in data.items()}
+    _check((int, float) if kind is float else kind, data)
     return data
+
+
+def _check(kind: Any, data: Any) -> None:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise TypeError(f"{data!s:.40} is no {getattr(kind, '__name__', 'number')}")

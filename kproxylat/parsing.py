@@ -6,14 +6,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from kproxylat.dump import Print
 from kproxylat.errors import LogError, UsageError
-from kproxylat.export import CSV_DIALECTS, EXPORTERS
+from kproxylat.export import CSV_DIALECTS, EXPORTERS, export_csv
 from kproxylat.logs import read_intervals, read_log
 from kproxylat.model import Result
-from kproxylat.percentiles import add_percentiles
+from kproxylat.percentiles import PERCENTILES, add_percentiles
 
 
 @dataclass
@@ -38,6 +39,15 @@ class Wanted:
         ):
             if value not in choices:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(choices)}")
+        for asked, excluded in (
+            (self.prints == "all" and self.intervals, "--prints all and --intervals exclude each other"),
+            (
+                self.csv_dialect != "run" and self.output != "csv",
+                f"--csv-dialect {self.csv_dialect} needs --format csv",
+            ),
+        ):
+            if asked:
+                raise UsageError(excluded)
         try:
             self.percents = [float(each) for each in self.percentiles.split(",")]
         except ValueError:
@@ -63,7 +73,8 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
                 complain(f"kproxylat: {error}" + (f"\n  {error.remedy}" if error.remedy else ""))
 
     def read_results(name: str) -> Iterator[Result]:
-        return (add_percentiles(each, wanted.percents) for each in read_log(name))
+        percents = PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents  # its columns are fixed
+        return (add_percentiles(each, percents) for each in read_log(name))
 
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if wanted.prints == "all":
@@ -72,6 +83,8 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
         pieces = _stream_intervals(read_all(read_intervals), wanted.output)
     else:
         export = CSV_DIALECTS[wanted.csv_dialect] if wanted.output == "csv" else EXPORTERS[wanted.output]
+        if export is export_csv:
+            export = partial(export_csv, percents=wanted.percents)
         pieces = export(read_all(read_results))
     for piece in pieces:
         sys.stdout.write(piece)
@@ -81,17 +94,13 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
 
 def _stream_prints(name: str) -> Iterator[str]:
     """Write every print of every map as a line of JSON, in the order of the text."""
-    waiting: list[Print] = []
 
-    def write() -> Iterator[str]:
-        for each in waiting:
-            line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
-            yield json.dumps(line, ensure_ascii=False) + "\n"
-        waiting.clear()
+    def write(each: Print) -> None:
+        line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
+        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    for _ in read_log(name, waiting.append):
-        yield from write()
-    yield from write()
+    for _ in read_log(name, write):
+        yield ""
 
 
 def _stream_intervals(samples: Iterable[tuple[str, str, Any]], output: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from kproxylat.probes import build_path, build_probes, split_maps
 MARK = "kproxylat record: "
 SIGN = re.compile(r"kproxylat( record)?: ")
 _FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
-_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_\w+")
+_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_(us|instructions|linear)\Z")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:
@@ -37,7 +37,7 @@ def build_recorded(text: RunText) -> Result:
         if line.startswith(MARK):
             try:
                 result = from_json(line.removeprefix(MARK))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 text.warnings.append(f"the run's record cannot be read: {error}"[:200])
     mode = facts and next((row for row in MODES if (row.name, row.backend) == (facts[2], facts[3])), None)
     if not facts or not mode:

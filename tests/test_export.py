@@ -63,6 +63,14 @@ def test_csv() -> None:
     assert json.loads(rows[2]["maps"])["str"] == {"kind": "str", "entries": [{"key": [], "value": "plain text"}]}
 
 
+def test_the_csvs_header_depends_on_the_options_alone() -> None:
+    both = [
+        list(csv.reader(io.StringIO("".join(export_csv(each, (90,)))))) for each in (results(), results()[::-1], [])
+    ]
+    assert both[0][0] == both[1][0] == both[2][0]
+    assert [each for each in both[0][0] if each.startswith("p9")] == ["p90", "p90_lo", "p90_hi"]
+
+
 def test_experiment_csv_can_be_read_back() -> None:
     text = "".join(export_experiment(results()[:1]))
     assert text.splitlines()[0].startswith("ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,")

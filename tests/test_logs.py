@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,47 @@ def test_pieces_and_lines_give_the_same() -> None:
     assert result.intervals == {name: each.freeze() for name, each in one.intervals.items()}
 
 
+KINDS = {
+    "lost events": lambda text: text.replace(b"0\n\n", b"0\nLost 5 events\n\n"),
+    "blocks without a packet": lambda text: re.sub(
+        rb"(:\d[36] Statistics:\n).*", rb"\1  No packets traced yet. Is there any traffic?", text
+    ),
+    "no blank lines": lambda text: text.replace(b"\n\n", b"\n"),
+    "colours": lambda text: re.sub(rb"(?m)^(\d\S+)", b"\x1b[32m\\1\x1b[0m", text),
+    "foreign lines": lambda text: text.replace(b":00 Statistics", b":00 Stat###").replace(
+        b":30 Stat", b":30:\n:: Stat"
+    ),
+    "CRLF": lambda text: text.replace(b"\n", b"\r\n"),
+    "a report in the middle": lambda text: text.replace(b"\n01:00:00 Statistics:", REPORT + b"\n01:00:00 Statistics:"),
+    "slow lines after the report": lambda text: REPORT + re.sub(rb"(?m)^(  \[|.*Stat).*\n", b"", text),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And hardly a line is read by itself, whatever stands among those that recur."""
+    text = b"Attaching 1 probe...\n" + KINDS[kind](write_lines(8000))
+    singly, read_line = [0], LogReader._read_line
+
+    def count_line(self: LogReader, raw: bytes, *, ended: bool) -> Any:
+        singly[0] += 1
+        return read_line(self, raw, ended=ended)
+
+    monkeypatch.setattr(LogReader, "_read_line", count_line)
+    fast = read(text)
+    assert singly[0] < text.count(b"\n") / 20
+    monkeypatch.setattr(LogReader, "_take_piece", lambda *_: False)
+    assert fast == read(text)
+
+
+def test_rows_whose_numbers_are_gone_are_damage() -> None:
+    rows = b"12:00:00   | 1            | 2      us  | 3      us\n" * 99
+    text = rows + b"12:00:05   |              | 2      us  | 3      us\n" + rows
+    (result,) = read(text)
+    assert result.intervals[""].total == 198
+    assert any(each.startswith("line 100: unreadable") for each in result.quality.warnings)
+
+
 def test_rows_as_pieces_and_lines() -> None:
     dice = random.Random(5)
     rows = b"".join(
@@ -219,12 +261,87 @@ def test_gzip_also_a_broken_one(tmp_path: Path) -> None:
     assert list(read_log(str(path)))
 
 
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], lambda data: data[:-8] + b"XXXX" + data[-4:]])
+def test_what_a_damaged_gzip_holds_is_read(spoil: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.log.gz"
+    path.write_bytes(spoil(gzip.compress(REPORT * 60)))
+    found = list(read_log(str(path)))
+    assert len(found) > 20
+    assert any("cannot be read to its end" in each for each in found[-1].quality.warnings)
+    path.write_bytes(gzip.compress(REPORT)[:9])
+    with pytest.raises(LogError, match="cannot be read to its end"):
+        list(read_log(str(path)))
+    path.write_bytes(gzip.compress(REPORT) + b"\0\0garbage")
+    assert strip(next(iter(read_log(str(path))))) == strip(read(REPORT)[0])
+
+
+def test_a_line_that_is_too_long_is_cut_and_named() -> None:
+    text = b"@a: 1\nx" + b"y" * (3 << 20) + b"\n@b[\n" + b"@c: 2\n\xff\n"
+    (result,) = read(text)
+    assert set(result.maps) == {"a", "c"}
+    numbers = [each.split(":")[0] for each in result.quality.warnings]
+    assert numbers == ["line 2", "line 4", "line 5"], "too long; a key that does not end; bytes that are no text"
+
+
+def test_a_banner_and_what_it_announces_are_one_run() -> None:
+    banner = b"  Kube-Proxy Data Plane Latency Tracer (eBPF)\n"
+    announced = REPORT if b"Tracing iptables" in REPORT else b"Tracing iptables and nftables...\n" + REPORT
+    start = b"Attaching 5 probes...\n" + banner + b"Tracing iptables and nftables... Hit Ctrl-C to end.\n"
+    assert len(read(start + announced[announced.index(b"\n\n") :])) == 1
+    (killed,) = read(start)
+    assert killed.source
+    assert (killed.source.dialect, killed.run.cut_short) == ("report", True)
+    first, second = read(start + b"12:00:00 SLOW iptables: 160 us (tid=3)\n" + start)
+    assert (first.slow["iptables"].lines, second.slow) == (1, {})
+
+
+def test_a_header_without_a_run_is_named() -> None:
+    (result,) = read(HEADER + HEADER + REPORT)
+    assert result.probes == read(REPORT)[0].probes
+    assert any("above is the header of a run" in each for each in result.quality.warnings)
+
+
+def test_a_slow_line_in_the_middle_of_another_is_read() -> None:
+    (result,) = read(REPORT.replace(b"Avg latency: 40 us\n", b"Avg laten12:00:10 SLOW iptables: 160 us (tid=3)\n", 1))
+    assert result.slow["iptables"].worst[0].max == 160
+    assert any("'Avg laten' before a slow line" in each for each in result.quality.warnings)
+
+
+def test_a_row_of_the_experiment_needs_its_header_and_may_be_quoted() -> None:
+    row = b'100,iptables,12,104,45.5,156,32,64,128,"a,b.log"\n'
+    (result,) = read(b"@a: 1\n" + row + b"@b: 2\n")
+    assert result.source
+    assert (result.source.dialect, set(result.maps)) == ("dump", {"a", "b"})
+    header = (
+        b"ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
+    )
+    (result,) = read(header + b"\n" + row)
+    assert (result.run.log, result.probes[0].mean, result.quality.warnings) == ("a,b.log", 45.5, ())
+    (result,) = read(header + b"\n" + row.replace(b",64,", b",58.667,"))
+    percentile = result.probes[0].percentiles["95"]
+    assert (percentile.estimate, percentile.lo, percentile.hi) == (58.667, None, None)
+
+
+def test_ipvs_without_our_header_and_fields_run_together() -> None:
+    (result,) = read(REPORT.replace(b"--- IPTABLES MODE", b"--- IPVS MODE"))
+    assert [(probe.count, probe.max) for probe in result.probes if probe.engine == "ipvs"] == [(13, 123)]
+    header = b"====Timestamp: 2026-01-31 12:34:56\nDuration: 30sPacket rate: 10000 pps\n"
+    (result,) = read(header + REPORT)
+    assert result.traffic
+    assert (result.run.started, result.run.duration_s, result.traffic.rate_pps) == ("2026-01-31T12:34:56", 30, 10000)
+
+
 def test_intervals_are_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(REPORT)
     lines = [(kind, engine, sample.time, sample.max) for kind, engine, sample in read_intervals(str(path))]
     assert (lines[0][:2], lines[0][3]) == (("slow", "iptables"), 123)
     assert [each[0] for each in lines].count("block") == 4
+    path.write_bytes(KINDS["colours"](REPORT))
+    assert len(list(read_intervals(str(path)))) == len(lines)
+    path.write_bytes(b"@a: 1\n")
+    with pytest.raises(LogError, match="holds no interval and no slow line"):
+        list(read_intervals(str(path)))
 
 
 def kproxylat(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -252,7 +369,14 @@ def test_command(tmp_path: Path) -> None:
 
 
 def test_command_usage() -> None:
-    for wrong in (["--format", "xml"], ["--percentiles", "101"], ["--percentiles", "x"], ["--prints", "some"]):
+    for wrong in (
+        ["--format", "xml"],
+        ["--percentiles", "101"],
+        ["--percentiles", "x"],
+        ["--prints", "some"],
+        ["--prints", "all", "--intervals"],
+        ["--csv-dialect", "experiment", "--format", "json"],
+    ):
         done = kproxylat("parse", *wrong, "-")
         assert (done.returncode, done.stdout) == (2, b"")
         assert len(done.stderr.splitlines()) == 1

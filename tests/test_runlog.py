@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kproxylat import runlog
 from kproxylat.dump import parse_dump
 from kproxylat.errors import MachineError
+from kproxylat.export import EXPORTERS
 from kproxylat.logs import read_log
 from kproxylat.model import Bounded, Overhead, Probe, Result, Run, Target
 from kproxylat.modes import find_mode
@@ -239,6 +240,23 @@ def test_a_log_read_again_is_the_result_that_was_saved(
     log.save(result)
     (again,) = read_log(str(log.path))
     assert replace(again, source=None) == result
+
+
+@pytest.mark.parametrize(
+    "record",
+    ['"run": null', '"run": {"mode": 5}', '"run": {}, "quality": {"warnings": null}', '"run": ' + "[" * 100_000],
+    ids=["null", "number", "nulls", "deep"],
+)
+def test_a_damaged_record_costs_only_itself(logs: Path, record: str) -> None:
+    path = logs / "logs/ebpf/ebpf_iptables_20250304_050607.log"
+    path.write_text(
+        path.read_text() + f'kproxylat record: {{"schema": "kproxylat/1", {record}}}\n@ipt_latency_by_cpu[3]: 7\n'
+    )
+    (result,) = read_log(str(path))
+    assert any("record cannot be read" in each for each in result.quality.warnings)
+    assert (result.run.mode, list(result.maps)) == ("iptables", ["ipt_latency_by_cpu"])
+    for export in EXPORTERS.values():
+        assert "".join(export([result]))
 
 
 def test_no_log_is_ever_overwritten(tmp_path: Path) -> None:
