@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 # What the lab, the traffic, the tracing and the virtual machine take, on Debian.
 PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps python3-venv qemu-system-x86 util-linux
+# Two thirds of the time that tests without a kernel take: beside the rest of them.
+SLOW := $(addprefix tests/test_,bpftrace.py compare.py dummies.py faults.py)
 
-.PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-quick check setup packages clean
+.PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-slow pytest-quick check setup packages clean
 help:
 	@echo "make demo   what a Service lookup costs: 3 backends x 10, 100, 1,000 Services (up to 10 minutes)"
 	@echo "make test   the tests, on a real kernel, too (up to 25 minutes)"
@@ -24,15 +26,17 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) --jobs=2 --keep-going --output-sync=line --no-print-directory pytest-counting pytest-timing pytest-quick
+	$(MAKE) --jobs=2 --keep-going --output-sync=line --no-print-directory pytest-counting pytest-timing pytest-slow pytest-quick
 
-pytest-counting pytest-timing pytest-quick: export KPROXYLAT_REQUIRE := vm
+pytest-counting pytest-timing pytest-slow pytest-quick: export KPROXYLAT_REQUIRE := vm
 pytest-counting:
 	$(BIN)/python -m pytest -m "counting and not long"
 pytest-timing:
 	$(BIN)/python -m pytest -m "not counting and not long" tests/vm
+pytest-slow:
+	$(BIN)/python -m pytest $(SLOW)
 pytest-quick:
-	$(BIN)/python -m pytest --ignore=tests/vm
+	$(BIN)/python -m pytest --ignore=tests/vm $(addprefix --ignore=,$(SLOW))
 
 test-long: setup
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long

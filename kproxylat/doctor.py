@@ -22,7 +22,7 @@ from kproxylat.proc import find, has_apt, install
 
 _KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
 _MODULES = (
-    "apt-get install linux-image-amd64 || apt-get install linux-modules-extra-$(uname -r)",
+    "apt-get install linux-image-amd64 # Ubuntu: linux-modules-extra-$(uname -r)",
     "dnf install kernel-modules kernel-modules-extra",
 )
 
