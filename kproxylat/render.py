@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Flow:
     """Which packets are ours, as the kernel's conntrack entry of the packet has them: words in network byte order.
 
     :param daddr: the ClusterIP: one word, or four of an IPv6 address; none for all that our sources send to.
-    :param port_protocol: its port, protocol and direction (original), 32 bits; None likewise.
+    :param port_protocol: its port, protocol and direction (original), 32 bits; None where our sources send to no other.
     :param saddr: the network address of our sources. ``saddr_mask``: its mask.
     """
 
@@ -146,11 +147,15 @@ class _TrustedLoader(jinja2.FileSystemLoader):
         return source
 
 
+@lru_cache
 def environment(
-    template: Path | None = None, kind: type[jinja2.Environment] = SandboxedEnvironment
+    template: Path | None = None, kind: type[jinja2.Environment] = SandboxedEnvironment, marks: bool = False
 ) -> jinja2.Environment:
     """Return the jinja2 environment: the user's directory first, then ours.
 
+    It is one for a whole sweep, and keeps what it compiled of files that stay as they are.
+
+    :param marks: put one before every line, see :class:`_Marks`.
     :param kind: the sandbox, where a template makes text, and reaches nothing else. It asks before every access and
         call, which takes longer than they do: the rules' templates, which nobody else writes, go without.
     """
@@ -161,6 +166,7 @@ def environment(
         trim_blocks=False,
         keep_trailing_newline=True,
         autoescape=False,
+        extensions=[_Marks] if marks else [],
     )
 
 
@@ -195,8 +201,7 @@ def render_script(
     variables: dict[str, Any] = {**(settings or {}), "plan": plan}
     try:
         script = Script(environment(template).get_template(name).render(variables))
-        marking = environment(template).overlay(extensions=[_Marks])
-        marked = marking.get_template(name).render(variables)
+        marked = environment(template, marks=True).get_template(name).render(variables)
     except MachineError:
         raise
     except jinja2.TemplateNotFound as error:

@@ -269,14 +269,15 @@ NODE = ("--target", "10.96.0.10:53", "--mode", "iptables", "--backend", "nft")
     [
         (("--lab",), ") == 0x3264600a00000000 "),
         (("--lab", "--backend", "legacy", "--from", "node", "--generator", "sockets"), ":ipt_do_table"),
-        (("--lab", "--protocol", "tcp", "--generator", "sockets"), f"port_protocol == {0x000683C3} "),
+        (("--lab", "--from", "node", "--protocol", "tcp", "--generator", "sockets"), f"port_protocol == {0x000683C3} "),
         (("--lab", "--family", "6", "--mode", "nftables", "2", "1000"), "daddr3"),
         (("--lab", "--envelope", "--source", "10.244.7.0/24"), "nf_hook_slow"),
-        (("--lab", "--ruleset", RULES, "--target", "10.96.100.52:50051", "--protocol", "tcp"), "$conn->port_protocol"),
+        (("--lab", "--ruleset", RULES, "--target", "10.96.100.52:50051", "--protocol", "tcp"), ") == 0x3464600a000"),
         (("--lab", "--ruleset", RULES, "--every-service"), "saddr0"),
         (NODE, f"saddr0 & {0xFEFF}) == {0x12C6}"),
         ((*NODE, "--source", "10.244.7.0/24"), f"saddr0 & {0xFFFFFF}) == {0x07F40A}"),
         ((*NODE, "--generator", "none"), "if (!@seen[$priv])"),
+        ((*NODE, "--generator", "none"), f"port_protocol == {0x00113500})"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
@@ -408,3 +409,30 @@ def test_a_directory_of_rulesets_is_swept_on_the_backend_that_is_passed(
     assert call(capsys, *argv, "--backend", backend) == (1, "", "kproxylat: enough\n")
     assert planned == [f"{backend} {tmp_path / f'iptables-{backend}-save.txt'}"]
     assert "holds several rulesets" in call(capsys, *argv)[2]
+
+
+@pytest.mark.parametrize(
+    ("clock", "options", "duration_s"),
+    [
+        ("ns", ("--services", "10"), 2),
+        ("instructions", ("--services", "10"), 0.3),
+        ("instructions", ("--services", "10", "5"), 5),
+        ("instructions", ("--ruleset", RULES, "--every-service"), 2),
+    ],
+)
+def test_some_hundred_packets_do_where_instructions_are_counted(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, clock: str, options: tuple[str, ...], duration_s: float
+) -> None:
+    from kproxylat import sweep
+
+    planned: list[float] = []
+
+    def stop(points: list[Options], *_: object) -> None:
+        planned.extend(each.duration_s for each in points)
+        raise MachineError("enough")
+
+    monkeypatch.setattr(sweep, "sweep", stop)
+    monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
+    backend = ("--mode", "iptables", "--backend", "nft")
+    assert call(capsys, "sweep", "--lab", *options, *backend) == (1, "", "kproxylat: enough\n")
+    assert planned == [duration_s]
