@@ -53,7 +53,7 @@ DURATION_S = {"ns": 2, "instructions": 0.3}
 """How long each point is measured unless said otherwise, by clock: the same lookup takes the same instructions, so that
 some hundred packets show its commonest value, and 20,000 rules a packet take an emulated machine long."""
 SweepDuration = Annotated[
-    float | None, typer.Argument(help="Seconds to send for (2; 0.3 where instructions are counted).", show_default=False)
+    float | None, typer.Argument(help="Seconds to send for (2; if instructions are counted 0.3).", show_default=False)
 ]
 
 
