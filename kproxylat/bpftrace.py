@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import threading
@@ -92,6 +93,9 @@ def _check_typed(engine: Engine, mode: Mode) -> str:
 
 def _check_untyped(engine: Engine) -> str:
     """Return what keeps a kprobe from these functions (nothing: ""). Their arguments go by the kernel's version."""
+    if platform.machine() != "x86_64":
+        # The script finds a call by where x86-64's instruction call puts the return address.
+        return f"kprobes are for x86-64, and this is {platform.machine()}: another place has the return address"
     if version_numbers() < engine.since:
         return f"this kernel ({release()}) is older than {'.'.join(map(str, engine.since))}"
     missing = [each for each in engine.functions if not has_function(each)]

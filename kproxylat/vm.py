@@ -98,10 +98,10 @@ class Machine:
         root: Path | None = None,
     ) -> None:
         self.image = find_kernel(kernel, root)
-        self.root = root
+        self.root = root.resolve() if root else None
         self.clock = clock
         self.writable = writable.resolve() if writable else None
-        self.inside = str("/" / self.writable.relative_to((root or Path("/")).resolve())) if self.writable else ""
+        self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -315,6 +315,17 @@ def test_an_engine_with_the_arguments_that_we_expect(fake: Fake, kernel: Callabl
     assert bpftrace.find_engine(LEGACY, "kprobe") == (LEGACY.engines[0], "kprobe")
 
 
+def test_kprobes_are_for_x86_64(
+    fake: Fake, kernel: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel(6, 1)
+    fake(LISTED.format(last="state"))
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert bpftrace.find_engine.__wrapped__(LEGACY, "fentry")[1] == "fentry"
+    with pytest.raises(MachineError, match="kprobes are for x86-64, and this is aarch64"):
+        bpftrace.find_engine.__wrapped__(LEGACY, "kprobe")
+
+
 def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     kernel(5, 14)
     lines = (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kproxylat.kernel import CAPABILITIES
+from kproxylat.modes import MODES
 from tests.vm.conftest import Done, Guest
 
 pytestmark = pytest.mark.long
@@ -37,7 +38,7 @@ def in_shell(guest: Guest, script: str, *argv: str) -> Done:
 def test_doctor_on_a_machine_that_can(clean: Guest) -> None:
     done = clean.kproxylat("doctor", "--format", "json")
     assert done.status == 0, done.err
-    assert done.json["possible"] == ["iptables on legacy", "iptables on nft", "nftables on nft"]
+    assert done.json["possible"] == [f"{mode.name} on {mode.backend}" for mode in MODES]
     missing = {each["name"] for each in done.json["checks"] if each["state"] == "missing"}
     assert missing == set()
 
