@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from kproxylat.proc import run
 
 ROOT = Path("/")
 BTF = Path("/sys/kernel/btf")
+RTC = Path("/sys/class/rtc/rtc0/since_epoch")
 CONNTRACK = Path("/proc/sys/net/netfilter")
 IN_VM = "kproxylat run --lab --vm measures in a virtual machine"
 """The remedy for what this machine cannot have, whatever command met it."""
@@ -28,6 +30,14 @@ def detect_clock() -> tuple[str, bool]:
     """
     options = dict(word.split("=", 1) for word in Path("/proc/cmdline").read_text().split() if "=" in word)
     return options.get("kproxylat.clock", "ns"), options.get("kproxylat.accelerator") == "tcg"
+
+
+def user_clock_s() -> float:
+    """Return the seconds of a clock that passes as the user's does.
+
+    That of a machine that counts instructions stands still in between. Its RTC is the host's (QEMU, -rtc clock=host).
+    """
+    return float(RTC.read_text()) if detect_clock()[0] == "instructions" else time.monotonic()
 
 
 def detect_mitigations() -> dict[str, str]:

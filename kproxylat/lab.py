@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address
 
@@ -126,8 +126,12 @@ class Service:
         return [f"{ip},{self.protocol}:{port},{ip}" for ip, port in self.pairs]
 
 
+@lru_cache(None)
 def dummy_service(number: int, commented: bool = True, family: int = 4) -> Service:
-    """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint."""
+    """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint.
+
+    It is kept with the names of its chains, which a sweep needs for each backend and number of Services.
+    """
     # 250 to 256 addresses, so that none ends in 0 or 255.
     offset = number // 250 * 256 + number % 250
     ip, endpoint = str(ADDRESSES[family].dummy_ip + offset), str(ADDRESSES[family].dummy_endpoint + offset)
@@ -154,7 +158,19 @@ def place_services(count: int, position: str, ports: str, family: int = 4) -> li
 
     :param position: where the worker stands: "first", "middle" or "last" (of its ports, the UDP one outermost).
     :param family: of their addresses, 4 or 6.
-    :raises UsageError: another position, or an impossible count.
+    :raises UsageError: as :func:`check_services`.
+    """
+    check_services(count, position, ports)
+    worker = worker_services(ports, family)
+    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER, family) for number in range(count)]
+    before = {"first": 0, "middle": count // 2, "last": count}[position]
+    return dummies[:before] + (worker[::-1] if position == "first" else worker) + dummies[before:]
+
+
+def check_services(count: int, position: str, ports: str) -> None:
+    """Refuse what :func:`place_services` cannot place.
+
+    :raises UsageError: another position or other ports, or an impossible count.
     """
     if position not in POSITIONS:
         raise UsageError(f"unknown position {position!r}", f"it takes one of: {', '.join(POSITIONS)}")
@@ -162,10 +178,6 @@ def place_services(count: int, position: str, ports: str, family: int = 4) -> li
         raise UsageError(f"unknown worker ports {ports!r}", f"--worker-ports takes one of: {', '.join(WORKER_PORTS)}")
     if not 0 <= count <= MAX_SERVICES:
         raise UsageError(f"{count} Services are not possible", f"--services takes 0 to {MAX_SERVICES}")
-    worker = worker_services(ports, family)
-    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER, family) for number in range(count)]
-    before = {"first": 0, "middle": count // 2, "last": count}[position]
-    return dummies[:before] + (worker[::-1] if position == "first" else worker) + dummies[before:]
 
 
 RULESETS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {

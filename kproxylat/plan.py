@@ -204,7 +204,7 @@ def check_options(options: Options) -> None:
     check_settings(options.settings)
     check_template(options.template)
     if options.lab and not options.lab.ruleset:
-        lab.place_services(options.lab.services, options.lab.position, options.lab.worker_ports)
+        lab.check_services(options.lab.services, options.lab.position, options.lab.worker_ports)
     for name in options.allow:
         if name not in ALLOWABLE:
             raise UsageError(f"--allow {name} is never needed", f"it takes: {', '.join(ALLOWABLE)}")

@@ -14,7 +14,6 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from random import Random
-from time import monotonic
 from typing import Any
 
 from kproxylat import __version__, kernel
@@ -255,15 +254,17 @@ def _describe(point: Options) -> dict[str, Any]:
 
 
 def _time_left(runs: Sequence[tuple[Options, int]], state: State) -> str:
-    """Estimate the time that runs take by that of the measured ones of the nearest number of Services."""
-    known = {int(name.split()[1]): seconds for name, seconds in state.seconds.items()}
+    """Estimate the time that runs take by that of the measured ones of the nearest number of Services, the same
+    series' first; where more Services than ever are to come, it is the least that is left."""
+    known = [(series, int(size), state.seconds[name]) for name in state.seconds for series, size, _ in [name.split()]]
     if not known:
         return ""
-    left_s = 0.0
+    left_s, words = 0.0, "about"
     for point, _ in runs:
-        size = point.services or 0
-        left_s += min(known.items(), key=lambda each: abs(each[0] - size))[1]
-    return f"; about {left_s // 60:.0f} min {left_s % 60:.0f} s left"
+        size, series = point.services or 0, _series(point)
+        left_s += min(known, key=lambda each: (abs(each[1] - size), each[0] != series))[2]
+        words = words if size <= max(each[1] for each in known) else "more than"
+    return f"; {words} {left_s // 60:.0f} min {left_s % 60:.0f} s left"
 
 
 def sweep(
@@ -301,7 +302,7 @@ def sweep(
             left = _time_left([each for each in runs[number - 1 :] if _name(*each) not in state.results], state)
             series = _series(point).replace("/", " on ")
             say(f"== run {number} of {len(runs)}: {series}, {point.services:,} Services{left}")
-            begun_s = monotonic()
+            begun_s = kernel.user_clock_s()
             try:
                 prepared, sync_s = prepare(point) if prepare else (point, None)
                 result, ended = measure(prepared)
@@ -309,7 +310,7 @@ def sweep(
                 say(f"      {len(found.results)} of {len(runs)} runs are kept: the same command goes on from there")
                 raise
             result = replace(result, run=replace(result.run, sync_s=sync_s))
-            state.add(name, result, monotonic() - begun_s)
+            state.add(name, result, kernel.user_clock_s() - begun_s)
         found.results.append(state.results[name])
         found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)
         if ended:

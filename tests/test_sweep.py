@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -53,6 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(sweep, "measure", made.measure)
     monkeypatch.setattr(kernel, "check_root", lambda: None)
     monkeypatch.setattr(kernel, "detect_clock", lambda: ("instructions", True))
+    monkeypatch.setattr(kernel, "user_clock_s", monotonic)
     monkeypatch.setattr(sweep, "find_version", lambda: ("v0.17.0", (0, 17)))
     return made
 
@@ -209,11 +211,12 @@ def test_another_seed_is_another_sweep(machine: Machine, tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("machine")
 def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     times = iter(range(0, 100_000, 50))
-    monkeypatch.setattr(sweep, "monotonic", lambda: next(times))
+    monkeypatch.setattr(kernel, "user_clock_s", lambda: next(times))
     sweep.sweep(points(tmp_path))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("==")]
     assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
-    assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; about 6 min 40 s left"
+    assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
+    assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
     assert said[8].endswith("1,000 Services; about 0 min 50 s left")
 
 
