@@ -18,10 +18,13 @@ from kproxylat.probes import build_path, build_probes, split_maps
 from kproxylat.traffic import RATE_TOLERANCE
 
 
-def assemble(mode: Mode, kind: str, started: datetime, script: str, tracer: Tracer) -> Result:
+def assemble(
+    mode: Mode, kind: str, started: datetime, script: str, tracer: Tracer, reasons: Mapping[int, str] | None = None
+) -> Result:
     """Parse what bpftrace printed and put the result together, as far as the trace alone goes.
 
     :param script: the script as :attr:`kproxylat.render.Plan.anonymous` has it, equal where results can be compared.
+    :param reasons: the names of those for which packets are freed, where the script counts other traffic, too.
     """
     clock, emulated = kernel.detect_clock()
     maps = parse_dump("".join(tracer.stdout))
@@ -42,8 +45,22 @@ def assemble(mode: Mode, kind: str, started: datetime, script: str, tracer: Trac
         mitigations=kernel.detect_mitigations(),
     )
     return Result(
-        about, None, probes, build_path(probes, clock), quality=judge(maps, kind, probes, tracer), maps=others
+        about,
+        None,
+        probes,
+        build_path(probes, clock),
+        accounting=None if reasons is None else count_rest(maps, reasons),
+        quality=judge(maps, kind, probes, tracer),
+        maps=others,
     )
+
+
+def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accounting:
+    """Begin the books with what the trace alone has counted of other traffic."""
+    entries = maps["reasons"].entries if "reasons" in maps else ()
+    freed = {reasons.get(each.key[0], str(each.key[0])): int(each.value) for each in entries} if reasons else None
+    calls = _read_count(maps, "others") or 0
+    return Accounting(None, None, None, None, None, None, closed=False, other_calls=calls, freed=freed)
 
 
 def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
@@ -202,6 +219,8 @@ def reconcile(
         strayed=tally.get("strayed"),
         others=tally.get("others"),
         drops={name: tally[name] for name in DROPS if name in tally} or None,
+        other_calls=result.accounting.other_calls if result.accounting else None,
+        freed=result.accounting.freed if result.accounting else None,
     )
 
 

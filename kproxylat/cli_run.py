@@ -56,6 +56,11 @@ WithOverhead = Annotated[
     bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
 ]
 
+WithOthers = Annotated[
+    bool,
+    typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
+]
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -85,6 +90,7 @@ class Wanted:
     settings: Settings = None
     probe: ProbeKind = Kind.AUTO
     envelope: Envelope = False
+    others: WithOthers = False
 
     def plan(self, node: OnNode, **more: Any) -> Options:
         """Put together what the command line says.
@@ -126,6 +132,7 @@ class Wanted:
             settings=read_settings(self.settings),
             probe=self.probe,
             envelope=self.envelope,
+            others=self.others,
             **more,
         )
         if self.ruleset:

@@ -1,7 +1,7 @@
 """Where packets got lost: the kernel's own counters, by reason. Pure but for :func:`read_drops`.
 
 The counters are those of the node's network namespace, so that on a real node other traffic moves them, too; the
-backlog's is the whole machine's. The reasons of kfree_skb are left out: in the lab each delivered packet ends there.
+backlog's is the whole machine's. The reasons of kfree_skb take a probe of their own: ``run --others``.
 """
 
 from __future__ import annotations

@@ -231,6 +231,9 @@ class Accounting:
     Not held against the others: ``entries``, conntrack entries made; ``strayed``, our packets that arrived at the
     endpoint's namespace for another address or port; ``others``, packets of other senders at the endpoint; ``drops``,
     packets lost by reason, as :data:`kproxylat.drops.DROPS` has them. None is what could not be had.
+
+    Only where asked for: ``other_calls``, the engine's calls of other packets while it was traced; ``freed``, packets
+    that the whole machine freed meanwhile, by the kernel's reason (enum skb_drop_reason).
     """
 
     sent: int | None
@@ -245,6 +248,8 @@ class Accounting:
     strayed: int | None = None
     others: int | None = None
     drops: Mapping[str, int] | None = None
+    other_calls: int | None = None
+    freed: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Options:
     :param allow: settings of the node that may be changed for the run, of :data:`ALLOWABLE`.
     :param probe: the kind of probe: "fentry", "kprobe" or "auto".
     :param envelope: trace the whole hook around the engine, too. ``overhead``: measure what tracing adds to a call.
+    :param others: count the engine's calls of other packets and the reasons of freed ones, too.
     :param look_up: asks the cluster for the target; ``found``: what it said when the run was planned.
     :param warnings: what was found on the way that may spoil the run.
     :param arguments: the command line, for the record.
@@ -89,6 +90,7 @@ class Options:
     probe: str = "auto"
     envelope: bool = False
     overhead: bool = False
+    others: bool = False
     template: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     look_up: Callable[[], Target] | None = None
@@ -273,6 +275,7 @@ def make_plan(
     envelope: bool = False,
     netns_inode: int = 0,
     stepping: bool = False,
+    others: bool = False,
 ) -> Plan:
     """Put together what the script is rendered from, as this kernel and this bpftrace want it.
 
@@ -282,6 +285,7 @@ def make_plan(
     :param envelope: trace the whole hook, too, of the packets of ``flow``.
     :param netns_inode: the one network namespace whose calls to trace, see :attr:`Node.inode` (0: all).
     :param stepping: the flow is ours, of more packets than :data:`PORT_STEP`, and one in so many tells the names.
+    :param others: count the calls of other packets, too, and why packets are freed where this kernel says it.
     :raises MachineError: this kernel does not say how its structs are laid out.
     """
     engine, kind = find_engine(mode, kind)
@@ -332,6 +336,9 @@ def make_plan(
         nested=nested,
         hook=mode.hook,
         stepping=stepping,
+        others=others,
+        reasons=others and bool(kernel.read_drop_reasons()),
+        fields=probe_words(find_version()[1])[2],
     )
 
 
@@ -356,7 +363,7 @@ def plan_script(options: Options) -> Plan:
     # The second may be lost: there are to be some more.
     fewest = min(options.packets, options.overhead_packets if options.overhead else options.packets)
     stepping = sends and fewest >= 4 * PORT_STEP
-    return make_plan(options.mode, flow, options.probe, envelope=options.envelope, netns_inode=inode, stepping=stepping)
+    return make_plan(options.mode, flow, options.probe, 0, options.envelope, inode, stepping, options.others)
 
 
 def _argument(engine: Engine, expression: str, struct: str) -> str:

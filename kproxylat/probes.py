@@ -29,6 +29,8 @@ _OWN_MAPS = {
     "call": ("int", 1),
     "missed": ("int", 0),
     "strays": ("int", 0),
+    "others": ("int", 0),
+    "reasons": ("int", 1),
     "envelope": ("int", 2),
     "begun": ("int", 1),
     "within": ("int", 1),

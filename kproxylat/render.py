@@ -97,6 +97,9 @@ class Plan:
     nested: bool = False
     hook: int = 0
     stepping: bool = False
+    others: bool = False
+    reasons: bool = False
+    fields: str = "args->"
 
     @property
     def anonymous(self) -> Plan:

@@ -130,6 +130,11 @@ def show_result(result: Result) -> None:
             print(f"rate: {result.traffic.pps or 0:,.0f} packets per second, {result.traffic.rate_pps:,} asked for")
         lost = ", ".join(f"{name} {count}" for name, count in (books.drops or {}).items() if count)
         print(f"drops counted: {lost or 'none'}" if books.drops is not None else "drops counted: unknown")
+        if books.other_calls is not None:
+            print(f"calls of other packets: {books.other_calls:,}")
+        if books.freed is not None:
+            freed = ", ".join(f"{name} {count}" for name, count in books.freed.items())
+            print(textwrap.fill(f"packets freed on the whole machine: {freed or 'none'}", 80))
     for warning in result.quality.warnings:
         print(_plain(f"warning: {warning}"))
     if run.cut_short:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from kproxylat.books import Snapshot, check_envelopes, check_losses, check_rate, judge, reconcile
+from kproxylat import kernel
+from kproxylat.books import Snapshot, check_envelopes, check_losses, check_rate, count_rest, judge, reconcile
 from kproxylat.detect import ServiceRule
 from kproxylat.dump import parse_dump
 from kproxylat.model import Accounting, Probe, Quality, Result, Run, Traffic
@@ -93,6 +95,27 @@ def test_what_was_too_much_is_said() -> None:
     assert "5 lines, the first, are in the log alone" in said
     assert "6 lines, the last, are not logged" in said
     assert "full maps (16 keys): @n; events are missing" in said
+
+
+def test_other_traffic_is_in_the_books_where_it_was_counted() -> None:
+    begun = count_rest(parse_dump("@others: 7\n@reasons[6]: 5\n@reasons[99]: 1\n"), {6: "NETFILTER_DROP"})
+    after = Snapshot(replace(HIT, packets=100 + SENT), {"delivered": SENT})
+    books = reconcile(LEGACY, replace(RESULT, accounting=begun), Snapshot(HIT), after)
+    assert (books.closed, books.other_calls, books.freed) == (True, 7, {"NETFILTER_DROP": 5, "99": 1})
+    none = count_rest({}, {})
+    assert (none.other_calls, none.freed) == (0, None), "a kernel that gives no reasons"
+
+
+def test_the_reasons_of_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "TRACING", tmp_path)
+    assert kernel.read_drop_reasons() == {}
+    form = tmp_path / "events/skb/kfree_skb/format"
+    form.parent.mkdir(parents=True)
+    form.write_text(
+        'print fmt: "skbaddr=%p reason: %s", REC->skbaddr, __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, '
+        '{ 0x10000, "RX_TOO_SMALL" }, { SKB_X, "NO_NUMBER" })\n'
+    )
+    assert kernel.read_drop_reasons() == {2: "NOT_SPECIFIED", 0x10000: "RX_TOO_SMALL"}
 
 
 def test_the_hit_path_closes() -> None:

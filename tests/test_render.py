@@ -167,6 +167,20 @@ def test_scripts_for_other_sources_and_nodes_are_of_one_kind(kind: str) -> None:
         assert render_script(less.anonymous) != render_script(one.anonymous), "a comparison less costs less"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
+def test_calls_of_others_are_counted_where_they_are_left(mode: Mode, kind: str) -> None:
+    plain = plan_of(mode, kind, FLOW, 0)
+    script = render_script(replace(plain, others=True, reasons=True))
+    left = "{\n\t\t@others = count();\n\t\treturn;\n\t}"
+    assert script.count(left) == 2 * len(plain.functions)
+    fields = "args." if kind == "0.23" else "args->"
+    assert script.count(f"tracepoint:skb:kfree_skb\n{{\n\t@reasons[{fields}reason] = count();\n}}\n") == 1
+    at = script.index("tracepoint")
+    script = script[:at] + script[script.index("}\n\n", at) + 3 :]
+    assert script.replace("\t\t@others = count();\n", "") == render_script(plain), "nothing else differs"
+
+
 def test_two_functions_are_two_pairs_of_probes() -> None:
     both = replace(plan_of(find_mode("ipvs", None), "kprobe", FLOW, 0), functions=("one", "two"))
     words = re.findall(r"^(k\w*:\w+)$", render_script(both), re.M)

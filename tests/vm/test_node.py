@@ -12,6 +12,7 @@ import pytest
 from kproxylat.lab import place_services, render_ruleset
 from kproxylat.modes import find_mode
 from tests.vm.conftest import Guest
+from tests.vm.test_readme import COMMANDS, words
 from tests.vm.test_ways import Trigger
 
 NETNS = "/run/netns/n1"
@@ -91,6 +92,23 @@ def test_a_node_that_is_a_namespace(node: Guest) -> None:
     assert "packets 600 " in counter, "500 and the warm-up, by a counter that is not ours"
     assert look(node) == before
     assert not node.program("ip", "netns", "exec", "n1", "conntrack", "-L", "-s", "10.244.1.192/27").out
+
+
+def test_the_readmes_run_on_a_container(node: Guest) -> None:
+    """The node is what docker calls kind-worker; docker is a stand-in, which knows one container and its process."""
+    [command] = [each for each in COMMANDS if "--node-container" in each]
+    path = node.directory / "bin"
+    path.mkdir()
+    docker = path / "docker"
+    docker.write_text('#!/bin/sh\n[ "$6" = kind-worker ] && exec head -1 "${0%/bin/docker}/pids"\n')
+    docker.chmod(0o755)
+    script = 'cd "$0" && ip netns pids n1 > pids && PATH="$0/bin:$PATH" "$@"'
+    argv = (sys.executable, "-m", "kproxylat", *words(command), *RUN[5:], *SOURCE, *FORWARD, "--output-dir", ".")
+    done = node.program("bash", "-c", script, str(node.directory), *argv)
+    assert done.status == 0, done.err
+    counts = done.json["accounting"]
+    assert counts["sent"] == counts["lookups"] == counts["rule_hits"] == 200
+    assert counts["closed"] is True
 
 
 @pytest.mark.long

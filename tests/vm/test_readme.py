@@ -19,12 +19,15 @@ from tests.results import COUNTED, load
 from tests.vm.conftest import Guest
 from tests.vm.test_ways import Trigger
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
+[DEMO] = re.findall(r"^\t\S*/kproxylat (.+)$", (ROOT / "Makefile").read_text(), re.M)
 SHORT = {
     "30 10000": "0.5 400",
     "2 1000": "0.5 400",
     "--mode iptables --services 10,100,1000": "--mode nftables --services 10",
+    "--mode iptables,nftables --services 10,100,1000": "--mode nftables --services 10 0.5 400",
     "--services 1000": "--services 20",
 }
 """Emulated, and many: the README's commands run with fewer packets and Services."""
@@ -47,9 +50,13 @@ def test_readme_is_short_and_names_every_command() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [each for each in COMMANDS if each.split()[0] in ("run", "sweep") and "--lab" in each and "--vm" not in each],
+    [
+        *(each for each in COMMANDS if each.split()[0] in ("run", "sweep") and "--lab" in each and "--vm" not in each),
+        DEMO,
+    ],
 )
 def test_lab_commands(timing: Guest, command: str) -> None:
+    """On a kernel that can be traced; `make demo` (DEMO) takes that, too, where it is."""
     done = timing.kproxylat(*words(command))
     assert done.status == 0, done.err
     assert "closed" in done.out
@@ -88,7 +95,7 @@ def test_commands_on_results(tmp_path: Path, name: str) -> None:
     shutil.copy(COUNTED, tmp_path / "sweep.json")
     for each, result in (("before", load(COUNTED)[0]), ("after", load(COUNTED)[0])):
         (tmp_path / f"{each}.json").write_text(to_json(result))
-    package = str(Path(__file__).parent.parent.parent)
+    package = str(ROOT)
     done = subprocess.run(
         [sys.executable, "-m", "kproxylat", *shlex.split(command)],
         capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": package},
@@ -100,7 +107,7 @@ def test_commands_on_results(tmp_path: Path, name: str) -> None:
 def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
     """From outside, as a user calls it; the log read again gives the run, its target, traffic and books."""
     [command] = [each for each in COMMANDS if "--vm" in each]
-    package = str(Path(__file__).parent.parent.parent)
+    package = str(ROOT)
     environment = {**os.environ, "PYTHONPATH": package}
     done = subprocess.run(
         [sys.executable, "-m", "kproxylat", *words(command), "--format", "json"],
