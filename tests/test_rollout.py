@@ -234,6 +234,7 @@ def test_from_the_command_line(
     assert "kube-proxy of this node is in mode nftables" in out
     assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
     assert "rules of iptables on nft were left behind" in err
+    assert err.endswith("to remove them from this node's kernel: kproxylat mode set nftables --clean\n")
     status, out, _ = call(capsys, "mode", "set", "nftables")
     assert (status, out) == (0, "kube-proxy's mode is nftables already\n")
     assert running
