@@ -107,7 +107,7 @@ class Runs:
         self.end_at: int | None = None
         self.error: BaseException | None = None
 
-    def measure(self, options: Options) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         there = len([each for each in self.proxy.fake.named("services") if each.startswith("dummy")])
         held = self.proxy.rules(None)[0].rules - 2
         mode = options.mode
@@ -121,7 +121,7 @@ class Runs:
         result = change_run(
             with_values(load(COUNTED)[0], {2000 + there: 20}, options.services or 0),
             mode=mode.name, backend=mode.backend, script_sha256=mode.backend, log=str(log), cut_short=bool(ended),
-            clock="ns",
+            clock="ns", sync_s=sync_s,
         )  # fmt: skip
         log.with_suffix(".json").write_text(to_json(result))
         return result, ended
@@ -207,7 +207,9 @@ def test_whatever_ends_it_all_is_put_back_and_gone_on_with(api: Api, runs: Runs,
     assert found.resumed == (3 if error else 2)
     assert found.complete
     assert [each.run.services for each in found.results] == [5, 20, 5, 20]
-    # kube-proxy's time is that of a change, and is kept.
+    # kube-proxy's time is that of a change, and is in each result as it was saved.
+    saved = [load(path)[0] for path in runs.directory.glob("ebpf_*.json")]
+    assert all(each.run.sync_s is not None for each in saved)
     assert all(each.run.sync_s is not None and 0 < each.run.sync_s < 60 for each in found.results)
 
 
@@ -239,10 +241,10 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
 ) -> None:
     measure = runs.measure
 
-    def lose_rights(options: Options) -> tuple[Result, Interrupted | None]:
+    def lose_rights(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("delete", "services"))
-        return measure(options)
+        return measure(options, sync_s)
 
     monkeypatch.setattr(sweep, "measure", lose_rights)
     with pytest.raises(MachineError, match="403 Forbidden"):
@@ -253,10 +255,10 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
     fake.denied.clear()
     delete(api)
 
-    def lose_others(options: Options) -> tuple[Result, Interrupted | None]:
+    def lose_others(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("patch", "daemonsets"))
-        return measure(options)
+        return measure(options, sync_s)
 
     monkeypatch.setattr(sweep, "measure", lose_others)
     with pytest.raises(MachineError, match="403 Forbidden"):
