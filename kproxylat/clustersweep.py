@@ -92,8 +92,6 @@ class Preparation:
         if mode == self._mode:
             return
         change = plan_change(self._api, mode)
-        if change.old not in MODES:
-            raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
         if needs_restart(self._api, change, self._node.netns):
             self._undoing = self._undoing or change
             say(f"      kube-proxy's mode: {change.old} -> {mode}; its pods are restarted")
@@ -171,6 +169,8 @@ def sweep_cluster(
     running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
     others = [name for name in modes if name != running.name]
+    if others:
+        _check_old_mode(api, running.name)
     question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
     if others and asking.confirm and not asking.confirm(question):
         raise UsageError("the cluster's mode is not to be set", f"pass --yes, or --mode {running.name}")
@@ -195,6 +195,21 @@ def _detect(api: Api, node: Node, asking: Asking) -> Mode:
             raise
         only = asking.modes[0] if len({*asking.modes}) == 1 else None
         return detect_mode(lambda: api, only, asking.backend, node)[0]
+
+
+def _check_old_mode(api: Api, running: str) -> None:
+    """Make sure that there is one old mode, and that it can be put back, before anything is changed.
+
+    :raises MachineError: kube-proxy runs in another mode than its ConfigMap has, or in one that we cannot set.
+    """
+    change = plan_change(api, running)
+    if change.old not in MODES:
+        raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
+    if (told := MODES[change.old] or DEFAULT_MODE) != running:
+        raise MachineError(
+            f"kube-proxy runs in mode {running}, but its ConfigMap says {told}: which is to be put back, is not clear",
+            f"decide first: kproxylat mode set {running}, or mode set {told}; or pass --mode {running} alone",
+        )
 
 
 def _usual(mode: str) -> str | None:

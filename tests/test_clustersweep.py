@@ -191,6 +191,26 @@ def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
     assert len(asked) == 1, "the mode that it is in needs no leave"
 
 
+@pytest.mark.parametrize(("told", "says"), [
+    ("nftables", "runs in mode iptables, but its ConfigMap says nftables"),
+    ("userspace", "was told mode userspace, which could not be put back"),
+])  # fmt: skip
+def test_an_old_mode_that_is_not_clear_is_not_touched(
+    api: Api, runs: Runs, fake: FakeApi, told: str, says: str
+) -> None:
+    """The ConfigMap was changed, and the pods were not restarted since."""
+    config = fake.objects["", "configmaps", "kube-system", "kube-proxy"]["data"]
+    before = config["config.conf"]
+    config["config.conf"] = before.replace('mode: ""', f"mode: {told}")
+    with pytest.raises(MachineError, match=says):
+        sweep_it(api, runs, "iptables", "nftables")
+    assert runs.seen == []
+    assert {call.verb for call in fake.calls} == {"get", "list"}
+    sweep_it(api, runs, "iptables")
+    assert len(runs.seen) == 2, "where no mode is set, none is to be put back"
+    config["config.conf"] = before
+
+
 @pytest.mark.parametrize("error", [None, MachineError("the machine broke"), Interrupted(15)], ids=repr)
 def test_whatever_ends_it_all_is_put_back_and_gone_on_with(api: Api, runs: Runs, error: BaseException | None) -> None:
     runs.end_at, runs.error = 3, error
