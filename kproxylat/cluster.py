@@ -14,6 +14,7 @@ import os
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -275,6 +276,7 @@ def _hearing(plugin: str) -> Iterator[None]:
 
 def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
     """Return the kubernetes client, the context's name, and its namespace."""
+    import urllib3
     from kubernetes.client import ApiClient, Configuration
     from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
     from kubernetes.config.kube_config import KubeConfigMerger
@@ -287,10 +289,13 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
     configuration.connection_pool_maxsize = CONNECTIONS
     try:
         if any(Path(each).is_file() for each in files.split(os.pathsep)):
-            merged = KubeConfigMerger(files).config.value
+            merger = KubeConfigMerger(files)
+            merged = merger.config.value
             contexts = [getattr(each, "value", each) for each in merged.get("contexts") or ()]
             known = {each["name"]: each.get("context") or {} for each in contexts}
-            name = context or merged.get("current-context") or ""
+            # Of several files, the first one that names a context is right; the client would take the last one's.
+            current = (each.get("current-context") for each in merger.config_files.values())
+            name = context or next(filter(None, current), "")
             if name not in known:
                 raise UsageError(
                     f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
@@ -298,6 +303,11 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
                 )
             users = [getattr(each, "value", each) for each in merged.get("users") or ()]
             user = next((each.get("user") or {} for each in users if each["name"] == known[name].get("user")), {})
+            if user.get("as"):
+                raise MachineError(
+                    f"the user of context {name} acts as {user['as']}, which kproxylat cannot do",
+                    "pass the --context of a user who has the rights",
+                )
             with _hearing(f"exec plugin {(user.get('exec') or {}).get('command')}"):
                 load_kube_config(files, name, configuration, persist_config=False)
             found = known[name].get("namespace")
@@ -312,4 +322,13 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
     except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise MachineError(f"the kubeconfig cannot be used: {said}", "try: kubectl config view") from None
-    return ApiClient(configuration), name, found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", urllib3.exceptions.DependencyWarning)
+        try:
+            client = ApiClient(configuration)
+        except ModuleNotFoundError:
+            raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
+    if not configuration.verify_ssl:
+        # Somebody has asked for it, and kubectl does not say so at each request, either.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return client, name, found

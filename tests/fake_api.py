@@ -11,6 +11,7 @@ import asyncio
 import copy
 import json
 import random
+import ssl
 import threading
 import uuid
 from collections import Counter
@@ -165,7 +166,8 @@ class FakeApi:
         self.calls.append(call)
         self.queries.append(query)
         # kubectl sends no token without TLS.
-        if headers.get("authorization") != f"Bearer {TOKEN}" and not self.anonymous:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if (scheme.lower(), token) != ("bearer", TOKEN) and not self.anonymous:
             raise Refused(401, "Unauthorized")
         if (verb, resource) in self.denied:
             about = f'{resource} "{name}" is forbidden' if name else f"{resource} is forbidden"
@@ -318,7 +320,8 @@ class FakeApi:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            writer.close()
+            # Over TLS, a close would wait for the client's.
+            writer.transport.abort() if writer.get_extra_info("ssl_object") else writer.close()
 
 
 def _merge(document: Object, patch: Object) -> None:
@@ -334,10 +337,10 @@ def _merge(document: Object, patch: Object) -> None:
 
 
 @contextmanager
-def serving(fake: FakeApi) -> Iterator[FakeApi]:
-    """Serve on a free port of loopback, in a thread."""
+def serving(fake: FakeApi, tls: ssl.SSLContext | None = None) -> Iterator[FakeApi]:
+    """Serve on a free port of loopback, in a thread; over TLS, if told so."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0, limit=2**20))
+    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0, limit=2**20, ssl=tls))
     fake.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -351,6 +354,7 @@ def serving(fake: FakeApi) -> Iterator[FakeApi]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
             loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), loop)
