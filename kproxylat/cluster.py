@@ -122,7 +122,7 @@ class Api:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        """Send a request until it is answered: overload, lost connections and conflicts of a POST are tried again.
+        """Send a request until it is answered: overload, lost connections and conflicts, but DELETE's, are tried again.
 
         A request whose answer was lost may have been carried out: a second POST may say AlreadyExists, a second
         DELETE NotFound. Where the server does not take our credentials, they are read anew once.
@@ -159,7 +159,9 @@ class Api:
                 renewed = True
                 continue
             refused = self._refuse(answer.status, answer.data)
-            again = answer.status in OVERLOADED or (method == "POST" and refused.reason == "Conflict")
+            # The server's own tries were too few. Field managers' conflicts are called the same, and don't go away.
+            raced = refused.reason == "Conflict" and "Apply failed" not in str(refused)
+            again = answer.status in OVERLOADED or (method in ("POST", "PATCH") and raced)
             # No ClusterIP is left: the server calls that an internal error.
             if "range is full" in str(refused):
                 refused.remedy, again = "delete Services, or give the cluster a larger service CIDR", False
@@ -229,6 +231,8 @@ class Api:
             remedy = "the server is overloaded or ill: later, the same command goes on where this one stopped"
         if "exceeded quota" in message:
             remedy = f"ask for more, or use another namespace (-n): kubectl describe quota -n {self.namespace}"
+        if "being terminated" in message:
+            remedy = "wait until the namespace is gone, and make it anew: kubectl create namespace; or use another (-n)"
         if "Apply failed" in message:
             remedy = "measure it as it is, or delete it and let it be made anew"
         if status == 401:

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +139,11 @@ def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.Monk
     [
         (403, 'services "a" is forbidden: exceeded quota: q, used: services=5', "kubectl describe quota -n default"),
         (
+            403,
+            'services "a" is forbidden: unable to create new content in namespace x because it is being terminated',
+            "wait until the namespace is gone",
+        ),
+        (
             409,
             'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec.ports',
             "measure it as it is",
@@ -154,6 +160,26 @@ def test_remedies(
     with pytest.raises(ApiError) as caught:
         create(api, "a")
     assert remedy in caught.value.remedy
+
+
+def test_a_patch_that_lost_a_race_is_tried_again_and_field_managers_conflicts_are_not(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["Operation cannot be fulfilled on services: the object has been modified", "Apply failed with 1 conflict"]
+    patch = fake._patch
+
+    def refuse(*argv: Any) -> object:
+        if said:
+            raise Refused(409, said.pop(0), "Conflict")
+        return patch(*argv)
+
+    monkeypatch.setattr(fake, "_patch", refuse)
+    create(api, "a")
+    with pytest.raises(ApiError, match="Apply failed"):
+        api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    said = said or ["Operation cannot be fulfilled on services: the object has been modified"]
+    api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    assert fake.objects["", "services", "default", "a"]["metadata"]["labels"] == {"x": "y"}
 
 
 def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
