@@ -71,7 +71,8 @@ class FakeApi:
     """The server's state, and what it is to do wrong.
 
     :param fault_rate: how many of the requests go wrong, in a way of :data:`FAULTS`.
-    :param denied: verb and resource -> answered by 403.
+    :param denied: verb and resource -> answered by 403. ``permitted``: verb, group, resource, namespace and name, ""
+        being any, outside of which all is denied (None: all is permitted).
     :param after: called with each request that was carried out.
     """
 
@@ -81,6 +82,7 @@ class FakeApi:
     anonymous: bool = False
     seed: int = 1
     denied: set[tuple[str, str]] = field(default_factory=set)
+    permitted: set[tuple[str, ...]] | None = None
     after: Callable[[Call], None] | None = None
     objects: dict[tuple[str, str, str, str], Object] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -169,7 +171,7 @@ class FakeApi:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if (scheme.lower(), token) != ("bearer", TOKEN) and not self.anonymous:
             raise Refused(401, "Unauthorized")
-        if (verb, resource) in self.denied:
+        if (verb, resource) in self.denied or not self._permits(call):
             about = f'{resource} "{name}" is forbidden' if name else f"{resource} is forbidden"
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
             user = 'User "fake" cannot'
@@ -201,6 +203,12 @@ class FakeApi:
         if self.after:
             self.after(call)
         return 201 if verb == "create" else 200, result
+
+    def _permits(self, call: Call) -> bool:
+        wanted = {
+            call._replace(namespace=space, name=name) for space in ("", call.namespace) for name in ("", call.name)
+        }
+        return self.permitted is None or not wanted.isdisjoint(self.permitted)
 
     def _list(self, group: str, resource: str, namespace: str, query: dict[str, str]) -> Object:
         labels = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
