@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.kernel import check_root
 from kproxylat.lookup import look_up
+from kproxylat.model import Destination
 from kproxylat.modes import Mode, find_mode
 from kproxylat.nodes import Node
 from kproxylat.plan import Options
@@ -30,6 +31,7 @@ from kproxylat.rollout import (
 from kproxylat.screen import say
 from kproxylat.sweep import Sweep, plan_points, sweep
 from kproxylat.sync import live_ports, service_ports, wait_for_rules
+from kproxylat.target import miss_path
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Preparation:
         self._backend = backend
         self._undoing: Change | None = None
         self._changed = False
+        self._target: frozenset[Destination] = frozenset()
         self._before = frozenset(read_dummies(api).services)
 
     def check(self, counts: Sequence[int]) -> None:
@@ -84,6 +87,8 @@ class Preparation:
         :raises MachineError: kube-proxy does not get there.
         """
         self._set_mode(point.mode.name)
+        if point.found and not miss_path(point.found):
+            self._target = frozenset([point.target])
         sync_s = self._set_count(point.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
         return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
@@ -111,9 +116,13 @@ class Preparation:
             if unwanted:
                 delete(self._api, numbers)
             create(self._api, found, missing)
-        read = partial(live_ports, mode=self._mode, backend=self._backend)
-        took_s = wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node, read=read)
+        took_s = self._wait_for_rules(service_ports(read_dummies(self._api)), unwanted)
         return round(took_s, 3) if missing or unwanted else None
+
+    def _wait_for_rules(self, wanted: Set[Destination], unwanted: Set[Destination] = frozenset()) -> float:
+        """Wait for the target's rule, too: after a switch there are none at first."""
+        read = partial(live_ports, mode=self._mode, backend=self._backend)
+        return wait_for_rules(wanted | self._target, unwanted, node=self._node, read=read)
 
     def delete_services(self) -> None:
         """Delete the dummy Services that were not there before.
@@ -139,6 +148,9 @@ class Preparation:
             if needs_restart(self._api, change, self._node.netns):
                 apply_change(self._api, change)
                 wait_for_rollout(self._api, change)
+            wait_for_mode(change.runs_as, netns=self._node.netns)
+            self._mode = change.runs_as
+            self._wait_for_rules(frozenset())
 
 
 @contextmanager

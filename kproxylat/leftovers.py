@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from kproxylat.errors import MachineError
-from kproxylat.liverules import LiveRules, parse_ip_vs, read_live_rules
+from kproxylat.liverules import LINK, LiveRules, parse_ip_vs, read_live_rules
 from kproxylat.nodes import Node
 from kproxylat.proc import run
 
@@ -54,7 +54,6 @@ _SETS = (
 )
 SETS = frozenset(f"KUBE-{six}{each}"[:31] for each in _SETS for six in ("", "6-"))
 """The ipsets of mode ipvs; a name has 31 characters at most."""
-LINK = "kube-ipvs0"
 
 
 @dataclass(frozen=True)

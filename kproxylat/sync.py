@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -12,9 +13,10 @@ from kproxylat import interrupts
 from kproxylat.cluster import Object
 from kproxylat.dummies import Dummies
 from kproxylat.errors import MachineError
-from kproxylat.liverules import read_proxy
+from kproxylat.liverules import LINK, read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
+from kproxylat.proc import run
 from kproxylat.proxymode import AMBIGUOUS, BACKENDS, decide, gather
 from kproxylat.screen import counting
 
@@ -57,9 +59,17 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
 
 
 def mode_ports(node: Node | None, mode: str) -> set[Destination]:
-    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read."""
+    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read.
+
+    Those that every mode has among them: NodePorts, which ipvs has on the node's own addresses, are not.
+    """
     rules = gather(None, node=node).rules or ()
-    return {port for each in rules if each.mode == mode for port in each.services}
+    ports = {port for each in rules if each.mode == mode for port in each.services}
+    if mode != "ipvs" or not ports:
+        return ports
+    links = json.loads(run("ip", "-json", "address", "show", netns=node.netns if node else None) or "[]")
+    own = {info["local"] for each in links if each.get("ifname") != LINK for info in each.get("addr_info", ())}
+    return {each for each in ports if each.ip not in own}
 
 
 def is_idle(metrics: str) -> bool:

@@ -56,6 +56,8 @@ class KubeProxy:
         template = self.fake.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["spec"]["template"]
         restarted = template["metadata"].get("annotations", {}).get(rollout.RESTARTED, "")
         if restarted != self.restarted:
+            # A mode that is new has no rules yet.
+            self.late = [set()] * LATE if self.mode != self.config() else self.late
             self.restarted, self.mode = restarted, self.config()
             self.modes.append(self.mode)
         return self.mode
@@ -174,6 +176,11 @@ def test_modes_are_set_one_after_another_and_back(api: Api, runs: Runs) -> None:
     assert runs.proxy.modes == ["iptables", "nftables", "iptables"]
     assert [(each.mode, each.backend) for each in found.series] == [("iptables", "legacy"), ("nftables", "nft")]
     assert made(runs.proxy.fake) <= rights(MANIFESTS["sweep"])
+
+
+def test_without_dummy_services_the_targets_rule_is_waited_for(api: Api, runs: Runs) -> None:
+    sweep_it(api, runs, "nftables", counts=(0,))
+    assert runs.seen == [("nftables", "nft", 0, 0)]
 
 
 def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
