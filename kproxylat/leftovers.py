@@ -115,7 +115,7 @@ def plan_tables(text: str, live: Set[str], where: str) -> tuple[str, int]:
     """
     script, count = [], 0
     for name, table in parse_tables(text).items():
-        left = [each for each in table.chains if is_left(name, each, live)]
+        left = dict.fromkeys(each for each in table.chains if is_left(name, each, live))
         jumps = []
         for rule in table.rules:
             chain, target = rule.split()[1], _JUMP.search(re.sub(r'"(?:[^"\\]|\\.)*"', "", rule))
