@@ -292,7 +292,9 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
     configuration = Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
     try:
-        if any(Path(each).is_file() for each in files.split(os.pathsep)):
+        if there := [each for each in files.split(os.pathsep) if Path(each).is_file()]:
+            # An empty one among others is no harm, as in kubectl.
+            files = os.pathsep.join([each for each in there if Path(each).stat().st_size] or there)
             merger = KubeConfigMerger(files)
             merged = merger.config.value
             contexts = [getattr(each, "value", each) for each in merged.get("contexts") or ()]

@@ -383,9 +383,9 @@ def test_several_files_are_one_configuration(fake: FakeApi, tmp_path: Path, monk
     other = {"name": "other", "context": {"cluster": "fake", "user": "fake", "namespace": "others"}}
     first = {**whole, "users": [], "clusters": None}
     second = {**whole, "contexts": [other, {"name": "fake", "context": {}}], "current-context": "other"}
-    paths = [tmp_path / each for each in ("nowhere", "first", "second")]
-    for path, document in zip(paths[1:], (first, second), strict=True):
-        path.write_text(json.dumps(document))
+    paths = [tmp_path / each for each in ("nowhere", "first", "second", "empty")]
+    for path, document in zip(paths[1:], (first, second, None), strict=True):
+        path.write_text(json.dumps(document) if document else "")
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, [*paths, ""])))
     api = connect()
     assert (api.context, api.namespace) == ("fake", "team")
