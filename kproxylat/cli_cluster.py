@@ -135,7 +135,7 @@ def mode_set(
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
-    before = mode_ports(node, running) if running else set()
+    before = mode_ports(node, running, set.intersection) if running else set()
     if change.diff:
         say(f"to put the old mode back: {change.undoing(api)}")
     apply_change(api, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,12 @@ def test_recorded_metrics() -> None:
         )
     )
     assert is_idle("")
+    # Just started: a labelled gauge is not there before it is set.
+    started = re.sub(r"(?m)^kubeproxy_sync_proxy_rules_last_\w*timestamp_seconds.*\n", "", METRICS)
+    assert started != METRICS
+    assert not is_idle(started)
+    assert not is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 0\n")
+    assert is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1.7e+09\n")
 
 
 def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
@@ -133,6 +140,15 @@ def test_what_every_mode_has(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rules
         monkeypatch.setattr(sync, "gather", lambda _, rules=rules, **__: Evidence(rules=(rules,)))
         assert mode_ports(None, rules.mode) == {OTHER, balancer}
+
+
+def test_what_only_rules_left_behind_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Destination("10.96.7.7", 1, "udp")], 0))
+    rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
+    assert mode_ports(None, "iptables", set.intersection) == {OTHER}
+    assert mode_ports(None, "iptables") == {*left.services, *PORTS}
+    assert mode_ports(None, "nftables", set.intersection) == set()
 
 
 def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
