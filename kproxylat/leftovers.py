@@ -202,7 +202,7 @@ def _find_backend(
 
 
 def _plan_ipvs(node: Node) -> Iterator[Removal]:
-    """Remove virtual servers, the link with their addresses, and the ipsets that rules looked into."""
+    """Remove virtual servers, the ipsets that rules looked into, and the link with the addresses."""
     links = json.loads(run("ip", "-json", "-details", "address", "show", netns=node.netns) or "[]")
     own = [each for each in links if each.get("ifname") == LINK]
     ipsets = run("ipset", "save", netns=node.netns) if own else ""
@@ -215,11 +215,12 @@ def _plan_ipvs(node: Node) -> Iterator[Removal]:
             script = "".join(f"-D {option} {server}\n" for option, server in gone)
             yield Removal(f"{len(gone)} virtual servers of kube-proxy's", ("ipvsadm", "-R"), script)
     if own:
-        yield Removal(f"link {LINK} and its addresses", ("ip", "link", "delete", LINK))
         sets = [line.split()[1] for line in ipsets.splitlines() if line.startswith("create ")]
         if left := [each for each in sets if each in SETS]:
             script = "".join(f"destroy {each}\n" for each in left)
             yield Removal(f"{len(left)} ipsets of kube-proxy's", ("ipset", "restore"), script)
+        # Last, since it is by this link that the others are known, should they be interrupted.
+        yield Removal(f"link {LINK} and its addresses", ("ip", "link", "delete", LINK))
 
 
 def _is_own(option: str, server: str, addresses: Set[str], ipsets: str) -> bool:

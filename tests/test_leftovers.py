@@ -268,12 +268,12 @@ def test_what_ipvs_left(monkeypatch: pytest.MonkeyPatch) -> None:
             "-D -t 10.96.0.1:443\n-D -t [fd00:10:96::1]:443\n-D -t 192.0.2.9:30080\n"
             "-D --sctp-service 192.0.2.9:30090\n",
         ),
-        ("ip link delete kube-ipvs0", ""),
         (
             "ipset restore",
             "destroy KUBE-CLUSTER-IP\ndestroy KUBE-6-LOAD-BALANCER-SOURCE-CID\n"
             "destroy KUBE-NODE-PORT-TCP\ndestroy KUBE-NODE-PORT-SCTP-HASH\n",
         ),
+        ("ip link delete kube-ipvs0", ""),
     ]
     assert max(map(len, leftovers.SETS)) == 31
     with pytest.raises(MachineError, match="still there: 1 rules"):
