@@ -12,6 +12,7 @@ from kproxylat.cluster import Api
 from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.kernel import check_root
+from kproxylat.liverules import METRICS_PORT
 from kproxylat.lookup import look_up
 from kproxylat.model import Destination
 from kproxylat.modes import Mode, find_mode
@@ -25,6 +26,7 @@ from kproxylat.rollout import (
     apply_change,
     needs_restart,
     plan_change,
+    running_mode,
     wait_for_mode,
     wait_for_rollout,
 )
@@ -182,7 +184,7 @@ def sweep_cluster(
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
     others = [name for name in modes if name != running.name]
     if others:
-        _check_old_mode(api, running.name)
+        _check_old_mode(api, base.node, running.name)
     question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
     if others and asking.confirm and not asking.confirm(question):
         raise UsageError("the cluster's mode is not to be set", f"pass --yes, or --mode {running.name}")
@@ -209,11 +211,17 @@ def _detect(api: Api, node: Node, asking: Asking) -> Mode:
         return detect_mode(lambda: api, only, asking.backend, node)[0]
 
 
-def _check_old_mode(api: Api, running: str) -> None:
-    """Make sure that there is one old mode, and that it can be put back, before anything is changed.
+def _check_old_mode(api: Api, node: Node, running: str) -> None:
+    """Make sure that a change can be seen, that there is one old mode, and that it can be put back, before any change.
 
-    :raises MachineError: kube-proxy runs in another mode than its ConfigMap has, or in one that we cannot set.
+    :raises MachineError: kube-proxy does not answer, or runs in another mode than its ConfigMap has, or in one that we
+        cannot set.
     """
+    if running_mode(node.netns) is None:
+        raise MachineError(
+            "kube-proxy of this node does not say which mode it is in, so that a change could not be seen",
+            f"is its metricsBindAddress another than port {METRICS_PORT}? Or pass --mode {running} alone",
+        )
     change = plan_change(api, running)
     if change.old not in MODES:
         raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)

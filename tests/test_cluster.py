@@ -96,8 +96,12 @@ def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monke
     assert "goes on where this one stopped" in caught.value.remedy
 
 
-def test_many_short_waits_are_survived(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("retry_after", ["0", "", "soon"])
+def test_many_short_waits_are_survived(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str
+) -> None:
     """Priority and fairness may refuse more than ten times, a second each: here, faster."""
+    fake.retry_after = retry_after
     faults = iter(["overload"] * 25 + [""])
     monkeypatch.setattr(cluster, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(fake, "fault", lambda _: next(faults))

@@ -198,6 +198,17 @@ def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
     assert len(asked) == 1, "the mode that it is in needs no leave"
 
 
+def test_a_kube_proxy_that_does_not_answer_is_not_changed(
+    api: Api, runs: Runs, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "running_mode", lambda _: None)
+        patch.setattr(clustersweep, "running_mode", lambda _: None)
+        with pytest.raises(MachineError, match="does not say which mode it is in"):
+            sweep_it(api, runs, "iptables", "nftables")
+    assert {call.verb for call in fake.calls} == {"get", "list"}
+
+
 @pytest.mark.parametrize(("told", "says"), [
     ("nftables", "runs in mode iptables, but its ConfigMap says nftables"),
     ("userspace", "was told mode userspace, which could not be put back"),
