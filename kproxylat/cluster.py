@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from kproxylat import interrupts
+from kproxylat import __version__, interrupts
 from kproxylat.errors import ApiError, MachineError, UsageError
 
 Object = dict[str, Any]
@@ -176,7 +176,9 @@ class Api:
         return PATIENCE_S if self._answered else FIRST_S
 
     def _headers(self, client: Any, content_type: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": client.user_agent}
+        # By its first word the server names, in managedFields, who wrote what.
+        agent = f"kproxylat/{__version__}"
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": agent}
         # The client asks an exec plugin for a new token when the old one expires: once, not from every thread.
         with self._auth, _hearing("the exec plugin"):
             settings = client.configuration.auth_settings().values()

@@ -186,6 +186,18 @@ def test_a_patch_that_lost_a_race_is_tried_again_and_field_managers_conflicts_ar
     assert fake.objects["", "services", "default", "a"]["metadata"]["labels"] == {"x": "y"}
 
 
+def test_the_server_hears_who_we_are(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, heard = fake.answer, []
+
+    def listen(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        heard.append(headers["user-agent"].partition("/")[0])
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(fake, "answer", listen)
+    create(api, "a")
+    assert heard == ["kproxylat"]
+
+
 def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake, "fault", lambda _: api.stop() or "overload")
     fake.retry_after = "10"
