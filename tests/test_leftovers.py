@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import re
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Kernel:
         if kind == "nftables":
             self.run("nft", "-f", str(RULES / "nftables/n0/nft-list-ruleset.txt"))
             return
-        text = gzip.decompress((RULES / f"iptables-{kind}/n100/iptables-{kind}-save.txt.gz").read_bytes()).decode()
+        text = (RULES / f"iptables-{kind}/n0/iptables-{kind}-save.txt").read_text()
         for program, each in (("iptables", text), ("ip6tables", (RULES / "ip6/ip6tables-nft-save.txt").read_text())):
             self.load(f"{program}-{kind}", re.sub(r".*KUBE-FIREWALL.*\n", "", each))
 
@@ -125,6 +126,40 @@ def test_what_is_left_goes_and_nothing_else(kernel: Kernel, running: str, live: 
     assert [str(each) for each in read_live_rules(kernel.node.netns)] == [
         {"nftables": "nftables on nft"}.get(live, f"iptables on {live}")
     ]
+
+
+def test_the_whole_of_it(
+    kernel: Kernel,
+    capsys: Captured,
+    cluster: FakeApi,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """A command line, kube-proxy's word over HTTP in the node's namespace, and the kernel: no fake but the API."""
+    (tmp_path / "proxyMode").write_text("nftables")
+    cluster.objects["", "configmaps", "kube-system", "kube-proxy"]["data"]["config.conf"] = "mode: nftables\n"
+    cluster.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
+    kernel.add("nftables")
+    wanted = kernel.state()
+    kernel.add("legacy")
+    kernel.add("nft")
+    kernel.run("ip", "link", "set", "lo", "up")
+    words = ["ip", "netns", "exec", kernel.name, sys.executable, "-m", "http.server", "10249", "--bind", "127.0.0.1"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            deadline = time.monotonic() + 20
+            while rollout.running_mode(kernel.node.netns) is None:
+                assert time.monotonic() < deadline
+            argv = ("mode", "set", "nftables", "--netns", str(kernel.node.netns), "--clean")
+            before = kernel.state()
+            status, out, err = call(capsys, *argv, "--dry-run")
+            assert (status, kernel.state()) == (0, before), err
+            assert "iptables-legacy-restore --noflush --wait=5\n  *nat\n  :KUBE-" in out
+            status, out, err = call(capsys, *argv, "--yes")
+            assert (status, kernel.state()) == (0, wanted), err
+            assert "removed: " in out
+            assert call(capsys, *argv)[1].splitlines()[-1] == "no rules of other modes are left in this kernel"
+        finally:
+            server.terminate()
 
 
 def test_what_is_in_use_or_unclear_stays(kernel: Kernel) -> None:
