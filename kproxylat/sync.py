@@ -146,5 +146,6 @@ def _late(missing: Set[Destination], left: Set[Destination], limit_s: float) -> 
     ]
     return MachineError(
         f"kube-proxy's rules are not up to date after {limit_s:g} s: {'; '.join(said) or 'it is still busy'}",
-        "look at its log: kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
+        "a Service without a ready endpoint has no rules; if it has one, kube-proxy's log:\n"
+        "  kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
     )
