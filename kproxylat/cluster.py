@@ -14,6 +14,7 @@ import os
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from kproxylat import interrupts
+from kproxylat import __version__, interrupts
 from kproxylat.errors import ApiError, MachineError, UsageError
 
 Object = dict[str, Any]
@@ -121,7 +122,7 @@ class Api:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        """Send a request until it is answered: overload, lost connections and conflicts of a POST are tried again.
+        """Send a request until it is answered: overload, lost connections and conflicts, but DELETE's, are tried again.
 
         A request whose answer was lost may have been carried out: a second POST may say AlreadyExists, a second
         DELETE NotFound. Where the server does not take our credentials, they are read anew once.
@@ -158,7 +159,9 @@ class Api:
                 renewed = True
                 continue
             refused = self._refuse(answer.status, answer.data)
-            again = answer.status in OVERLOADED or (method == "POST" and refused.reason == "Conflict")
+            # The server's own tries were too few. Field managers' conflicts are called the same, and don't go away.
+            raced = refused.reason == "Conflict" and "Apply failed" not in str(refused)
+            again = answer.status in OVERLOADED or (method in ("POST", "PATCH") and raced)
             # No ClusterIP is left: the server calls that an internal error.
             if "range is full" in str(refused):
                 refused.remedy, again = "delete Services, or give the cluster a larger service CIDR", False
@@ -173,7 +176,9 @@ class Api:
         return PATIENCE_S if self._answered else FIRST_S
 
     def _headers(self, client: Any, content_type: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": client.user_agent}
+        # By its first word the server names, in managedFields, who wrote what.
+        agent = f"kproxylat/{__version__}"
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": agent}
         # The client asks an exec plugin for a new token when the old one expires: once, not from every thread.
         with self._auth, _hearing("the exec plugin"):
             settings = client.configuration.auth_settings().values()
@@ -228,6 +233,8 @@ class Api:
             remedy = "the server is overloaded or ill: later, the same command goes on where this one stopped"
         if "exceeded quota" in message:
             remedy = f"ask for more, or use another namespace (-n): kubectl describe quota -n {self.namespace}"
+        if "being terminated" in message:
+            remedy = "wait until the namespace is gone, and make it anew: kubectl create namespace; or use another (-n)"
         if "Apply failed" in message:
             remedy = "measure it as it is, or delete it and let it be made anew"
         if status == 401:
@@ -275,6 +282,7 @@ def _hearing(plugin: str) -> Iterator[None]:
 
 def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
     """Return the kubernetes client, the context's name, and its namespace."""
+    import urllib3
     from kubernetes.client import ApiClient, Configuration
     from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
     from kubernetes.config.kube_config import KubeConfigMerger
@@ -286,11 +294,16 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
     configuration = Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
     try:
-        if any(Path(each).is_file() for each in files.split(os.pathsep)):
-            merged = KubeConfigMerger(files).config.value
+        if there := [each for each in files.split(os.pathsep) if Path(each).is_file()]:
+            # An empty one among others is no harm, as in kubectl.
+            files = os.pathsep.join([each for each in there if Path(each).stat().st_size] or there)
+            merger = KubeConfigMerger(files)
+            merged = merger.config.value
             contexts = [getattr(each, "value", each) for each in merged.get("contexts") or ()]
             known = {each["name"]: each.get("context") or {} for each in contexts}
-            name = context or merged.get("current-context") or ""
+            # Of several files, the first one that names a context is right; the client would take the last one's.
+            current = (each.get("current-context") for each in merger.config_files.values())
+            name = context or next(filter(None, current), "")
             if name not in known:
                 raise UsageError(
                     f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
@@ -298,6 +311,11 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
                 )
             users = [getattr(each, "value", each) for each in merged.get("users") or ()]
             user = next((each.get("user") or {} for each in users if each["name"] == known[name].get("user")), {})
+            if user.get("as"):
+                raise MachineError(
+                    f"the user of context {name} acts as {user['as']}, which kproxylat cannot do",
+                    "pass the --context of a user who has the rights",
+                )
             with _hearing(f"exec plugin {(user.get('exec') or {}).get('command')}"):
                 load_kube_config(files, name, configuration, persist_config=False)
             found = known[name].get("namespace")
@@ -312,4 +330,13 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
     except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise MachineError(f"the kubeconfig cannot be used: {said}", "try: kubectl config view") from None
-    return ApiClient(configuration), name, found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", urllib3.exceptions.DependencyWarning)
+        try:
+            client = ApiClient(configuration)
+        except ModuleNotFoundError:
+            raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
+    if not configuration.verify_ssl:
+        # Somebody has asked for it, and kubectl does not say so at each request, either.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return client, name, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,9 @@ from kproxylat.cluster import Api
 from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.kernel import check_root
+from kproxylat.liverules import METRICS_PORT
 from kproxylat.lookup import look_up
+from kproxylat.model import Destination
 from kproxylat.modes import Mode, find_mode
 from kproxylat.nodes import Node
 from kproxylat.plan import Options
@@ -24,12 +26,14 @@ from kproxylat.rollout import (
     apply_change,
     needs_restart,
     plan_change,
+    running_mode,
     wait_for_mode,
     wait_for_rollout,
 )
 from kproxylat.screen import say
 from kproxylat.sweep import Sweep, plan_points, sweep
 from kproxylat.sync import live_ports, service_ports, wait_for_rules
+from kproxylat.target import miss_path
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Preparation:
         self._backend = backend
         self._undoing: Change | None = None
         self._changed = False
+        self._target: frozenset[Destination] = frozenset()
         self._before = frozenset(read_dummies(api).services)
 
     def check(self, counts: Sequence[int]) -> None:
@@ -84,6 +89,8 @@ class Preparation:
         :raises MachineError: kube-proxy does not get there.
         """
         self._set_mode(point.mode.name)
+        if point.found and not miss_path(point.found):
+            self._target = frozenset([point.target])
         sync_s = self._set_count(point.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
         return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
@@ -92,8 +99,6 @@ class Preparation:
         if mode == self._mode:
             return
         change = plan_change(self._api, mode)
-        if change.old not in MODES:
-            raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
         if needs_restart(self._api, change, self._node.netns):
             self._undoing = self._undoing or change
             say(f"      kube-proxy's mode: {change.old} -> {mode}; its pods are restarted")
@@ -113,9 +118,13 @@ class Preparation:
             if unwanted:
                 delete(self._api, numbers)
             create(self._api, found, missing)
-        read = partial(live_ports, mode=self._mode, backend=self._backend)
-        took_s = wait_for_rules(service_ports(read_dummies(self._api)), unwanted, node=self._node, read=read)
+        took_s = self._wait_for_rules(service_ports(read_dummies(self._api)), unwanted)
         return round(took_s, 3) if missing or unwanted else None
+
+    def _wait_for_rules(self, wanted: Set[Destination], unwanted: Set[Destination] = frozenset()) -> float:
+        """Wait for the target's rule, too: after a switch there are none at first."""
+        read = partial(live_ports, mode=self._mode, backend=self._backend)
+        return wait_for_rules(wanted | self._target, unwanted, node=self._node, read=read)
 
     def delete_services(self) -> None:
         """Delete the dummy Services that were not there before.
@@ -141,6 +150,9 @@ class Preparation:
             if needs_restart(self._api, change, self._node.netns):
                 apply_change(self._api, change)
                 wait_for_rollout(self._api, change)
+            wait_for_mode(change.runs_as, netns=self._node.netns)
+            self._mode = change.runs_as
+            self._wait_for_rules(frozenset())
 
 
 @contextmanager
@@ -171,6 +183,8 @@ def sweep_cluster(
     running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
     others = [name for name in modes if name != running.name]
+    if others:
+        _check_old_mode(api, base.node, running.name)
     question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
     if others and asking.confirm and not asking.confirm(question):
         raise UsageError("the cluster's mode is not to be set", f"pass --yes, or --mode {running.name}")
@@ -195,6 +209,27 @@ def _detect(api: Api, node: Node, asking: Asking) -> Mode:
             raise
         only = asking.modes[0] if len({*asking.modes}) == 1 else None
         return detect_mode(lambda: api, only, asking.backend, node)[0]
+
+
+def _check_old_mode(api: Api, node: Node, running: str) -> None:
+    """Make sure that a change can be seen, that there is one old mode, and that it can be put back, before any change.
+
+    :raises MachineError: kube-proxy does not answer, or runs in another mode than its ConfigMap has, or in one that we
+        cannot set.
+    """
+    if running_mode(node.netns) is None:
+        raise MachineError(
+            "kube-proxy of this node does not say which mode it is in, so that a change could not be seen",
+            f"is its metricsBindAddress another than port {METRICS_PORT}? Or pass --mode {running} alone",
+        )
+    change = plan_change(api, running)
+    if change.old not in MODES:
+        raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
+    if (told := MODES[change.old] or DEFAULT_MODE) != running:
+        raise MachineError(
+            f"kube-proxy runs in mode {running}, but its ConfigMap says {told}: which is to be put back, is not clear",
+            f"decide first: kproxylat mode set {running}, or mode set {told}; or pass --mode {running} alone",
+        )
 
 
 def _usual(mode: str) -> str | None:

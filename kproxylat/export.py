@@ -22,6 +22,7 @@ _RUN_FIELDS = (
     *("clock", "kernel", "cut_short", "probes"),
 )
 _PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
+_AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s")
 _AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
 
 
@@ -51,7 +52,9 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
     """
     names = [f"{percent:g}" for percent in percents]
     shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
-    yield _csv_row([*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS])
+    yield _csv_row(
+        [*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS, *_AFTER_FIELDS]
+    )
     for result in results:
         probe = main_probe(result)
         row = _describe(result, probe)
@@ -59,7 +62,8 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
         bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
         maps = {name: asdict(each) for name, each in result.maps.items()}
         quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
-        yield _csv_row([*row, *bounds, *quality, *_describe_around(result, probe)])
+        after = [getattr(result.run, name) for name in _AFTER_FIELDS]
+        yield _csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
 
 
 def _describe_around(result: Result, probe: Probe | None) -> list[float | None]:

@@ -20,9 +20,12 @@ from kproxylat.model import Destination
 from kproxylat.proc import call_inside, run
 
 METRICS_PORT = 10249
+LINK = "kube-ipvs0"
+"""The link that mode ipvs gives every Service's address, but NodePorts'."""
 PROBE_S = 2.0
 _RULE = re.compile(r"(?:\[(\d+):\d+\] )?-A KUBE-SERVICES (.*)")
-_SERVICE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (tcp|udp|sctp) .*--dport (\d+) -j KUBE-SV[CL]-")
+_SERVICE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (tcp|udp|sctp) .*--dport (\d+) -j KUBE-(?:SV[CL]|EXT|FW)-")
+"""The jump of a ClusterIP, an external one, or a load balancer's, as map service-ips has all of them."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,14 @@ def parse_service_ips(text: str) -> LiveRules | None:
 def parse_ip_vs(text: str) -> LiveRules | None:
     """Read /proc/net/ip_vs (kernel, net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show).
 
-    Sample: ``TCP  0A600001:01BB rr``, the address and port in hexadecimal; ``TCP  [fd00:0010:...:0001]:01BB rr``.
+    Sample: ``TCP  0A600001:01BB rr``, the address and port in hexadecimal; ``TCP  [fd00:0010:...:0001]:01BB rr``. One
+    that no ``  -> 0A630002:192B`` follows has no endpoint, and translates nothing.
     """
-    lines = re.findall(r"^(TCP|UDP|SCTP) +([0-9A-F]{8}|\[[0-9a-f:]+\]):([0-9A-F]{4}) ", text, re.M)
+    server = r"^(TCP|UDP|SCTP) +([0-9A-F]{8}|\[[0-9a-f:]+\]):([0-9A-F]{4}) .*"
+    lines = re.findall(server, text, re.M)
     services = {
         Destination(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
-        for protocol, ip, port in lines
+        for protocol, ip, port in re.findall(rf"{server}\n +->", text, re.M)
     }
     return LiveRules("ipvs", "ipvs", len(lines), services) if lines else None
 

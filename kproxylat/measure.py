@@ -30,9 +30,10 @@ from kproxylat.stage import begin, build, open_node
 from kproxylat.traffic import GENERATORS, Sent
 
 
-def measure(options: Options) -> tuple[Result, Interrupted | MachineError | None]:
+def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Interrupted | MachineError | None]:
     """Measure what kube-proxy costs the target's packets.
 
+    :param sync_s: how long kube-proxy took before, for the record (None: nothing was changed).
     :return: the result, which is saved, too; and the signal that cut it short, or why it could not be saved.
     :raises KproxylatError: it could not be measured. Whatever happens, nothing is left behind.
     """
@@ -89,7 +90,7 @@ def measure(options: Options) -> tuple[Result, Interrupted | MachineError | None
         if further and not interrupted:
             send_again = partial(send, name=options.generator)
             result, interrupted = add_overhead(result, mode, plan, further, send_again, log.write)
-        result = replace(result, run=replace(result.run, log=str(log.path)))
+        result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
         unsaved = log.save(result)
     return result, interrupted or unsaved
 

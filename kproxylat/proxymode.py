@@ -16,6 +16,7 @@ PROXY_MODES = ("iptables", "ipvs", "nftables")
 BACKENDS = {"nftables": "nft", "ipvs": "ipvs"}
 """The backend of the modes that have only one."""
 CERTAIN, LIKELY, AMBIGUOUS, UNKNOWN, NONE = "certain", "likely", "ambiguous", "unknown", "none"
+CLEAN = "kube-proxy --cleanup, by the backend that is to go, then restart it"
 SETTLE = "sudo kproxylat mode show --probe"
 ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
@@ -149,7 +150,8 @@ def _choose(
         tried = "" if counted is None else ", and a packet sent did not tell"
         reason = f"the kernel holds the rules of {names}{tried}"
         mode = running or (rules[0].mode if len({each.mode for each in rules}) == 1 else None)
-        settle = SETTLE if counted is None else "kube-proxy --cleanup, by the backend that is to go, then restart it"
+        clean = f"sudo kproxylat mode set {running} --clean" if running else CLEAN
+        settle = SETTLE if counted is None else clean
         return Finding(mode, BACKENDS.get(mode or ""), AMBIGUOUS, reason, settle, tuple(warnings))
     [found] = hits
     if running and found.mode != running:

@@ -151,6 +151,9 @@ def _patch(api: Api, change: Change) -> None:
     except ApiError as error:
         if error.status != 422:
             raise
+        if "immutable" in str(error):
+            error.remedy = "it says immutable: true: put a new ConfigMap into its place yourself"
+            raise
         # The answer to a first try may have been lost.
         now = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
         if now != change.text:

@@ -151,7 +151,6 @@ class State:
             try:
                 done = json.loads(line)
                 result = from_json((path.parent / Path(done["result"]).name).read_text(encoding="utf-8"))
-                result = replace(result, run=replace(result.run, sync_s=done.get("sync_s")))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             self.results[done["point"]], self.seconds[done["point"]] = result, done["seconds"]
@@ -171,7 +170,7 @@ class State:
         self.results[point], self.seconds[point] = result, seconds
         if not result.run.cut_short and result.run.log:
             name = Path(result.run.log).with_suffix(".json").name
-            self._write({"point": point, "seconds": round(seconds, 1), "result": name, "sync_s": result.run.sync_s})
+            self._write({"point": point, "seconds": round(seconds, 1), "result": name})
 
     def close(self, points: Iterable[str], text: str) -> Path:
         """Save the sweep's document, and forget the points that are in it."""
@@ -305,11 +304,10 @@ def sweep(
             begun_s = kernel.user_clock_s()
             try:
                 prepared, sync_s = prepare(point) if prepare else (point, None)
-                result, ended = measure(prepared)
+                result, ended = measure(prepared, sync_s)
             except (KproxylatError, Interrupted):
                 say(f"      {len(found.results)} of {len(runs)} runs are kept: the same command goes on from there")
                 raise
-            result = replace(result, run=replace(result.run, sync_s=sync_s))
             state.add(name, result, kernel.user_clock_s() - begun_s)
         found.results.append(state.results[name])
         found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)

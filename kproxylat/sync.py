@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -12,9 +13,10 @@ from kproxylat import interrupts
 from kproxylat.cluster import Object
 from kproxylat.dummies import Dummies
 from kproxylat.errors import MachineError
-from kproxylat.liverules import read_proxy
+from kproxylat.liverules import LINK, read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
+from kproxylat.proc import run
 from kproxylat.proxymode import AMBIGUOUS, BACKENDS, decide, gather
 from kproxylat.screen import counting
 
@@ -56,14 +58,26 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     return {port for each in evidence.rules if (each.mode, each.backend) == (mode, backend) for port in each.services}
 
 
-def mode_ports(node: Node | None, mode: str) -> set[Destination]:
-    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read."""
-    rules = gather(None, node=node).rules or ()
-    return {port for each in rules if each.mode == mode for port in each.services}
+def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Destination]] = set.union) -> set[Destination]:
+    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read.
+
+    Those that every mode has among them: NodePorts, which ipvs has on the node's own addresses, are not.
+
+    :param combine: those of several backends; ``set.intersection`` leaves out what only rules left behind hold.
+    """
+    found = [set(each.services) for each in gather(None, node=node).rules or () if each.mode == mode]
+    ports = combine(*found) if found else set()
+    if mode != "ipvs" or not ports:
+        return ports
+    links = json.loads(run("ip", "-json", "address", "show", netns=node.netns if node else None) or "[]")
+    own = {info["local"] for each in links if each.get("ifname") != LINK for info in each.get("addr_info", ())}
+    return {each for each in ports if each.ip not in own}
 
 
 def is_idle(metrics: str) -> bool:
     """Whether kube-proxy has no sync before it, by its /metrics: nothing pending, and the last sync begun is done.
+
+    One that has just been started, and has not synced at all yet, is not idle: rules that are there are another's.
 
     Samples: ``kubeproxy_sync_proxy_rules_service_changes_pending 0`` and
     ``kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.7e+09``.
@@ -71,6 +85,9 @@ def is_idle(metrics: str) -> bool:
     values = {(name, labels): float(value) for name, labels, value in _METRIC.findall(metrics)}
     pending = sum(value for (name, _), value in values.items() if name.endswith("_changes_pending"))
     queued = {labels: value for (name, labels), value in values.items() if name == "last_queued_timestamp_seconds"}
+    synced = [value for (name, _), value in values.items() if name == "last_timestamp_seconds"]
+    if values and not any(synced):
+        return False
     return not pending and all(
         values.get(("last_timestamp_seconds", labels), 0) >= value for labels, value in queued.items()
     )
@@ -129,5 +146,6 @@ def _late(missing: Set[Destination], left: Set[Destination], limit_s: float) -> 
     ]
     return MachineError(
         f"kube-proxy's rules are not up to date after {limit_s:g} s: {'; '.join(said) or 'it is still busy'}",
-        "look at its log: kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
+        "a Service without a ready endpoint has no rules; if it has one, kube-proxy's log:\n"
+        "  kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
     )

@@ -11,6 +11,7 @@ import asyncio
 import copy
 import json
 import random
+import ssl
 import threading
 import uuid
 from collections import Counter
@@ -70,7 +71,8 @@ class FakeApi:
     """The server's state, and what it is to do wrong.
 
     :param fault_rate: how many of the requests go wrong, in a way of :data:`FAULTS`.
-    :param denied: verb and resource -> answered by 403.
+    :param denied: verb and resource -> answered by 403. ``permitted``: verb, group, resource, namespace and name, ""
+        being any, outside of which all is denied (None: all is permitted).
     :param after: called with each request that was carried out.
     """
 
@@ -80,6 +82,7 @@ class FakeApi:
     anonymous: bool = False
     seed: int = 1
     denied: set[tuple[str, str]] = field(default_factory=set)
+    permitted: set[tuple[str, ...]] | None = None
     after: Callable[[Call], None] | None = None
     objects: dict[tuple[str, str, str, str], Object] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -165,9 +168,10 @@ class FakeApi:
         self.calls.append(call)
         self.queries.append(query)
         # kubectl sends no token without TLS.
-        if headers.get("authorization") != f"Bearer {TOKEN}" and not self.anonymous:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if (scheme.lower(), token) != ("bearer", TOKEN) and not self.anonymous:
             raise Refused(401, "Unauthorized")
-        if (verb, resource) in self.denied:
+        if (verb, resource) in self.denied or not self._permits(call):
             about = f'{resource} "{name}" is forbidden' if name else f"{resource} is forbidden"
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
             user = 'User "fake" cannot'
@@ -199,6 +203,12 @@ class FakeApi:
         if self.after:
             self.after(call)
         return 201 if verb == "create" else 200, result
+
+    def _permits(self, call: Call) -> bool:
+        wanted = {
+            call._replace(namespace=space, name=name) for space in ("", call.namespace) for name in ("", call.name)
+        }
+        return self.permitted is None or not wanted.isdisjoint(self.permitted)
 
     def _list(self, group: str, resource: str, namespace: str, query: dict[str, str]) -> Object:
         labels = [each.split("=") for each in query.get("labelSelector", "").split(",") if each]
@@ -318,7 +328,8 @@ class FakeApi:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            writer.close()
+            # Over TLS, a close would wait for the client's.
+            writer.transport.abort() if writer.get_extra_info("ssl_object") else writer.close()
 
 
 def _merge(document: Object, patch: Object) -> None:
@@ -334,10 +345,10 @@ def _merge(document: Object, patch: Object) -> None:
 
 
 @contextmanager
-def serving(fake: FakeApi) -> Iterator[FakeApi]:
-    """Serve on a free port of loopback, in a thread."""
+def serving(fake: FakeApi, tls: ssl.SSLContext | None = None) -> Iterator[FakeApi]:
+    """Serve on a free port of loopback, in a thread; over TLS, if told so."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0, limit=2**20))
+    server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0, limit=2**20, ssl=tls))
     fake.port = server.sockets[0].getsockname()[1]
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -351,6 +362,7 @@ def serving(fake: FakeApi) -> Iterator[FakeApi]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)
             loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), loop)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -240,3 +242,67 @@ def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: Fake
         assert "Service default/worker is there, and not kproxylat's: it is not touched" in err
     assert cluster.named("services") == ["worker"]
     assert cluster.named("deployments") == []
+
+
+API_COMMANDS = (
+    ("services", "create", "--count", "1"),
+    ("services", "list"),
+    ("services", "delete"),
+    ("mode", "set", "nftables", "--yes"),
+    ("run", "2", "1000"),
+    ("render",),
+    ("sweep", "2", "1000", "--services", "1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "said", "remedy"),
+    [
+        ("no kubeconfig", 1, "there is no kubeconfig: ", "pass --kubeconfig FILE"),
+        ("an expired token", 1, "refuses (401 Unauthorized): the token has expired", "log in again"),
+        ("a wrong context", 2, "the kubeconfig has no context 'prod'", "--context takes one of: fake"),
+        ("a server that is not there", 1, "no API server answers at http://127.0.0.1:", "kubectl config view --minify"),
+        ("no permission", 1, "not permitted|403 Forbidden", "docs/rbac.md"),
+        ("no API", 1, "is no Kubernetes API", "kubectl config view --minify"),
+    ],
+)
+@pytest.mark.parametrize("argv", API_COMMANDS, ids=" ".join)
+def test_bad_input_of_every_command(
+    capsys: Captured,
+    cluster: FakeApi,
+    measured: list[Options],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    argv: tuple[str, ...],
+    wrong: str,
+    status: int,
+    said: str,
+    remedy: str,
+) -> None:
+    """One clear line, the remedy, and the status; nothing is changed or measured."""
+    monkeypatch.setattr("kproxylat.clustersweep.check_root", lambda: None)
+    monkeypatch.setattr("kproxylat.lookup.check_root", lambda: None)
+    for each in RECORDED.glob("*worker.json"):
+        cluster.add(each)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if wrong == "no kubeconfig":
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    elif wrong == "an expired token":
+        cluster.kubeconfig(tmp_path, token="old")  # noqa: S106
+    elif wrong == "a server that is not there":
+        cluster.kubeconfig(tmp_path, port=port)
+    elif wrong == "no permission":
+        cluster.permitted = set()
+    elif wrong == "no API":
+        monkeypatch.setattr(cluster, "answer", lambda *_: (200, [], ""))
+    before = copy.deepcopy(cluster.objects)
+    found, out, err = call(capsys, *argv, *(("--context", "prod") if wrong == "a wrong context" else ()))
+    assert (found, out, measured, cluster.objects) == (status, "", [], before), err
+    [line, *remedies] = err.splitlines()
+    assert re.search(re.escape(said).replace(r"\|", "|"), line)
+    assert line.startswith("kproxylat: ")
+    assert remedy in remedies[0]
+    assert all(each.startswith("  ") for each in remedies)
+    assert len(remedies) <= 2

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
+import ssl
+import subprocess
 import sys
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +21,7 @@ from kproxylat import cluster
 from kproxylat.cluster import Api, connect
 from kproxylat.errors import ApiError, MachineError, UsageError
 from tests import fake_api
-from tests.fake_api import TOKEN, FakeApi, Refused
+from tests.fake_api import TOKEN, FakeApi, Refused, serving
 
 SERVICES = "/api/v1/namespaces/default/services"
 RECORDED = Path(__file__).parent / "kube-api"
@@ -92,8 +96,12 @@ def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monke
     assert "goes on where this one stopped" in caught.value.remedy
 
 
-def test_many_short_waits_are_survived(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("retry_after", ["0", "", "soon"])
+def test_many_short_waits_are_survived(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str
+) -> None:
     """Priority and fairness may refuse more than ten times, a second each: here, faster."""
+    fake.retry_after = retry_after
     faults = iter(["overload"] * 25 + [""])
     monkeypatch.setattr(cluster, "LONGEST_WAIT_S", 0.05)
     monkeypatch.setattr(fake, "fault", lambda _: next(faults))
@@ -135,6 +143,11 @@ def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.Monk
     [
         (403, 'services "a" is forbidden: exceeded quota: q, used: services=5', "kubectl describe quota -n default"),
         (
+            403,
+            'services "a" is forbidden: unable to create new content in namespace x because it is being terminated',
+            "wait until the namespace is gone",
+        ),
+        (
             409,
             'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec.ports',
             "measure it as it is",
@@ -151,6 +164,38 @@ def test_remedies(
     with pytest.raises(ApiError) as caught:
         create(api, "a")
     assert remedy in caught.value.remedy
+
+
+def test_a_patch_that_lost_a_race_is_tried_again_and_field_managers_conflicts_are_not(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["Operation cannot be fulfilled on services: the object has been modified", "Apply failed with 1 conflict"]
+    patch = fake._patch
+
+    def refuse(*argv: Any) -> object:
+        if said:
+            raise Refused(409, said.pop(0), "Conflict")
+        return patch(*argv)
+
+    monkeypatch.setattr(fake, "_patch", refuse)
+    create(api, "a")
+    with pytest.raises(ApiError, match="Apply failed"):
+        api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    said = said or ["Operation cannot be fulfilled on services: the object has been modified"]
+    api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    assert fake.objects["", "services", "default", "a"]["metadata"]["labels"] == {"x": "y"}
+
+
+def test_the_server_hears_who_we_are(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, heard = fake.answer, []
+
+    def listen(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        heard.append(headers["user-agent"].partition("/")[0])
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(fake, "answer", listen)
+    create(api, "a")
+    assert heard == ["kproxylat"]
 
 
 def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,3 +366,114 @@ def test_a_proxy_is_used(fake: FakeApi, tmp_path: Path) -> None:
     document["clusters"][0]["cluster"] = {"server": "http://api.invalid", "proxy-url": f"http://127.0.0.1:{fake.port}"}
     path.write_text(json.dumps(document))
     assert list(connect(path).list(SERVICES)) == []
+
+
+def test_proxies_of_the_environment(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"] = {"server": "http://api.invalid"}
+    path.write_text(json.dumps(document))
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{fake.port}")
+    assert list(connect(path).list(SERVICES)) == []
+    monkeypatch.setenv("no_proxy", ".example,api.invalid")
+    with pytest.raises(MachineError, match=r"no API server answers at http://api\.invalid"):
+        connect(path).get(SERVICES)
+
+
+def test_a_socks_proxy_that_takes_more(fake: FakeApi, tmp_path: Path) -> None:
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1"
+    path.write_text(json.dumps(document))
+    with pytest.raises(MachineError) as caught:
+        connect(path).get(SERVICES)
+    assert (str(caught.value), caught.value.remedy) == (
+        "a SOCKS proxy takes the Python package PySocks",
+        "pip install PySocks",
+    )
+
+
+def test_several_files_are_one_configuration(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kubectl has it: the first file that says something, of a name or of the current context, is right."""
+    whole = json.loads(fake.kubeconfig(tmp_path, namespace="team").read_text())
+    other = {"name": "other", "context": {"cluster": "fake", "user": "fake", "namespace": "others"}}
+    first = {**whole, "users": [], "clusters": None}
+    second = {**whole, "contexts": [other, {"name": "fake", "context": {}}], "current-context": "other"}
+    paths = [tmp_path / each for each in ("nowhere", "first", "second", "empty")]
+    for path, document in zip(paths[1:], (first, second, None), strict=True):
+        path.write_text(json.dumps(document) if document else "")
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, [*paths, ""])))
+    api = connect()
+    assert (api.context, api.namespace) == ("fake", "team")
+    assert list(api.list(SERVICES)) == []
+    assert connect(context="other").namespace == "others"
+    paths[1].write_text(json.dumps({**first, "current-context": ""}))
+    assert connect().context == "other"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that vouches for itself, for 127.0.0.1, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2", "-subj", "/CN=fake")
+    files = ("-nodes", "-keyout", str(path), "-out", str(path.with_suffix(".crt")))
+    words = ["openssl", "req", "-x509", *made, *files, "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(words, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The server's certificate is checked, unless the kubeconfig says otherwise; ours is shown."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    tls.load_cert_chain(certificate)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with serving(FakeApi(anonymous=True), tls) as fake:
+        path = fake.kubeconfig(tmp_path)
+        document = json.loads(path.read_text())
+        server = {"server": f"https://127.0.0.1:{fake.port}"}
+        encoded = base64.b64encode(certificate.read_bytes()).decode()
+        document["users"][0]["user"] = {"client-certificate-data": encoded, "client-key-data": encoded}
+        for cluster_, said in (
+            ({**server, "certificate-authority": certificate.name}, None),
+            ({**server, "certificate-authority-data": encoded}, None),
+            ({**server, "insecure-skip-tls-verify": True}, None),
+            (server, "certificate verify failed"),
+            (
+                {**server, "certificate-authority-data": encoded, "tls-server-name": "x"},
+                "certificate verify failed",
+            ),
+        ):
+            document["clusters"][0]["cluster"] = cluster_
+            path = certificate.with_name("kubeconfig")
+            path.write_text(json.dumps(document))
+            if said:
+                with pytest.raises(MachineError, match=said):
+                    connect(path).get(SERVICES)
+            else:
+                assert list(connect(path).list(SERVICES)) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's token, namespace and CA, and no kubeconfig."""
+    from kubernetes.config import incluster_config
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    for name, text in (("token", TOKEN), ("namespace", "team"), ("ca.crt", certificate.read_text())):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(cluster, "IN_CLUSTER", tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    with serving(FakeApi(), tls) as fake:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(fake.port))
+        api = connect()
+        assert (api.namespace, list(api.list(SERVICES))) == ("team", [])
+
+
+def test_whom_one_acts_for_is_not_ignored(fake: FakeApi, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="user of context fake acts as jane"):
+        with_user(fake, tmp_path, {"token": TOKEN, "as": "jane"})

@@ -56,6 +56,8 @@ class KubeProxy:
         template = self.fake.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["spec"]["template"]
         restarted = template["metadata"].get("annotations", {}).get(rollout.RESTARTED, "")
         if restarted != self.restarted:
+            # A mode that is new has no rules yet.
+            self.late = [set()] * LATE if self.mode != self.config() else self.late
             self.restarted, self.mode = restarted, self.config()
             self.modes.append(self.mode)
         return self.mode
@@ -107,7 +109,7 @@ class Runs:
         self.end_at: int | None = None
         self.error: BaseException | None = None
 
-    def measure(self, options: Options) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         there = len([each for each in self.proxy.fake.named("services") if each.startswith("dummy")])
         held = self.proxy.rules(None)[0].rules - 2
         mode = options.mode
@@ -121,7 +123,7 @@ class Runs:
         result = change_run(
             with_values(load(COUNTED)[0], {2000 + there: 20}, options.services or 0),
             mode=mode.name, backend=mode.backend, script_sha256=mode.backend, log=str(log), cut_short=bool(ended),
-            clock="ns",
+            clock="ns", sync_s=sync_s,
         )  # fmt: skip
         log.with_suffix(".json").write_text(to_json(result))
         return result, ended
@@ -176,6 +178,11 @@ def test_modes_are_set_one_after_another_and_back(api: Api, runs: Runs) -> None:
     assert made(runs.proxy.fake) <= rights(MANIFESTS["sweep"])
 
 
+def test_without_dummy_services_the_targets_rule_is_waited_for(api: Api, runs: Runs) -> None:
+    sweep_it(api, runs, "nftables", counts=(0,))
+    assert runs.seen == [("nftables", "nft", 0, 0)]
+
+
 def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
     asked: list[str] = []
 
@@ -189,6 +196,37 @@ def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
     assert runs.seen == []
     sweep_it(api, runs, "iptables", confirm=refuse)
     assert len(asked) == 1, "the mode that it is in needs no leave"
+
+
+def test_a_kube_proxy_that_does_not_answer_is_not_changed(
+    api: Api, runs: Runs, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "running_mode", lambda _: None)
+        patch.setattr(clustersweep, "running_mode", lambda _: None)
+        with pytest.raises(MachineError, match="does not say which mode it is in"):
+            sweep_it(api, runs, "iptables", "nftables")
+    assert {call.verb for call in fake.calls} == {"get", "list"}
+
+
+@pytest.mark.parametrize(("told", "says"), [
+    ("nftables", "runs in mode iptables, but its ConfigMap says nftables"),
+    ("userspace", "was told mode userspace, which could not be put back"),
+])  # fmt: skip
+def test_an_old_mode_that_is_not_clear_is_not_touched(
+    api: Api, runs: Runs, fake: FakeApi, told: str, says: str
+) -> None:
+    """The ConfigMap was changed, and the pods were not restarted since."""
+    config = fake.objects["", "configmaps", "kube-system", "kube-proxy"]["data"]
+    before = config["config.conf"]
+    config["config.conf"] = before.replace('mode: ""', f"mode: {told}")
+    with pytest.raises(MachineError, match=says):
+        sweep_it(api, runs, "iptables", "nftables")
+    assert runs.seen == []
+    assert {call.verb for call in fake.calls} == {"get", "list"}
+    sweep_it(api, runs, "iptables")
+    assert len(runs.seen) == 2, "where no mode is set, none is to be put back"
+    config["config.conf"] = before
 
 
 @pytest.mark.parametrize("error", [None, MachineError("the machine broke"), Interrupted(15)], ids=repr)
@@ -207,7 +245,9 @@ def test_whatever_ends_it_all_is_put_back_and_gone_on_with(api: Api, runs: Runs,
     assert found.resumed == (3 if error else 2)
     assert found.complete
     assert [each.run.services for each in found.results] == [5, 20, 5, 20]
-    # kube-proxy's time is that of a change, and is kept.
+    # kube-proxy's time is that of a change, and is in each result as it was saved.
+    saved = [load(path)[0] for path in runs.directory.glob("ebpf_*.json")]
+    assert all(each.run.sync_s is not None for each in saved)
     assert all(each.run.sync_s is not None and 0 < each.run.sync_s < 60 for each in found.results)
 
 
@@ -239,10 +279,10 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
 ) -> None:
     measure = runs.measure
 
-    def lose_rights(options: Options) -> tuple[Result, Interrupted | None]:
+    def lose_rights(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("delete", "services"))
-        return measure(options)
+        return measure(options, sync_s)
 
     monkeypatch.setattr(sweep, "measure", lose_rights)
     with pytest.raises(MachineError, match="403 Forbidden"):
@@ -253,10 +293,10 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
     fake.denied.clear()
     delete(api)
 
-    def lose_others(options: Options) -> tuple[Result, Interrupted | None]:
+    def lose_others(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("patch", "daemonsets"))
-        return measure(options)
+        return measure(options, sync_s)
 
     monkeypatch.setattr(sweep, "measure", lose_others)
     with pytest.raises(MachineError, match="403 Forbidden"):

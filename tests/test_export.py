@@ -186,6 +186,9 @@ def test_the_whole_hook_and_what_tracing_adds_are_in_every_export() -> None:
     assert [row[name] for name in ("empty_adds", "script_adds", "untraced_lo", "untraced_hi")] == [
         *("250", "1900", "50", "300")
     ]
+    later = replace(ours(3), run=replace(ours(3).run, position_after=2, chain_length_after=9, sync_s=1.5))
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([later]))))
+    assert [row[name] for name in ("position_after", "chain_length_after", "sync_s")] == ["2", "9", "1.5"]
     (document,) = json.loads("".join(export_json([around()])))["results"]
     assert document["probes"][1]["share"] == 0.14
     assert document["overhead"]["script"] == {"estimate": 1900, "lo": 1900, "hi": 1900}

@@ -319,6 +319,32 @@ def test_two_runs_at_once(agents: list[Agent], tmp_path: Path) -> None:
     world.check()
 
 
+SHUFFLE = """grep -v '"a"' ns/host/rules/nat >new; cp new ns/host/rules/nat
+    [ "$order" = start ]"""
+"""kube-proxy at work, at pktgen's orders: the first Service goes."""
+
+
+def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
+    """kube-proxy writes KUBE-SERVICES anew during the run: both places are recorded, and lengths."""
+    (tmp_path / "world").mkdir()
+    world = World(tmp_path / "world", {"tee": sender('[ "$order" = start ]', SHUFFLE)})
+    script = (
+        "from tests import fakes; fakes.enter(); from kproxylat.measure import measure; from pathlib import Path; "
+        "from kproxylat.plan import Options; from kproxylat.modes import find_mode; "
+        "from kproxylat.model import Destination as To; from ipaddress import ip_network; "
+        "measure(Options(find_mode('iptables', 'nft'), To('10.96.100.50', 50051, 'udp'), duration_s=0.2, "
+        "rate_pps=1000, source=ip_network('10.244.7.0/24'), output_dir=Path('out'), "
+        "allow=('net.ipv4.ip_forward',)), sync_s=1.5)"
+    )
+    words, environment = [sys.executable, "-c", script], {**ENVIRONMENT, "TMPDIR": "tmp"}
+    done = subprocess.run(words, cwd=world.path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [path] = (world.path / "out").glob("*.json")
+    run = json.loads(path.read_text())["run"]
+    assert (run["position"], run["chain_length"]) == (2, 4)
+    assert (run["position_after"], run["chain_length_after"], run["sync_s"]) == (1, 3, 1.5)
+
+
 MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "25"))
 """For each signal and kind of run: 200 in all."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)

@@ -43,7 +43,7 @@ LAYERS = (
         "worker",
         "rollout",
     },
-    {"capture", "compare", "conntrack", "lookup", "parsing", "replay", "sync"},
+    {"capture", "compare", "conntrack", "leftovers", "lookup", "parsing", "replay", "sync"},
     {"stage"},
     {"measure"},
     {"plot", "sweep", "watch", "whatif"},

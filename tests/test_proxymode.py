@@ -28,6 +28,7 @@ Prot LocalAddress:Port Scheduler Flags
 TCP  0A600001:01BB rr
   -> 0A630002:192B      Masq    1      0          0
 UDP  0A606433:C383 rr
+  -> 0A630002:192B      Masq    1      0          0
 """
 
 
@@ -92,7 +93,9 @@ def test_ipv6_rules_where_there_are_none_of_ipv4(monkeypatch: pytest.MonkeyPatch
         LiveRules("iptables", "nft", 1, worker),
         LiveRules("nftables", "nft", 1, {Destination("fd00:10:96::1", 443, "tcp"): None}),
     )
-    own = parse_ip_vs("UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n")
+    own = parse_ip_vs(
+        "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n"
+    )
     assert own == LiveRules("ipvs", "ipvs", 1, {Destination("fd00:10:96::50", 50051, "udp"): None})
 
 
@@ -194,6 +197,8 @@ def test_counters_settle_it(
     finding = decide(Evidence(running, rules=look(monkeypatch, node), counted=frozenset(counted)))
     assert (finding.mode, finding.backend, finding.sure) == wanted
     assert bool(finding.settle) == (wanted[2] == "ambiguous")
+    if finding.settle:
+        assert finding.settle == "sudo kproxylat mode set iptables --clean"
     if step == "5" and counted:
         assert "left behind, translate first" in finding.warnings[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from kproxylat import dummies, sources
 from kproxylat.cluster import Api
 from kproxylat.dummies import Dummies, create, delete, paths, read_dummies
 from kproxylat.nodes import Node
+from kproxylat.plan import Options
 from kproxylat.proxyconfig import read_configured
 from kproxylat.rollout import apply_change, plan_change, wait_for_rollout
 from kproxylat.sources import choose_source
 from kproxylat.target import read_target
 from kproxylat.worker import apply_worker, delete_worker
 from tests.fake_api import FakeApi
+from tests.test_cli import Captured, call
+from tests.test_cli_cluster import cluster, measured  # noqa: F401
 from tests.test_proxyconfig import CONFIGMAP, DAEMONSET
 from tests.test_sources import node_of
 
@@ -140,3 +144,46 @@ def test_every_command_is_documented() -> None:
 def test_the_least_that_is_enough(api: Api, fake: FakeApi, command: str) -> None:
     WAYS[command](api, fake)
     assert made(fake) == rights(MANIFESTS[command])
+
+
+COMMANDS = (
+    (("mode", "show"), ["mode show"], 0),
+    (("mode", "set", "nftables", "--dry-run"), ["mode set"], 0),
+    (("mode", "set", "nftables", "--yes"), ["mode set"], 0),
+    (("run", "2", "1000", "--service", "worker-dual"), ["run", "mode show"], 0),
+    (("run", "2", "1000", "--service", "worker-dual", "--mode", "nftables"), ["run"], 0),
+    (("run", "2", "1000", "--target", "10.96.0.10:1", "--mode", "nftables"), [], 0),
+    (("services", "create", "--count", "3"), ["services create"], 0),
+    (("services", "create", "--count", "3", "--dry-run"), ["services list"], 0),
+    (
+        ("services", "create", "--count", "3", "--worker", "--wait", "0"),
+        ["services create", "services create --worker"],
+        1,
+    ),
+    (("services", "list"), ["services list"], 0),
+    (("services", "delete"), ["services delete"], 0),
+    (("services", "delete", "--wait", "0"), ["services delete"], 0),
+    (("services", "delete", "--worker"), ["services delete", "services delete --worker"], 0),
+)
+"""Command line, the manifests that it takes, and its status where this machine holds no Service's rules."""
+
+
+@pytest.mark.parametrize(("argv", "manifests", "wanted"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
+def test_the_commands_themselves_take_no_more(
+    capsys: Captured,
+    cluster: FakeApi,  # noqa: F811
+    measured: list[Options],  # noqa: F811
+    argv: tuple[str, ...],
+    manifests: list[str],
+    wanted: int,
+) -> None:
+    """From the first word to the last, against a server that permits what the manifests have, and no more."""
+    for each in RECORDED.glob("*worker-dual.json"):
+        cluster.add(each)
+    cluster.add(node_of(socket.gethostname(), "192.0.2.2", "10.244.1.0/24"))
+    cluster.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
+    cluster.permitted = set().union(*(rights(MANIFESTS[each]) for each in manifests))
+    status, _, err = call(capsys, *argv)
+    assert (status, "Forbidden" in err) == (wanted, False), err
+    assert bool(cluster.calls) == bool(manifests)
+    assert len(measured) == (argv[0] == "run")

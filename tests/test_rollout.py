@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from kproxylat.liverules import LiveRules
 from kproxylat.model import Destination
 from kproxylat.proxyconfig import parse_mode
 from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
-from tests.fake_api import Call, FakeApi
+from tests.fake_api import Call, FakeApi, Refused
 from tests.test_cli import ROOT, Captured, call
 from tests.test_cli_cluster import cluster, running  # noqa: F401
 from tests.test_proxyconfig import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
@@ -100,6 +101,22 @@ def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm:
     with pytest.raises(MachineError, match="was changed by somebody else"):
         apply_change(api, change)
     assert kubeadm.objects[DS]["metadata"]["generation"] == 1
+
+
+def test_a_configmap_that_is_immutable(api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real server's words."""
+
+    def refuse(*argv: Any) -> object:
+        if argv[0] == CM:
+            raise Refused(422, "data: Forbidden: field is immutable when `immutable` is set")
+        return patch(*argv)
+
+    patch = kubeadm._patch
+    monkeypatch.setattr(kubeadm, "_patch", refuse)
+    with pytest.raises(ApiError, match="field is immutable") as caught:
+        apply_change(api, plan_change(api, "nftables"))
+    assert "immutable: true" in caught.value.remedy
+    assert kubeadm.objects[DS]["metadata"]["generation"] == 1, "no pod is restarted"
 
 
 @pytest.mark.parametrize("lost", ["the right to restart", "us, between the patches"])
@@ -234,6 +251,7 @@ def test_from_the_command_line(
     assert "kube-proxy of this node is in mode nftables" in out
     assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
     assert "rules of iptables on nft were left behind" in err
+    assert err.endswith("to remove them from this node's kernel: kproxylat mode set nftables --clean\n")
     status, out, _ = call(capsys, "mode", "set", "nftables")
     assert (status, out) == (0, "kube-proxy's mode is nftables already\n")
     assert running

@@ -31,7 +31,7 @@ class Machine:
         self.end_after: int | None = None
         self.fail = False
 
-    def measure(self, options: Options) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, _: float | None) -> tuple[Result, Interrupted | None]:
         assert options.lab
         mode, services = options.mode, options.lab.services
         if self.end_after == len(self.measured) and self.fail:
@@ -256,7 +256,7 @@ def test_a_ruleset_is_swept_on_each_backend(
     every = plan_backends(base, RULES, (), target, target is None)
     assert [each.services for each in every] == [105, 105]
 
-    def measure(point: Options) -> tuple[Result, None]:
+    def measure(point: Options, _: float | None) -> tuple[Result, None]:
         result = measured(point.mode)
         return (result if point.targets else replace(result, services=())), None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,10 @@ from kproxylat import sync
 from kproxylat.cluster import Api
 from kproxylat.dummies import create, plan_creation, read_dummies
 from kproxylat.errors import MachineError
-from kproxylat.liverules import LiveRules
+from kproxylat.liverules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
 from kproxylat.model import Destination
 from kproxylat.proxymode import Evidence
-from kproxylat.sync import is_idle, live_ports, service_ports, wait_for_rules
+from kproxylat.sync import is_idle, live_ports, mode_ports, service_ports, wait_for_rules
 from tests.fake_api import FakeApi
 
 METRICS = (Path(__file__).parent / "kube-api/metrics.txt").read_text()
@@ -94,6 +96,12 @@ def test_recorded_metrics() -> None:
         )
     )
     assert is_idle("")
+    # Just started: a labelled gauge is not there before it is set.
+    started = re.sub(r"(?m)^kubeproxy_sync_proxy_rules_last_\w*timestamp_seconds.*\n", "", METRICS)
+    assert started != METRICS
+    assert not is_idle(started)
+    assert not is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 0\n")
+    assert is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1.7e+09\n")
 
 
 def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
@@ -107,6 +115,40 @@ def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
     names = {each.ip for each in service_ports(found)}
     assert len(names) == 3
     assert {"fd00::1", "10.97.9.9"} < names
+
+
+def test_what_every_mode_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports of Services without endpoints, and NodePorts, are ipvs' alone; load balancers' are in all of them."""
+    balancer = Destination("203.0.113.7", 80, "tcp")
+    endpoint = "  -> 0A630002:192B      Masq    1      0          0\n"
+    said = f"TCP  0A600001:01BB rr\n{endpoint}TCP  CB007107:0050 rr\n{endpoint}UDP  0A606433:C383 rr\n"
+    said += f"TCP  C0000209:7580 rr\n{endpoint}"
+    links = [
+        {"ifname": "eth0", "addr_info": [{"local": "192.0.2.9"}]},
+        {"ifname": "kube-ipvs0", "addr_info": [{"local": "10.96.0.1"}, {"local": "203.0.113.7"}]},
+        {"ifname": "lo"},
+    ]
+    monkeypatch.setattr(sync, "run", lambda *_, **__: json.dumps(links))
+    rule = '[0:0] -A KUBE-SERVICES -d {}/32 -p tcp -m comment --comment "x" -m tcp --dport {} -j KUBE-{}-X'
+    nat = "\n".join([rule.format("10.96.0.1", 443, "SVC"), rule.format(balancer.ip, 80, "EXT")])
+    firewalled = nat.replace("EXT", "FW")
+    elements = [({"concat": [each.ip, "tcp", each.port]}, {"goto": {}}) for each in (OTHER, balancer)]
+    service_ips = json.dumps({"nftables": [{"map": {"elem": elements}}]})
+    for rules in (
+        *(parse_ip_vs(said), parse_service_ips(service_ips), parse_nat(nat, "nft"), parse_nat(firewalled, "legacy")),
+    ):
+        assert rules
+        monkeypatch.setattr(sync, "gather", lambda _, rules=rules, **__: Evidence(rules=(rules,)))
+        assert mode_ports(None, rules.mode) == {OTHER, balancer}
+
+
+def test_what_only_rules_left_behind_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Destination("10.96.7.7", 1, "udp")], 0))
+    rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
+    assert mode_ports(None, "iptables", set.intersection) == {OTHER}
+    assert mode_ports(None, "iptables") == {*left.services, *PORTS}
+    assert mode_ports(None, "nftables", set.intersection) == set()
 
 
 def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
