@@ -6,6 +6,7 @@ A damaged place costs only itself; docs/logs.md describes the dialects and how a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO, NamedTuple
@@ -14,12 +15,12 @@ from kproxylat import legacy
 from kproxylat.dump import Print, Reader
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
-from kproxylat.logfile import LONG, open_log, read_pieces
+from kproxylat.logfile import LONG, divide, open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
-from kproxylat.samples import Collector, find_odd, read_sample, strip_colours
+from kproxylat.samples import Collector, count_forms, read_sample, strip_colours
 
-_FEW = 10
+_FEW = 500
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
 _CELL = r'(?:"(?:[^"]|"")*"|[^",]*)'
@@ -85,8 +86,6 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
 _LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
-_SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
-_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
 _FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 
 
@@ -147,47 +146,48 @@ class LogReader:
 
     def _read_piece(self, piece: bytes) -> Iterator[Result]:
         """Read the recurring lines between two others at once, and the others one by one."""
-        recurring = b" us" in piece or b" Statistics:" in piece
-        if recurring and self._take_piece(piece):
-            return
-        *lines, last = piece.split(b"\n")
-        odd = find_odd(strip_colours(piece)) if recurring else []
-        begin = 0
-        for end in [*odd, len(lines)]:
-            whole = recurring
-            while begin < end and not (
-                whole and end - begin >= _FEW and self._take_piece(b"\n".join([*lines[begin:end], b""]))
-            ):
+        recurring, odd = b" us" in piece or b" Statistics:" in piece, list[int]()
+        if recurring:
+            plain = strip_colours(piece)
+            counts, odd = count_forms(plain)
+            if not odd and self._take_piece(plain, counts):
+                return
+        for part, alike in divide(piece, odd):
+            whole = recurring and alike
+            if whole and len(part) > _FEW and self._take_piece(strip_colours(part)):
+                continue
+            *lines, last = part.split(b"\n")
+            for at, line in enumerate(lines, 1):
                 run = self.run
-                yield from self._read_line(lines[begin], ended=True)
-                begin, whole = begin + 1, recurring and self.run is not run
-            for line in lines[end : end + 1]:
                 yield from self._read_line(line, ended=True)
-            begin = end + 1
-        if last:
-            yield from self._read_line(last, ended=False)
+                if whole and self.run is not run and self._take_piece(strip_colours(b"\n".join([*lines[at:], b""]))):
+                    break
+            if last:
+                yield from self._read_line(last, ended=False)
 
-    def _take_piece(self, piece: bytes) -> bool:
+    def _take_piece(self, piece: bytes, counts: Counter[str] | None = None) -> bool:
         """Take recurring lines at once, with the same result as one by one; return False if it cannot be done."""
-        run, piece = self.run, strip_colours(piece)
+        run = self.run
         if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
             return False  # they begin another run
-        counts = run.samples.add_piece(piece)
-        if not counts:
+        counts = counts or count_forms(piece)[0]
+        if counts["odd"] or not run.samples.add_piece(piece, counts):
             return False
-        others = {name: counts.pop(name) for name in ("lost", "nothing", "blank")}
-        if any(counts.values()):
-            run.signs.update(["summary"] if counts["row"] or counts["idle"] else [])
-            run.signs.update(["report"] if sum(counts.values()) > counts["row"] + counts["idle"] else [])
+        rows = counts["row"] + counts["idle"]
+        recurring = counts.total() - counts["lost"] - counts["nothing"] - counts["blank"]
+        if recurring:
+            run.signs.update(["summary"] * bool(rows) + ["report"] * (recurring > rows))
             run.seen.add("body")
-        for lost in _LOST_PIECE.finditer(piece) if others["lost"] else ():
-            run.lost += int(lost[1])
-            if len(run.text.warnings) <= _WARNINGS:
-                run.warn(self.line_no + piece.count(b"\n", 0, lost.start()) + 1, lost[0].decode())
-        for line in ["No packets traced yet"] * bool(others["nothing"]) + [""] * min(others["blank"], 4):
+        at = -1
+        while counts["lost"] and (at := piece.find(b"Lost ", at + 1)) >= 0:
+            lost = _LOST_PIECE.match(piece, at)
+            run.lost += int(lost[1]) if lost else 0
+            if lost and len(run.text.warnings) <= _WARNINGS:
+                run.warn(self.line_no + piece.count(b"\n", 0, at) + 1, lost[0].decode())
+        for line in ["No packets traced yet"] * bool(counts["nothing"]) + [""] * min(counts["blank"], 4):
             run.reader.feed(line)
         self._take()
-        self.line_no += sum(counts.values()) + sum(others.values())
+        self.line_no += counts.total()
         return True
 
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
 from kproxylat.logs import LogReader, read_intervals, read_log
 from kproxylat.model import Result
-from kproxylat.samples import Collector
+from kproxylat.samples import Collector, Numbers
 
 DUMPS = Path(__file__).parent / "dumps"
 REPORT = (DUMPS / "0.17.0--report_a_both.log").read_bytes()
@@ -224,6 +226,49 @@ def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: py
     assert singly[0] < text.count(b"\n") / 20
     monkeypatch.setattr(LogReader, "_take_piece", lambda *_: False)
     assert fast == read(text)
+
+
+RECURRING = st.one_of(
+    st.builds(
+        "{:%H:%M:%S} SLOW {}: {} us (tid={})".format,
+        st.times(),
+        st.sampled_from(["iptables", "nftables", "ipvs"]),
+        st.integers(0, 20_000),
+        st.integers(0, 9),
+    ),
+    st.builds("{:%H:%M:%S} Statistics:".format, st.times()),
+    st.builds(
+        "  [{}] Count: {}, Min: 3 us, Avg: 40 us, Max: {} us".format,
+        st.sampled_from(["iptables", "nftables", "ipvs"]),
+        st.integers(0, 10**6),
+        st.integers(0, 20_000),
+    ),
+    st.builds("{:%H:%M:%S}   | {:<12} | {:<6} us  | {:<6} us".format, st.times(), *[st.integers(1, 10**6)] * 3),
+    st.builds("{:%H:%M:%S}   | {:>9} | {} us | {} us".format, st.times(), *[st.integers(1, 10**6)] * 3),
+    st.sampled_from(
+        [
+            *("12:00:00   | 0            | -          | -", "  No packets traced yet. Is there any traffic?"),
+            *("", "Lost 5 events", "oops", "@a: 1", "@b[", "\x1b[32m12:00:00\x1b[0m Statistics:", "  FINAL REPORT"),
+        ]
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
+def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
+    text = "\n".join(["Attaching 1 probe...", *(line for lines in groups for line in lines), "" if ended else "x"])
+    fast = read(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogReader, "_take_piece", lambda *_: False)
+        assert fast == read(text.encode())
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1), st.integers(-1, 10**9))
+def test_numbers_of_a_column_are_added_and_compared_at_once(values: list[int], limit: int) -> None:
+    column = Numbers(b"".join(b"|%-12d|\n" % each for each in values), 15, 1, 13)
+    assert column.sum() == sum(values)
+    assert column.find_over(limit) == [15 * at + 1 for at, each in enumerate(values) if each > limit]
 
 
 def test_rows_whose_numbers_are_gone_are_damage() -> None:
