@@ -20,6 +20,7 @@ from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
 from kproxylat.samples import Collector, count_forms, read_sample, strip_colours
 
+Watch = Callable[[Sample, str, str], None]
 _FEW = 500
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
@@ -92,9 +93,9 @@ _FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 class _Run:
     """One run while it is being read."""
 
-    def __init__(self, store: Callable[[Print], None]) -> None:
+    def __init__(self, store: Callable[[Print], None], watch: Watch | None) -> None:
         self.text = RunText()
-        self.samples = Collector()
+        self.samples = Collector(watch)
         self.reader = Reader()
         self.store = store
         self.seen: set[str] = set()
@@ -117,14 +118,15 @@ class LogReader:
 
     :param name: the file's name, for the results' ``source``.
     :param store: called with every print of a map, in order (``--prints all``).
+    :param watch: called with every recurring line (``--intervals``): its sample, kind (slow, block, row) and engine.
     """
 
-    def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None) -> None:
-        self.name, self.store = name, store
+    def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None, watch: Watch | None = None) -> None:
+        self.name, self.store, self.watch = name, store, watch
         self.line_no = self.index = 0
         self.damage: list[str] = []  # of the file as a whole
         self.in_experiment = False  # below the header of its CSV
-        self.run = _Run(store)
+        self.run = _Run(store, watch)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
         """Read all runs of a log.
@@ -134,7 +136,7 @@ class LogReader:
         binary = False
         for piece in read_pieces(stream, self.damage):
             binary = binary or b"\0" in piece
-            yield from self._read_piece(piece)
+            yield from self.read_piece(piece)
         for each in self.damage:
             self.run.warn(self.line_no, each)
         said = next((each for each in self.run.text.warnings if "ERROR" in each or "no end" in each), None)
@@ -144,9 +146,9 @@ class LogReader:
             reasons = [*([what] if self.line_no else []), *self.damage, *([said] if said else [])]
             raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}")
 
-    def _read_piece(self, piece: bytes) -> Iterator[Result]:
-        """Read the recurring lines between two others at once, and the others one by one."""
-        recurring, odd = b" us" in piece or b" Statistics:" in piece, list[int]()
+    def read_piece(self, piece: bytes) -> Iterator[Result]:
+        """Read whole lines: the recurring ones between two others at once, and the others one by one."""
+        recurring, odd = not self.watch and (b" us" in piece or b" Statistics:" in piece), list[int]()
         if recurring:
             plain = strip_colours(piece)
             counts, odd = count_forms(plain)
@@ -330,7 +332,7 @@ class LogReader:
         run = self.run
         run.reader.end()
         self._take()
-        self.run = _Run(self.store)
+        self.run = _Run(self.store, self.watch)
         text = run.text
         if text.maps:
             run.signs.add("dump")
@@ -366,20 +368,19 @@ def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iter
         yield from LogReader(name, store).read(stream)
 
 
-def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
-    """Read the recurring lines of a log one by one: kind (slow, block, row), engine, sample.
+def read_intervals(name: str) -> Iterator[tuple[Sample, str, str, int]]:
+    """Read the recurring lines of a log one by one: sample, kind (slow, block, row), engine, index of the run.
 
     :raises LogError: it cannot be read to its end, or holds none.
     """
-    time, damage, found = "", list[str](), False
+    damage, found, any_found = list[str](), list[tuple[Sample, str, str, int]](), False
+    reader = LogReader(name, watch=lambda *each: found.append((*each, reader.index)))
     with open_log(name) as stream:
         for piece in read_pieces(stream, damage):
-            for line in strip_colours(piece).split(b"\n"):
-                for sample, kind, engine in read_sample(line, time):
-                    found = True
-                    if kind == "time":
-                        time = sample.time
-                    else:
-                        yield kind, engine, sample
-    if damage or not found:
+            for _ in reader.read_piece(piece):
+                pass
+            any_found = any_found or bool(found)
+            yield from found
+            found.clear()
+    if damage or not any_found:
         raise LogError(f"{name}: {damage[0] if damage else 'holds no interval and no slow line'}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
@@ -86,9 +86,13 @@ class Summary:
 
 
 class Collector:
-    """Takes the recurring lines of one run."""
+    """Takes the recurring lines of one run.
 
-    def __init__(self) -> None:
+    :param watch: called with each sample that is added by itself, its kind and its engine.
+    """
+
+    def __init__(self, watch: Callable[[Sample, str, str], None] | None = None) -> None:
+        self._watch = watch
         self.slow: dict[str, Summary] = {}
         self.intervals: dict[str, Summary] = {}
         self._time = ""
@@ -113,6 +117,8 @@ class Collector:
                 count = sample.count or 0
                 summary.add(sample, count if kind == "block" else summary.total + count)
                 summary.rank(sample)
+            if self._watch and kind != "time":
+                self._watch(sample, kind, engine)
             return True
         return None if _NEARLY.match(line) else False
 

@@ -379,7 +379,7 @@ def test_ipvs_without_our_header_and_fields_run_together() -> None:
 def test_intervals_are_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(REPORT)
-    lines = [(kind, engine, sample.time, sample.max) for kind, engine, sample in read_intervals(str(path))]
+    lines = [(kind, engine, sample.time, sample.max) for sample, kind, engine, _ in read_intervals(str(path))]
     assert (lines[0][:2], lines[0][3]) == (("slow", "iptables"), 123)
     assert [each[0] for each in lines].count("block") == 4
     path.write_bytes(KINDS["colours"](REPORT))
@@ -420,6 +420,9 @@ def test_command_usage() -> None:
         ["--percentiles", "x"],
         ["--prints", "some"],
         ["--prints", "all", "--intervals"],
+        ["--intervals", "--format", "table"],
+        ["--intervals", "--format", "openmetrics"],
+        ["--prints", "all", "--format", "csv"],
         ["--csv-dialect", "experiment", "--format", "json"],
     ):
         done = kproxylat("parse", *wrong, "-")
@@ -431,5 +434,20 @@ def test_command_streams() -> None:
     done = kproxylat("parse", "--prints", "all", "-", stdin=b"@n: 1\n-- text\n@n: 2\n")
     assert [json.loads(line)["entries"][0]["value"] for line in done.stdout.splitlines()] == [1, 2]
     done = kproxylat("parse", "--intervals", "--format", "csv", "-", stdin=REPORT)
-    assert done.stdout.splitlines()[0] == b"kind,engine,time,count,min,mean,max,tid"
+    assert done.stdout.splitlines()[0] == b"kind,engine,time,count,min,mean,max,tid,file,index"
     assert len(done.stdout.splitlines()) == 1 + 3 + 4
+    done = kproxylat("parse", "--intervals", "-", stdin=REPORT + SUMMARY)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == [0] * 7 + [1] * (len(rows) - 7)
+    assert {row["file"] for row in rows} == {"-"}
+    assert {row["kind"] for row in rows[7:]} == {"row"}
+
+
+def test_a_terminal_is_told_nothing_by_names_and_keys(tmp_path: Path) -> None:
+    name = tmp_path / "a\x1b[31m\n.log"
+    name.write_bytes(b"@h[\x1b[31mx]:\n[1]                    2 |@@@@|\n\n")
+    done = kproxylat("parse", str(name), str(tmp_path / "\x1b\n"))
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert rb"a\x1b[31m?.log (run 1, dump)" in done.stdout.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 1
