@@ -93,6 +93,8 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
     """
     with ExitStack() as stack:
         try:
+            if not name:
+                raise LogError("a file's name is empty", "Name a log, or - for stdin")
             if Path(name).is_dir():
                 raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
             if name == "-" and not sys.stdin:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from io import TextIOWrapper
 from typing import Any
 
 from kproxylat.dump import Print
-from kproxylat.errors import LogError, UsageError
+from kproxylat.errors import LogError, MachineError, UsageError
 from kproxylat.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
 from kproxylat.logs import read_intervals, read_log
 from kproxylat.model import Result, to_data
@@ -67,7 +68,10 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
 
     :param complain: called with a line for each log that cannot be read.
     :return: the exit status: 1 if there was one, else 0.
+    :raises MachineError: there is no stdout.
     """
+    if not isinstance(sys.stdout, TextIOWrapper):
+        raise MachineError("stdout is closed", "send it to a file or a pipe: kproxylat parse FILE > OUT")
     failed: list[str] = []
 
     def read_all(read: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
@@ -82,7 +86,7 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
         percents = PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents  # its columns are fixed
         return (add_percentiles(each, percents) for each in read_log(name))
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")
     if wanted.prints == "all":
         pieces = read_all(_stream_prints)
     elif wanted.intervals:

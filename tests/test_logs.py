@@ -451,3 +451,12 @@ def test_a_terminal_is_told_nothing_by_names_and_keys(tmp_path: Path) -> None:
     assert b"\x1b" not in done.stdout + done.stderr
     assert rb"a\x1b[31m?.log (run 1, dump)" in done.stdout.splitlines()[0]
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_closed_streams_and_an_empty_name_are_named() -> None:
+    close = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'kproxylat', 'parse', '-'])"
+    done = subprocess.run([sys.executable, "-c", close], input=REPORT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: stdout is closed")
+    done = kproxylat("parse", "", "-", stdin=REPORT)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: a file's name is empty")
+    assert b"ipt_do_table" in done.stdout
