@@ -85,7 +85,10 @@ def _describe(result: Result, probe: Probe | None) -> list[Any]:
 
 
 def export_experiment(results: Iterable[Result]) -> Iterator[str]:
-    """Write the old full experiment's CSV, one row a run; its percentiles are estimates, in whole microseconds."""
+    """Write the old full experiment's CSV, one row a run.
+
+    Its percentiles are estimates in us, always with a point, which those of the old scripts never have.
+    """
     from kproxylat.legacy import EXPERIMENT_HEADER
 
     yield EXPERIMENT_HEADER + "\n"
@@ -97,9 +100,9 @@ def export_experiment(results: Iterable[Result]) -> Iterator[str]:
         for name in ("50", "95", "99"):
             percentile = probe.percentiles.get(name) if probe else None
             figures.append(percentile.estimate if percentile else None)
-        row += [
-            None if each is None or not scale else f"{each * scale:.3f}".rstrip("0").rstrip(".") for each in figures
-        ]
+        shown = [None if each is None or not scale else f"{each * scale:.3f}".rstrip("0") for each in figures]
+        row += [each and each.removesuffix(".") for each in shown[:2]]
+        row += [each + "0" if each and each.endswith(".") else each for each in shown[2:]]
         yield csv_row([*row, run.log or (result.source.file if result.source else None)])
 
 

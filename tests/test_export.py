@@ -16,7 +16,19 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 from kproxylat.errors import LogError
 from kproxylat.export import EXPORTERS, export_csv, export_experiment, export_json, export_openmetrics, export_table
 from kproxylat.logs import LogReader, read_log
-from kproxylat.model import Bounded, Bucket, Histogram, Overhead, Probe, Result, Run, Target, from_json, to_json
+from kproxylat.model import (
+    Bounded,
+    Bucket,
+    Histogram,
+    Overhead,
+    Percentile,
+    Probe,
+    Result,
+    Run,
+    Target,
+    from_json,
+    to_json,
+)
 from kproxylat.percentiles import add_percentiles
 from kproxylat.screen import show_result
 
@@ -78,6 +90,14 @@ def test_experiment_csv_can_be_read_back() -> None:
     assert back.probes[0].max == 123
     assert back.source
     assert back.source.dialect == "experiment"
+
+
+def test_estimates_that_are_powers_of_two_are_read_back_as_estimates() -> None:
+    each = results()[0]
+    found = {name: Percentile(value, value, value) for name, value in (("50", 8.0), ("95", 16.0), ("99", 16.0))}
+    result = replace(each, probes=tuple(replace(probe, percentiles=found) for probe in each.probes))
+    (back,) = LogReader("x.csv").read(io.BytesIO("".join(export_experiment([result])).encode()))
+    assert {name: one.estimate for name, one in back.probes[0].percentiles.items()} == {"50": 8, "95": 16, "99": 16}
 
 
 def test_openmetrics_is_accepted() -> None:
