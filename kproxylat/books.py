@@ -14,6 +14,7 @@ from kproxylat.drops import CLIENT_LINK, DROPS, NO_LOSS, OVERLOAD
 from kproxylat.dump import parse_dump
 from kproxylat.model import Accounting, Map, Probe, Quality, Result, Run, Traffic
 from kproxylat.modes import Mode
+from kproxylat.percentiles import add_to_maps
 from kproxylat.probes import build_path, build_probes, split_maps
 from kproxylat.traffic import RATE_TOLERANCE
 
@@ -41,9 +42,8 @@ def assemble(mode: Mode, kind: str, started: datetime, script: str, tracer: Trac
         script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
     )
-    return Result(
-        about, None, probes, build_path(probes, clock), quality=judge(maps, kind, probes, tracer), maps=others
-    )
+    quality = judge(maps, kind, probes, tracer)
+    return Result(about, None, probes, build_path(probes, clock), quality=quality, maps=add_to_maps(others))
 
 
 def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:

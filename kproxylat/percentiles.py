@@ -28,8 +28,12 @@ def add_percentiles(result: Result, wanted: Sequence[float]) -> Result:
                 histograms if len(counts) == 1 else histograms[:1], wanted, probe.min, probe.max
             )
         probes.append(replace(probe, percentiles=found or probe.percentiles))
-    maps = {name: _add_to_map(each, wanted) for name, each in result.maps.items()}
-    return replace(result, probes=tuple(probes), maps=maps)
+    return replace(result, probes=tuple(probes), maps=add_to_maps(result.maps, wanted))
+
+
+def add_to_maps(maps: Mapping[str, Map], wanted: Sequence[float] = PERCENTILES) -> dict[str, Map]:
+    """Add percentiles to the entries of maps that are histograms."""
+    return {name: _add_to_map(each, wanted) for name, each in maps.items()}
 
 
 def _from_map(each: Map) -> Histogram:

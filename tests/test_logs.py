@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
 from kproxylat.logs import LogReader, read_intervals, read_log
-from kproxylat.model import Result
+from kproxylat.model import Percentile, Result
 from kproxylat.samples import Collector, Numbers
 
 DUMPS = Path(__file__).parent / "dumps"
@@ -460,3 +460,10 @@ def test_closed_streams_and_an_empty_name_are_named() -> None:
     done = kproxylat("parse", "", "-", stdin=REPORT)
     assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: a file's name is empty")
     assert b"ipt_do_table" in done.stdout
+
+
+def test_histograms_of_our_own_logs_have_the_saved_results_percentiles() -> None:
+    text = b"kproxylat: 1, iptables/nft, tsc\nAttaching 1 probe...\n\n\n@lat:\n[2, 4)                 2 |@@@@|\n\n"
+    (entry,) = read(text)[0].maps["lat"].entries
+    assert entry.percentiles
+    assert entry.percentiles["50"] == Percentile(3, 2, 4)
