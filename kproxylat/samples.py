@@ -1,8 +1,9 @@
 """Sums up the lines that the old scripts print again and again: slow calls, interval blocks, table rows.
 
-A log of 200 MB has millions of them, so whole pieces of it are taken at once: with its digits and blanks taken out a
-line of a known form is a constant, and if counting these constants explains every byte, the piece holds nothing else.
-Lines that cost the fast path nothing are among the forms, too: blank ones, lost events, intervals without a packet.
+A log of 200 MB has millions of them, so whole pieces of it are taken at once: with its digits taken out (of a row the
+blanks, too) a line of a known form is a constant, and if counting these constants explains every byte, the piece holds
+nothing else. So a digit that lacks is noticed only where its number is needed: in the first, last and worst lines and
+in a row's packets. Blank lines, lost events and intervals without a packet are among the forms: they cost no speed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kproxylat.errors import LogError
 from kproxylat.logs import LogReader, read_intervals, read_log
 from kproxylat.model import Percentile, Result
-from kproxylat.samples import Collector, Numbers
+from kproxylat.samples import Collector, Numbers, count_forms
 
 DUMPS = Path(__file__).parent / "dumps"
 REPORT = (DUMPS / "0.17.0--report_a_both.log").read_bytes()
@@ -262,6 +262,13 @@ def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LogReader, "_take_piece", lambda *_: False)
         assert fast == read(text.encode())
+
+
+def test_no_byte_is_counted_twice_for_one_that_is_unknown() -> None:
+    """Blank lines between slow ones could else be taken for a block that holds every line's end."""
+    slow = b"12:00:00 SLOW iptables: 5 us (tid=1)\n"
+    for size in range(1, 40):
+        assert count_forms(slow * 2 + b"\n" + slow * 20 + b"y" * size + b"\n")[1] == [23]
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1), st.integers(-1, 10**9))
