@@ -332,7 +332,7 @@ def test_a_line_that_is_too_long_is_cut_and_named() -> None:
     (result,) = read(text)
     assert set(result.maps) == {"a", "c"}
     numbers = [each.split(":")[0] for each in result.quality.warnings]
-    assert numbers == ["line 2", "line 4", "line 5"], "too long; a key that does not end; bytes that are no text"
+    assert numbers == ["line 2", "line 5", "line 5"], "too long; bytes that are no text; a key that does not end"
 
 
 def test_a_banner_and_what_it_announces_are_one_run() -> None:
