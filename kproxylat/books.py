@@ -14,6 +14,7 @@ from kproxylat.drops import CLIENT_LINK, DROPS, NO_LOSS, OVERLOAD
 from kproxylat.dump import parse_dump
 from kproxylat.model import Accounting, Map, Probe, Quality, Result, Run, Traffic
 from kproxylat.modes import Mode
+from kproxylat.percentiles import add_to_maps
 from kproxylat.probes import build_path, build_probes, split_maps
 from kproxylat.traffic import RATE_TOLERANCE
 
@@ -44,15 +45,10 @@ def assemble(
         script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
     )
-    return Result(
-        about,
-        None,
-        probes,
-        build_path(probes, clock),
-        accounting=None if reasons is None else count_rest(maps, reasons),
-        quality=judge(maps, kind, probes, tracer),
-        maps=others,
-    )
+    rest = None if reasons is None else count_rest(maps, reasons)
+    quality = judge(maps, kind, probes, tracer)
+    maps = add_to_maps(others)
+    return Result(about, None, probes, build_path(probes, clock), accounting=rest, quality=quality, maps=maps)
 
 
 def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accounting:

@@ -87,7 +87,9 @@ def doctor(form: Form = Format.TABLE) -> None:
 
 def parse(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
-    output: Annotated[str, typer.Option("--format", help="table, json, csv or openmetrics.")] = "table",
+    output: Annotated[
+        str | None, typer.Option("--format", help="table (unless given), json, csv or openmetrics.")
+    ] = None,
     csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
     percentiles: Annotated[str, typer.Option(help="Which ones, 0 to 100.")] = "50,95,99",
     prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",

@@ -29,7 +29,7 @@ _NOISE = re.compile(
 _UNDERLINE = re.compile(r" +[~^]+\Z")
 _COLOURS = re.compile(r"(?:\x1b\[[\d;]*m)+\Z")
 _RULE = re.compile(r"[=-]{20,}\Z")
-_KEY_LINES, _VALUE_LINES, _NOTES = 1000, 10_000, 100
+_KEY_LINES, _VALUE_LINES, _NOTES, _DOUBTS = 1000, 10_000, 100, 9
 
 
 class Print(NamedTuple):
@@ -145,6 +145,7 @@ class Reader:
         self._keys: set[str | None] = set()
         self._open: _Entry | None = None  # waits for rows, points or frames
         self._key: list[str] = []  # the lines of a key that has not ended yet
+        self._doubt = 0  # lines since one in the key looked like a map: which of the two is it?
         self._tail: list[str] = []  # lines that may belong to the last string
         self._blank = self._excerpt = 0
         self._spaced: bool | None = None  # does a blank line follow every map, as in bpftrace 0.11?
@@ -219,30 +220,45 @@ class Reader:
         self._add(_split_key(name, rest))
 
     def _feed_key(self, line: str) -> bool:
-        if _HEAD.match(line) or len(self._key) > _KEY_LINES:
+        head = _HEAD.match(line)
+        whole = head and (head[2] is None or _KEY_END.search(line, head.end()))
+        self._doubt += bool(whole or self._doubt)
+        if (head and not whole) or len(self._key) > _KEY_LINES or (self._doubt and (not line or self._doubt > _DOUBTS)):
             self._drop_key()
             return self.feed(line)
         if self._is_noise(line):
             return False
         self._key.append(line)
-        if _KEY_END.search(line):
+        if not head and _KEY_END.search(line):
             name, _, rest = "\n".join(self._key)[1:].partition("[")
-            self._key = []
+            if self._doubt:
+                self._note(f"what looks like a map in the key that began with {self._key[0][:100]!r} is a part of it")
+            self._key, self._doubt = [], 0
             self._feed_keyed(name, rest)
         return True
 
     def _drop_key(self) -> None:
-        """What looked like a key never ended: it was text."""
-        lines, self._key = self._key, []
-        if lines and len(self._notes) < _NOTES:
-            self._notes.append(f"the key that began with {lines[0][:100]!r} does not end before this line")
-        for line in lines:
+        """What looked like a key never ended: it was text, up to what looks like a map."""
+        lines, self._key, self._doubt = self._key, [], 0
+        if lines:
+            self._note(f"the key that began with {lines[0][:100]!r} does not end before this line")
+        for at, line in enumerate(lines):
+            if at and _HEAD.match(line):
+                for each in lines[at:]:
+                    self.feed(each)
+                break
             self._feed_text(line)
+
+    def _note(self, reason: str) -> None:
+        if len(self._notes) < _NOTES:
+            self._notes.append(reason)
 
     def _feed_text(self, line: str) -> bool:
         inside = next(filter(_is_head, _HEAD_INSIDE.finditer(line, 1)), None) if "@" in line else None
         if inside:  # printf() or time() without a line end, then print(@map)
             self._end_print()
+            if _is_word(line[inside.start() - 1]):
+                self._note(f"{line[:100]!r} was read as a print of a map, which may be text")
             return self.feed(line[inside.start() :])
         if self._open and self._open.rows and not self._blank:
             return False  # a foreign line inside a histogram, whose end is a blank line
@@ -335,10 +351,14 @@ class Reader:
         self._name, self._entries, self._keys, self._text = None, [], set(), False
 
 
+def _is_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
+
+
 def _is_head(inside: re.Match[str]) -> bool:
     """Is this print(@map) after a text without a line end? Not where it may be an address: ``name@host: text``."""
     before, value = inside.string[inside.start() - 1], inside.string[inside.end() :]
-    return not (before.isalnum() or before == "_") or not value or parse_value(value)[0] != "str"
+    return not _is_word(before) or not value or parse_value(value)[0] != "str"
 
 
 def _split_key(name: str, rest: str) -> _Entry:

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 from kproxylat.metrics import export_openmetrics
-from kproxylat.model import SCHEMA, Probe, Result, target_text
+from kproxylat.model import SCHEMA, Percentile, Probe, Result, target_text, to_data
 from kproxylat.percentiles import PERCENTILES
-from kproxylat.screen import sketch_map
+from kproxylat.screen import plain, sketch_map
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
+_ENTRIES = 10
 _SOURCE_FIELDS = ("file", "dialect", "index")
 _RUN_FIELDS = (
     *("started", "mode", "backend", "target", "services", "position", "chain_length", "duration_s", "rate_pps"),
@@ -40,7 +41,7 @@ def export_json(results: Iterable[Result]) -> Iterator[str]:
     yield f'{{"schema": "{SCHEMA}", "results": ['
     comma = ""
     for result in results:
-        yield f"{comma}\n{json.dumps(asdict(result), ensure_ascii=False)}"
+        yield f"{comma}\n{json.dumps(to_data(result), ensure_ascii=False)}"
         comma = ","
     yield "\n]}\n"
 
@@ -52,7 +53,7 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
     """
     names = [f"{percent:g}" for percent in percents]
     shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
-    yield _csv_row(
+    yield csv_row(
         [*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS, *_AFTER_FIELDS]
     )
     for result in results:
@@ -60,10 +61,10 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
         row = _describe(result, probe)
         found = [probe.percentiles.get(name) if probe else None for name in names]
         bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
-        maps = {name: asdict(each) for name, each in result.maps.items()}
+        maps = {name: to_data(each) for name, each in result.maps.items()}
         quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
         after = [getattr(result.run, name) for name in _AFTER_FIELDS]
-        yield _csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
+        yield csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
 
 
 def _describe_around(result: Result, probe: Probe | None) -> list[float | None]:
@@ -88,7 +89,10 @@ def _describe(result: Result, probe: Probe | None) -> list[Any]:
 
 
 def export_experiment(results: Iterable[Result]) -> Iterator[str]:
-    """Write the old full experiment's CSV, one row a run; its percentiles are estimates, in whole microseconds."""
+    """Write the old full experiment's CSV, one row a run.
+
+    Its percentiles are estimates in us, always with a point, which those of the old scripts never have.
+    """
     from kproxylat.legacy import EXPERIMENT_HEADER
 
     yield EXPERIMENT_HEADER + "\n"
@@ -100,13 +104,14 @@ def export_experiment(results: Iterable[Result]) -> Iterator[str]:
         for name in ("50", "95", "99"):
             percentile = probe.percentiles.get(name) if probe else None
             figures.append(percentile.estimate if percentile else None)
-        row += [
-            None if each is None or not scale else f"{each * scale:.3f}".rstrip("0").rstrip(".") for each in figures
-        ]
-        yield _csv_row([*row, run.log or (result.source.file if result.source else None)])
+        shown = [None if each is None or not scale else f"{each * scale:.3f}".rstrip("0") for each in figures]
+        row += [each and each.removesuffix(".") for each in shown[:2]]
+        row += [each + "0" if each and each.endswith(".") else each for each in shown[2:]]
+        yield csv_row([*row, run.log or (result.source.file if result.source else None)])
 
 
-def _csv_row(row: Iterable[Any]) -> str:
+def csv_row(row: Iterable[Any]) -> str:
+    """Write one line of CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(row)
     return text.getvalue()
@@ -120,6 +125,7 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
         paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
         if result.maps:
             paragraphs.append("maps: " + ", ".join(sketch_map(name, each) for name, each in result.maps.items()))
+        paragraphs += _describe_maps(result)
         for engine, slow in result.slow.items():
             paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
         shares = [f"{each.share:.1%} of {each.hook}" for each in result.probes if each.share is not None]
@@ -127,11 +133,25 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
         paragraphs += _describe_added(result)
         paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
         if source:
-            yield f"{source.file} (run {source.index + 1}, {source.dialect})\n"
-        yield "".join(_draw_probes(result))
+            yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
+        yield plain("".join(_draw_probes(result)))
         for paragraph in filter(None, paragraphs):
-            yield textwrap.fill(paragraph, 80, subsequent_indent="  ") + "\n"
+            yield textwrap.fill(plain(paragraph), 80, subsequent_indent="  ") + "\n"
         yield "\n"
+
+
+def _describe_maps(result: Result) -> Iterator[str]:
+    """Say the percentiles of a map's histograms: of its first entries, so that a large map does not fill the screen."""
+    for name, each in result.maps.items():
+        for entry in each.entries[:_ENTRIES]:
+            key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
+            found = ", ".join(f"p{percent} {_span(one)}" for percent, one in (entry.percentiles or {}).items())
+            if found:
+                yield f"{name}{key}: count {entry.value['count']}, {found}"
+
+
+def _span(each: Percentile) -> str:
+    return f"{_short(each.estimate)} in [{_short(each.lo)}, {_short(each.hi)}]"
 
 
 def _describe_added(result: Result) -> list[str]:

@@ -153,7 +153,7 @@ def build_experiment(text: RunText) -> Result:
     """Build the result of one line of the full experiment's CSV.
 
     Its percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not estimates. If
-    one of them is no power of two, kproxylat wrote the line, and they are estimates without bounds.
+    one of them has a point, or is no power of two, kproxylat wrote the line, and they are estimates without bounds.
     """
     fields = next(csv.reader(text.marks["experiment"][-1:]))
     row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
@@ -161,6 +161,7 @@ def build_experiment(text: RunText) -> Result:
     percentiles = {}
     found = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
     edges = all(each is None or (each.is_integer() and int(each).bit_count() <= 1) for each in found.values())
+    edges = edges and not any("." in row[f"P{name}_us"] for name in found)
     for name, value in found.items():
         low = int(value or 0)
         if value is not None and not edges:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -15,7 +15,7 @@ from kproxylat.errors import LogError
 
 LONG = 1 << 20
 """Of a line that is longer only so many bytes are read."""
-_PIECE = 1 << 18
+_PIECE, _BLOCK = 1 << 17, 1 << 12
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
@@ -24,7 +24,7 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
     What was read before the damage is kept: read1() does not wait for a whole piece, as read() does.
     """
     read = getattr(stream, "read1", stream.read)
-    held, more, skipping = bytearray(), True, False
+    parts, size, more, skipping = list[bytes](), 0, True, False
     while more:
         try:
             got = read(_PIECE)
@@ -35,17 +35,54 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
         if skipping:
             _, end, got = got.partition(b"\n")
             skipping = not end
-        held += got
-        if more and len(held) < _PIECE:
+        parts.append(got)
+        size += len(got)
+        if more and size < _PIECE:
             continue
-        end_at = held.rfind(b"\n") + 1 if more else len(held)
-        if not end_at and len(held) > LONG:
-            yield bytes(held) + b"\n"
-            held.clear()
-            skipping = True
-        elif end_at:
-            yield bytes(held[:end_at])
-            del held[:end_at]
+        held = b"".join(parts)
+        # Whole blocks of the old scripts' lines, which begin with a blank one or a time, are read faster.
+        last_time = held.rfind(b" Statistics:", size - _BLOCK)
+        ends = (held.rfind(b"\n\n", size - _BLOCK), held.rfind(b"\n", 0, max(last_time, 0)), held.rfind(b"\n"))
+        end_at = next((each + 1 for each in ends if each >= 0), 0) if more else size
+        if not end_at and size > LONG:
+            yield held + b"\n"
+            parts, size, skipping = [], 0, True
+        else:
+            parts, size = [held[end_at:]], size - end_at
+            if end_at:
+                yield held[:end_at]
+
+
+def divide(piece: bytes, odd: Iterable[int]) -> Iterator[tuple[bytes, bool]]:
+    """Divide a piece at some of its lines.
+
+    :param odd: their numbers, from 0, in order.
+    :return: these lines (False), and what stands between them (True); all with their line ends.
+    """
+    begin = number = 0
+    for each in odd:
+        at = _skip_lines(piece, begin, each - number)
+        end = piece.find(b"\n", at) + 1 or len(piece)
+        if at > begin:
+            yield piece[begin:at], True
+        yield piece[at:end], False
+        begin, number = end, each + 1
+    if begin < len(piece):
+        yield piece[begin:], True
+
+
+def _skip_lines(piece: bytes, at: int, number: int) -> int:
+    """Find where the line begins that comes so many lines after the one that begins ``at``."""
+    while number > 9:
+        # Nearly all lines are longer than this; counting their ends takes less time than finding each.
+        end = at + 24 * number
+        passed = piece.count(b"\n", at, end)
+        if not 0 < passed <= number:
+            break
+        at, number = piece.rfind(b"\n", at, end) + 1, number - passed
+    for _ in range(number):
+        at = piece.find(b"\n", at) + 1
+    return at
 
 
 @contextmanager
@@ -56,6 +93,8 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
     """
     with ExitStack() as stack:
         try:
+            if not name:
+                raise LogError("a file's name is empty", "Name a log, or - for stdin")
             if Path(name).is_dir():
                 raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
             if name == "-" and not sys.stdin:

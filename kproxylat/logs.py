@@ -6,6 +6,7 @@ A damaged place costs only itself; docs/logs.md describes the dialects and how a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO, NamedTuple
@@ -14,12 +15,13 @@ from kproxylat import legacy
 from kproxylat.dump import Print, Reader
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
-from kproxylat.logfile import LONG, open_log, read_pieces
+from kproxylat.logfile import LONG, divide, open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
-from kproxylat.samples import Collector, find_odd, read_sample, strip_colours
+from kproxylat.samples import Collector, count_forms, read_sample, strip_colours
 
-_FEW = 10
+Watch = Callable[[Sample, str, str], None]
+_FEW = 500
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
 _CELL = r'(?:"(?:[^"]|"")*"|[^",]*)'
@@ -85,17 +87,15 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
 _LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
-_SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
-_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
 _FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 
 
 class _Run:
     """One run while it is being read."""
 
-    def __init__(self, store: Callable[[Print], None]) -> None:
+    def __init__(self, store: Callable[[Print], None], watch: Watch | None) -> None:
         self.text = RunText()
-        self.samples = Collector()
+        self.samples = Collector(watch)
         self.reader = Reader()
         self.store = store
         self.seen: set[str] = set()
@@ -118,14 +118,15 @@ class LogReader:
 
     :param name: the file's name, for the results' ``source``.
     :param store: called with every print of a map, in order (``--prints all``).
+    :param watch: called with every recurring line (``--intervals``): its sample, kind (slow, block, row) and engine.
     """
 
-    def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None) -> None:
-        self.name, self.store = name, store
+    def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None, watch: Watch | None = None) -> None:
+        self.name, self.store, self.watch = name, store, watch
         self.line_no = self.index = 0
         self.damage: list[str] = []  # of the file as a whole
         self.in_experiment = False  # below the header of its CSV
-        self.run = _Run(store)
+        self.run = _Run(store, watch)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
         """Read all runs of a log.
@@ -135,7 +136,7 @@ class LogReader:
         binary = False
         for piece in read_pieces(stream, self.damage):
             binary = binary or b"\0" in piece
-            yield from self._read_piece(piece)
+            yield from self.read_piece(piece)
         for each in self.damage:
             self.run.warn(self.line_no, each)
         said = next((each for each in self.run.text.warnings if "ERROR" in each or "no end" in each), None)
@@ -145,49 +146,50 @@ class LogReader:
             reasons = [*([what] if self.line_no else []), *self.damage, *([said] if said else [])]
             raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}")
 
-    def _read_piece(self, piece: bytes) -> Iterator[Result]:
-        """Read the recurring lines between two others at once, and the others one by one."""
-        recurring = b" us" in piece or b" Statistics:" in piece
-        if recurring and self._take_piece(piece):
-            return
-        *lines, last = piece.split(b"\n")
-        odd = find_odd(strip_colours(piece)) if recurring else []
-        begin = 0
-        for end in [*odd, len(lines)]:
-            whole = recurring
-            while begin < end and not (
-                whole and end - begin >= _FEW and self._take_piece(b"\n".join([*lines[begin:end], b""]))
-            ):
+    def read_piece(self, piece: bytes) -> Iterator[Result]:
+        """Read whole lines: the recurring ones between two others at once, and the others one by one."""
+        recurring, odd = not self.watch and (b" us" in piece or b" Statistics:" in piece), list[int]()
+        if recurring:
+            plain = strip_colours(piece)
+            counts, odd = count_forms(plain)
+            if not odd and self._take_piece(plain, counts):
+                return
+        for part, alike in divide(piece, odd):
+            whole = recurring and alike
+            if whole and len(part) > _FEW and self._take_piece(strip_colours(part)):
+                continue
+            *lines, last = part.split(b"\n")
+            for at, line in enumerate(lines, 1):
                 run = self.run
-                yield from self._read_line(lines[begin], ended=True)
-                begin, whole = begin + 1, recurring and self.run is not run
-            for line in lines[end : end + 1]:
                 yield from self._read_line(line, ended=True)
-            begin = end + 1
-        if last:
-            yield from self._read_line(last, ended=False)
+                if whole and self.run is not run and self._take_piece(strip_colours(b"\n".join([*lines[at:], b""]))):
+                    break
+            if last:
+                yield from self._read_line(last, ended=False)
 
-    def _take_piece(self, piece: bytes) -> bool:
+    def _take_piece(self, piece: bytes, counts: Counter[str] | None = None) -> bool:
         """Take recurring lines at once, with the same result as one by one; return False if it cannot be done."""
-        run, piece = self.run, strip_colours(piece)
+        run = self.run
         if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
             return False  # they begin another run
-        counts = run.samples.add_piece(piece)
-        if not counts:
+        counts = counts or count_forms(piece)[0]
+        if counts["odd"] or not run.samples.add_piece(piece, counts):
             return False
-        others = {name: counts.pop(name) for name in ("lost", "nothing", "blank")}
-        if any(counts.values()):
-            run.signs.update(["summary"] if counts["row"] or counts["idle"] else [])
-            run.signs.update(["report"] if sum(counts.values()) > counts["row"] + counts["idle"] else [])
+        rows = counts["row"] + counts["idle"]
+        recurring = counts.total() - counts["lost"] - counts["nothing"] - counts["blank"]
+        if recurring:
+            run.signs.update(["summary"] * bool(rows) + ["report"] * (recurring > rows))
             run.seen.add("body")
-        for lost in _LOST_PIECE.finditer(piece) if others["lost"] else ():
-            run.lost += int(lost[1])
-            if len(run.text.warnings) <= _WARNINGS:
-                run.warn(self.line_no + piece.count(b"\n", 0, lost.start()) + 1, lost[0].decode())
-        for line in ["No packets traced yet"] * bool(others["nothing"]) + [""] * min(others["blank"], 4):
+        at = -1
+        while counts["lost"] and (at := piece.find(b"Lost ", at + 1)) >= 0:
+            lost = _LOST_PIECE.match(piece, at)
+            run.lost += int(lost[1]) if lost else 0
+            if lost and len(run.text.warnings) <= _WARNINGS:
+                run.warn(self.line_no + piece.count(b"\n", 0, at) + 1, lost[0].decode())
+        for line in ["No packets traced yet"] * bool(counts["nothing"]) + [""] * min(counts["blank"], 4):
             run.reader.feed(line)
         self._take()
-        self.line_no += sum(counts.values()) + sum(others.values())
+        self.line_no += counts.total()
         return True
 
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
@@ -330,7 +332,7 @@ class LogReader:
         run = self.run
         run.reader.end()
         self._take()
-        self.run = _Run(self.store)
+        self.run = _Run(self.store, self.watch)
         text = run.text
         if text.maps:
             run.signs.add("dump")
@@ -366,20 +368,19 @@ def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iter
         yield from LogReader(name, store).read(stream)
 
 
-def read_intervals(name: str) -> Iterator[tuple[str, str, Sample]]:
-    """Read the recurring lines of a log one by one: kind (slow, block, row), engine, sample.
+def read_intervals(name: str) -> Iterator[tuple[Sample, str, str, int]]:
+    """Read the recurring lines of a log one by one: sample, kind (slow, block, row), engine, index of the run.
 
     :raises LogError: it cannot be read to its end, or holds none.
     """
-    time, damage, found = "", list[str](), False
+    damage, found, any_found = list[str](), list[tuple[Sample, str, str, int]](), False
+    reader = LogReader(name, watch=lambda *each: found.append((*each, reader.index)))
     with open_log(name) as stream:
         for piece in read_pieces(stream, damage):
-            for line in strip_colours(piece).split(b"\n"):
-                for sample, kind, engine in read_sample(line, time):
-                    found = True
-                    if kind == "time":
-                        time = sample.time
-                    else:
-                        yield kind, engine, sample
-    if damage or not found:
+            for _ in reader.read_piece(piece):
+                pass
+            any_found = any_found or bool(found)
+            yield from found
+            found.clear()
+    if damage or not any_found:
         raise LogError(f"{name}: {damage[0] if damage else 'holds no interval and no slow line'}")

@@ -269,10 +269,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a map: its key parts (none for an unkeyed map) and its value, as :class:`Map` says."""
+    """One entry of a map: its key parts (none for an unkeyed map) and its value, as :class:`Map` says.
+
+    :param percentiles: of a hist's or lhist's values, in their unit; ``None`` where they were not asked for.
+    """
 
     key: tuple[Any, ...]
     value: Any
+    percentiles: Mapping[str, Percentile] | None = None
 
 
 @dataclass(frozen=True)
@@ -381,9 +385,14 @@ def target_text(result: Result) -> str:
     return address + (f"/{target.protocol}" if target.protocol else "")
 
 
+def to_data(result: Result | Map) -> dict[str, Any]:
+    """Return what JSON says of a result, or of a map: its fields, an entry's percentiles only where it has some."""
+    return asdict(result, dict_factory=lambda fields: dict(each for each in fields if each != ("percentiles", None)))
+
+
 def to_json(result: Result) -> str:
     """Write a result as one JSON document."""
-    return json.dumps({"schema": SCHEMA, **asdict(result)}, indent=2, ensure_ascii=False)
+    return json.dumps({"schema": SCHEMA, **to_data(result)}, indent=2, ensure_ascii=False)
 
 
 def list_to_json(results: Iterable[Result], **more: Any) -> str:
@@ -391,7 +400,7 @@ def list_to_json(results: Iterable[Result], **more: Any) -> str:
 
     :param more: what else goes into it, by name; dataclasses, too.
     """
-    document = {"schema": SCHEMA, "results": [asdict(each) for each in results], **more}
+    document = {"schema": SCHEMA, "results": [to_data(each) for each in results], **more}
     return json.dumps(document, indent=2, ensure_ascii=False, default=asdict)
 
 

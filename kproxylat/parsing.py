@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from io import TextIOWrapper
 from typing import Any
 
 from kproxylat.dump import Print
-from kproxylat.errors import LogError, UsageError
-from kproxylat.export import CSV_DIALECTS, EXPORTERS, export_csv
+from kproxylat.errors import LogError, MachineError, UsageError
+from kproxylat.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
 from kproxylat.logs import read_intervals, read_log
-from kproxylat.model import Result
+from kproxylat.model import Result, to_data
 from kproxylat.percentiles import PERCENTILES, add_percentiles
 
 
@@ -21,10 +22,11 @@ from kproxylat.percentiles import PERCENTILES, add_percentiles
 class Wanted:
     """The command's options, as they were given.
 
+    :param output: None is a table; of what is streamed, lines of JSON.
     :raises UsageError: one of them is not among its choices.
     """
 
-    output: str
+    output: str | None
     csv_dialect: str
     percentiles: str
     prints: str
@@ -33,7 +35,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         for option, value, choices in (
-            ("--format", self.output, EXPORTERS),
+            ("--format", self.output or "table", EXPORTERS),
             ("--csv-dialect", self.csv_dialect, CSV_DIALECTS),
             ("--prints", self.prints, ("last", "all")),
         ):
@@ -41,6 +43,11 @@ class Wanted:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(choices)}")
         for asked, excluded in (
             (self.prints == "all" and self.intervals, "--prints all and --intervals exclude each other"),
+            (
+                self.intervals and self.output not in (None, "csv", "json"),
+                f"--intervals writes json or csv, no {self.output}",
+            ),
+            (self.prints == "all" and self.output not in (None, "json"), f"--prints all writes json, no {self.output}"),
             (
                 self.csv_dialect != "run" and self.output != "csv",
                 f"--csv-dialect {self.csv_dialect} needs --format csv",
@@ -61,7 +68,10 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
 
     :param complain: called with a line for each log that cannot be read.
     :return: the exit status: 1 if there was one, else 0.
+    :raises MachineError: there is no stdout.
     """
+    if not isinstance(sys.stdout, TextIOWrapper):
+        raise MachineError("stdout is closed", "send it to a file or a pipe: kproxylat parse FILE > OUT")
     failed: list[str] = []
 
     def read_all(read: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
@@ -70,19 +80,19 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
                 yield from read(name)
             except LogError as error:
                 failed.append(name)
-                complain(f"kproxylat: {error}" + (f"\n  {error.remedy}" if error.remedy else ""))
+                complain(f"kproxylat: {error}".replace("\n", "?") + (f"\n  {error.remedy}" if error.remedy else ""))
 
     def read_results(name: str) -> Iterator[Result]:
         percents = PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents  # its columns are fixed
         return (add_percentiles(each, percents) for each in read_log(name))
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="backslashreplace")
     if wanted.prints == "all":
         pieces = read_all(_stream_prints)
     elif wanted.intervals:
-        pieces = _stream_intervals(read_all(read_intervals), wanted.output)
+        pieces = _stream_intervals(read_all(_read_intervals), wanted.output == "csv")
     else:
-        export = CSV_DIALECTS[wanted.csv_dialect] if wanted.output == "csv" else EXPORTERS[wanted.output]
+        export = CSV_DIALECTS[wanted.csv_dialect] if wanted.output == "csv" else EXPORTERS[wanted.output or "table"]
         if export is export_csv:
             export = partial(export_csv, percents=wanted.percents)
         pieces = export(read_all(read_results))
@@ -96,21 +106,21 @@ def _stream_prints(name: str) -> Iterator[str]:
     """Write every print of every map as a line of JSON, in the order of the text."""
 
     def write(each: Print) -> None:
-        line = {"file": name, "name": each.name, **asdict(each.map), "whole": each.whole}
+        line = {"file": name, "name": each.name, **to_data(each.map), "whole": each.whole}
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     for _ in read_log(name, write):
         yield ""
 
 
-def _stream_intervals(samples: Iterable[tuple[str, str, Any]], output: str) -> Iterator[str]:
-    """Write every recurring line: CSV with ``--format csv``, else lines of JSON."""
-    header = ("kind", "engine", "time", "count", "min", "mean", "max", "tid")
-    if output == "csv":
-        yield ",".join(header) + "\n"
-    for kind, engine, sample in samples:
-        line = {"kind": kind, "engine": engine, **asdict(sample)}
-        if output == "csv":
-            yield ",".join("" if each is None else str(each) for each in line.values()) + "\n"
-        else:
-            yield json.dumps(line) + "\n"
+def _read_intervals(name: str) -> Iterator[dict[str, Any]]:
+    for sample, kind, engine, index in read_intervals(name):
+        yield {"kind": kind, "engine": engine, **asdict(sample), "file": name, "index": index}
+
+
+def _stream_intervals(rows: Iterable[dict[str, Any]], as_csv: bool) -> Iterator[str]:
+    """Write every recurring line, as CSV or as lines of JSON."""
+    if as_csv:
+        yield "kind,engine,time,count,min,mean,max,tid,file,index\n"
+    for row in rows:
+        yield csv_row(row.values()) if as_csv else json.dumps(row) + "\n"

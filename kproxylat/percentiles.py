@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor
 
-from kproxylat.model import Bucket, Histogram, Map, Percentile, Result
+from kproxylat.model import Bucket, Entry, Histogram, Map, Percentile, Result
 
 PERCENTILES = (50, 95, 99)
 """Those that are given unless others are asked for."""
@@ -15,7 +15,7 @@ _LINEAR = {"ipt_do_table": "ipt_latency_linear", "nft_do_chain": "nft_latency_li
 
 
 def add_percentiles(result: Result, wanted: Sequence[float]) -> Result:
-    """Add percentiles to the probes of a result; those that have no values keep the ones they have."""
+    """Add percentiles to the probes of a result, and to its maps' histograms; probes without values keep theirs."""
     probes = []
     for probe in result.probes:
         if probe.values:
@@ -28,12 +28,27 @@ def add_percentiles(result: Result, wanted: Sequence[float]) -> Result:
                 histograms if len(counts) == 1 else histograms[:1], wanted, probe.min, probe.max
             )
         probes.append(replace(probe, percentiles=found or probe.percentiles))
-    return replace(result, probes=tuple(probes))
+    return replace(result, probes=tuple(probes), maps=add_to_maps(result.maps, wanted))
+
+
+def add_to_maps(maps: Mapping[str, Map], wanted: Sequence[float] = PERCENTILES) -> dict[str, Map]:
+    """Add percentiles to the entries of maps that are histograms."""
+    return {name: _add_to_map(each, wanted) for name, each in maps.items()}
 
 
 def _from_map(each: Map) -> Histogram:
-    rows = each.entries[0].value["buckets"] if not each.entries[0].key else []
-    return Histogram(tuple(Bucket(**row) for row in rows if row["count"]))
+    return Histogram() if each.entries[0].key else _from_entry(each.entries[0])
+
+
+def _from_entry(entry: Entry) -> Histogram:
+    return Histogram(tuple(Bucket(**row) for row in entry.value["buckets"] if row["count"]))
+
+
+def _add_to_map(each: Map, wanted: Sequence[float]) -> Map:
+    if each.kind not in ("hist", "lhist"):
+        return each
+    found = (replace(one, percentiles=estimate_percentiles([_from_entry(one)], wanted)) for one in each.entries)
+    return replace(each, entries=tuple(found))
 
 
 def estimate_percentiles(

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from kproxylat.legacy import RunText, read_run
 from kproxylat.model import SCHEMA, Result, Run, from_json
 from kproxylat.modes import MODES, Mode
+from kproxylat.percentiles import add_to_maps
 from kproxylat.probes import build_path, build_probes, split_maps
 
 MARK = "kproxylat record: "
@@ -42,7 +43,7 @@ def build_recorded(text: RunText) -> Result:
     mode = facts and next((row for row in MODES if (row.name, row.backend) == (facts[2], facts[3])), None)
     if not facts or not mode:
         text.warnings.append("the header does not say which mode, backend and clock it was")
-        return replace(result, maps=text.maps)
+        return replace(result, maps=add_to_maps(text.maps))
     mode = mode.from_node() if facts[5] else mode
     if result.run.kproxylat is None:
         known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, origin=mode.origin, clock=facts[4])
@@ -55,6 +56,6 @@ def build_recorded(text: RunText) -> Result:
         result,
         probes=probes,
         path=build_path(probes, facts[4]),
-        maps=others,
+        maps=add_to_maps(others),
         intervals=text.intervals or result.intervals,
     )

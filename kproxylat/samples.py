@@ -1,15 +1,19 @@
 """Sums up the lines that the old scripts print again and again: slow calls, interval blocks, table rows.
 
-A log of 200 MB has millions of them, so whole pieces of it are taken at once: with its digits and blanks taken out a
-line of a known form is a constant, and if counting these constants explains every byte, the piece holds nothing else.
-Lines that cost the fast path nothing are among the forms, too: blank ones, lost events, intervals without a packet.
+A log of 200 MB has millions of them, so whole pieces of it are taken at once: with its digits taken out (of a row the
+blanks, too) a line of a known form is a constant, and if counting these constants explains every byte, the piece holds
+nothing else. So a digit that lacks is noticed only where its number is needed: in the first, last and worst lines and
+in a row's packets. Blank lines, lost events and intervals without a packet are among the forms: they cost no speed.
 """
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import pairwise
 
 from kproxylat.model import Sample, Samples
 
@@ -24,21 +28,25 @@ _ROW = re.compile(
 )
 _NEARLY = re.compile(rb"\d\d:\d\d:\d\d (?:SLOW\b|Stat)|  \[\w+\] Cou|\d\d:\d\d:\d\d +\| ")
 _FORMS = {
-    "slow iptables": b"::SLOWiptables:us(tid=)\n",
-    "time": b"::Statistics:\n",
-    "block iptables": b"[iptables]Count:,Min:us,Avg:us,Max:us\n",
-    "block nftables": b"[nftables]Count:,Min:us,Avg:us,Max:us\n",
-    "slow nftables": b"::SLOWnftables:us(tid=)\n",
-    "row": b"::||us|us\n",
-    "idle": b"::||-|-\n",
-    "lost": b"Lostevents\n",
+    b":: SLOW iptables:  us (tid=)": "slow iptables",
+    b":: SLOW nftables:  us (tid=)": "slow nftables",
+    b":: Statistics:": "time",
+    b"  [iptables] Count: , Min:  us, Avg:  us, Max:  us": "block iptables",
+    b"  [nftables] Count: , Min:  us, Avg:  us, Max:  us": "block nftables",
+    b"Lost  events": "lost",
+    b"": "blank",
 }
-_WHOLE = tuple(
-    (("blank", "time", *names), b"\n" + b"".join(_FORMS[name] for name in ("time", *names)))
-    for names in (("block iptables", "block nftables"), ("block iptables",), ("block nftables",))
+_LINES = {name: form + b"\n" for form, name in _FORMS.items()}
+_FULL_ROW = b"::||us|us\n"
+_ROW_FORM = re.compile(rb":: *\| *\| *(?:(us) *\| *us|- *\| *-) *\Z")
+_NOTHING = b"  No packets traced yet"
+_DIGITS = b"\r0123456789"
+_IS_DIGIT = bytes(15 * (each in b"0123456789") for each in range(256))
+_EQUAL, _GREATER = (
+    [bytes(15 * (each in digits) for each in range(256)) for digits in kinds]
+    for kinds in ([b"%d" % digit for digit in range(10)], [b"0123456789"[digit + 1 :] for digit in range(10)])
 )
-_NOTHING = b"Nopacketstracedyet"
-_BLANKS_AND_DIGITS = b" \r0123456789"
+"""For each digit, which characters are it, or a greater one: 15 (as many bits as a digit has) or 0."""
 _COLOUR = re.compile(rb"\x1b\[[\d;]*[A-Za-z]")
 
 
@@ -79,9 +87,13 @@ class Summary:
 
 
 class Collector:
-    """Takes the recurring lines of one run."""
+    """Takes the recurring lines of one run.
 
-    def __init__(self) -> None:
+    :param watch: called with each sample that is added by itself, its kind and its engine.
+    """
+
+    def __init__(self, watch: Callable[[Sample, str, str], None] | None = None) -> None:
+        self._watch = watch
         self.slow: dict[str, Summary] = {}
         self.intervals: dict[str, Summary] = {}
         self._time = ""
@@ -106,17 +118,19 @@ class Collector:
                 count = sample.count or 0
                 summary.add(sample, count if kind == "block" else summary.total + count)
                 summary.rank(sample)
+            if self._watch and kind != "time":
+                self._watch(sample, kind, engine)
             return True
         return None if _NEARLY.match(line) else False
 
-    def add_piece(self, piece: bytes) -> dict[str, int]:
-        """Take whole lines at once, if each of them has one of the forms or is blank.
+    def add_piece(self, piece: bytes, counts: Mapping[str, int]) -> bool:
+        """Take whole lines at once.
 
-        :return: how many lines of each form they were; none if they have to be read one by one.
+        :param counts: how many lines of each form they are, of :func:`count_forms`.
+        :return: False if they have to be read one by one.
         """
-        counts = _count_forms(piece.translate(None, _BLANKS_AND_DIGITS))
-        if not counts or not self._add_rows(piece, counts["row"], counts["idle"]):
-            return {}
+        if not self._add_rows(piece, counts["row"], counts["idle"]):
+            return False
         for engine in ENGINES:
             if counts[f"slow {engine}"]:
                 self._add_slow(piece, engine, counts[f"slow {engine}"])
@@ -124,85 +138,134 @@ class Collector:
                 self._add_blocks(piece, engine, counts[f"block {engine}"])
         if counts["time"]:
             self._time = _time_before(piece, len(piece))
-        return counts
+        return True
 
     def _add_slow(self, piece: bytes, engine: str, count: int) -> None:
         summary = self.slow.setdefault(engine, Summary())
         mark = f" SLOW {engine}: ".encode()
-        first, last = (_line_at(piece, at) for at in (piece.find(mark), piece.rfind(mark)))
         before = summary.lines
-        for line in (first, last):
-            for sample, _, _ in read_sample(line, ""):
+        for at in (piece.find(mark), piece.rfind(mark)):
+            for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, before + count)
-        over = re.compile(mark[1:] + _over(summary.limit) + rb" us \(tid=(\d{1,18})\)")
-        for match in over.finditer(piece):
-            time = piece[match.start() - 9 : match.start() - 1].decode()
-            summary.rank(Sample(time, max=int(match[1]), tid=int(match[2])))
         summary.lines = before + count
+        over = rf"W(?= {engine}: ".encode() + _over(summary.limit) + rb" us \(tid=)"  # one letter is found fastest
+        self._rank(summary, piece, _find(re.compile(over), piece))
 
     def _add_blocks(self, piece: bytes, engine: str, count: int) -> None:
         summary = self.intervals.setdefault(engine, Summary())
         mark = f"  [{engine}] Count: ".encode()
         before = summary.lines
         for at in (piece.find(mark), piece.rfind(mark)):
-            time = _time_before(piece, at) or self._time
-            for sample, _, _ in read_sample(_line_at(piece, at), time):
+            for sample, _, _ in read_sample(_line_at(piece, at), _time_before(piece, at) or self._time):
                 summary.add(sample, sample.count or 0)
         summary.lines = before + count
-        if (summary.last.max or 0 if summary.last else 0) <= summary.limit:
-            return  # the blocks count from the start, so that their maximum never falls
-        over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
-        for match in over.finditer(piece):
-            time = _time_before(piece, match.start()) or self._time
-            for sample, _, _ in read_sample(_line_at(piece, match.start()), time):
-                summary.rank(sample)
-        summary.lines = before + count
+        if (summary.last.max or 0 if summary.last else 0) > summary.limit:
+            # The blocks count from the start, so that their maximum never falls.
+            over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
+            self._rank(summary, piece, _find(over, piece))
 
     def _add_rows(self, piece: bytes, full: int, idle: int) -> bool:
         """Take rows, if there are any, so many with packets and so many without; return False if they are damaged."""
         count = full + idle
         if not count:
             return True
-        numbers = _read_counts(piece)
-        if len(numbers) != count:
+        columns = _cut_columns(piece)
+        numbers = [] if columns else _read_counts(piece)
+        if not columns and len(numbers) != count:
             return False
         summary = self.intervals.setdefault("", Summary())
-        before, total = summary.lines, summary.total + sum(numbers)
+        before, total = summary.lines, summary.total + (columns[0].sum() if columns else sum(numbers))
         for at in (piece.find(b"|"), piece.rfind(b"|")):
             for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, total)
-        between = piece[(at := piece.find(b"us")) : piece.find(b"| ", at) + 2]
-        literal = full and piece.count(between) == full  # which is found several times faster
-        over = re.compile((re.escape(between) if literal else rb"us *\| *") + _over(summary.limit) + rb" *us")
-        for match in over.finditer(piece):
-            for sample, _, _ in read_sample(_line_at(piece, match.start()), ""):
-                summary.rank(sample)
         summary.lines = before + count
+        over = re.compile(rb"us *\| *" + _over(summary.limit))
+        self._rank(summary, piece, columns[1].find_over(summary.limit) if columns else _find(over, piece))
         return True
+
+    def _rank(self, summary: Summary, piece: bytes, places: Iterable[int]) -> None:
+        """Rank the largest values of the lines at some places of a piece."""
+        found = list[tuple[Sample, str, str]]()
+        for at in places:
+            line = _line_at(piece, at)
+            found += read_sample(line, _time_before(piece, at) or self._time if line.startswith(b" ") else "")
+        for sample, _, _ in heapq.nlargest(WORST, found, key=lambda each: each[0].max or 0):
+            summary.rank(sample)
+
+
+class Numbers:
+    """A column of numbers, cut out of rows of equal length and worked on digit by digit, all rows at once.
+
+    A row has one byte of a long integer: adding up thousands takes a tenth of the time of making an int of each.
+
+    :raises ValueError: they do not all begin at the column's left, or are too long.
+    """
+
+    def __init__(self, piece: bytes, width: int, begin: int, end: int) -> None:
+        self._begin, self._width, self._rows = begin, width, len(piece) // width
+        places = [each for at in range(begin, end) if not (each := piece[at::width]).isspace()]
+        self._places = places
+        self._held = [int.from_bytes(each.translate(_IS_DIGIT)) for each in places]
+        ragged = any(below & ~above for above, below in pairwise(self._held))
+        if ragged or not 0 < len(places) <= 18 or any(each.translate(None, b"0123456789- ") for each in places):
+            raise ValueError("no column of numbers")
+
+    @property
+    def complete(self) -> bool:
+        """Is there a number in each row?"""
+        return self._held[0] == int.from_bytes(b"\x0f" * self._rows)
+
+    def sum(self) -> int:
+        """Add them up."""
+        ones, total = int.from_bytes(b"\1" * self._rows), 0
+        for length, (held, longer) in enumerate(pairwise([*self._held, 0]), 1):
+            for at, place in enumerate(self._places[:length] if held != longer else ()):
+                digits = int.from_bytes(place) & (held ^ longer)
+                bits = sum((digits & ones << bit).bit_count() << bit for bit in range(4))
+                total += bits * 10 ** (length - 1 - at)
+        return total
+
+    def find_over(self, limit: int) -> list[int]:
+        """Find, in the piece, the numbers that are greater than ``limit``, and perhaps some with zeros before them."""
+        digits, held = str(limit) if limit >= 0 else "", [*self._held, 0]
+        if len(digits) >= len(held):
+            return []
+        over = held[len(digits)]
+        same = held[len(digits) - 1] ^ over if digits else 0
+        for digit, place in zip(digits, self._places, strict=False):
+            over |= same & int.from_bytes(place.translate(_GREATER[int(digit)]))
+            same &= int.from_bytes(place.translate(_EQUAL[int(digit)]))
+        rows = re.finditer(rb"[^\0]", over.to_bytes(self._rows)) if over else ()
+        return [each.start() * self._width + self._begin for each in rows]
+
+
+def _cut_columns(piece: bytes) -> tuple[Numbers, Numbers] | None:
+    """Cut the packets and the maxima out of rows, if the rows are columns."""
+    width, start = piece.find(b"\n") + 1, piece.find(b"|") + 1
+    end, begin, last = piece.find(b"|", start), piece.rfind(b"|", 0, width) + 1, piece.find(b"us\n") % width
+    signs = {width - 1: b"\n", start - 1: b"|", end: b"|", begin - 1: b"|"}
+    rows = len(piece) // width
+    if len(piece) != rows * width or any(piece[at::width] != sign * rows for at, sign in signs.items()):
+        return None
+    if piece[last::width].strip(b"u "):
+        return None
+    try:
+        packets, most = Numbers(piece, width, start, end), Numbers(piece, width, begin, last)
+    except ValueError:
+        return None
+    return (packets, most) if packets.complete else None
 
 
 def _read_counts(piece: bytes) -> list[int]:
-    """Read the packets of each row; none if they are no numbers.
-
-    The old scripts printed them in columns, which can be cut out at once; this takes half the time of splitting rows.
-    """
-    width, start = piece.find(b"\n") + 1, piece.find(b"|") + 1
-    rows = len(piece) // width
-    if len(piece) == rows * width and all(
-        piece[at::width] == sign * rows for at, sign in ((width - 1, b"\n"), (start - 1, b"|"))
-    ):
-        columns = [piece[at::width] for at in range(start, piece.find(b"|", start))]
-        columns = [each for each in columns if not each.isspace()] + [b" " * rows]
-        field = bytearray(rows * len(columns))
-        for at, column in enumerate(columns):
-            field[at :: len(columns)] = column
-        fields = bytes(field).split()
-    else:
-        fields = piece.split(b"|")[1::3]
+    """Read the packets of each row; none if they are no numbers."""
     try:
-        return list(map(int, fields))
+        return list(map(int, piece.split(b"|")[1::3]))
     except ValueError:
         return []
+
+
+def _find(pattern: re.Pattern[bytes], piece: bytes) -> Iterator[int]:
+    return (match.start() for match in pattern.finditer(piece))
 
 
 def strip_colours(piece: bytes) -> bytes:
@@ -215,46 +278,62 @@ def strip_colours(piece: bytes) -> bytes:
     return _COLOUR.sub(b"", piece)
 
 
-def find_odd(piece: bytes) -> list[int]:
-    """Find the whole lines, numbered from 0, that have none of the forms and are not blank."""
-    rest = piece.translate(None, _BLANKS_AND_DIGITS)
-    for form in (*_FORMS.values(), *_find_nothing(rest)):
-        rest = rest.replace(form, b"\n")
-    found, line, begin = [], 0, 0
-    for match in re.finditer(rb"[^\n]+\n", rest):
-        line += rest.count(b"\n", begin, match.start())
-        begin = match.start()
-        found.append(line)
-    return found
+def count_forms(piece: bytes) -> tuple[Counter[str], list[int]]:
+    """Count the lines of each form in a piece, the commonest cases first.
+
+    What stands between two times repeats, so that there are few texts to divide into lines.
+
+    :return: the counts, and the numbers (from 0) of the lines that have none of the forms.
+    """
+    if b"|" in piece:
+        bare = piece.translate(None, _DIGITS + b" ")
+        rows = len(bare) // len(_FULL_ROW)
+        if bare == _FULL_ROW * rows:
+            return Counter(row=rows), []
+    bare = piece.translate(None, _DIGITS)
+    counts, rest = Counter(odd=0), len(bare)
+    singles = [_LINES[form] for form in ("slow iptables", "slow nftables", "lost")]
+    for text in (singles[0], _guess_block(bare, singles), *singles[1:]):
+        times = bare.count(text) if text else 0
+        rest -= times * len(text)
+        for form in map(_name_form, text.split(b"\n")[:-1]):
+            counts[form] += times
+        if not rest and not counts["odd"]:
+            return counts, []
+    parts = (bare + _LINES["time"]).split(_LINES["time"])[:-1]
+    forms = {}
+    for part in set(parts):
+        *lines, before_time = part.split(b"\n")
+        forms[part] = [*map(_name_form, lines), "odd" if before_time else "time"]
+    counts, odd, at = Counter(time=-1), list[int](), 0
+    for part, times in Counter(parts).items():
+        for form in forms[part]:
+            counts[form] += times
+    damaged = {part for part in forms if "odd" in forms[part]}
+    for part in parts if damaged else ():
+        if part in damaged:
+            odd += [number for number, form in enumerate(forms[part], at) if form == "odd"]
+        at += len(forms[part])
+    return counts, odd
 
 
-def _find_nothing(bare: bytes) -> list[bytes]:
-    """Find the form of a block without a packet: what it says after its first words differs from script to script."""
-    at = (b"\n" + bare).find(b"\n" + _NOTHING)
-    return [bare[at : bare.find(b"\n", at) + 1]] if at >= 0 else []
+def _guess_block(bare: bytes, singles: list[bytes]) -> bytes:
+    """Guess which lines come again and again between slow ones, or from one time to the next; none if unsure."""
+    head, mark = bare[:4000], _LINES["time"]
+    between = [each for each in head.split(singles[0])[1:-1] if each]
+    at = head.find(mark)
+    block = min(between, key=len) if between else head[: max(head.find(mark, at + 1) - at, 0)]
+    sure = mark in block and block.endswith(b"\n") and not any(each in block for each in singles)
+    return block if sure else b""  # no byte may be counted twice
 
 
-def _count_forms(bare: bytes) -> dict[str, int]:
-    """Count the lines of each form; none if there is anything else. The commonest are tried first."""
-    counts = dict.fromkeys((*_FORMS, "nothing", "blank"), 0)
-    rows = len(bare) // len(_FORMS["row"])
-    if bare == _FORMS["row"] * rows:
-        return counts | {"row": rows}
-    counts["slow iptables"] = bare.count(_FORMS["slow iptables"])
-    unknown = len(bare) - counts["slow iptables"] * len(_FORMS["slow iptables"])
-    for names, form in _WHOLE:
-        blocks = bare.count(form) if unknown else 0
-        if blocks * len(form) == unknown:
-            return counts | dict.fromkeys(names, blocks)
-    lines = bare.count(b"\n") - counts["slow iptables"]
-    others = [*list(_FORMS.items())[1:], *(("nothing", form) for form in _find_nothing(bare))]
-    for name, form in others:
-        if unknown == lines:  # what is left are line ends
-            break
-        counts[name] = bare.count(form)
-        unknown -= counts[name] * len(form)
-        lines -= counts[name]
-    return counts | {"blank": lines} if unknown == lines else {}
+@lru_cache(1000)
+def _name_form(line: bytes) -> str:
+    """Name the form of a line without its digits."""
+    row = _ROW_FORM.match(line)
+    if row:
+        return "row" if row[1] else "idle"
+    return "nothing" if line.startswith(_NOTHING) else _FORMS.get(line, "odd")
 
 
 def read_sample(line: bytes, time: str) -> Iterator[tuple[Sample, str, str]]:
@@ -296,4 +375,4 @@ def _over(limit: int) -> bytes:
         if digit != "9"
     ]
     longer = rf"[1-9]\d{{{len(digits)}}}"
-    return rf"(?={'|'.join([*same, longer])})(\d{{1,18}})".encode()
+    return rf"((?:{'|'.join([*same, longer])})\d{{0,18}})".encode()

@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     from kproxylat.whatif import WhatIf
 
 
-def _plain(text: str) -> str:
-    """Take out what a terminal would obey: names of chains, and bpftrace's words, may hold anything."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
+def plain(text: str) -> str:
+    """Show what a terminal would obey, as ``\\x1b``: names of files and chains, bpftrace's words may hold anything."""
+    shown = (each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+    return text if text.isprintable() else "".join(shown)
 
 
 def say(message: str) -> None:
     """Print a line on stderr, where everything goes that is no result."""
-    print(_plain(message), file=sys.stderr, flush=True)
+    print(plain(message), file=sys.stderr, flush=True)
 
 
 def confirm(question: str) -> bool:
     """Ask a person; where none answers, the answer is no."""
-    print(f"{_plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -136,7 +137,7 @@ def show_result(result: Result) -> None:
             freed = ", ".join(f"{name} {count}" for name, count in books.freed.items())
             print(textwrap.fill(f"packets freed on the whole machine: {freed or 'none'}", 80))
     for warning in result.quality.warnings:
-        print(_plain(f"warning: {warning}"))
+        print(plain(f"warning: {warning}"))
     if run.cut_short:
         print("cut short by a signal")
     if run.log:
@@ -236,7 +237,7 @@ def show_whatif(found: WhatIf, most: int = 10) -> None:
         "same in both; before counts Services, not rules.\n"
     )
     for note in found.notes:
-        print(textwrap.fill(_plain(f"note: {note}"), 80, subsequent_indent="  "))
+        print(textwrap.fill(plain(f"note: {note}"), 80, subsequent_indent="  "))
     show_services(found.dearest[:most], found.unit)
     for series in found.series:
         print(textwrap.fill(f"{series.name}: {series.verdict}: {series.evidence}", 80, subsequent_indent="  "))
@@ -397,4 +398,4 @@ def _print(table: Table) -> None:
 
     with StringIO() as text:
         Console(file=text, width=80, highlight=False, markup=False, emoji=False).print(table)
-        print(_plain("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")))
+        print(plain("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")))

@@ -45,7 +45,7 @@ def _parse_composite(text: str, depth: int) -> tuple[str, Any]:
     if ends == "()":
         return "tuple", _parse_items(text[1:-1], depth)
     if ends == "[]" and text[1:2] in "-0123456789[({":
-        return "array", tuple(_parse_item(item, depth) for item in split_parts(text[1:-1], ","))
+        return "array", tuple(_parse_item(item.removeprefix(" "), depth) for item in split_parts(text[1:-1], ","))
     if text.startswith("{ .") and text.endswith(" }"):
         named = [item.partition(" = ") for item in split_parts(text[2:-2])]
         fields = {name[1:]: _parse_item(value, depth) for name, _, value in named}

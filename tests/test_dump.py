@@ -186,6 +186,7 @@ def test_what_stands_around_a_number() -> None:
         ("[[1,2],[3,4]]", ((1, 2), (3, 4))),
         ("[[[1],[2]],[[-3],[4]]]", (((1,), (2,)), ((-3,), (4,)))),
         ("[(1, a),(2, b)]", ((1, "a"), (2, "b"))),
+        ("[1, -2, 3]", (1, -2, 3)),
         (
             "{ .s = [{ .a = [1,2], .x = 3 },{ .a = [4,5], .x = 6 }], .t = (1, [2,3]) }",
             {"s": ({"a": (1, 2), "x": 3}, {"a": (4, 5), "x": 6}), "t": (1, (2, 3))},
@@ -234,7 +235,8 @@ def read_warnings(text: str) -> tuple[set[str], list[str]]:
 @pytest.mark.parametrize(
     ("text", "names", "line"),
     [
-        ("\n\n@a: 1\n@m[a\n@b: 2\nc]: 1\n", {"a", "b"}, 5),
+        ("\n\n@a: 1\n@m[a\n@b: 2\nc\n", {"a", "b"}, 6),
+        ("\n\n@a: 1\n@m[a\n@b: 2\n@k[c\nd]: 1\n", {"a", "b", "k"}, 6),
         ("\n\n@a: 1\n@m[a\nfoo\n@z: 1\n", {"a", "z"}, 6),
         ("\n\n@a: 1\n@m[a\nfoo\n", {"a"}, 5),
     ],
@@ -242,6 +244,20 @@ def read_warnings(text: str) -> tuple[set[str], list[str]]:
 def test_a_key_that_does_not_end_is_named(text: str, names: set[str], line: int) -> None:
     warning = f"line {line}: the key that began with '@m[a' does not end before this line"
     assert read_warnings(text) == (names, [warning])
+
+
+def test_what_looks_like_a_map_inside_a_key_is_a_part_of_it() -> None:
+    text = "\n\n@m[a\n@b: 2\nc]: 1\n\n@z: 2\n"
+    assert values(text) == {"m": {("a\n@b: 2\nc",): 1}, "z": 2}
+    (warning,) = read_warnings(text)[1]
+    assert "in the key that began with '@m[a' is a part of it" in warning
+
+
+def test_a_map_behind_a_word_is_named() -> None:
+    assert read_warnings("@n: 1\nx@eth0: 7\n") == (
+        {"n", "eth0"},
+        ["line 2: 'x@eth0: 7' was read as a print of a map, which may be text"],
+    )
 
 
 def test_names_are_bounded() -> None:

@@ -16,7 +16,19 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 from kproxylat.errors import LogError
 from kproxylat.export import EXPORTERS, export_csv, export_experiment, export_json, export_openmetrics, export_table
 from kproxylat.logs import LogReader, read_log
-from kproxylat.model import Bounded, Bucket, Histogram, Overhead, Probe, Result, Run, Target
+from kproxylat.model import (
+    Bounded,
+    Bucket,
+    Histogram,
+    Overhead,
+    Percentile,
+    Probe,
+    Result,
+    Run,
+    Target,
+    from_json,
+    to_json,
+)
 from kproxylat.percentiles import add_percentiles
 from kproxylat.screen import show_result
 
@@ -80,6 +92,14 @@ def test_experiment_csv_can_be_read_back() -> None:
     assert back.source.dialect == "experiment"
 
 
+def test_estimates_that_are_powers_of_two_are_read_back_as_estimates() -> None:
+    each = results()[0]
+    found = {name: Percentile(value, value, value) for name, value in (("50", 8.0), ("95", 16.0), ("99", 16.0))}
+    result = replace(each, probes=tuple(replace(probe, percentiles=found) for probe in each.probes))
+    (back,) = LogReader("x.csv").read(io.BytesIO("".join(export_experiment([result])).encode()))
+    assert {name: one.estimate for name, one in back.probes[0].percentiles.items()} == {"50": 8, "95": 16, "99": 16}
+
+
 def test_openmetrics_is_accepted() -> None:
     text = "".join(export_openmetrics([*results(), ours(5), ours(7)]))
     families = {each.name: each for each in text_string_to_metric_families(text)}
@@ -120,6 +140,24 @@ def test_every_map_is_in_every_export() -> None:
         assert {each.labels["map"] for each in samples} == names
         table = "".join(export_table(found))
         assert all(name in table for name in names)
+
+
+def test_percentiles_of_maps_are_in_json_csv_and_table() -> None:
+    text = (
+        b"@h[eth0]:\n[1]                    2 |@@@@|\n[2, 4)                 3 |@@@@@@|\n\n"
+        b"@l:\n[0, 5)                 9 |@@@@@@|\n[5, ...)               1 |@|\n\n@n: 5\n"
+    )
+    (found,) = LogReader("x").read(io.BytesIO(text))
+    result = add_percentiles(found, [50, 99])
+    maps = json.loads("".join(export_json([result])))["results"][0]["maps"]
+    (entry,) = maps["h"]["entries"]
+    assert entry["percentiles"]["50"] == {"estimate": 2 + 2 * 0.5 / 3, "lo": 2, "hi": 4}
+    assert maps["l"]["entries"][0]["percentiles"]["99"] == {"estimate": None, "lo": 0, "hi": None}
+    assert maps["n"]["entries"] == [{"key": [], "value": 5}]
+    assert json.loads(next(csv.DictReader(io.StringIO("".join(export_csv([result])))))["maps"]) == maps
+    table = "".join(export_table([result]))
+    assert "h[eth0]: count 5, p50 2.3 in [2, 4], p99 " in table
+    assert from_json(to_json(result)).maps["h"].entries[0].percentiles == result.maps["h"].entries[0].percentiles
 
 
 def test_openmetrics_has_histograms_stats_and_texts_of_maps() -> None:

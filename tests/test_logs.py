@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
 from kproxylat.logs import LogReader, read_intervals, read_log
-from kproxylat.model import Result
-from kproxylat.samples import Collector
+from kproxylat.model import Percentile, Result
+from kproxylat.samples import Collector, Numbers, count_forms
 
 DUMPS = Path(__file__).parent / "dumps"
 REPORT = (DUMPS / "0.17.0--report_a_both.log").read_bytes()
@@ -226,6 +228,56 @@ def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: py
     assert fast == read(text)
 
 
+RECURRING = st.one_of(
+    st.builds(
+        "{:%H:%M:%S} SLOW {}: {} us (tid={})".format,
+        st.times(),
+        st.sampled_from(["iptables", "nftables", "ipvs"]),
+        st.integers(0, 20_000),
+        st.integers(0, 9),
+    ),
+    st.builds("{:%H:%M:%S} Statistics:".format, st.times()),
+    st.builds(
+        "  [{}] Count: {}, Min: 3 us, Avg: 40 us, Max: {} us".format,
+        st.sampled_from(["iptables", "nftables", "ipvs"]),
+        st.integers(0, 10**6),
+        st.integers(0, 20_000),
+    ),
+    st.builds("{:%H:%M:%S}   | {:<12} | {:<6} us  | {:<6} us".format, st.times(), *[st.integers(1, 10**6)] * 3),
+    st.builds("{:%H:%M:%S}   | {:>9} | {} us | {} us".format, st.times(), *[st.integers(1, 10**6)] * 3),
+    st.sampled_from(
+        [
+            *("12:00:00   | 0            | -          | -", "  No packets traced yet. Is there any traffic?"),
+            *("", "Lost 5 events", "oops", "@a: 1", "@b[", "\x1b[32m12:00:00\x1b[0m Statistics:", "  FINAL REPORT"),
+        ]
+    ),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
+def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
+    text = "\n".join(["Attaching 1 probe...", *(line for lines in groups for line in lines), "" if ended else "x"])
+    fast = read(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LogReader, "_take_piece", lambda *_: False)
+        assert fast == read(text.encode())
+
+
+def test_no_byte_is_counted_twice_for_one_that_is_unknown() -> None:
+    """Blank lines between slow ones could else be taken for a block that holds every line's end."""
+    slow = b"12:00:00 SLOW iptables: 5 us (tid=1)\n"
+    for size in range(1, 40):
+        assert count_forms(slow * 2 + b"\n" + slow * 20 + b"y" * size + b"\n")[1] == [23]
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1), st.integers(-1, 10**9))
+def test_numbers_of_a_column_are_added_and_compared_at_once(values: list[int], limit: int) -> None:
+    column = Numbers(b"".join(b"|%-12d|\n" % each for each in values), 15, 1, 13)
+    assert column.sum() == sum(values)
+    assert column.find_over(limit) == [15 * at + 1 for at, each in enumerate(values) if each > limit]
+
+
 def test_rows_whose_numbers_are_gone_are_damage() -> None:
     rows = b"12:00:00   | 1            | 2      us  | 3      us\n" * 99
     text = rows + b"12:00:05   |              | 2      us  | 3      us\n" + rows
@@ -280,7 +332,7 @@ def test_a_line_that_is_too_long_is_cut_and_named() -> None:
     (result,) = read(text)
     assert set(result.maps) == {"a", "c"}
     numbers = [each.split(":")[0] for each in result.quality.warnings]
-    assert numbers == ["line 2", "line 4", "line 5"], "too long; a key that does not end; bytes that are no text"
+    assert numbers == ["line 2", "line 5", "line 5"], "too long; bytes that are no text; a key that does not end"
 
 
 def test_a_banner_and_what_it_announces_are_one_run() -> None:
@@ -334,7 +386,7 @@ def test_ipvs_without_our_header_and_fields_run_together() -> None:
 def test_intervals_are_streamed(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(REPORT)
-    lines = [(kind, engine, sample.time, sample.max) for kind, engine, sample in read_intervals(str(path))]
+    lines = [(kind, engine, sample.time, sample.max) for sample, kind, engine, _ in read_intervals(str(path))]
     assert (lines[0][:2], lines[0][3]) == (("slow", "iptables"), 123)
     assert [each[0] for each in lines].count("block") == 4
     path.write_bytes(KINDS["colours"](REPORT))
@@ -375,6 +427,9 @@ def test_command_usage() -> None:
         ["--percentiles", "x"],
         ["--prints", "some"],
         ["--prints", "all", "--intervals"],
+        ["--intervals", "--format", "table"],
+        ["--intervals", "--format", "openmetrics"],
+        ["--prints", "all", "--format", "csv"],
         ["--csv-dialect", "experiment", "--format", "json"],
     ):
         done = kproxylat("parse", *wrong, "-")
@@ -386,5 +441,36 @@ def test_command_streams() -> None:
     done = kproxylat("parse", "--prints", "all", "-", stdin=b"@n: 1\n-- text\n@n: 2\n")
     assert [json.loads(line)["entries"][0]["value"] for line in done.stdout.splitlines()] == [1, 2]
     done = kproxylat("parse", "--intervals", "--format", "csv", "-", stdin=REPORT)
-    assert done.stdout.splitlines()[0] == b"kind,engine,time,count,min,mean,max,tid"
+    assert done.stdout.splitlines()[0] == b"kind,engine,time,count,min,mean,max,tid,file,index"
     assert len(done.stdout.splitlines()) == 1 + 3 + 4
+    done = kproxylat("parse", "--intervals", "-", stdin=REPORT + SUMMARY)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == [0] * 7 + [1] * (len(rows) - 7)
+    assert {row["file"] for row in rows} == {"-"}
+    assert {row["kind"] for row in rows[7:]} == {"row"}
+
+
+def test_a_terminal_is_told_nothing_by_names_and_keys(tmp_path: Path) -> None:
+    name = tmp_path / "a\x1b[31m\n.log"
+    name.write_bytes(b"@h[\x1b[31mx]:\n[1]                    2 |@@@@|\n\n")
+    done = kproxylat("parse", str(name), str(tmp_path / "\x1b\n"))
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stdout + done.stderr
+    assert rb"a\x1b[31m?.log (run 1, dump)" in done.stdout.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_closed_streams_and_an_empty_name_are_named() -> None:
+    close = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'kproxylat', 'parse', '-'])"
+    done = subprocess.run([sys.executable, "-c", close], input=REPORT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: stdout is closed")
+    done = kproxylat("parse", "", "-", stdin=REPORT)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: a file's name is empty")
+    assert b"ipt_do_table" in done.stdout
+
+
+def test_histograms_of_our_own_logs_have_the_saved_results_percentiles() -> None:
+    text = b"kproxylat: 1, iptables/nft, tsc\nAttaching 1 probe...\n\n\n@lat:\n[2, 4)                 2 |@@@@|\n\n"
+    (entry,) = read(text)[0].maps["lat"].entries
+    assert entry.percentiles
+    assert entry.percentiles["50"] == Percentile(3, 2, 4)

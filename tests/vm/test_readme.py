@@ -40,7 +40,7 @@ def words(command: str) -> list[str]:
 
 
 def test_readme_is_short_and_names_every_command() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) < 150
     listed = subprocess.run(
         [sys.executable, "-m", "kproxylat", "--help"], capture_output=True, text=True, check=True
     ).stdout
