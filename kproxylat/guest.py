@@ -3,7 +3,7 @@
 Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
 ``{"argv": [...], "cwd": "...", "program": false}``, or ``{"signal": N}`` for the command under way. Each line on
 stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a
-fork of this process, so that the imports, seconds each under emulation, are paid once.
+fork of this process, so that the imports and the script's template, seconds each under emulation, are paid once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 from kproxylat import cli, measure, sweep, watch
+from kproxylat.render import compile_script
 
 PRELOADED = measure, sweep, watch
 """What the commands import, here once for all of them."""
@@ -58,6 +59,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
 
 def serve() -> None:
     """Serve until the host closes our stdin."""
+    compile_script()
     emit(ready=platform.release())
     child: tuple[int, dict[int, str]] = (0, {})
     selector = selectors.DefaultSelector()

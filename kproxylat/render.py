@@ -173,6 +173,12 @@ def environment(
     )
 
 
+def compile_script() -> None:
+    """Compile our script's template, for all that this process and its forks render; it takes seconds, emulated."""
+    for marks in (False, True):
+        environment(None, marks=marks).get_template(SCRIPT)
+
+
 def check_settings(settings: Mapping[str, str]) -> None:
     """Make sure that ``--set`` values can be put into a script.
 
@@ -203,8 +209,8 @@ def render_script(
     name = template.name if template else ours
     variables: dict[str, Any] = {**(settings or {}), "plan": plan}
     try:
-        script = Script(environment(template).get_template(name).render(variables))
-        marked = environment(template, marks=True).get_template(name).render(variables)
+        plain, marked = (environment(template, marks=each).get_template(name).render(variables) for each in (False, True))
+        script = Script(plain)
     except MachineError:
         raise
     except jinja2.TemplateNotFound as error:
