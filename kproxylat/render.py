@@ -209,7 +209,9 @@ def render_script(
     name = template.name if template else ours
     variables: dict[str, Any] = {**(settings or {}), "plan": plan}
     try:
-        plain, marked = (environment(template, marks=each).get_template(name).render(variables) for each in (False, True))
+        plain, marked = (
+            environment(template, marks=each).get_template(name).render(variables) for each in (False, True)
+        )
         script = Script(plain)
     except MachineError:
         raise
