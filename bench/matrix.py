@@ -36,7 +36,7 @@ KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
 ROOTS = {"bookworm": "3.11", "trixie": "3.13"}
 """Debian release, of bpftrace 0.17 and 0.23 -> its Python."""
 PLACES = [f"{kernel}/{root}" for root in ROOTS for kernel in KERNELS]
-PACKAGES = "python3,bpftrace,iptables,nftables,ipvsadm,ipset,conntrack,iproute2,kmod,nfacct,procps,udev"
+PACKAGES = "python3,bpftrace,iptables,nftables,ipvsadm,ipset,conntrack,iproute2,kmod,linux-libc-dev,nfacct,procps,udev"
 SERVICES = "10,1000"
 UNTYPED = {"5.10"}
 """Kernels whose modules have no types, so that kprobes are all there is."""

@@ -34,6 +34,12 @@ ATTACHED = re.compile(r"^(__BPFTRACE_NOTIFY_PROBES_ATTACHED|Attached \d+ probes?
 """The line that says that all probes are attached: on stdout or stderr, asked for by an environment variable up to
 0.23; from 0.24 on printed by itself (bpftrace, src/bpftrace.cpp)."""
 
+REMEDIES = {
+    "'linux/types.h' file not found": "without this kernel's types (BTF) it takes C headers: "
+    "apt-get install linux-libc-dev, or dnf install kernel-headers",
+}
+"""Part of what bpftrace says when it ends early -> what mends it (0.17 on Linux 5.10)."""
+
 _ERROR = re.compile(r"^\S*:(\d+):\d+(?:-\d+)?: ERROR: (.+)", re.M)
 """A mistake in the script, e.g. ``stdin:3:2-9: ERROR: Unknown function: 'foo'`` (bpftrace, src/log.cpp)."""
 
@@ -197,7 +203,8 @@ class Tracer:
             if not self.alive and not self._attached.is_set():
                 self._check_compiled()
                 status = self._process.status
-                raise MachineError(f"bpftrace ended before its probes were attached (status {status}): {self.words}")
+                said = f"bpftrace ended before its probes were attached (status {status}): {self.words}"
+                raise MachineError(said, next((remedy for sign, remedy in REMEDIES.items() if sign in said), ""))
             if waited_s > limit_s:
                 self._process.end()
                 raise MachineError(f"bpftrace attached no probes within {limit_s:.0f} s: {self.words}")

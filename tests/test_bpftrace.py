@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_one_that_dies_before_attaching(fake: Fake) -> None:
     assert not isinstance(caught.value, TemplateError)
     assert "bla" not in str(caught.value)
     assert "bla\n" in lines
+
+
+def test_one_that_lacks_headers_says_what_brings_them(fake: Fake) -> None:
+    """As 0.17 does on Linux 5.10."""
+    said = "/bpftrace/include/clang_workarounds.h:14:10: fatal error: 'linux/types.h' file not found"
+    tracer, _ = start(fake(f'echo "{said}" >&2; exit 1'))
+    with pytest.raises(MachineError, match=re.escape(said)) as caught:
+        tracer.wait_attached(10)
+    assert "apt-get install linux-libc-dev, or dnf install kernel-headers" in caught.value.remedy
 
 
 def test_one_that_dies_by_a_signal(fake: Fake) -> None:
