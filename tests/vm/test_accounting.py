@@ -106,7 +106,7 @@ def test_other_traffic_to_the_same_clusterip(timing: Guest) -> None:
 
 def test_calls_of_others_and_why_packets_are_freed(timing: Guest) -> None:
     """The node's own packets pass while ours are traced; those that arrive are dropped in the backend's namespace."""
-    fault = f"{NODE} bash -c 'for i in {{1..100}}; do echo > /dev/udp/10.96.100.50/50051; sleep 0.1; done' &"
+    fault = f"({NODE} bash -c 'for i in {{1..100}}; do echo > /dev/udp/10.96.100.50/50051; sleep 0.1; done' &)"
     books = open_books(run_while(timing, fault, *RUN, *LEGACY, "--others"))
     assert books["lookups"] == books["delivered"] == PACKETS
     assert 0 < books["others"] * 3 <= books["other_calls"] + 3, "each at OUTPUT: nat and filter; POSTROUTING: nat"
