@@ -19,6 +19,7 @@ from kproxylat.model import Sample, Samples
 
 ENGINES = ("iptables", "nftables")
 WORST = 10
+_SHORT = 1 << 16
 _NAMES = 100
 _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18})\)\r?\Z")
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
@@ -64,6 +65,11 @@ class Summary:
     def limit(self) -> int:
         """What a value must exceed to be among the worst."""
         return self._worst[0][0] if len(self._worst) == WORST else -1
+
+    @property
+    def greatest(self) -> int | None:
+        """The worst value."""
+        return max(self._worst)[0] if self._worst else None
 
     def add(self, sample: Sample, total: int) -> None:
         """Add one line; ``total`` is what the sum over all is from now on."""
@@ -159,8 +165,10 @@ class Collector:
             for sample, _, _ in read_sample(_line_at(piece, at), _time_before(piece, at) or self._time):
                 summary.add(sample, sample.count or 0)
         summary.lines = before + count
-        if (summary.last.max or 0 if summary.last else 0) > summary.limit:
-            # The blocks count from the start, so that their maximum never falls.
+        # The blocks count from the start: their maximum falls only where a run without its head begins. So in a long
+        # piece that ends with what all the worst say, only one that rose and fell back to just that is not looked for.
+        most = summary.last.max if summary.last else None
+        if len(piece) < _SHORT or summary.limit != most or summary.greatest != most:
             over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
             self._rank(summary, piece, _find(over, piece))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
@@ -254,6 +254,10 @@ RECURRING = st.one_of(
 )
 
 
+BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
+
+
+@example([[BLOCK % 0] * 20, ["oops"], [BLOCK % 1] * 20 + [BLOCK % 0] * 20], True).via("runs without their heads")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
 def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
