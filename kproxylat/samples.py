@@ -3,7 +3,8 @@
 A log of 200 MB has millions of them, so whole pieces of it are taken at once: with its digits taken out (of a row the
 blanks, too) a line of a known form is a constant, and if counting these constants explains every byte, the piece holds
 nothing else. So a digit that lacks is noticed only where its number is needed: in the first, last and worst lines and
-in a row's packets. Blank lines, lost events and intervals without a packet are among the forms: they cost no speed.
+in a row's packets and maximum. Blank lines, lost events and intervals without a packet are among the forms: they cost
+no speed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kproxylat.model import Sample, Samples
 
 ENGINES = ("iptables", "nftables")
 WORST = 10
+_SHORT = 1 << 16
 _NAMES = 100
 _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18})\)\r?\Z")
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
@@ -26,6 +28,7 @@ _TIME = re.compile(rb"(\d\d:\d\d:\d\d) Statistics:\r?\Z")
 _ROW = re.compile(
     rb"(\d\d:\d\d:\d\d) *\| *(\d{1,18}) *\| *(?:(\d{1,18}) *us|-) *\| *(?:(\d{1,18}) *us|-) *\r?\Z",
 )
+_ROWS = re.compile(rb"(?m)^\d\d:\d\d:\d\d *\| *(\d{1,18})(?: *\| *(?:\d{1,18} *us|-)){2} *\r?$")
 _NEARLY = re.compile(rb"\d\d:\d\d:\d\d (?:SLOW\b|Stat)|  \[\w+\] Cou|\d\d:\d\d:\d\d +\| ")
 _FORMS = {
     b":: SLOW iptables:  us (tid=)": "slow iptables",
@@ -64,6 +67,11 @@ class Summary:
     def limit(self) -> int:
         """What a value must exceed to be among the worst."""
         return self._worst[0][0] if len(self._worst) == WORST else -1
+
+    @property
+    def greatest(self) -> int | None:
+        """The worst value."""
+        return max(self._worst)[0] if self._worst else None
 
     def add(self, sample: Sample, total: int) -> None:
         """Add one line; ``total`` is what the sum over all is from now on."""
@@ -159,9 +167,11 @@ class Collector:
             for sample, _, _ in read_sample(_line_at(piece, at), _time_before(piece, at) or self._time):
                 summary.add(sample, sample.count or 0)
         summary.lines = before + count
-        if (summary.last.max or 0 if summary.last else 0) > summary.limit:
-            # The blocks count from the start, so that their maximum never falls.
-            over = re.compile(re.escape(mark) + rb"[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
+        # The blocks count from the start: their maximum falls only where a run without its head begins. So in a long
+        # piece that ends with what all the worst say, only one that rose and fell back to just that is not looked for.
+        most = summary.last.max if summary.last else None
+        if len(piece) < _SHORT or summary.limit != most or summary.greatest != most:
+            over = re.compile(re.escape(mark) + rb"(?!0+,)[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
             self._rank(summary, piece, _find(over, piece))
 
     def _add_rows(self, piece: bytes, full: int, idle: int) -> bool:
@@ -170,7 +180,7 @@ class Collector:
         if not count:
             return True
         columns = _cut_columns(piece)
-        numbers = [] if columns else _read_counts(piece)
+        numbers = [] if columns else [*map(int, _ROWS.findall(piece))]
         if not columns and len(numbers) != count:
             return False
         summary = self.intervals.setdefault("", Summary())
@@ -253,15 +263,7 @@ def _cut_columns(piece: bytes) -> tuple[Numbers, Numbers] | None:
         packets, most = Numbers(piece, width, start, end), Numbers(piece, width, begin, last)
     except ValueError:
         return None
-    return (packets, most) if packets.complete else None
-
-
-def _read_counts(piece: bytes) -> list[int]:
-    """Read the packets of each row; none if they are no numbers."""
-    try:
-        return list(map(int, piece.split(b"|")[1::3]))
-    except ValueError:
-        return []
+    return (packets, most) if packets.complete and (most.complete or b"-" in piece) else None
 
 
 def _find(pattern: re.Pattern[bytes], piece: bytes) -> Iterator[int]:
@@ -344,8 +346,8 @@ def read_sample(line: bytes, time: str) -> Iterator[tuple[Sample, str, str]]:
     if slow := _SLOW.match(line):
         yield Sample(slow[1].decode(), max=int(slow[3]), tid=int(slow[4])), "slow", slow[2].decode()
     elif block := _BLOCK.match(line):
-        count, low, mean, high = map(int, block.groups()[1:])
-        yield Sample(time, count, low, mean, high), "block", block[1].decode()
+        count, *figures = map(int, block.groups()[1:])
+        yield Sample(time, count, *figures if count else ()), "block", block[1].decode()
     elif begin := _TIME.match(line):
         yield Sample(begin[1].decode()), "time", ""
     elif row := _ROW.match(line):

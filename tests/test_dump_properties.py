@@ -154,8 +154,8 @@ def test_any_bytes_are_a_log_or_say_why_not(text: bytes) -> None:
 )
 @pytest.mark.parametrize("start", ["", "@m[", "\n\n@s: x\n", "@t: (", "@t: { .a = ", "@t: ((a, "])
 def test_nothing_takes_out_of_proportion(start: str, unit: str) -> None:
-    """Half a megabyte of anything repeated takes seconds at most."""
+    """Half a megabyte of anything repeated takes seconds of a processor at most."""
     text = start + unit * (500_000 // len(unit))
-    begin = time.perf_counter()
+    begin = time.process_time()
     parse_dump(text)
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 10

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
@@ -254,6 +254,10 @@ RECURRING = st.one_of(
 )
 
 
+BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
+
+
+@example([[BLOCK % 0] * 20, ["oops"], [BLOCK % 1] * 20 + [BLOCK % 0] * 20], True).via("runs without their heads")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
 def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
@@ -278,12 +282,22 @@ def test_numbers_of_a_column_are_added_and_compared_at_once(values: list[int], l
     assert column.find_over(limit) == [15 * at + 1 for at, each in enumerate(values) if each > limit]
 
 
-def test_rows_whose_numbers_are_gone_are_damage() -> None:
-    rows = b"12:00:00   | 1            | 2      us  | 3      us\n" * 99
-    text = rows + b"12:00:05   |              | 2      us  | 3      us\n" + rows
-    (result,) = read(text)
-    assert result.intervals[""].total == 198
+@pytest.mark.parametrize("row", [b"%-12d", b"%d"], ids=["columns", "unaligned"])
+@pytest.mark.parametrize("number", [b"", b"1" * 20], ids=["gone", "too long"])
+@pytest.mark.parametrize("place", [b"1", b"3"], ids=["packets", "maximum"])
+def test_rows_whose_numbers_are_gone_or_too_long_are_damage(row: bytes, number: bytes, place: bytes) -> None:
+    plain = b"12:00:00   | " + row % 1 + b" | 2      us  | 3      us\n"
+    damaged = plain.replace(b"| " + place, b"| " + (number or b" "))
+    (result,) = read(plain * 99 + damaged + plain * 98 + plain.replace(b"1 ", b"10 "))
+    assert (result.intervals[""].total, result.intervals[""].lines) == (207, 198)
     assert any(each.startswith("line 100: unreadable") for each in result.quality.warnings)
+
+
+def test_a_block_without_a_packet_has_measured_nothing() -> None:
+    block = b"  [iptables] Count: %d, Min: 7 us, Avg: 7 us, Max: %d us\n"
+    (result,) = read((block % (0, 7)) * 20 + (block % (1, 3)) * 20)
+    blocks = result.intervals["iptables"]
+    assert (blocks.first.max, blocks.first.min, blocks.worst[0].max, blocks.lines) == (None, None, 3, 40)
 
 
 def test_rows_as_pieces_and_lines() -> None:
