@@ -109,7 +109,10 @@ def test_calls_of_others_and_why_packets_are_freed(timing: Guest) -> None:
     fault = f"({NODE} bash -c 'for i in {{1..100}}; do echo > /dev/udp/10.96.100.50/50051; sleep 0.1; done' &)"
     books = open_books(run_while(timing, fault, *RUN, *LEGACY, "--others"))
     assert books["lookups"] == books["delivered"] == PACKETS
-    assert 0 < books["others"] * 3 <= books["other_calls"] + 3, "each at OUTPUT: nat and filter; POSTROUTING: nat"
+    assert books["others"] > 0
+    assert books["other_calls"] >= 3, (
+        "of each that passed while it was traced: at OUTPUT nat and filter, at POSTROUTING nat"
+    )
     assert books["freed"]["NETFILTER_DROP"] >= PACKETS
 
 

@@ -153,7 +153,8 @@ def test_cleanup_puts_back_what_sigkill_left(node: Guest) -> None:
 def test_a_chain_that_kube_proxy_writes_meanwhile_is_left_alone(node: Guest) -> None:
     before = [line for line in look(node) if "KUBE-SERVICES" in line]
     sync = f"ip netns exec n1 iptables-nft-restore < {node.directory}/rules"
-    sending = "ip netns exec kproxylat-client grep -qs 'sofar: [1-9][0-9][0-9]' /proc/net/pktgen/pod0"
+    # More than the warm-up's 100.
+    sending = "ip netns exec kproxylat-client grep -qsE 'sofar: ([2-9]|[1-9][0-9])[0-9]{2}' /proc/net/pktgen/pod0"
     script = f'(until {sending}; do sleep 0.2; done; {sync}) & "$@"; status=$?; wait; exit $status'
     argv = ("run", "20", "100", *RUN[3:], *SOURCE, *FORWARD, "--position", "first")
     command = ("bash", "-c", script, "bash", sys.executable, "-m", "kproxylat", *argv)
@@ -171,7 +172,7 @@ def test_trace_sees_one_node_alone(node: Guest) -> None:
     node.program(
         "bash", "-c", "nft add table ip other; nft add chain ip other out '{ type nat hook output priority 0; }'"
     )
-    sends = "for i in $(seq 600); do echo >/dev/udp/127.0.0.1/$i; sleep 0.05; done"
+    sends = "while :; do for i in $(seq 600); do echo >/dev/udp/127.0.0.1/$i; sleep 0.05; done; done"
     traffic = f"bash -c '{sends}' 2>/dev/null & "
     argv = ("trace", "--mode", "iptables", "--backend", "nft", "--duration", "8", "--output-dir", str(node.directory))
     script = traffic + 'sender=$!; "$@"; status=$?; kill $sender; exit $status'
