@@ -9,6 +9,14 @@ from kproxylat.target import SERVICE
 
 MANAGER = "kproxylat"
 OURS = {"app.kubernetes.io/managed-by": MANAGER}
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 65534,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What a namespace asks for that enforces the Pod Security Standard "restricted"."""
 IMAGE = "registry.k8s.io/e2e-test-images/agnhost:2.53"
 """Kubernetes' own test image: ``netexec`` listens on TCP and UDP."""
 
@@ -22,6 +30,7 @@ def documents(image: str) -> list[Object]:
         "image": image,
         "args": ["netexec", f"--http-port={WORKER_PORT}", f"--udp-port={WORKER_PORT}"],
         "ports": [{**each, "containerPort": WORKER_PORT} for each in ports],
+        "securityContext": RESTRICTED,
     }
     deployment = {
         "replicas": 1,
