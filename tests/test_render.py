@@ -145,7 +145,7 @@ def test_the_overheads_scripts_differ_in_what_traces_the_engine_alone(mode: Mode
 def test_one_namespace_alone(kind: str) -> None:
     """Before anything else is asked of a packet, in each entry; and the rest of the script is the same."""
     script = render_script(plan_of(MODES[1], kind, FLOW, 0, netns_inode=4026532008))
-    assert "struct kpl_net { char head[144]; uint32_t inum; };\n" in script
+    assert "struct kpl_net { char head[144]; unsigned int inum; };\n" in script
     assert "struct kpl_place { char head[32]; struct kpl_net *net; };\n" in script
     entry = script[script.index("\t$skb = ") : script.index("\t/* Only the first")]
     assert "if ($place->net->inum != 4026532008) {\n\t\treturn;\n\t}\n" in entry
