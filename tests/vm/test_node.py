@@ -170,7 +170,7 @@ def test_a_chain_that_kube_proxy_writes_meanwhile_is_left_alone(node: Guest) -> 
 def test_trace_sees_one_node_alone(node: Guest) -> None:
     """Packets of the guest's own namespace meet the same engine, and are not that node's."""
     node.program(
-        "bash", "-c", "nft add table ip other; nft add chain ip other out '{ type nat hook output priority 0; }'"
+        "bash", "-c", "nft add table ip other; nft add chain ip other out '{ type filter hook output priority 0; }'"
     )
     sends = "while :; do for i in $(seq 600); do echo >/dev/udp/127.0.0.1/$i; sleep 0.05; done; done"
     traffic = f"bash -c '{sends}' 2>/dev/null & "
