@@ -14,7 +14,7 @@ SLOW := $(addprefix tests/test_,bpftrace.py compare.py dummies.py faults.py)
 help:
 	@echo "make demo   what a Service lookup costs: 3 backends x 10, 100, 1,000 Services (up to 10 minutes)"
 	@echo "make test   the tests, on a real kernel, too (up to 25 minutes)"
-	@echo "make test-long  more of them on a real kernel (an hour and more)"
+	@echo "make test-long  more of them on a real kernel, other random texts (an hour and more)"
 	@echo "make matrix  exact costs on 3 kernels by 2 versions of bpftrace, against bench/golden.json (an hour; 2 GB; root)"
 	@echo "make check  the quick part of it: ruff, mypy, and the tests without a kernel"
 	@echo "make clean  remove what these made"
@@ -39,6 +39,7 @@ pytest-quick:
 	$(BIN)/python -m pytest --ignore=tests/vm $(addprefix --ignore=,$(SLOW))
 
 test-long: setup
+	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --files-with-matches '^from hypothesis' tests/test_*.py)
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 matrix: PACKAGES += debian-archive-keyring debootstrap

@@ -163,6 +163,11 @@ class Reader:
         notes, self._notes = self._notes, []
         return notes
 
+    @property
+    def counts_text(self) -> bool:
+        """Whether it matters now how many lines of text or blank ones come: they may be a key's or a string's."""
+        return bool(self._key or self._open or (self._dump and self._entries and self._entries[-1].kind == "str"))
+
     def end(self) -> None:
         """End the text; a line fed later belongs to another one."""
         self._drop_key()

@@ -173,6 +173,8 @@ class LogReader:
         if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
             return False  # they begin another run
         counts = counts or count_forms(piece)[0]
+        if (counts["nothing"] or counts["blank"]) and run.reader.counts_text:
+            return False
         if counts["odd"] or not run.samples.add_piece(piece, counts):
             return False
         rows = counts["row"] + counts["idle"]

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from kproxylat.cluster import Api, connect
 from tests.fake_api import FakeApi, serving
 
 # Started in the background by a script, we and every program that a test starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Of one commit the same texts are tried each time: what passed passes again; `make test-long` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture

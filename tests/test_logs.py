@@ -249,14 +249,19 @@ RECURRING = st.one_of(
         [
             *("12:00:00   | 0            | -          | -", "  No packets traced yet. Is there any traffic?"),
             *("", "Lost 5 events", "oops", "@a: 1", "@b[", "\x1b[32m12:00:00\x1b[0m Statistics:", "  FINAL REPORT"),
+            *("@s: word", "\n\n@s: word", "@h:", "@h[1]:", "[4, 8)   3 |@@ |"),
         ]
     ),
 )
 
 
+EMPTY = "00:00:00 Statistics:\n  No packets traced yet. Is there any traffic?"
 BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
 
 
+@example([["@b[", "@a: 1"], [EMPTY] * 20], False).via("text in a key that never ends")
+@example([["\n\n@s: word"], [EMPTY] * 20], True).via("text that may be a string's")
+@example([["@h:", "[4, 8)   3 |@@ |"], ["", EMPTY] * 20, ["@h:", "[4, 8)   3 |@@ |"]], True).via("a histogram's end")
 @example([[BLOCK % 0] * 20, ["oops"], [BLOCK % 1] * 20 + [BLOCK % 0] * 20], True).via("runs without their heads")
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
