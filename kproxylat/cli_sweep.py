@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,9 +36,12 @@ from kproxylat.cli_options import (
     number,
     spread,
 )
-from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
+from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.errors import UsageError
 from kproxylat.screen import confirm, say
+
+if TYPE_CHECKING:
+    from kproxylat.plan import Options
 
 
 class SweepFormat(StrEnum):
@@ -139,10 +142,22 @@ def sweep(
         read = read_ruleset(ruleset, mode or None, backends[0] if len(backends) == 1 else None)
         points = replay.plan_backends(options, read, backends, target, every_service)
     sweeping.check_points(points, repeats)
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel, [each.mode for each in points], probe)
-    if lab:
+    if lab and wants_vm(vm, vm_if_needed, [each.mode for each in points], probe):
+        from kproxylat.pool import Pool
+
+        usual_s = DURATION_S["ns" if every_service else clock]
+        points = [replace(each, duration_s=usual_s if duration is None else duration) for each in points]
+        run = ["run", "--lab", "--format=json", f"--output-dir={output_dir}", f"--probe={probe}"]
+        run += [f"--family={family}"] if family else []
+        run += [f"--source={source}"] if source else []
+        run += [f"--ruleset={ruleset}"] if ruleset else [f"--position={position or 'last'}"]
+        run += ["--every-service"] if every_service else [f"--target={target}"] if target else []
+        place = Pool(clock, kernel, output_dir, lambda each: [*run, *_words(each)])
+        found, ended = sweeping.sweep(points, repeats, seed, fresh, place)
+    elif lab:
         found, ended = sweeping.sweep(points, repeats, seed, fresh)
     else:
+        relay_if(vm, vm_if_needed, output_dir, clock, kernel, [each.mode for each in points], probe)
         from kproxylat import clustersweep
 
         names = [each for each in mode.split(",") if each]
@@ -153,6 +168,14 @@ def sweep(
         found, ended = clustersweep.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
     sweeping.show(found, form)
     end(found.results, ended)
+
+
+def _words(point: Options) -> list[str]:
+    """Return what of a run's command line differs from point to point."""
+    backend, services = point.mode.backend, point.lab.services if point.lab and not point.lab.ruleset else None
+    words = [str(point.duration_s), str(point.rate_pps), str(point.warmup), f"--mode={point.mode.name}"]
+    words += [f"--backend={backend}"] if point.mode.name == "iptables" else []
+    return words + ([] if services is None else [f"--services={services}"])
 
 
 def whatif(

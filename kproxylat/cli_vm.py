@@ -41,6 +41,20 @@ def check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
         raise UsageError("--clock instructions and --kernel are for a virtual machine", "add --vm")
 
 
+def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:
+    """Whether a virtual machine is wanted: in any case, or where this machine cannot measure.
+
+    :param modes: what is to be measured, by which kind of ``probe``.
+    """
+    if vm or not if_needed:
+        return vm
+    from kproxylat.doctor import missing_to_trace
+
+    lacking = ", ".join(missing_to_trace(modes, probe))
+    say(f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel.")
+    return bool(lacking)
+
+
 def relay_if(
     vm: bool,
     if_needed: bool,
@@ -52,17 +66,9 @@ def relay_if(
 ) -> None:
     """Where a virtual machine is wanted, run this very command line inside one, and end as it ends.
 
-    :param modes: what is to be measured, by which kind of ``probe``: where this machine cannot, one is needed.
+    :param modes: as of :func:`wants_vm`, and ``probe``.
     """
-    if if_needed and not vm:
-        from kproxylat.doctor import missing_to_trace
-
-        lacking = ", ".join(missing_to_trace(modes, probe))
-        say(
-            f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel."
-        )
-        vm = bool(lacking)
-    if not vm:
+    if not wants_vm(vm, if_needed, modes, probe):
         return
     from kproxylat.runlog import make_directory
     from kproxylat.screen import waiting

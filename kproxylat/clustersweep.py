@@ -10,7 +10,7 @@ from functools import partial
 from kproxylat import interrupts
 from kproxylat.cluster import Api
 from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
-from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.errors import KproxylatError, MachineError, UsageError
 from kproxylat.kernel import check_root
 from kproxylat.liverules import METRICS_PORT
 from kproxylat.lookup import look_up
@@ -31,7 +31,7 @@ from kproxylat.rollout import (
     wait_for_rollout,
 )
 from kproxylat.screen import say
-from kproxylat.sweep import Sweep, plan_points, sweep
+from kproxylat.sweep import Ended, Here, Sweep, plan_points, sweep
 from kproxylat.sync import live_ports, service_ports, wait_for_rules
 from kproxylat.target import miss_path
 
@@ -168,7 +168,7 @@ def _or_say(command: str) -> Iterator[None]:
 
 def sweep_cluster(
     api: Api, base: Options, counts: Sequence[int], asking: Asking, repeats: int, fresh: bool
-) -> tuple[Sweep, Interrupted | MachineError | None]:
+) -> tuple[Sweep, Ended]:
     """Measure the lookup on a node, over numbers of dummy Services, mode after mode.
 
     :param base: what all points have in common.
@@ -197,7 +197,7 @@ def sweep_cluster(
         # Each whether the other fails or not; the Services first.
         stack.callback(preparation.set_old_mode)
         stack.callback(preparation.delete_services)
-        return sweep(points, repeats, None, fresh, preparation)
+        return sweep(points, repeats, None, fresh, Here(preparation), in_order=True)
 
 
 def _detect(api: Api, node: Node, asking: Asking) -> Mode:

@@ -8,13 +8,13 @@ JSON, then a line for each run that is saved. At its end a ``sweep_<YYYYmmdd_HHM
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from kproxylat import __version__, kernel
 from kproxylat.bpftrace import find_version
@@ -30,6 +30,71 @@ from kproxylat.screen import say, show_series
 from kproxylat.series import Series, build_series
 
 MAX_REPEATS = 1000
+Run = tuple[Options, int]
+"""A point, and the number of its repeat, from 0 on."""
+Ended = Interrupted | MachineError | None
+"""What cut a run or a sweep short: a signal, or a result that could not be saved."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that ended.
+
+    :param seconds: how long it took.
+    """
+
+    run: Run
+    result: Result
+    ended: Ended
+    seconds: float
+
+
+class Place(Protocol):
+    """Where runs are measured, ``at_once`` of them side by side."""
+
+    at_once: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be the same for runs to be comparable: clock, and whether it is emulated; kernel.
+
+        :raises KproxylatError: nothing can be measured there.
+        """
+
+    def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
+        """Measure runs, and return each as it ends; begin none after one that was cut short.
+
+        :param begin: called at the beginning of each.
+        :raises KproxylatError: as :func:`kproxylat.measure.measure`.
+        """
+
+
+class Here:
+    """This machine: one run after another.
+
+    :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
+        kube-proxy took.
+    """
+
+    at_once = 1
+
+    def __init__(self, prepare: Callable[[Options], tuple[Options, float | None]] | None = None) -> None:
+        self._prepare = prepare
+
+    def describe(self) -> dict[str, Any]:
+        """As :class:`Place` says."""
+        kernel.check_root()
+        return {"clock": list(kernel.detect_clock()), "kernel": kernel.release()}
+
+    def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
+        """As :class:`Place` says."""
+        for run in runs:
+            begin(run)
+            begun_s = kernel.user_clock_s()
+            prepared, sync_s = self._prepare(run[0]) if self._prepare else (run[0], None)
+            result, ended = measure(prepared, sync_s)
+            yield Done(run, result, ended, kernel.user_clock_s() - begun_s)
+            if ended:
+                return
 
 
 @dataclass
@@ -100,11 +165,10 @@ def check_points(points: Iterable[Options], repeats: int = 1) -> None:
         check_options(point)
 
 
-def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[tuple[Options, int]]:
+def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[Run]:
     """Return the runs in the order in which they are measured: each point once in every round.
 
     :param seed: shuffles each round, so that a drift of the machine does not look like the Services' doing (None: not).
-    :return: the point and the number of its repeat, from 0 on.
     """
     rng, ordered = Random(seed), []  # noqa: S311 - chance for an order
     for number in range(repeats):
@@ -230,39 +294,41 @@ def show(found: Sweep, form: str) -> None:
         print(f"books closed: {closed} of {len(found.results)} runs")
 
 
-def _series(point: Options) -> str:
+def name_series(point: Options) -> str:
     """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
     return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
 
 
 def _name(point: Options, number: int) -> str:
-    return f"{_series(point)} {point.services} {number}"
+    return f"{name_series(point)} {point.services} {number}"
 
 
-def _describe(point: Options) -> dict[str, Any]:
-    """Return what must be the same for the runs of a sweep to belong together."""
-    lab, clock = point.lab or Lab(), kernel.detect_clock()
+def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for the runs of a sweep to belong together; ``about`` is the place's share."""
+    lab = point.lab or Lab()
     rules = lab.ruleset and {**lab.ruleset.digest, "targets": [str(each) for each in point.targets or (point.target,)]}
     return {
         **({"ruleset": rules} if rules else {}),
         **{name: getattr(point, name) for name in ("duration_s", "rate_pps", "warmup", "generator", "probe")},
         **{"position": point.position or lab.position, "worker_ports": lab.worker_ports},
         "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
-        **{"clock": list(clock), "kernel": kernel.release(), "bpftrace": find_version()[0], "kproxylat": __version__},
+        **{**about, "bpftrace": find_version()[0], "kproxylat": __version__},
     }
 
 
-def _time_left(runs: Sequence[tuple[Options, int]], state: State) -> str:
+def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
     """Estimate the time that runs take by that of the measured ones of the nearest number of Services, the same
     series' first; where more Services than ever are to come, it is the least that is left."""
     known = [(series, int(size), state.seconds[name]) for name in state.seconds for series, size, _ in [name.split()]]
     if not known:
         return ""
-    left_s, words = 0.0, "about"
-    for point, _ in runs:
-        size, series = point.services or 0, _series(point)
-        left_s += min(known, key=lambda each: (abs(each[1] - size), each[0] != series))[2]
-        words = words if size <= max(each[1] for each in known) else "more than"
+    sizes = [point.services or 0 for point, _ in runs]
+    nearest = (
+        min(known, key=lambda each: (abs(each[1] - size), each[0] != name_series(point)))
+        for (point, _), size in zip(runs, sizes, strict=True)
+    )
+    left_s = sum(each[2] for each in nearest) / at_once
+    words = "about" if max(sizes) <= max(each[1] for each in known) else "more than"
     return f"; {words} {left_s // 60:.0f} min {left_s % 60:.0f} s left"
 
 
@@ -271,51 +337,57 @@ def sweep(
     repeats: int = 1,
     seed: int | None = None,
     fresh: bool = False,
-    prepare: Callable[[Options], tuple[Options, float | None]] | None = None,
-) -> tuple[Sweep, Interrupted | MachineError | None]:
+    place: Place | None = None,
+    in_order: bool = False,
+) -> tuple[Sweep, Ended]:
     """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
 
     :param seed: of the order on the ns clock (None: the interrupted sweep's, or a new one).
     :param fresh: measure all of them.
-    :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
-        kube-proxy took. Points are measured in
-        their order, each as often as it has to be, since that takes minutes (None: in the lab).
-    :return: what was measured, and what cut the sweep short: a signal, or a result that could not be saved.
+    :param place: where (None: here).
+    :param in_order: keep the points' order, and measure each as often as it has to be, since going to the next takes
+        minutes: this is a cluster.
+    :return: what was measured, and what cut the sweep short.
     :raises KproxylatError: as :func:`kproxylat.measure.measure`.
     """
-    kernel.check_root()
-    shuffle = not prepare and kernel.detect_clock()[0] != "instructions"
-    state = State(points[0].output_dir, _describe(points[0]), seed if shuffle else None, fresh, shuffle)
+    place = place or Here()
+    about = place.describe()
+    shuffle = not in_order and about["clock"][0] != "instructions"
+    state = State(points[0].output_dir, _describe(points[0], about), seed if shuffle else None, fresh, shuffle)
     runs = order_points(points, repeats, state.seed)
-    if prepare:
+    if in_order:
         runs.sort(key=lambda each: points.index(each[0]))
-    found = Sweep(state.seed, repeats, resumed=sum(_name(*run) in state.results for run in runs))
+    left = [each for each in runs if _name(*each) not in state.results]
+    found = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
     if found.resumed:
         say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
     if state.seed is not None:
         say(f"Order randomised, seed {state.seed}")
-    ended: Interrupted | MachineError | None = None
-    for number, (point, repeat) in enumerate(runs, 1):
-        name = _name(point, repeat)
-        if name not in state.results:
-            left = _time_left([each for each in runs[number - 1 :] if _name(*each) not in state.results], state)
-            series = _series(point).replace("/", " on ")
-            say(f"== run {number} of {len(runs)}: {series}, {point.services:,} Services{left}")
-            begun_s = kernel.user_clock_s()
-            try:
-                prepared, sync_s = prepare(point) if prepare else (point, None)
-                result, ended = measure(prepared, sync_s)
-            except (KproxylatError, Interrupted):
-                say(f"      {len(found.results)} of {len(runs)} runs are kept: the same command goes on from there")
-                raise
-            state.add(name, result, kernel.user_clock_s() - begun_s)
+    numbers = count(found.resumed + 1)
+
+    def begin(run: Run) -> None:
+        undone = [each for each in runs if _name(*each) not in state.results]
+        series, services = name_series(run[0]).replace("/", " on "), run[0].services
+        time_left = _time_left(undone, state, place.at_once)
+        say(f"== run {next(numbers)} of {len(runs)}: {series}, {services:,} Services{time_left}")
+
+    ended: Ended = None
+    try:
+        for done in place.measure(left, begin):
+            state.add(_name(*done.run), done.result, done.seconds)
+            ended = ended or done.ended
+    except (KproxylatError, Interrupted):
+        kept = sum(_name(*each) in state.results for each in runs)
+        say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")
+        raise
+    for name in [_name(*each) for each in runs if _name(*each) in state.results]:
         found.results.append(state.results[name])
         found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)
-        if ended:
-            return found, ended
+    if ended:
+        return found, ended
     found.complete = True
     saved = state.close([_name(*run) for run in runs], found.to_json())
     say(f"saved: {saved}")
-    if prepare:
+    if in_order:
         say(f"saved: {_save_csv(saved.with_suffix('.csv'), found.results)}")
     return found, None

@@ -16,7 +16,8 @@ import queue
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -87,6 +88,7 @@ class Machine:
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
     :ivar inside: path of ``writable`` in the guest ("" without one).
+    :ivar said: set whenever the guest has said something; several machines may share one.
     :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
     """
 
@@ -104,6 +106,7 @@ class Machine:
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
+        self.said = threading.Event()
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._noise: list[str] = []
 
@@ -113,7 +116,8 @@ class Machine:
         accelerator = "kvm" if self.kvm else "tcg"
         # Page-table isolation makes emulation several times slower: QEMU forgets its translations at every system
         # call. It protects a guest from its own processes and takes no part in what a softirq executes.
-        options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off"]
+        # So does the random placement of programs: what was translated of one is not found again in the next.
+        options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
         # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
         cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
         caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
@@ -138,6 +142,15 @@ class Machine:
         return command
 
     def __enter__(self) -> Self:
+        self.begin()
+        self.wait_booted()
+        return self
+
+    def begin(self) -> None:
+        """Begin to boot.
+
+        :raises UsageError: a path that cannot be shared. ``MachineError``: a program is missing.
+        """
         find("qemu-system-x86_64")
         for each in filter(None, (self.writable, self.root)):
             if set(",=") & set(str(each)):
@@ -153,12 +166,14 @@ class Machine:
             on_err=lambda line: self._noise.append(line),
             env={"PATH": search},
         )
+
+    def wait_booted(self) -> None:
+        """Wait until the guest takes command lines; if it never does, end it."""
         try:
             self.release = self._next(BOOT_LIMIT_S, "boot")["ready"]
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._process.write(None)
@@ -173,8 +188,27 @@ class Machine:
             event = None
         if isinstance(event, dict):
             self._events.put(event)
+            self.said.set()
         else:
             self._noise.append(line)
+
+    def take(self) -> Iterator[dict[str, Any]]:
+        """Take what the guest has said since the last time.
+
+        :raises MachineError: it has ended.
+        """
+        while self._process.alive or not self._events.empty():
+            try:
+                yield self._events.get_nowait()
+            except queue.Empty:
+                return
+        raise self._lost("finish")
+
+    def _lost(self, what: str) -> MachineError:
+        return MachineError(
+            f"the virtual machine ended before it could {what}: {self._last_words()}",
+            "it takes 2 GiB of free memory; or try another --kernel IMAGE",
+        )
 
     def _next(self, limit_s: float | None, what: str) -> dict[str, Any]:
         """Wait for the guest's next event.
@@ -194,10 +228,7 @@ class Machine:
                     f"the virtual machine did not {what} within {limit_s:.0f} s: {self._last_words()}",
                     "try again with the machine idle, or another --kernel IMAGE",
                 )
-        raise MachineError(
-            f"the virtual machine ended before it could {what}: {self._last_words()}",
-            "it takes 2 GiB of free memory; or try another --kernel IMAGE",
-        )
+        raise self._lost(what)
 
     def _last_words(self) -> str:
         return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"
@@ -205,6 +236,11 @@ class Machine:
     def signal(self, signum: int) -> None:
         """Send a signal to the command line under way."""
         self._process.write(json.dumps({"signal": signum}) + "\n")
+
+    def order(self, argv: Sequence[str], program: bool = False) -> None:
+        """Have one command line run; what it says comes by :meth:`take`, last its status."""
+        cwd = "/" if self.root else str(Path.cwd())
+        self._process.write(json.dumps({"argv": list(argv), "cwd": cwd, "program": program}) + "\n")
 
     def run(self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False) -> int:
         """Run one command line in the guest.
@@ -214,8 +250,7 @@ class Machine:
         :return: its exit status.
         :raises MachineError: the guest died.
         """
-        cwd = "/" if self.root else str(Path.cwd())
-        self._process.write(json.dumps({"argv": list(argv), "cwd": cwd, "program": program}) + "\n")
+        self.order(argv, program)
         while True:
             try:
                 event = self._next(None, "finish")

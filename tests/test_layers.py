@@ -47,7 +47,7 @@ LAYERS = (
     {"stage"},
     {"measure"},
     {"plot", "sweep", "watch", "whatif"},
-    {"clustersweep"},
+    {"clustersweep", "pool"},
     {"cli_options", "cli_vm"},
     {"cli_cluster", "cli_read", "cli_run", "cli_sweep"},
     {"cli"},

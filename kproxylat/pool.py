@@ -1,0 +1,158 @@
+"""Virtual machines that share a sweep's runs: on the instruction clock as many as there are processors, since what they
+count does not depend on how long it takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kproxylat import interrupts
+from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, MachineError
+from kproxylat.model import from_json
+from kproxylat.plan import Options
+from kproxylat.runlog import make_directory
+from kproxylat.screen import say, waiting
+from kproxylat.sweep import Done, Ended, Run, name_series
+from kproxylat.vm import BOOT_S, Machine
+
+MEMORY_KIB = 3 << 20
+"""What a machine may take: the guest's 2 GiB, and what QEMU keeps of translated code."""
+
+
+class RunError(KproxylatError):
+    """A run in a machine failed: what it said, and its exit status."""
+
+    def __init__(self, text: str, status: int) -> None:
+        found = re.search(r"^kproxylat: (.*)\n(?:  (.*)\n)?\Z", text, re.M)
+        super().__init__(*(found.groups("") if found else (f"a run ended with status {status}: {text[-300:]}",)))
+        self.exit_code = status
+
+
+@dataclass
+class _Worker:
+    """A machine, and its run under way: since when, and what it said."""
+
+    machine: Machine
+    run: Run | None = None
+    series: str = ""
+    begun_s: float = 0
+    said: dict[str, str] = field(default_factory=dict)
+
+
+class Pool:
+    """Virtual machines, booted when they are needed, each of which takes one run after another.
+
+    :param order: returns the command line that measures a point and prints its result as JSON.
+    :raises MachineError: as :class:`kproxylat.vm.Machine`.
+    """
+
+    def __init__(self, clock: str, image: Path | None, output_dir: Path, order: Callable[[Options], list[str]]) -> None:
+        make_directory(output_dir)
+        self._order = order
+        self._said = threading.Event()
+        self._make: Callable[[], Machine] = lambda: Machine(clock, output_dir, image)
+        self._first = self._make()
+        self.at_once = _count_machines() if clock == "instructions" else 1
+
+    def describe(self) -> dict[str, Any]:
+        """As :class:`kproxylat.sweep.Place` says."""
+        first = self._first
+        return {"clock": [first.clock, not first.kvm], "kernel": first.image.name.removeprefix("vmlinuz-")}
+
+    def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
+        """As :class:`kproxylat.sweep.Place` says."""
+        self.at_once = min(self.at_once, len(runs))
+        with interrupts.deferred(), ExitStack() as stack:
+            workers = [_Worker(each) for each in self._boot(stack)]
+            left, ending = list(runs), False
+            while True:
+                for each in workers:
+                    if left and not each.run and not ending:
+                        run = _take_up(each, left, workers)
+                        begin(run)
+                        each.machine.order(self._order(run[0]))
+                if not any(each.run for each in workers):
+                    return
+                try:
+                    interrupts.wait(self._said, 0.5)
+                except Interrupted as interrupt:
+                    ending = True
+                    for each in workers:
+                        each.machine.signal(interrupt.exit_code - 128)
+                self._said.clear()
+                for each in workers:
+                    for done in self._listen(each):
+                        ending = ending or done.ended is not None
+                        yield done
+
+    def _boot(self, stack: ExitStack) -> list[Machine]:
+        machines = [self._first, *(self._make() for _ in range(self.at_once - 1))][: self.at_once]
+        kvm, name, several = self._first.kvm, self._first.image.name, len(machines) > 1
+        how = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
+        say(f"Booting {name} in {f'{len(machines)} virtual machines' if several else 'a virtual machine'} ({how})...")
+        for each in machines:
+            each.said = self._said
+            each.begin()
+            stack.callback(each.__exit__)
+        with waiting("booting", 5 if kvm else BOOT_S):
+            for each in machines:
+                each.wait_booted()
+        return machines
+
+    def _listen(self, worker: _Worker) -> Iterator[Done]:
+        """Hear what a machine has said; its run may have ended with that."""
+        for event in worker.machine.take():
+            for stream, text in event.items():
+                if stream == "status":
+                    yield self._end(worker, text)
+                    continue
+                worker.said[stream] = worker.said.get(stream, "") + text
+                if stream == "err" and self.at_once == 1:
+                    print(text, end="", file=sys.stderr, flush=True)
+
+    def _end(self, worker: _Worker, status: int) -> Done:
+        run, out, err = worker.run, worker.said.get("out", ""), worker.said.get("err", "")
+        if not run or (status not in (0, BOOKS_OPEN) and not out):
+            raise RunError(err, status)
+        worker.run = None
+        ended: Ended = None
+        if status > 128:
+            ended = Interrupted(status - 128)
+        elif status not in (0, BOOKS_OPEN):
+            ended = MachineError(*RunError(err, status).args)
+        result, took_s = from_json(out), time.monotonic() - worker.begun_s
+        if self.at_once > 1:
+            middle, name = result.lookup.middle if result.lookup else None, worker.series.replace("/", " on ")
+            figure = "no lookup" if middle is None or not result.lookup else f"{middle:,.0f} {result.lookup.unit}"
+            for words in (f"{figure}, {took_s:.0f} s", *(f"warning: {each}" for each in result.quality.warnings)):
+                say(f"      {name}, {run[0].services:,} Services: {words}")
+        return Done(run, result, ended, took_s)
+
+
+def _take_up(worker: _Worker, left: list[Run], workers: Sequence[_Worker]) -> Run:
+    """Choose a machine's next run: of the series that it knows, as emulation is slow the first time; else of one that
+    no other machine has; the largest number of Services first, so that none of these is left to the end."""
+    theirs = {each.series for each in workers if each is not worker}
+
+    def rank(run: Run) -> tuple[bool, bool, int]:
+        series = name_series(run[0])
+        return series == worker.series, series not in theirs, run[0].services or 0
+
+    run = max(left, key=rank)
+    left.remove(run)
+    worker.run, worker.series, worker.begun_s, worker.said = run, name_series(run[0]), time.monotonic(), {}
+    return run
+
+
+def _count_machines() -> int:
+    """Return for how many machines there are processors and memory."""
+    free = re.search(r"^MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(), re.M)
+    return max(1, min(len(os.sched_getaffinity(0)), int(free[1]) // MEMORY_KIB if free else 1))
