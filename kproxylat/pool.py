@@ -60,7 +60,7 @@ class Pool:
         self._said = threading.Event()
         self._make: Callable[[], Machine] = lambda: Machine(clock, output_dir, image)
         self._first = self._make()
-        self.at_once = _count_machines() if clock == "instructions" else 1
+        self.at_once = count_machines() if clock == "instructions" else 1
 
     def describe(self) -> dict[str, Any]:
         """As :class:`kproxylat.sweep.Place` says."""
@@ -152,7 +152,7 @@ def _take_up(worker: _Worker, left: list[Run], workers: Sequence[_Worker]) -> Ru
     return run
 
 
-def _count_machines() -> int:
+def count_machines() -> int:
     """Return for how many machines there are processors and memory."""
     free = re.search(r"^MemAvailable: +(\d+)", Path("/proc/meminfo").read_text(), re.M)
     return max(1, min(len(os.sched_getaffinity(0)), int(free[1]) // MEMORY_KIB if free else 1))

@@ -86,7 +86,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
     Fake.made, Fake.answer = [], staticmethod(lambda argv: ("[1/7] Running\n", measured(argv), 0))
     monkeypatch.setattr(pool, "Machine", Fake)
     monkeypatch.setattr(sweep, "find_version", lambda: ("v0.17.0", (0, 17)))
-    monkeypatch.setattr(pool, "_count_machines", lambda: 2)
+    monkeypatch.setattr(pool, "count_machines", lambda: 2)
     return Fake.made
 
 
@@ -221,4 +221,4 @@ def test_machines_are_counted_by_memory_and_processors(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(Path, "read_text", lambda _: f"MemTotal: 1 kB\nMemAvailable:  {free_gib << 20} kB\n")
-    assert pool._count_machines() == machines_count
+    assert pool.count_machines() == machines_count
