@@ -17,7 +17,6 @@ from kproxylat.proc import run
 
 ROOT = Path("/")
 BTF = Path("/sys/kernel/btf")
-TRACING = Path("/sys/kernel/tracing")
 RTC = Path("/sys/class/rtc/rtc0/since_epoch")
 CONNTRACK = Path("/proc/sys/net/netfilter")
 IN_VM = "kproxylat run --lab --vm measures in a virtual machine"
@@ -192,16 +191,6 @@ def _find_word(data: bytes, word: int) -> Iterator[int]:
         if at % 4 == 0 and at + 12 <= len(data):
             yield at
         at = data.find(wanted, at + 1)
-
-
-def read_drop_reasons() -> dict[int, str]:
-    """Return the reasons for which this kernel frees packets (enum skb_drop_reason), by number; before 5.17 none.
-
-    Sample, of the format of tracepoint skb:kfree_skb: ``... __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, ...``
-    """
-    form = TRACING / "events/skb/kfree_skb/format"
-    found = re.findall(r'{ (\w+), "(\w+)" }', form.read_text()) if form.exists() else []
-    return {int(number, 0): name for number, name in found if number[0].isdigit()}
 
 
 @lru_cache

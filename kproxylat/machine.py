@@ -7,6 +7,7 @@ there but strange.
 from __future__ import annotations
 
 import os
+import re
 
 from kproxylat import kernel, net, nodes, vm
 from kproxylat.errors import CommandError, MachineError
@@ -87,6 +88,18 @@ def see_tracefs() -> str:
         if _exists(f"{each}/available_filter_functions"):
             return f"/{each}"
     raise MachineError("tracefs is not mounted")
+
+
+def read_drop_reasons() -> dict[int, str]:
+    """Return the reasons for which this kernel frees packets (enum skb_drop_reason), by number; before 5.17 none.
+
+    Sample, of the format of tracepoint skb:kfree_skb: ``... __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, ...``
+
+    :raises MachineError: tracefs is not mounted.
+    """
+    path = f"{see_tracefs().removeprefix('/')}/events/skb/kfree_skb/format"
+    found = re.findall(r'{ (\w+), "(\w+)" }', _read(path)) if _exists(path) else []
+    return {int(number, 0): name for number, name in found if number[0].isdigit()}
 
 
 def see_kprobes() -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
-from kproxylat import interrupts, kernel, net
+from kproxylat import interrupts, net
 from kproxylat.books import Snapshot, assemble, check_losses, check_rate, reconcile
 from kproxylat.bpftrace import trace
 from kproxylat.changes import CONNTRACK_MAX
@@ -76,8 +76,7 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
                 inner += [] if sends else [look(options, made, room)]
                 tracer.stop()
             same = render_script(plan.anonymous, options.template, options.settings)
-            reasons = kernel.read_drop_reasons() if options.others else None
-            traced = assemble(mode, plan.kind, started, same, tracer, reasons)
+            traced = assemble(mode, plan.kind, started, same, tracer, plan.reasons if plan.others else None)
         except KproxylatError as error:
             error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
-from kproxylat import kernel, lab
+from kproxylat import kernel, lab, machine
 from kproxylat.bpftrace import find_engine, find_version, probe_words
 from kproxylat.changes import ALLOWABLE
 from kproxylat.errors import MachineError, UsageError
@@ -337,7 +337,7 @@ def make_plan(
         hook=mode.hook,
         stepping=stepping,
         others=others,
-        reasons=others and bool(kernel.read_drop_reasons()),
+        reasons=machine.read_drop_reasons() if others else {},
         fields=probe_words(find_version()[1])[2],
     )
 

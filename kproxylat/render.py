@@ -98,7 +98,7 @@ class Plan:
     hook: int = 0
     stepping: bool = False
     others: bool = False
-    reasons: bool = False
+    reasons: Mapping[int, str] = field(default_factory=dict)
     fields: str = "args->"
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat import kernel
+from kproxylat import kernel, machine
 from kproxylat.books import Snapshot, check_envelopes, check_losses, check_rate, count_rest, judge, reconcile
 from kproxylat.detect import ServiceRule
 from kproxylat.dump import parse_dump
@@ -107,15 +107,17 @@ def test_other_traffic_is_in_the_books_where_it_was_counted() -> None:
 
 
 def test_the_reasons_of_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "TRACING", tmp_path)
-    assert kernel.read_drop_reasons() == {}
-    form = tmp_path / "events/skb/kfree_skb/format"
-    form.parent.mkdir(parents=True)
-    form.write_text(
-        'print fmt: "skbaddr=%p reason: %s", REC->skbaddr, __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, '
-        '{ 0x10000, "RX_TOO_SMALL" }, { SKB_X, "NO_NUMBER" })\n'
-    )
-    assert kernel.read_drop_reasons() == {2: "NOT_SPECIFIED", 0x10000: "RX_TOO_SMALL"}
+    monkeypatch.setattr(kernel, "ROOT", tmp_path)
+    for top in ("sys/kernel/debug/tracing", "sys/kernel/tracing"):
+        form = tmp_path / top / "events/skb/kfree_skb/format"
+        form.parent.mkdir(parents=True)
+        (tmp_path / top / "available_filter_functions").touch()
+        assert machine.read_drop_reasons() == {}
+        form.write_text(
+            'print fmt: "skbaddr=%p reason: %s", REC->skbaddr, __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, '
+            '{ 0x10000, "RX_TOO_SMALL" }, { SKB_X, "NO_NUMBER" })\n'
+        )
+        assert machine.read_drop_reasons() == {2: "NOT_SPECIFIED", 0x10000: "RX_TOO_SMALL"}
 
 
 def test_the_hit_path_closes() -> None:
