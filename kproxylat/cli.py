@@ -5,37 +5,39 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from copy import copy
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
 from kproxylat import __version__, interrupts
-from kproxylat.cli_cluster import mode_app, services_app
-from kproxylat.cli_read import capture, cleanup, compare, doctor, parse, plot
-from kproxylat.cli_run import render, run, trace
-from kproxylat.cli_sweep import sweep, whatif
 from kproxylat.cli_vm import ARGUMENTS
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.screen import say
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="""Measure what kube-proxy costs a packet inside the kernel, and prove the number.
+COMMANDS = {
+    "run": "cli_run",
+    "sweep": "cli_sweep",
+    "capture": "cli_read",
+    "whatif": "cli_sweep",
+    "trace": "cli_run",
+    "render": "cli_run",
+    "cleanup": "cli_read",
+    "doctor": "cli_read",
+    "parse": "cli_read",
+    "compare": "cli_read",
+    "plot": "cli_read",
+    "mode": "cli_cluster",
+    "services": "cli_cluster",
+}
+"""Command, or group of commands (``NAME_app``) -> the module that has it."""
+HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
 
     \b
     Examples:
       sudo kproxylat run --target 10.96.0.10:50051 30 10000
       kproxylat run --lab --vm --mode nftables 2 1000
-    """,
-)
-for command in (run, sweep, capture, whatif, trace, render, cleanup, doctor, parse, compare, plot):
-    app.command()(command)
-app.add_typer(mode_app, name="mode")
-app.add_typer(services_app, name="services")
+    """
 
 
 def _version(wanted: bool) -> None:
@@ -44,7 +46,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def kproxylat(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -59,15 +60,26 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _only(name: str) -> typer.Typer:
-    """Return the program with just the command that is called: typer takes its time over every option of every one."""
-    commands = [each for each in app.registered_commands if each.callback and each.callback.__name__ == name]
-    groups = [each for each in app.registered_groups if each.name == name]
-    if not commands and not groups:
-        return app
-    short = copy(app)
-    short.registered_commands, short.registered_groups = commands, groups
-    return short
+def build(name: str = "") -> typer.Typer:
+    """Return the program, with just the command of that name if there is one, and else with all.
+
+    Importing every command's module, and reading all its options, would take most of a short command's time.
+    """
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help=HELP,
+        callback=kproxylat,
+    )
+    for each in [name] if name in COMMANDS else COMMANDS:
+        module = import_module(f"kproxylat.{COMMANDS[each]}")
+        if hasattr(module, f"{each}_app"):
+            app.add_typer(getattr(module, f"{each}_app"), name=each)
+        else:
+            app.command()(getattr(module, each))
+    return app
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -78,7 +90,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     ARGUMENTS[:] = sys.argv[1:] if argv is None else argv
     interrupts.install()
     try:
-        _only(ARGUMENTS[0] if ARGUMENTS else "")(args=argv, prog_name="kproxylat", standalone_mode=True)
+        build(ARGUMENTS[0] if ARGUMENTS else "")(args=argv, prog_name="kproxylat", standalone_mode=True)
     except KproxylatError as error:
         say(f"kproxylat: {error}")
         if error.remedy:

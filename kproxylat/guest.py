@@ -59,6 +59,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
 
 def serve() -> None:
     """Serve until the host closes our stdin."""
+    cli.build()
     compile_script()
     emit(ready=platform.release())
     child: tuple[int, dict[int, str]] = (0, {})
