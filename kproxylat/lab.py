@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from kproxylat.errors import UsageError
 from kproxylat.model import join_host_port
@@ -196,6 +197,9 @@ RULESETS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     ),
 }
 """Mode -> the commands that load its rules, each with the template (rules-NAME.j2) of what it reads."""
+PORTION = 500
+"""Services in one transaction of nft's: for each anonymous map of a transaction the kernel goes through all that is in
+it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""
 
 
 def render_ruleset(
@@ -206,18 +210,19 @@ def render_ruleset(
     :param cluster: the cluster's addresses (None: the lab's own).
     :return: the commands that load it, each with the text that it reads.
     """
-    variables = {
-        "services": services,
+    variables: dict[str, Any] = {
         "cluster": cluster or ADDRESSES[mode.family],
         "family": mode.family,
         "ip": mode.ip,
         "bits": 128 if mode.family == 6 else 32,
     }
+    size = PORTION if mode.name == "nftables" else len(services)
     return [
         (
             tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),
-            render_rules(name, variables) if name else "",
+            render_rules(name, {**variables, "services": services[at : at + size], "more": at > 0}) if name else "",
         )
+        for at in range(0, max(len(services), 1), max(size, 1))
         for argv, name in RULESETS[mode.name]
     ]
 

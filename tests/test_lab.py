@@ -26,8 +26,9 @@ ALWAYS = [
 
 
 def text_of(mode: Mode, services: list[Service]) -> str:
-    """Return what the last command of a ruleset reads."""
-    return render_ruleset(mode, services)[-1][1]
+    """Return what the last command of a ruleset reads, in all its transactions."""
+    rendered = render_ruleset(mode, services)
+    return "".join(text for argv, text in rendered if argv == rendered[-1][0])
 
 
 def captured(name: str) -> str:
@@ -66,7 +67,7 @@ def nft_blocks(text: str) -> dict[str, set[str]]:
             table = block = line.removesuffix(" {")
         elif line.startswith(("chain ", "set ", "map ")):
             block = f"{table} {line.removesuffix(' {')}"
-            blocks[block] = set()
+            blocks[block] |= set()
         elif line == "}":
             block = table
         elif line:
@@ -108,6 +109,12 @@ def test_20_000_services_have_all_their_rules(mode: Mode) -> None:
     pattern, each = RULES_PER_SERVICE[mode.name]
     # In mode iptables the last rule of KUBE-SERVICES is that of the node ports.
     assert len(re.findall(pattern, text, re.M)) == 20_002 * each + (mode.name == "iptables")
+
+
+def test_nft_takes_many_services_in_several_transactions() -> None:
+    texts = [text for _, text in render_ruleset(find_mode("nftables", None), place_services(1000, "last", "both"))]
+    assert [text.count("chain services {") for text in texts] == [1, 0, 0], "a rule that came twice would stand twice"
+    assert [len(re.findall(r"chain service-[A-Z2-7]{8}-", text)) for text in texts] == [500, 500, 2]
 
 
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])
