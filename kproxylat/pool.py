@@ -42,7 +42,6 @@ class _Worker:
 
     machine: Machine
     run: Run | None = None
-    series: str = ""
     begun_s: float = 0
     said: dict[str, str] = field(default_factory=dict)
 
@@ -72,13 +71,14 @@ class Pool:
         self.at_once = min(self.at_once, len(runs))
         with interrupts.deferred(), ExitStack() as stack:
             workers = [_Worker(each) for each in self._boot(stack)]
-            left, ending = list(runs), False
+            # The longest first, so that none of them is left to the end, when the other machines have nothing to do.
+            left, ending = sorted(runs, key=_length, reverse=True), False
             while True:
                 for each in workers:
                     if left and not each.run and not ending:
-                        run = _take_up(each, left, workers)
-                        begin(run)
-                        each.machine.order(self._order(run[0]))
+                        each.run, each.begun_s, each.said = left.pop(0), time.monotonic(), {}
+                        begin(each.run)
+                        each.machine.order(self._order(each.run[0]))
                 if not any(each.run for each in workers):
                     return
                 try:
@@ -130,26 +130,17 @@ class Pool:
             ended = MachineError(*RunError(err, status).args)
         result, took_s = from_json(out), time.monotonic() - worker.begun_s
         if self.at_once > 1:
-            middle, name = result.lookup.middle if result.lookup else None, worker.series.replace("/", " on ")
+            middle, name = result.lookup.middle if result.lookup else None, name_series(run[0]).replace("/", " on ")
             figure = "no lookup" if middle is None or not result.lookup else f"{middle:,.0f} {result.lookup.unit}"
             for words in (f"{figure}, {took_s:.0f} s", *(f"warning: {each}" for each in result.quality.warnings)):
                 say(f"      {name}, {run[0].services:,} Services: {words}")
         return Done(run, result, ended, took_s)
 
 
-def _take_up(worker: _Worker, left: list[Run], workers: Sequence[_Worker]) -> Run:
-    """Choose a machine's next run: of the series that it knows, as emulation is slow the first time; else of one that
-    no other machine has; the largest number of Services first, so that none of these is left to the end."""
-    theirs = {each.series for each in workers if each is not worker}
-
-    def rank(run: Run) -> tuple[bool, bool, int]:
-        series = name_series(run[0])
-        return series == worker.series, series not in theirs, run[0].services or 0
-
-    run = max(left, key=rank)
-    left.remove(run)
-    worker.run, worker.series, worker.begun_s, worker.said = run, name_series(run[0]), time.monotonic(), {}
-    return run
+def _length(run: Run) -> tuple[int, bool]:
+    """Rank a run by how long it takes: by its Services, and longest in mode nftables, for each of whose maps the kernel
+    goes through all others (net/netfilter/nf_tables_api.c, nf_tables_newset)."""
+    return run[0].services or 0, run[0].mode.name == "nftables"
 
 
 def count_machines() -> int:

@@ -96,7 +96,7 @@ def run(directory: Path, clock: str = "instructions", sizes: Sequence[int] = (10
     return sweep.sweep(sweep.plan_points(base, modes, sizes), place=Pool(clock, None, directory, words))
 
 
-def test_each_run_is_measured_once_and_machines_keep_to_series(
+def test_each_run_is_measured_once_the_longest_first(
     machines: list[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, ended = run(tmp_path)
@@ -108,8 +108,8 @@ def test_each_run_is_measured_once_and_machines_keep_to_series(
     ]
     ordered = [each.orders for each in machines]
     assert len(ordered[0] + ordered[1]) == 9
-    assert [each[0] for each in ordered] == [["iptables", "legacy", "1000"], ["iptables", "nft", "1000"]]
-    assert [each[2] for each in ordered[0][:3]] == ["1000", "100", "10"], "its own series first, the largest first"
+    assert [each[0] for each in ordered] == [["nftables", "nft", "1000"], ["iptables", "legacy", "1000"]]
+    assert [each[2] for each in ordered[0]] == ["1000", "1000", "100", "10", "10"], "the largest first"
     err = capsys.readouterr().err
     assert "Booting vmlinuz-6.1.0-9-amd64 in 2 virtual machines (emulated" in err
     assert "[1/7]" not in err, "the steps of two at once would tell nothing"
@@ -145,7 +145,7 @@ def test_a_signal_ends_both_and_keeps_what_was_measured(machines: list[Fake], tm
     def answer(argv: list[str]) -> tuple[str, str, int] | None:
         if argv[2] == "1000":
             return "", measured(argv), 0
-        if argv[1] == "nft":
+        if sum(len(each.orders) for each in Fake.made) == 5:
             os.kill(os.getpid(), signal.SIGINT)
         return None
 
@@ -159,13 +159,13 @@ def test_a_signal_ends_both_and_keeps_what_was_measured(machines: list[Fake], tm
             signal.signal(each, handler)
     assert isinstance(ended, Interrupted)
     assert ended.exit_code == 130
-    assert [(each.signals, each.state, len(each.orders)) for each in machines] == [([2], "gone", 2)] * 2
-    assert sorted(each.run.cut_short for each in found.results) == [False, False, True, True]
+    assert [(each.signals, each.state) for each in machines] == [([2], "gone")] * 2
+    assert sorted(each.run.cut_short for each in found.results) == [False, False, False, True, True]
     Fake.answer = staticmethod(lambda argv: ("", measured(argv), 0))
-    for each in ("legacy", "nft"):
-        (tmp_path / f"ebpf_iptables_{each}_1000.json").write_text(measured(["iptables", each, "1000"]))
+    for mode, backend in (("iptables", "legacy"), ("iptables", "nft"), ("nftables", "nft")):
+        (tmp_path / f"ebpf_{mode}_{backend}_1000.json").write_text(measured([mode, backend, "1000"]))
     found, _ = run(tmp_path)
-    assert (found.resumed, found.complete) == (2, True)
+    assert (found.resumed, found.complete) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_run_that_fails_ends_the_sweep_with_its_words_and_status(
     with pytest.raises(KproxylatError) as caught:
         run(tmp_path)
     assert (str(caught.value), caught.value.remedy, caught.value.exit_code) == (said, remedy, status)
-    assert "2 of 9 runs are kept" in capsys.readouterr().err
+    assert "3 of 9 runs are kept" in capsys.readouterr().err
     assert [each.state for each in machines] == ["gone", "gone"]
 
 
