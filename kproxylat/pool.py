@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kproxylat import interrupts
-from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, MachineError
+from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
 from kproxylat.model import from_json
 from kproxylat.plan import Options
 from kproxylat.runlog import make_directory
@@ -33,7 +33,7 @@ class RunError(KproxylatError):
     def __init__(self, text: str, status: int) -> None:
         found = re.search(r"^kproxylat: (.*)\n(?:  (.*)\n)?\Z", text, re.M)
         super().__init__(*(found.groups("") if found else (f"a run ended with status {status}: {text[-300:]}",)))
-        self.exit_code = status
+        self.exit_code = status if status in (1, 2, BUG) else 1
 
 
 @dataclass
@@ -72,26 +72,30 @@ class Pool:
         with interrupts.deferred(), ExitStack() as stack:
             workers = [_Worker(each) for each in self._boot(stack)]
             # The longest first, so that none of them is left to the end, when the other machines have nothing to do.
-            left, ending = sorted(runs, key=_length, reverse=True), False
+            left = sorted(runs, key=_length, reverse=True)
+            interrupt: Interrupted | None = None
+            ended = False
             while True:
                 for each in workers:
-                    if left and not each.run and not ending:
+                    if left and not each.run and not interrupt and not ended:
                         each.run, each.begun_s, each.said = left.pop(0), time.monotonic(), {}
                         begin(each.run)
                         each.machine.order(self._order(each.run[0]))
                 if not any(each.run for each in workers):
-                    return
+                    break
                 try:
                     interrupts.wait(self._said, 0.5)
-                except Interrupted as interrupt:
-                    ending = True
+                except Interrupted as caught:
+                    interrupt = caught
                     for each in workers:
-                        each.machine.signal(interrupt.exit_code - 128)
+                        each.machine.signal(caught.exit_code - 128)
                 self._said.clear()
                 for each in workers:
                     for done in self._listen(each):
-                        ending = ending or done.ended is not None
+                        ended = ended or done.ended is not None
                         yield done
+        if interrupt and not ended:
+            raise interrupt
 
     def _boot(self, stack: ExitStack) -> list[Machine]:
         machines = [self._first, *(self._make() for _ in range(self.at_once - 1))][: self.at_once]
@@ -112,17 +116,22 @@ class Pool:
         for event in worker.machine.take():
             for stream, text in event.items():
                 if stream == "status":
-                    yield self._end(worker, text)
+                    done = self._end(worker, text)
+                    if done:
+                        yield done
                     continue
                 worker.said[stream] = worker.said.get(stream, "") + text
                 if stream == "err" and self.at_once == 1:
                     print(text, end="", file=sys.stderr, flush=True)
 
-    def _end(self, worker: _Worker, status: int) -> Done:
+    def _end(self, worker: _Worker, status: int) -> Done | None:
+        """Take the result of a run that has ended; one that a signal ended early has none."""
         run, out, err = worker.run, worker.said.get("out", ""), worker.said.get("err", "")
+        worker.run = None
+        if status > 128 and not out:
+            return None
         if not run or (status not in (0, BOOKS_OPEN) and not out):
             raise RunError(err, status)
-        worker.run = None
         ended: Ended = None
         if status > 128:
             ended = Interrupted(status - 128)

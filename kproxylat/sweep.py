@@ -317,18 +317,19 @@ def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
-    """Estimate the time that runs take by that of the measured ones of the nearest number of Services, the same
-    series' first; where more Services than ever are to come, it is the least that is left."""
+    """Estimate the time that runs take by that of measured ones: of the same series with as many Services or the next
+    larger number, else of the nearest number; where more Services than ever are to come, it is the least that is left.
+    """
     known = [(series, int(size), state.seconds[name]) for name in state.seconds for series, size, _ in [name.split()]]
     if not known:
         return ""
-    sizes = [point.services or 0 for point, _ in runs]
-    nearest = (
-        min(known, key=lambda each: (abs(each[1] - size), each[0] != name_series(point)))
-        for (point, _), size in zip(runs, sizes, strict=True)
-    )
-    left_s = sum(each[2] for each in nearest) / at_once
-    words = "about" if max(sizes) <= max(each[1] for each in known) else "more than"
+    left_s = 0.0
+    for point, _ in runs:
+        size, series = point.services or 0, name_series(point)
+        larger = [each for each in known if each[0] == series and each[1] >= size]
+        left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
+    most = max(each[1] for each in known)
+    words = "about" if all((point.services or 0) <= most for point, _ in runs) else "more than"
     return f"; {words} {left_s // 60:.0f} min {left_s % 60:.0f} s left"
 
 

@@ -116,8 +116,11 @@ class Machine:
         accelerator = "kvm" if self.kvm else "tcg"
         # Page-table isolation makes emulation several times slower: QEMU forgets its translations at every system
         # call. It protects a guest from its own processes and takes no part in what a softirq executes.
-        # So does the random placement of programs: what was translated of one is not found again in the next.
+        # So does the random placement of programs: what was translated is not found again the next time.
         options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
+        # One instruction is one tick of the TSC. Else the kernel measures it by these timers, each time with another
+        # error of some parts in a million: enough to be off by one in a long call.
+        options += ["tsc_early_khz=1000000", "hpet=disable", "pmtmr=0"] if self.clock == "instructions" else []
         # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
         cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
         caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())

@@ -24,6 +24,8 @@ class Fake:
     """Answers each order as ``answer`` says: standard error, output, exit status; None: it does not end by itself."""
 
     made: list[Fake]
+    early = 0
+    """Of so many of them a signal ends the run before there is a result."""
     answer: Callable[[list[str]], tuple[str, str, int] | None]
 
     def __init__(self, clock: str, *_: Path | None) -> None:
@@ -62,7 +64,9 @@ class Fake:
     def signal(self, signum: int) -> None:
         self.signals.append(signum)
         if self.orders and not self.events:
-            self.say("kproxylat: ended by SIGINT\n", measured(self.orders[-1], cut_short=True), 128 + signum)
+            early = self.made.index(self) < type(self).early
+            out = "" if early else measured(self.orders[-1], cut_short=True)
+            self.say("kproxylat: ended by SIGINT\n", out, 128 + signum)
 
     def __exit__(self, *_: object) -> None:
         self.state = "gone"
@@ -141,7 +145,10 @@ def test_open_books_are_a_result(tmp_path: Path) -> None:
     assert (len(found.results), ended) == (9, None)
 
 
-def test_a_signal_ends_both_and_keeps_what_was_measured(machines: list[Fake], tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [0, 1, 2])
+def test_a_signal_ends_both_and_keeps_what_was_measured(
+    machines: list[Fake], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: int
+) -> None:
     def answer(argv: list[str]) -> tuple[str, str, int] | None:
         if argv[2] == "1000":
             return "", measured(argv), 0
@@ -152,15 +159,21 @@ def test_a_signal_ends_both_and_keeps_what_was_measured(machines: list[Fake], tm
     before = {each: signal.getsignal(each) for each in interrupts.ENDING}
     interrupts.install()
     Fake.answer = staticmethod(answer)
+    monkeypatch.setattr(Fake, "early", early)
+    found = None
     try:
         found, ended = run(tmp_path)
+    except Interrupted as interrupt:
+        ended = interrupt
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
     assert isinstance(ended, Interrupted)
     assert ended.exit_code == 130
     assert [(each.signals, each.state) for each in machines] == [([2], "gone")] * 2
-    assert sorted(each.run.cut_short for each in found.results) == [False, False, False, True, True]
+    assert (found is None) == (early == 2)
+    if found:
+        assert sorted(each.run.cut_short for each in found.results) == [False] * 3 + [True] * (2 - early)
     Fake.answer = staticmethod(lambda argv: ("", measured(argv), 0))
     for mode, backend in (("iptables", "legacy"), ("iptables", "nft"), ("nftables", "nft")):
         (tmp_path / f"ebpf_{mode}_{backend}_1000.json").write_text(measured([mode, backend, "1000"]))
@@ -172,8 +185,8 @@ def test_a_signal_ends_both_and_keeps_what_was_measured(machines: list[Fake], tm
     ("err", "status", "said", "remedy"),
     [
         ("[1/7] Running\nkproxylat: pktgen is missing\n  modprobe it\n", 1, "pktgen is missing", "modprobe it"),
-        ("kproxylat: pktgen is missing\n", 1, "pktgen is missing", ""),
-        ("Killed", 137, "a run ended with status 137: Killed", ""),
+        ("kproxylat: no such mode\n", 2, "no such mode", ""),
+        ("Killed", -9, "a run ended with status -9: Killed", ""),
     ],
 )
 def test_a_run_that_fails_ends_the_sweep_with_its_words_and_status(
@@ -188,7 +201,11 @@ def test_a_run_that_fails_ends_the_sweep_with_its_words_and_status(
     Fake.answer = staticmethod(lambda argv: (err, "", status) if argv[2] == "100" else ("", measured(argv), 0))
     with pytest.raises(KproxylatError) as caught:
         run(tmp_path)
-    assert (str(caught.value), caught.value.remedy, caught.value.exit_code) == (said, remedy, status)
+    assert (str(caught.value), caught.value.remedy, caught.value.exit_code) == (
+        said,
+        remedy,
+        1 if status < 0 else status,
+    )
     assert "3 of 9 runs are kept" in capsys.readouterr().err
     assert [each.state for each in machines] == ["gone", "gone"]
 

@@ -220,6 +220,16 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert said[8].endswith("1,000 Services; about 0 min 50 s left")
 
 
+def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
+    """The same series tells most, the longest having been first."""
+    state = sweep.State(tmp_path, {}, None, fresh=True)
+    state.seconds = {"iptables/legacy 1000 0": 100, "nftables/nft 100 0": 300, "nftables/nft 10 0": 20}
+    runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.backend == "legacy"]
+    assert sweep._time_left(runs, state, 2) == "; about 0 min 50 s left"
+    runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.name == "iptables"]
+    assert sweep._time_left(runs, state, 1) == "; about 6 min 40 s left", "nothing is known of the other backend"
+
+
 @pytest.mark.usefixtures("machine")
 def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = sweep.sweep(points(tmp_path, 10))

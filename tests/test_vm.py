@@ -57,12 +57,13 @@ def test_icount_is_for_the_instruction_clock_only(root: Path) -> None:
     counting = Machine("instructions", root, root=root).command()
     assert counting[counting.index("-icount") + 1] == "shift=0,sleep=on"
     assert counting[counting.index("--cpus") + 1] == "1"
-    assert "kproxylat.clock=instructions" in counting
+    assert {"kproxylat.clock=instructions", "tsc_early_khz=1000000"} <= set(counting)
     assert "--disable-kvm" in counting
     timing = Machine("ns", root, root=root).command()
     assert "-icount" not in timing
     assert timing[timing.index("--cpus") + 1] == "2"
     assert "kproxylat.clock=ns" in timing
+    assert "tsc_early_khz=1000000" not in timing
 
 
 def test_odd_paths_stay_single_words(root: Path) -> None:
