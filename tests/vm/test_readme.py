@@ -27,7 +27,7 @@ COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
 SHORT = {
     "30 10000": "0.5 400",
     "2 1000": "0.5 400",
-    "--mode iptables --services 10,100,1000": "--mode nftables --services 10",
+    "--mode iptables --services 10,100,1000": "--mode nftables --services 10 0.5 400",
     "--mode iptables,nftables --services 10,100,1000": "--mode nftables --services N 0.1",
     "--services 1000": "--services 20",
 }
