@@ -12,10 +12,11 @@ import json
 import os
 import platform
 import selectors
+import signal
 import sys
 from typing import Any
 
-from kproxylat import cli, measure, sweep, watch
+from kproxylat import cli, interrupts, measure, sweep, watch
 from kproxylat.render import compile_script
 
 PRELOADED = measure, sweep, watch
@@ -49,6 +50,8 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         finally:
+            # It is over: a signal now would only cut short what is still to be written.
+            signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ENDING)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
