@@ -20,7 +20,7 @@ from kproxylat.model import from_json
 from kproxylat.plan import Options
 from kproxylat.runlog import make_directory
 from kproxylat.screen import say, waiting
-from kproxylat.sweep import Done, Ended, Run, name_series
+from kproxylat.sweep import Done, Ended, Run, title
 from kproxylat.vm import BOOT_S, Machine
 
 MEMORY_KIB = 3 << 20
@@ -28,12 +28,20 @@ MEMORY_KIB = 3 << 20
 
 
 class RunError(KproxylatError):
-    """A run in a machine failed: what it said, and its exit status."""
+    """A run in a machine failed.
+
+    :param text: what it printed on stderr. ``status``: its exit status.
+    """
 
     def __init__(self, text: str, status: int) -> None:
-        found = re.search(r"^kproxylat: (.*)\n(?:  (.*)\n)?\Z", text, re.M)
-        super().__init__(*(found.groups("") if found else (f"a run ended with status {status}: {text[-300:]}",)))
+        super().__init__(*_read_error(text, status))
         self.exit_code = status if status in (1, 2, BUG) else 1
+
+
+def _read_error(text: str, status: int) -> tuple[str, str]:
+    """Return the message and the remedy with which a command ended."""
+    found = re.search(r"^kproxylat: (.*)\n(?:  (.*)\n)?\Z", text, re.M)
+    return (found[1], found[2] or "") if found else (f"a run ended with status {status}: {text[-300:]}", "")
 
 
 @dataclass
@@ -136,13 +144,13 @@ class Pool:
         if status > 128:
             ended = Interrupted(status - 128)
         elif status not in (0, BOOKS_OPEN):
-            ended = MachineError(*RunError(err, status).args)
+            ended = MachineError(*_read_error(err, status))
         result, took_s = from_json(out), time.monotonic() - worker.begun_s
         if self.at_once > 1:
-            middle, name = result.lookup.middle if result.lookup else None, name_series(run[0]).replace("/", " on ")
+            middle = result.lookup.middle if result.lookup else None
             figure = "no lookup" if middle is None or not result.lookup else f"{middle:,.0f} {result.lookup.unit}"
             for words in (f"{figure}, {took_s:.0f} s", *(f"warning: {each}" for each in result.quality.warnings)):
-                say(f"      {name}, {run[0].services:,} Services: {words}")
+                say(f"      {title(run[0])}: {words}")
         return Done(run, result, ended, took_s)
 
 

@@ -294,13 +294,18 @@ def show(found: Sweep, form: str) -> None:
         print(f"books closed: {closed} of {len(found.results)} runs")
 
 
-def name_series(point: Options) -> str:
+def _series(point: Options) -> str:
     """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
     return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
 
 
+def title(point: Options) -> str:
+    """Name a point for people: ``iptables on nft, 100 Services``."""
+    return f"{_series(point).replace('/', ' on ')}, {point.services:,} Services"
+
+
 def _name(point: Options, number: int) -> str:
-    return f"{name_series(point)} {point.services} {number}"
+    return f"{_series(point)} {point.services} {number}"
 
 
 def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
         return ""
     left_s = 0.0
     for point, _ in runs:
-        size, series = point.services or 0, name_series(point)
+        size, series = point.services or 0, _series(point)
         larger = [each for each in known if each[0] == series and each[1] >= size]
         left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
     most = max(each[1] for each in known)
@@ -368,9 +373,7 @@ def sweep(
 
     def begin(run: Run) -> None:
         undone = [each for each in runs if _name(*each) not in state.results]
-        series, services = name_series(run[0]).replace("/", " on "), run[0].services
-        time_left = _time_left(undone, state, place.at_once)
-        say(f"== run {next(numbers)} of {len(runs)}: {series}, {services:,} Services{time_left}")
+        say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{_time_left(undone, state, place.at_once)}")
 
     ended: Ended = None
     try:

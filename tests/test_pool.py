@@ -217,6 +217,7 @@ def test_a_result_that_could_not_be_saved_is_kept_and_ends_it(tmp_path: Path) ->
     found, ended = run(tmp_path)
     assert isinstance(ended, MachineError)
     assert "No space left" in str(ended)
+    assert ended.remedy == "pass another --output-dir"
     assert 1 <= len(found.results) <= 2
 
 
