@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,8 +72,7 @@ def relay_if(
     if not wants_vm(vm, if_needed, modes, probe):
         return
     from kproxylat.runlog import make_directory
-    from kproxylat.screen import waiting
-    from kproxylat.vm import BOOT_S, Machine
+    from kproxylat.vm import Machine, boot
 
     words, inside = iter(ARGUMENTS), []
     for word in words:
@@ -84,13 +84,7 @@ def relay_if(
     if output_dir:
         make_directory(output_dir)
     machine = Machine(clock, output_dir, image)
-    how = "with KVM" if machine.kvm else f"emulated, about {BOOT_S} s"
-    say(f"Booting {machine.image.name} in a virtual machine ({how})...")
-    with interrupts.deferred():
-        with waiting("booting", 5 if machine.kvm else BOOT_S):
-            machine.__enter__()
-        try:
-            status = machine.run(inside, sys.stdout, sys.stderr)
-        finally:
-            machine.__exit__()
+    with interrupts.deferred(), ExitStack() as stack:
+        boot([machine], stack)
+        status = machine.run(inside, sys.stdout, sys.stderr)
     sys.exit(status)

@@ -19,9 +19,9 @@ from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, Machi
 from kproxylat.model import from_json
 from kproxylat.plan import Options
 from kproxylat.runlog import make_directory
-from kproxylat.screen import say, waiting
+from kproxylat.screen import say
 from kproxylat.sweep import Done, Ended, Run, title
-from kproxylat.vm import BOOT_S, Machine
+from kproxylat.vm import Machine, boot
 
 MEMORY_KIB = 3 << 20
 """What a machine may take: the guest's 2 GiB, and what QEMU keeps of translated code."""
@@ -78,7 +78,12 @@ class Pool:
         """As :class:`kproxylat.sweep.Place` says."""
         self.at_once = min(self.at_once, len(runs))
         with interrupts.deferred(), ExitStack() as stack:
-            workers = [_Worker(each) for each in self._boot(stack)]
+            machines = [self._first, *(self._make() for _ in range(self.at_once - 1))][: self.at_once]
+            for machine in machines:
+                machine.said = self._said
+            if machines:
+                boot(machines, stack)
+            workers = [_Worker(each) for each in machines]
             # The longest first, so that none of them is left to the end, when the other machines have nothing to do.
             left = sorted(runs, key=_length, reverse=True)
             interrupt: Interrupted | None = None
@@ -104,20 +109,6 @@ class Pool:
                         yield done
         if interrupt and not ended:
             raise interrupt
-
-    def _boot(self, stack: ExitStack) -> list[Machine]:
-        machines = [self._first, *(self._make() for _ in range(self.at_once - 1))][: self.at_once]
-        kvm, name, several = self._first.kvm, self._first.image.name, len(machines) > 1
-        how = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
-        say(f"Booting {name} in {f'{len(machines)} virtual machines' if several else 'a virtual machine'} ({how})...")
-        for each in machines:
-            each.said = self._said
-            each.begin()
-            stack.callback(each.__exit__)
-        with waiting("booting", 5 if kvm else BOOT_S):
-            for each in machines:
-                each.wait_booted()
-        return machines
 
     def _listen(self, worker: _Worker) -> Iterator[Done]:
         """Hear what a machine has said; its run may have ended with that."""

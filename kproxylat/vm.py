@@ -18,6 +18,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -25,6 +26,7 @@ from kproxylat import interrupts
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.proc import Background, find
 from kproxylat.rights import find_caller
+from kproxylat.screen import say, waiting
 
 BOOT_LIMIT_S = 300
 BOOT_S = 45
@@ -264,3 +266,20 @@ class Machine:
                 return int(event["status"])
             for stream, text in event.items():
                 print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+
+
+def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
+    """Boot machines side by side, with a word on how long it takes.
+
+    :param machines: of one kind. ``stack`` ends them.
+    :raises MachineError: one did not boot.
+    """
+    kvm, many = machines[0].kvm, f"{len(machines)} virtual machines" if len(machines) > 1 else "a virtual machine"
+    how = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
+    say(f"Booting {machines[0].image.name} in {many} ({how})...")
+    for each in machines:
+        each.begin()
+        stack.callback(each.__exit__)
+    with waiting("booting", 5 if kvm else BOOT_S):
+        for each in machines:
+            each.wait_booted()

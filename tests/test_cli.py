@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -320,7 +319,7 @@ def test_render_in_a_virtual_machine_writes_nothing(
     made = []
 
     class Machine(vm.Machine):
-        def __enter__(self) -> Self:
+        def begin(self) -> None:
             made.append(self.command())
             raise MachineError("enough")
 
