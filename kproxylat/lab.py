@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b32encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -197,17 +197,25 @@ RULESETS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     ),
 }
 """Mode -> the commands that load its rules, each with the template (rules-NAME.j2) of what it reads."""
+MORE: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
+    "iptables": ((("{ip}tables-{backend}-restore", "--noflush"), "iptables"),),
+    "nftables": RULESETS["nftables"],
+    "ipvs": tuple(each for each in RULESETS["ipvs"] if each[1] in ("ipvs-addresses", "ipvs-sets", "ipvs-services")),
+}
+"""Mode -> the same where other Services' rules are loaded already."""
 PORTION = 500
 """Services in one transaction of nft's: for each anonymous map of a transaction the kernel goes through all that is in
 it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""
 
 
 def render_ruleset(
-    mode: Mode, services: Sequence[Service], cluster: Addresses | None = None
+    mode: Mode, services: Sequence[Service], cluster: Addresses | None = None, standing: Collection[Service] = ()
 ) -> list[tuple[tuple[str, ...], str]]:
     """Render what kube-proxy 1.36 writes for these Services.
 
     :param cluster: the cluster's addresses (None: the lab's own).
+    :param standing: those of them whose rules are loaded already.
     :return: the commands that load it, each with the text that it reads.
     """
     variables: dict[str, Any] = {
@@ -215,16 +223,22 @@ def render_ruleset(
         "family": mode.family,
         "ip": mode.ip,
         "bits": 128 if mode.family == 6 else 32,
+        "services": services,
     }
-    size = PORTION if mode.name == "nftables" else len(services)
-    return [
-        (
-            tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),
-            render_rules(name, {**variables, "services": services[at : at + size], "more": at > 0}) if name else "",
-        )
-        for at in range(0, max(len(services), 1), max(size, 1))
-        for argv, name in RULESETS[mode.name]
-    ]
+    there = {each.port_name for each in standing}
+    new = [each for each in services if each.port_name not in there]
+    size = PORTION if mode.name == "nftables" else len(new)
+    loaded: list[tuple[tuple[str, ...], str]] = []
+    for at in range(0, len(new) or not there, max(size, 1)):
+        portion = {**variables, "added": new[at : at + size], "more": bool(there or at)}
+        loaded += [
+            (
+                tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),
+                render_rules(name, portion) if name else "",
+            )
+            for argv, name in (MORE if there else RULESETS)[mode.name]
+        ]
+    return loaded
 
 
 def load_ruleset(ruleset: Sequence[tuple[tuple[str, ...], str]], netns: str) -> None:

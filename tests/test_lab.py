@@ -117,6 +117,39 @@ def test_nft_takes_many_services_in_several_transactions() -> None:
     assert [len(re.findall(r"chain service-[A-Z2-7]{8}-", text)) for text in texts] == [500, 500, 2]
 
 
+def rows(mode: Mode, loaded: list[tuple[tuple[str, ...], str]]) -> dict[str, set[str]]:
+    """What stands after commands, by table and chain or by command; a chain that iptables-restore declares is flushed."""
+    stands: dict[str, set[str]] = defaultdict(set)
+    for argv, text in loaded:
+        new = {" ".join(argv[:2]): set(text.splitlines())}
+        if mode.name == "iptables":
+            new = iptables_chains(text)
+            stands.update({name: set() for name in new if f"\n:{name.split()[1]} - " in text})
+        elif mode.name == "nftables":
+            new = nft_blocks(text)
+        for name, lines in new.items():
+            assert not stands[name] & lines or mode.name == "nftables", "a rule that came twice would stand twice"
+            stands[name] |= lines
+    return stands
+
+
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
+def test_rules_that_grew_are_those_that_were_loaded_at_once(mode: Mode, position: str) -> None:
+    grown, standing = list[tuple[tuple[str, ...], str]](), list[Service]()
+    for count in (0, 10, 10, 1100):
+        services = place_services(count, position, "both")
+        more = render_ruleset(mode, services, standing=standing)
+        grown, standing = grown + more, services
+    at_once = rows(mode, render_ruleset(mode, services))
+    assert (render_ruleset(mode, services, standing=services), "create" in str(more), "*filter" in str(more)) == (
+        [],
+        False,
+        False,
+    )
+    assert {name: lines for name, lines in rows(mode, grown).items() if lines} == at_once
+
+
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])
 def test_worker_stands_where_it_was_put(position: str, index: int) -> None:
     services = place_services(10, position, "both")
