@@ -60,6 +60,9 @@ WithOthers = Annotated[
     bool,
     typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
 ]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="Leave the lab standing: for its rules to be looked at, or for more Services.")
+]
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ class Wanted:
     envelope: Envelope = False
     others: WithOthers = False
 
-    def plan(self, node: OnNode, **more: Any) -> Options:
+    def plan(self, node: OnNode, keep: bool = False, **more: Any) -> Options:
         """Put together what the command line says.
 
+        :param keep: leave the lab standing.
         :param more: further fields of :class:`kproxylat.plan.Options`.
         :raises UsageError: it cannot be.
         """
@@ -120,7 +124,7 @@ class Wanted:
             target=plan.parse_destination(self.target, protocol, number(self.family))
             if self.target is not None
             else plan.WORKER[number(self.family) or 4]._replace(protocol=protocol),
-            lab=plan.Lab(services, position or "last", self.worker_ports or "both") if self.lab else None,
+            lab=plan.Lab(services, position or "last", self.worker_ports or "both", keep=keep) if self.lab else None,
             position=None if self.lab else position,
             duration_s=self.duration,
             rate_pps=self.rate,
@@ -162,6 +166,7 @@ def run(
     *,
     wanted: Wanted,
     overhead: WithOverhead = False,
+    keep: Keep = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
     vm: InVm = False,
@@ -188,13 +193,16 @@ def run(
       kproxylat run --lab --from node --mode ipvs 2 1000
       kproxylat run --lab --envelope --overhead 2 1000
       kproxylat run --lab --ruleset node.json --target 10.96.0.10:53
+      kproxylat run --lab --keep --services 1000 2 1000
     """
     from kproxylat.measure import measure
     from kproxylat.model import to_json
     from kproxylat.screen import show_result
 
     check_vm(vm or vm_if_needed, clock, kernel)
-    options = wanted.plan(node, output_dir=output_dir, overhead=overhead, arguments=tuple(ARGUMENTS))
+    if keep and (not wanted.lab or wanted.ruleset or vm or vm_if_needed):
+        raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
+    options = wanted.plan(node, keep, output_dir=output_dir, overhead=overhead, arguments=tuple(ARGUMENTS))
     relay_if(vm, vm_if_needed, output_dir, clock, kernel, [options.mode], options.probe)
     result, ended = measure(wanted.look_up(options, node))
     if form is Format.JSON:

@@ -150,7 +150,7 @@ def sweep(
         run = ["run", "--lab", "--format=json", f"--output-dir={output_dir}", f"--probe={probe}"]
         run += [f"--family={family}"] if family else []
         run += [f"--source={source}"] if source else []
-        run += [f"--ruleset={ruleset}"] if ruleset else [f"--position={position or 'last'}"]
+        run += [f"--ruleset={ruleset}"] if ruleset else [f"--position={position or 'last'}", "--keep"]
         run += ["--every-service"] if every_service else [f"--target={target}"] if target else []
         place = Pool(clock, kernel, output_dir, lambda each: [*run, *_words(each)])
         found, ended = sweeping.sweep(points, repeats, seed, fresh, place)

@@ -3,7 +3,8 @@
 Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
 ``{"argv": [...], "cwd": "...", "program": false}``, or ``{"signal": N}`` for the command under way. Each line on
 stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a
-fork of this process, so that the imports and the script's template, seconds each under emulation, are paid once.
+fork of this process, so that the imports, the script's template and bpftrace's version, seconds each under emulation,
+are paid once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import platform
 import selectors
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from kproxylat import cli, interrupts, measure, sweep, watch
+from kproxylat.bpftrace import find_version
+from kproxylat.errors import KproxylatError
 from kproxylat.render import compile_script
 
 PRELOADED = measure, sweep, watch
@@ -64,6 +68,8 @@ def serve() -> None:
     """Serve until the host closes our stdin."""
     cli.build()
     compile_script()
+    with suppress(KproxylatError):
+        find_version()
     emit(ready=platform.release())
     child: tuple[int, dict[int, str]] = (0, {})
     selector = selectors.DefaultSelector()

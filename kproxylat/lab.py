@@ -208,6 +208,10 @@ PORTION = 500
 """Services in one transaction of nft's: for each anonymous map of a transaction the kernel goes through all that is in
 it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""
 
+ONE_MORE_COMMIT = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
+"""Nothing, but one transaction more. nft_do_chain takes one instruction more for each chain, or not, by whether the
+number of transactions is odd (net/netfilter/nf_tables_core.c: blob_gen_0 or blob_gen_1 by the generation's cursor)."""
+
 
 def render_ruleset(
     mode: Mode, services: Sequence[Service], cluster: Addresses | None = None, standing: Collection[Service] = ()
@@ -238,7 +242,7 @@ def render_ruleset(
             )
             for argv, name in (MORE if there else RULESETS)[mode.name]
         ]
-    return loaded
+    return loaded + [ONE_MORE_COMMIT] * (bool(there) and mode.backend == "nft" and len(loaded) % 2)
 
 
 def load_ruleset(ruleset: Sequence[tuple[tuple[str, ...], str]], netns: str) -> None:

@@ -26,7 +26,7 @@ from kproxylat.render import render_script
 from kproxylat.runlog import RunLog, log_header, render_report
 from kproxylat.screen import say
 from kproxylat.sending import send
-from kproxylat.stage import begin, build, open_node
+from kproxylat.stage import begin, build, leave, open_node
 from kproxylat.traffic import GENERATORS, Sent
 
 
@@ -91,6 +91,8 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
             result, interrupted = add_overhead(result, mode, plan, further, send_again, log.write)
         result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
         unsaved = log.save(result)
+        if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
+            leave(options, made)
     return result, interrupted or unsaved
 
 

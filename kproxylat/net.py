@@ -46,13 +46,17 @@ MAC["be0"] = "02:00:00:00:4b:04"
 
 @dataclass(frozen=True)
 class Network:
-    """Namespaces of a run (None: the one that we run in, or none at all), whose packets: "pod" or "node", IP family."""
+    """Namespaces of a run (None: the one that we run in, or none at all), whose packets: "pod" or "node", IP family.
+
+    :param skip: how many source addresses earlier runs in them have used.
+    """
 
     client: str | None
     node: str | None
     backend: str | None
     origin: str = "pod"
     family: int = 4
+    skip: int = 0
 
     @property
     def is_lab(self) -> bool:
@@ -187,6 +191,19 @@ def _remove_own() -> None:
         remove_leftovers()
 
 
+def write_label(words: str) -> None:
+    """Write on the lab what it is, which leaves it standing (""; a run has it now). It is gone when the lab is."""
+    run("ip", "link", "set", BACKEND_LINK, "alias", words, netns=NODE)
+
+
+def read_label() -> str:
+    """Return what is written on the lab that a run left standing ("": there is none)."""
+    if not all((NETNS / name).exists() for name in (CLIENT, NODE, BACKEND)):
+        return ""
+    listed = run("ip", "-json", "link", "show", "dev", BACKEND_LINK, netns=NODE, ok=(0, 1)).strip()
+    return str(json.loads(listed)[0].get("ifalias", "")) if listed else ""
+
+
 def _ip(netns: str | None, *lines: str) -> None:
     """Run a batch of ip(8) commands in a namespace."""
     run("ip", "-batch", "-", netns=netns, stdin="\n".join(lines) + "\n")
@@ -200,61 +217,74 @@ def _pair(name: str, peer: str, peer_netns: str) -> list[str]:
 
 @contextmanager
 def network(
-    source: IpNetwork, lab: bool, endpoint: str, origin: str = "pod", node: str | None = None
+    source: IpNetwork, lab: bool, endpoint: str, origin: str = "pod", node: str | None = None, skip: int | None = None
 ) -> Iterator[Network]:
-    """Make the namespaces and links of a run, and remove them at the end.
+    """Make the namespaces and links of a run, and remove them at the end, unless a lab has its label then.
 
     :param source: the addresses that our packets come from, routed back over the client's link.
     :param lab: whether the node is a namespace of ours with a backend behind it.
     :param endpoint: the backend's address in the lab, of the same family.
     :param origin: who sends, "pod" or "node", which then has the addresses as its own.
     :param node: the network namespace that is the node, where it is none of ours (None: the one that we run in).
+    :param skip: take over the lab that stands, of whose source addresses so many have been used (None: make one).
     :raises CommandError: ip(8) refuses something.
     """
-    made = Network(CLIENT, NODE if lab else node, BACKEND if lab else None, origin, source.version)
+    made = Network(CLIENT, NODE if lab else node, BACKEND if lab else None, origin, source.version, skip or 0)
+    with ExitStack() as stack:
+        stack.callback(_remove_own)
+        if skip is None:
+            _ip(None, *(f"netns add {name}" for name in ((CLIENT, NODE, BACKEND) if lab else (CLIENT,))))
+        with _claim(CLIENT):
+            if skip is None:
+                _connect(made, source, endpoint)
+            else:
+                write_label("")
+            yield made
+        if lab and read_label():
+            stack.pop_all()
+
+
+def _connect(made: Network, source: IpNetwork, endpoint: str) -> None:
+    """Make the links of a run, the addresses and the routes."""
+    lab, origin = made.is_lab, made.origin
     gateway, bits = POD_GATEWAYS[source.version], source.max_prefixlen
     # IPv6 would try for a second whether another has an address, and let none be used meanwhile.
     at_once = " nodad" if source.version == 6 else ""
-    with ExitStack() as stack:
-        stack.callback(_remove_own)
-        _ip(None, *(f"netns add {name}" for name in ((CLIENT, NODE, BACKEND) if lab else (CLIENT,))))
-        stack.enter_context(_claim(CLIENT))
-        client = [
-            *_pair("pod0", POD_LINK, f"netns {made.node or os.getpid()}"),
-            # Sockets may be bound to any of our sources; hping3 wants an address on the link.
-            "link set lo up",
-            f"route add local {source} dev lo",
-            f"address add {source.network_address + 1}/{bits} dev pod0{at_once}",
-            f"neighbour replace {gateway} lladdr {MAC[POD_LINK]} dev pod0 nud permanent",
-            f"route add default via {gateway} dev pod0 onlink",
-        ]
-        to_client = [
-            f"link set {POD_LINK} addrgenmode none up",
-            f"neighbour replace {gateway} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
-            # The way back, without which strict reverse-path filtering drops the packets.
-            f"route add {source} via {gateway} dev {POD_LINK} onlink",
-        ]
-        if origin == "node":
-            # Its other end is the client's, so that it goes when that goes, from whichever node it is.
-            client += [f"link add node0 type veth peer name {NODE_LINK} netns {made.node or os.getpid()}"]
-            client += ["link set node0 addrgenmode none up"]
-            to_client[-1:] = [f"link set {NODE_LINK} addrgenmode none up", f"route add local {source} dev {NODE_LINK}"]
-        subnet = ip_interface(f"{endpoint}/{24 if source.version == 4 else 64}").network
-        to_backend = [
-            *_pair(BACKEND_LINK, "be0", f"netns {made.backend}"),
-            f"address add {subnet.network_address + 1}/{bits} dev {BACKEND_LINK}{at_once}",
-            f"neighbour replace {gateway} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
-            # The backend has whatever endpoint a rule names. What is not translated leaves by this route, too.
-            f"route add default via {gateway} dev {BACKEND_LINK} onlink",
-        ]
-        _ip(CLIENT, *client)
-        # A namespace without any address takes no gateway: the backend comes first.
-        _ip(made.node, *(to_backend if lab else ()), *to_client)
-        if lab:
-            run("sysctl", "-q", "-w", *FORWARDING[source.version], netns=NODE)
-            address = f"address add {endpoint}/{subnet.prefixlen} dev be0{at_once}"
-            _ip(BACKEND, "link set be0 addrgenmode none up", address)
-        yield made
+    client = [
+        *_pair("pod0", POD_LINK, f"netns {made.node or os.getpid()}"),
+        # Sockets may be bound to any of our sources; hping3 wants an address on the link.
+        "link set lo up",
+        f"route add local {source} dev lo",
+        f"address add {source.network_address + 1}/{bits} dev pod0{at_once}",
+        f"neighbour replace {gateway} lladdr {MAC[POD_LINK]} dev pod0 nud permanent",
+        f"route add default via {gateway} dev pod0 onlink",
+    ]
+    to_client = [
+        f"link set {POD_LINK} addrgenmode none up",
+        f"neighbour replace {gateway} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
+        # The way back, without which strict reverse-path filtering drops the packets.
+        f"route add {source} via {gateway} dev {POD_LINK} onlink",
+    ]
+    if origin == "node":
+        # Its other end is the client's, so that it goes when that goes, from whichever node it is.
+        client += [f"link add node0 type veth peer name {NODE_LINK} netns {made.node or os.getpid()}"]
+        client += ["link set node0 addrgenmode none up"]
+        to_client[-1:] = [f"link set {NODE_LINK} addrgenmode none up", f"route add local {source} dev {NODE_LINK}"]
+    subnet = ip_interface(f"{endpoint}/{24 if source.version == 4 else 64}").network
+    to_backend = [
+        *_pair(BACKEND_LINK, "be0", f"netns {made.backend}"),
+        f"address add {subnet.network_address + 1}/{bits} dev {BACKEND_LINK}{at_once}",
+        f"neighbour replace {gateway} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
+        # The backend has whatever endpoint a rule names. What is not translated leaves by this route, too.
+        f"route add default via {gateway} dev {BACKEND_LINK} onlink",
+    ]
+    _ip(CLIENT, *client)
+    # A namespace without any address takes no gateway: the backend comes first.
+    _ip(made.node, *(to_backend if lab else ()), *to_client)
+    if lab:
+        run("sysctl", "-q", "-w", *FORWARDING[source.version], netns=NODE)
+        address = f"address add {endpoint}/{subnet.prefixlen} dev be0{at_once}"
+        _ip(BACKEND, "link set be0 addrgenmode none up", address)
 
 
 def find_broken_links(made: Network) -> list[str]:

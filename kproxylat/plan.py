@@ -34,23 +34,31 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 @dataclass(frozen=True)
 class Lab:
-    """The node to make: so many dummy Services, and the worker's place and ports among them; or another's rules."""
+    """The node to make: so many dummy Services, and the worker's place and ports among them; or another's rules.
+
+    :param keep: leave it standing after a run whose books close, for one that asks for the same, and no fewer Services.
+    """
 
     services: int = 100
     position: str = "last"
     worker_ports: str = "both"
     ruleset: Ruleset | None = None
+    keep: bool = False
 
-    def load(self, mode: Mode, netns: str) -> None:
+    def load(self, mode: Mode, netns: str, standing: int | None = None) -> None:
         """Load the rules into the node.
 
+        :param standing: of how many dummy Services, and of the worker, they are there already (None: none).
         :raises MachineError: a tool refuses its part.
         """
         if self.ruleset:
             self.ruleset.load(netns)
-        else:
-            services = lab.place_services(self.services, self.position, self.worker_ports, mode.family)
-            lab.load_ruleset(lab.render_ruleset(mode, services), netns)
+            return
+        services = lab.place_services(self.services, self.position, self.worker_ports, mode.family)
+        there = (
+            lab.place_services(standing, self.position, self.worker_ports, mode.family) if standing is not None else ()
+        )
+        lab.load_ruleset(lab.render_ruleset(mode, services, standing=there), netns)
 
 
 @dataclass(frozen=True)
@@ -401,7 +409,7 @@ def plan_bursts(options: Options, made: Network) -> list[Burst]:
     ip, port, protocol = options.target
     netns = made.node if options.mode.origin == "node" else made.client
     link = "pod0", MAC[POD_LINK]
-    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, protocol=protocol, targets=options.targets)
+    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, made.skip, protocol, options.targets)
     bursts = [warmup]
     for count in (options.packets, *[options.overhead_packets] * (3 if options.overhead else 0)):
         skip = bursts[-1].skip + bursts[-1].addresses

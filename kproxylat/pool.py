@@ -26,6 +26,10 @@ from kproxylat.vm import Machine, boot
 MEMORY_KIB = 3 << 20
 """What a machine may take: the guest's 2 GiB, and what QEMU keeps of translated code."""
 
+_LONGEST = ("nftables", "ipvs", "iptables")
+"""Modes by how long many Services take. For each map of nftables' the kernel goes through all others
+(net/netfilter/nf_tables_api.c, nf_tables_newset); ipvs takes four tools."""
+
 
 class RunError(KproxylatError):
     """A run in a machine failed.
@@ -45,17 +49,38 @@ def _read_error(text: str, status: int) -> tuple[str, str]:
 
 
 @dataclass
+class _Series:
+    """Runs of one mode and backend, the fewest Services first, so that the rules of one grow to those of the next."""
+
+    runs: list[Run]
+    begun: bool = False
+
+
+@dataclass
 class _Worker:
-    """A machine, and its run under way: since when, and what it said."""
+    """A machine, the series that it measures, and its run under way: since when, and what it said."""
 
     machine: Machine
+    series: _Series | None = None
     run: Run | None = None
     begun_s: float = 0
     said: dict[str, str] = field(default_factory=dict)
 
+    def choose(self, every: list[_Series]) -> Run | None:
+        """Take the next run: of the own series, whose rules stand here; else of the first one that nobody has begun;
+        else of the one that keeps its own machine busy the longest, but for the last, which grows faster there.
+        """
+        if not self.series or not self.series.runs:
+            self.series = next((each for each in every if not each.begun), None)
+        if self.series:
+            self.series.begun = True
+            return self.series.runs.pop(0)
+        most = max(every, key=lambda each: len(each.runs))
+        return most.runs.pop(0) if len(most.runs) > 1 else None
+
 
 class Pool:
-    """Virtual machines, booted when they are needed, each of which takes one run after another.
+    """Virtual machines, booted when they are needed, each of which takes one series after another.
 
     :param order: returns the command line that measures a point and prints its result as JSON.
     :raises MachineError: as :class:`kproxylat.vm.Machine`.
@@ -83,17 +108,20 @@ class Pool:
                 machine.said = self._said
             if machines:
                 boot(machines, stack)
+            for machine in machines:
+                # Else each run would load it, and remove it at its end.
+                machine.run(["modprobe", "--quiet", "pktgen"], sys.stdout, sys.stderr, program=True)
             workers = [_Worker(each) for each in machines]
-            # The longest first, so that none of them is left to the end, when the other machines have nothing to do.
-            left = sorted(runs, key=_length, reverse=True)
+            series = _split(runs)
             interrupt: Interrupted | None = None
             ended = False
             while True:
                 for each in workers:
-                    if left and not each.run and not interrupt and not ended:
-                        each.run, each.begun_s, each.said = left.pop(0), time.monotonic(), {}
-                        begin(each.run)
-                        each.machine.order(self._order(each.run[0]))
+                    following = None if each.run or interrupt or ended else each.choose(series)
+                    if following:
+                        each.run, each.begun_s, each.said = following, time.monotonic(), {}
+                        begin(following)
+                        each.machine.order(self._order(following[0]))
                 if not any(each.run for each in workers):
                     break
                 try:
@@ -145,10 +173,12 @@ class Pool:
         return Done(run, result, ended, took_s)
 
 
-def _length(run: Run) -> tuple[int, bool]:
-    """Rank a run by how long it takes: by its Services, and longest in mode nftables, for each of whose maps the kernel
-    goes through all others (net/netfilter/nf_tables_api.c, nf_tables_newset)."""
-    return run[0].services or 0, run[0].mode.name == "nftables"
+def _split(runs: Sequence[Run]) -> list[_Series]:
+    """Sort runs into series, the longest first, so that it is not the last one, when the other machines are idle."""
+    series: dict[tuple[str, str], list[Run]] = {}
+    for run in sorted(runs, key=lambda each: (each[0].services or 0, each[1])):
+        series.setdefault((run[0].mode.name, run[0].mode.backend), []).append(run)
+    return [_Series(series[each]) for each in sorted(series, key=lambda each: _LONGEST.index(each[0]))]
 
 
 def count_machines() -> int:

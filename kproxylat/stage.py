@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import json
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
 
-from kproxylat import doctor, lab, net, sources
+from kproxylat import __version__, doctor, lab, net, sources
 from kproxylat.bpftrace import find_engine
 from kproxylat.changes import FORWARD, Changes, restore
 from kproxylat.conntrack import forget_flows
 from kproxylat.errors import MachineError
 from kproxylat.modes import Mode
-from kproxylat.plan import Options, load_modules
+from kproxylat.plan import Options, load_modules, plan_bursts
 from kproxylat.proc import run
 from kproxylat.runlog import make_directory
 from kproxylat.screen import say
 from kproxylat.traffic import GENERATORS
+
+
+class Standing(NamedTuple):
+    """A lab that a run left standing: what is the same for all of its runs, the dummy Services whose rules it has, and
+    how many source addresses have been used, so that no flow comes twice."""
+
+    kind: str
+    services: int
+    skip: int
+
+
+def find_standing(options: Options) -> Standing | None:
+    """Return the lab that stands, if a run can go on from it.
+
+    :raises CommandError: ip(8) cannot look.
+    """
+    label = net.read_label() if options.lab and not options.lab.ruleset else ""
+    if not options.lab or not label:
+        return None
+    try:
+        found = Standing(*json.loads(label))
+        last = plan_bursts(options, net.Network(None, None, None, skip=found.skip))[-1]
+        enough = last.skip + last.addresses <= options.sources.num_addresses - 2
+        fits = enough and found.kind == _kind(options) and found.services <= options.lab.services
+    except (ValueError, TypeError):
+        return None
+    return found if fits else None
+
+
+def leave(options: Options, made: net.Network) -> None:
+    """Leave the lab standing, if it is to be, after a run that went well."""
+    if options.lab and options.lab.keep:
+        last = plan_bursts(options, made)[-1]
+        net.write_label(json.dumps(Standing(_kind(options), options.lab.services, last.skip + last.addresses)))
+
+
+def clear() -> None:
+    """Remove the lab that stands, if there is one. One that a run has taken over is that run's."""
+    if net.read_label():
+        with suppress(MachineError), net.lock() as lock:
+            clean_up(lock)
+
+
+def _kind(options: Options) -> str:
+    mode, made = options.mode, options.lab
+    words = __version__, mode.name, mode.backend, mode.origin, made and made.position, made and made.worker_ports
+    return " ".join(map(str, (*words, options.sources, options.target)))
 
 
 def begin(options: Options, stack: ExitStack) -> Changes:
@@ -29,8 +78,8 @@ def begin(options: Options, stack: ExitStack) -> Changes:
     check_machine(options.mode, options.probe, *uses)
     make_directory(options.output_dir)
     lock = stack.enter_context(net.lock())
-    for name in clean_up(lock):
-        say(f"      removed {name}, left by an interrupted run")
+    for name in clean_up(lock, find_standing(options) is not None):
+        say(f"      removed {name}, left by an earlier run")
     changes = Changes(lock, options.node)
     stack.callback(_put_back, changes)
     return changes
@@ -50,9 +99,17 @@ def build(options: Options, changes: Changes, stack: ExitStack) -> net.Network:
         sources.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
-        made = stack.enter_context(net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns))
-    if options.lab:
-        options.lab.load(mode, net.NODE)
+        standing = find_standing(options)
+        skip = standing.skip if standing else None
+        network = net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns, skip)
+        made = stack.enter_context(network)
+        if options.lab:
+            options.lab.load(mode, net.NODE, standing.services if standing else None)
+        if standing:
+            # Its counters count on, and those of before are taken off.
+            say(f"      on top of the {standing.services} Services that stand")
+            forget_flows(made, options.sources)
+            return made
     replayed = options.lab.ruleset if options.lab else None
     for note in replayed.notes if replayed else ():
         say(f"      the ruleset: {note}")
@@ -91,13 +148,14 @@ def let_forward(options: Options, changes: Changes) -> None:
         changes.set(name, "1")
 
 
-def clean_up(lock: net.Lock) -> list[str]:
-    """Remove what an interrupted run left: namespaces and links; and put back what it changed.
+def clean_up(lock: net.Lock, standing: bool = False) -> list[str]:
+    """Remove what an earlier run left: namespaces and links; and put back what an interrupted one changed.
 
+    :param standing: let the lab stand.
     :return: the names of what was removed, and what was put back.
     :raises MachineError: something could not be removed, or belongs to a run that is under way.
     """
-    removed = net.remove_leftovers()
+    removed = [] if standing else net.remove_leftovers()
     while lock.notes:
         try:
             removed.append(restore(lock.notes.pop()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count
@@ -28,6 +29,7 @@ from kproxylat.ranking import split_services
 from kproxylat.runlog import give_to_user, make_directory
 from kproxylat.screen import say, show_series
 from kproxylat.series import Series, build_series
+from kproxylat.stage import clear
 
 MAX_REPEATS = 1000
 Run = tuple[Options, int]
@@ -69,7 +71,7 @@ class Place(Protocol):
 
 
 class Here:
-    """This machine: one run after another.
+    """This machine: one run after another, each on the lab of the one before where its rules can grow.
 
     :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
         kube-proxy took.
@@ -87,14 +89,21 @@ class Here:
 
     def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
         """As :class:`Place` says."""
-        for run in runs:
-            begin(run)
-            begun_s = kernel.user_clock_s()
-            prepared, sync_s = self._prepare(run[0]) if self._prepare else (run[0], None)
-            result, ended = measure(prepared, sync_s)
-            yield Done(run, result, ended, kernel.user_clock_s() - begun_s)
-            if ended:
-                return
+        with ExitStack() as stack:
+            stack.callback(clear)
+            for run in runs:
+                begin(run)
+                begun_s = kernel.user_clock_s()
+                prepared, sync_s = self._prepare(run[0]) if self._prepare else (_keep(run[0]), None)
+                result, ended = measure(prepared, sync_s)
+                yield Done(run, result, ended, kernel.user_clock_s() - begun_s)
+                if ended:
+                    return
+
+
+def _keep(point: Options) -> Options:
+    """Have a point's lab stand after its run, so that its rules grow to the next point's."""
+    return replace(point, lab=replace(point.lab, keep=True)) if point.lab else point
 
 
 @dataclass

@@ -185,7 +185,7 @@ FAULTS = (
     Fault("namespace-cannot-be-removed", 1, "ip netns delete kproxylat-node ended with status 1",
           {"ip": PROGRAMS["ip"].replace("rm run/netns/$3", "[ $3 != kproxylat-node ] && rm run/netns/$3")},
           ("json", "log")),
-    Fault("left-by-another-run", 0, r"removed kproxylat-client, left by an interrupted run", {}, ("json", "log"),
+    Fault("left-by-another-run", 0, r"removed kproxylat-client, left by an earlier run", {}, ("json", "log"),
           prepare=lambda world: (world / "run/netns/kproxylat-client").touch()),
     Fault("conntrack-full", 1, "220 flows at a time need more room than conntrack has .7.",
           {"cat": PROGRAMS["cat"].replace("_max) 0", "_max) 262137")}, ()),
