@@ -48,7 +48,7 @@ def capture(
 
 
 def cleanup() -> None:
-    """Remove whatever an interrupted run left: namespaces, links, and what is in them.
+    """Remove whatever an interrupted run or --keep left: namespaces, links, and what is in them.
 
     \b
     Example:

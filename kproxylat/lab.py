@@ -209,8 +209,8 @@ PORTION = 500
 it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""
 
 ONE_MORE_COMMIT = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
-"""Nothing, but one transaction more. nft_do_chain takes one instruction more for each chain, or not, by whether the
-number of transactions is odd (net/netfilter/nf_tables_core.c: blob_gen_0 or blob_gen_1 by the generation's cursor)."""
+"""Nothing, but one transaction more. nft_do_chain takes one instruction more for each chain after an even number of
+them (net/netfilter/nf_tables_core.c: blob_gen_0 or blob_gen_1, by the generation's cursor)."""
 
 
 def render_ruleset(
@@ -242,7 +242,10 @@ def render_ruleset(
             )
             for argv, name in (MORE if there else RULESETS)[mode.name]
         ]
-    return loaded + [ONE_MORE_COMMIT] * (bool(there) and mode.backend == "nft" and len(loaded) % 2)
+    # An odd number of transactions at first, and an even one on top: the parity is the same for any number of Services.
+    odd = len(loaded) % 2 == 1
+    one_more = mode.backend == "nft" and (odd if there else mode.name == "nftables" and not odd)
+    return loaded + [ONE_MORE_COMMIT] * one_more
 
 
 def load_ruleset(ruleset: Sequence[tuple[tuple[str, ...], str]], netns: str) -> None:

@@ -161,7 +161,7 @@ def _claim(name: str) -> Iterator[None]:
 
 
 def find_leftovers() -> list[str]:
-    """Return the namespaces and links that an interrupted run left."""
+    """Return the namespaces and links that an interrupted run, or one that kept its lab, left."""
     spaces = sorted(each.name for each in NETNS.glob(f"{PREFIX}*"))
     return spaces + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if (LINKS / link).exists()]
 

@@ -58,10 +58,12 @@ apply() {
         done
         case $2 in *[!0-9]*) : >ns/$2/links/$peer ;; *) : >ns/host/links/$peer ;; esac ;;
     "link delete") rm $here/links/$3 ;;
+    "link set") [ "$4" != alias ] || echo "$5" >$here/alias ;;
     esac
 }
 case "$*" in
-*-json*link*) echo '[{"operstate": "UP"}]' ;;
+*-json*link*)
+    printf '[{"operstate": "UP", "ifalias": "%s"}]' "$(sed 's/"/\\\\"/g' $here/alias 2>/dev/null)" ;;
 *-json*) echo '[]' ;;
 *-batch*) while read -r line; do apply $line || case "$*" in *-force*) ;; *) exit 1 ;; esac; done ;;
 *) apply "$@" ;;

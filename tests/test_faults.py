@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ class World:
         while (now := self.state()) != self.before and time.monotonic() < deadline:
             time.sleep(0.01)
         assert now == self.before
+
+    def programs(self, programs: dict[str, str]) -> None:
+        """Put other programs in the usual ones' place."""
+        for name, body in programs.items():
+            (self.path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
 
     def saved(self) -> list[str]:
         """Return what is saved: "log", "json"."""
@@ -306,6 +312,48 @@ def test_a_parent_that_dies(tmp_path: Path) -> None:
     for stream in (agent.process.stdin, agent.process.stdout):
         assert stream
         stream.close()
+
+
+def test_a_kept_lab(tmp_path: Path) -> None:
+    """It stands for more Services, and is gone after fewer, after cleanup, and after a run on it that fails."""
+    world = World(tmp_path)
+
+    def run(*argv: str) -> str:
+        done = world.start(*RUN, *argv)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run/netns/kproxylat-node").exists() == ("--keep" in argv)
+        return done.stderr
+
+    removed = "removed kproxylat-client, left by an earlier run"
+    assert "on top" not in run("--services", "10", "--keep")
+    assert "on top of the 10 Services that stand" in run("--services", "600", "--keep")
+    assert "on top of the 600 Services that stand" in run("--services", "600", "--keep")
+    err = run("--services", "599", "--keep")
+    assert (removed in err, "on top" in err) == (True, False)
+    assert removed in run("--services", "600", "--position", "first")
+    world.check()
+    run("--keep")
+    assert "removed kproxylat-backend, kproxylat-client, kproxylat-node" in world.start("cleanup").stderr
+    world.check()
+    run("--keep")
+    assert "on top" in run()
+    world.check()
+    run("--keep")
+    world.programs({"bpftrace": after("@n[8, 5]", "@m[8, 5]")})
+    assert world.start(*RUN, "--keep").returncode == 4, "the books don't close"
+    world.check()
+    for each in ("--ruleset=x", "--vm", "--vm-if-needed"):
+        assert world.start(*RUN, "--keep", each).returncode == 2
+
+
+def test_a_sweep_grows_one_lab(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    done = world.start("sweep", *RUN[1:5], "--mode", "nftables", "--services", "10,20,30", "--seed", "1", *RUN[-2:])
+    assert done.returncode == 0, done.stderr
+    order = re.findall(r"on nft, (\d+) Services", done.stderr)
+    stood = [below for below, above in pairwise(order) if int(below) < int(above)]
+    assert re.findall(r"on top of the (\d+) Services", done.stderr) == stood != []
+    world.check()
 
 
 def test_two_runs_at_once(agents: list[Agent], tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ def test_20_000_services_have_all_their_rules(mode: Mode) -> None:
     assert len(re.findall(pattern, text, re.M)) == 20_002 * each + (mode.name == "iptables")
 
 
+@pytest.mark.parametrize("dummies", [0, 499, 1400])
+def test_the_number_of_nfts_transactions_is_odd(dummies: int) -> None:
+    assert len(render_ruleset(find_mode("nftables", None), place_services(dummies, "last", "both"))) % 2 == 1
+
+
 def test_nft_takes_many_services_in_several_transactions() -> None:
     texts = [text for _, text in render_ruleset(find_mode("nftables", None), place_services(1000, "last", "both"))]
     assert [text.count("chain services {") for text in texts] == [1, 0, 0], "a rule that came twice would stand twice"
