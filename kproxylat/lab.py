@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address
+from itertools import takewhile
 from typing import Any
 
 from kproxylat.errors import UsageError
@@ -231,10 +232,13 @@ def render_ruleset(
     }
     there = {each.port_name for each in standing}
     new = [each for each in services if each.port_name not in there]
+    # Whoever is last of a bucket's elements to come is found first.
+    last = [*takewhile(lambda each: each.port_name in there, reversed(services))][::-1]
     size = PORTION if mode.name == "nftables" else len(new)
     loaded: list[tuple[tuple[str, ...], str]] = []
     for at in range(0, len(new) or not there, max(size, 1)):
-        portion = {**variables, "added": new[at : at + size], "more": bool(there or at)}
+        again = last if at + size >= len(new) else []
+        portion = {**variables, "added": new[at : at + size], "again": again, "more": bool(there or at)}
         loaded += [
             (
                 tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),

@@ -132,6 +132,12 @@ def rows(mode: Mode, loaded: list[tuple[tuple[str, ...], str]]) -> dict[str, set
             stands.update({name: set() for name in new if f"\n:{name.split()[1]} - " in text})
         elif mode.name == "nftables":
             new = nft_blocks(text)
+        elif argv[0] == "ipvsadm":
+            taken = {f"-{each}{line[2:]}" for line in text.splitlines() if line.startswith("-D") for each in "Aa"}
+            stands["ipvsadm --restore"] -= {
+                each for each in stands["ipvsadm --restore"] if each.split(" -s ")[0].split(" -r ")[0] in taken
+            }
+            new["ipvsadm --restore"] -= {line for line in text.splitlines() if line.startswith("-D")}
         for name, lines in new.items():
             assert not stands[name] & lines or mode.name == "nftables", "a rule that came twice would stand twice"
             stands[name] |= lines

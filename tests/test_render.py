@@ -336,7 +336,17 @@ def test_every_error_is_a_users(tmp_path: Path) -> None:
 def test_the_rules_templates_are_found(name: str) -> None:
     cluster = {"cluster_cidr": "10.244.0.0/16", "service_cidr": "10.96.0.0/12", "node_ip": "10.99.0.2"}
     rules = render_rules(
-        name, {"services": [], "added": [], "cluster": cluster, "family": 4, "ip": "ip", "bits": 32, "more": False}
+        name,
+        {
+            "services": [],
+            "added": [],
+            "again": [],
+            "cluster": cluster,
+            "family": 4,
+            "ip": "ip",
+            "bits": 32,
+            "more": False,
+        },
     )
     assert "KUBE-SERVICES" in rules or "chain services" in rules
 
