@@ -48,7 +48,7 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
         rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
         say(f"[3/7] Preparing the network{rules}...")
         made = build(options, changes, stack)
-        rule = read_service_rule(mode, options.target, made.node, options.targets[1:])
+        rule = read_service_rule(mode, options.target, made.node, options.targets[1:], at_rest=False)
         many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
         say(f"[4/7] Target: {many}{options.target}, {_describe(mode, rule)}")
         open_node(options, made, changes, stack)

@@ -37,11 +37,13 @@ mkdir -p /run/host &&
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
 for each in proc sys dev; do mount --rbind /$each /run/host/$each; done &&
 mount --bind /run /run/host/run && {writable}
+{{ cp /etc/protocols /run/protocols && mount --bind /run/protocols /run/host/etc/protocols; true; }} &&
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
 exec chroot /run/host {python} -m kproxylat.guest
 """
 """What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
-touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s."""
+touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s. To
+open a file is still a trip, and ipset opens /etc/protocols for each element that names one (getprotobyname(3))."""
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 """What another root file system has: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
