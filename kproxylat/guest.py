@@ -1,10 +1,10 @@
 """What runs inside the virtual machine: serve command lines from the host, one after another, in one boot.
 
 Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
-``{"argv": [...], "cwd": "...", "program": false}``, or ``{"signal": N}`` for the command under way. Each line on
-stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A command runs in a
-fork of this process, so that the imports, the script's template and bpftrace's version, seconds each under emulation,
-are paid once.
+``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command under
+way. Each line on stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A
+command runs in a fork of this process, so that the imports, the script's template, bpftrace's version and its list of a
+mode's functions, seconds each under emulation, are paid once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from contextlib import suppress
 from typing import Any
 
 from kproxylat import cli, interrupts, measure, sweep, watch
-from kproxylat.bpftrace import find_version
+from kproxylat.bpftrace import find_engine, find_version
 from kproxylat.errors import KproxylatError
+from kproxylat.modes import find_mode
+from kproxylat.plan import load_modules
 from kproxylat.render import compile_script
 
 PRELOADED = measure, sweep, watch
@@ -64,6 +66,14 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
     return pid, {reader: name for name, (reader, _) in pipes.items()}
 
 
+def prepare(mode: list[str]) -> None:
+    """Find out, for all runs in a mode, what each would find out anew. What is wrong with it is theirs to say."""
+    with suppress(KproxylatError):
+        row = find_mode(*mode)
+        load_modules(row)
+        find_engine(row, "auto")
+
+
 def serve() -> None:
     """Serve until the host closes our stdin."""
     cli.build()
@@ -89,6 +99,8 @@ def serve() -> None:
                         if names:
                             os.kill(pid, order["signal"])
                     else:
+                        if order["mode"]:
+                            prepare(order["mode"])
                         child = spawn(order["argv"], order["cwd"], order["program"])
                         for reader in child[1]:
                             selector.register(reader, selectors.EVENT_READ)

@@ -121,7 +121,8 @@ class Pool:
                     if following:
                         each.run, each.begun_s, each.said = following, time.monotonic(), {}
                         begin(following)
-                        each.machine.order(self._order(following[0]))
+                        mode = following[0].mode
+                        each.machine.order(self._order(following[0]), mode=(mode.name, mode.backend))
                 if not any(each.run for each in workers):
                     break
                 try:

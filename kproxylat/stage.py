@@ -33,7 +33,8 @@ def find_standing(options: Options) -> Standing | None:
 
     :raises CommandError: ip(8) cannot look.
     """
-    label = net.read_label() if options.lab and not options.lab.ruleset else ""
+    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in lab.MORE
+    label = net.read_label() if grows else ""
     if not options.lab or not label:
         return None
     try:

@@ -244,10 +244,14 @@ class Machine:
         """Send a signal to the command line under way."""
         self._process.write(json.dumps({"signal": signum}) + "\n")
 
-    def order(self, argv: Sequence[str], program: bool = False) -> None:
-        """Have one command line run; what it says comes by :meth:`take`, last its status."""
+    def order(self, argv: Sequence[str], program: bool = False, mode: Sequence[str] = ()) -> None:
+        """Have one command line run; what it says comes by :meth:`take`, last its status.
+
+        :param mode: name and backend of the mode that it measures, where more runs in it are to come.
+        """
         cwd = "/" if self.root else str(Path.cwd())
-        self._process.write(json.dumps({"argv": list(argv), "cwd": cwd, "program": program}) + "\n")
+        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
+        self._process.write(json.dumps(order) + "\n")
 
     def run(self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False) -> int:
         """Run one command line in the guest.

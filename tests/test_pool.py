@@ -48,7 +48,8 @@ class Fake:
         assert (argv[0], self.state, program) == ("modprobe", "booted", True)
         return 0
 
-    def order(self, argv: list[str]) -> None:
+    def order(self, argv: list[str], mode: tuple[str, str]) -> None:
+        assert mode == tuple(argv[:2])
         self.orders.append(argv)
         answer = type(self).answer(argv)
         if answer:
