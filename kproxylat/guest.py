@@ -99,7 +99,7 @@ def serve() -> None:
                         if names:
                             os.kill(pid, order["signal"])
                     else:
-                        if order["mode"]:
+                        if order.get("mode"):
                             prepare(order["mode"])
                         child = spawn(order["argv"], order["cwd"], order["program"])
                         for reader in child[1]:
