@@ -167,7 +167,7 @@ def see_leftovers() -> str:
     """What an interrupted run left."""
     found = net.find_leftovers() + ([str(net.LOCK)] if net.LOCK.exists() else [])
     if found:
-        raise OddError(f"{', '.join(found)}, of a run that is under way or was interrupted")
+        raise OddError(f"{', '.join(found)}, of a run that is under way, was interrupted, or kept its lab")
     return "none"
 
 
