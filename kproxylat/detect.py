@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Sequence
@@ -14,8 +15,6 @@ from kproxylat.modes import Mode
 from kproxylat.proc import run
 
 _RULE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (\w+) .*--dport (\d+) .*-c (\d+) \d+ -j (?!KUBE-MARK-MASQ)")
-_ELEMENTS = 1000
-"""How many elements nft is asked for at a time: a word of a command line takes 128 KiB."""
 _READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
 """ipvs adds the counters of its CPUs up every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
 
@@ -47,7 +46,7 @@ def read_service_rule(
 
     :param others: more targets, whose packets are added up; then there is no position.
     :param at_rest: wait until its counter stands still, where it lags behind (ipvs).
-    :raises CommandError: the rules cannot be read; there is no KUBE-SERVICES or no table kube-proxy.
+    :raises CommandError: the rules cannot be read; there is no KUBE-SERVICES or no map service-ips.
 
     Sample, of ``iptables -t nat -v -S KUBE-SERVICES``::
 
@@ -55,15 +54,9 @@ def read_service_rule(
         --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
     if mode.name == "nftables":
-        try:
-            every = [target, *others]
-            for some in (every[at : at + _ELEMENTS] for at in range(0, len(every), _ELEMENTS)):
-                elements = ", ".join(each.element for each in some)
-                run("nft", "get", "element", mode.ip, "kube-proxy", "service-ips", f"{{ {elements} }}", netns=netns)
-        except CommandError:
-            run("nft", "list", "chain", mode.ip, "kube-proxy", "services", netns=netns)
-            return ServiceRule(False)
-        return ServiceRule(True)
+        # To get one element, nft reads those of all sets and maps there are, one for each Service.
+        listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
+        return ServiceRule({target, *others} <= set(parse_elements(listed)))
     if mode.name == "ipvs":
         return _read_virtual_servers((target, *others), netns, _ADDED_UP if at_rest else 1)
     rules = list_rules(mode.iptables, netns, "-v")
@@ -77,6 +70,23 @@ def read_service_rule(
         return ServiceRule(False, None, len(rules), 0)
     packets = sum(found[each][1] for each in (target, *others))
     return ServiceRule(True, None if others else found[target][0], len(rules), packets)
+
+
+def parse_elements(text: str) -> list[Destination]:
+    """Read the keys of map service-ips as ``nft --json list map ip kube-proxy service-ips`` prints it.
+
+    Each element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
+
+    :raises MachineError: nft printed something else.
+    """
+    try:
+        maps = [each["map"] for each in json.loads(text)["nftables"] if "map" in each]
+        keys = [element[0] for each in maps for element in each.get("elem", ())]
+        # An element with a comment or counter is wrapped once more.
+        plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
+        return [Destination(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
+    except (ValueError, LookupError, TypeError):
+        raise MachineError(f"nft does not list map service-ips: {text[:100]!r}") from None
 
 
 def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:

@@ -7,7 +7,6 @@ there are listed.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
+from kproxylat.detect import parse_elements
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.model import Destination
 from kproxylat.proc import call_inside, run
@@ -68,17 +68,11 @@ def parse_nat(text: str, backend: str) -> LiveRules | None:
 
 
 def parse_service_ips(text: str) -> LiveRules | None:
-    """Read map service-ips as ``nft --json list map ip kube-proxy service-ips`` prints it.
-
-    Each element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
+    """Read map service-ips, as :func:`kproxylat.detect.parse_elements` does.
 
     :return: None where it has no element.
     """
-    maps = [each["map"] for each in json.loads(text)["nftables"] if "map" in each]
-    keys = [element[0] for each in maps for element in each.get("elem", ())]
-    # An element with a comment or counter is wrapped once more.
-    plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
-    services = {Destination(ip, port, protocol): None for ip, protocol, port in (key["concat"] for key in plain)}
+    services = dict.fromkeys(parse_elements(text))
     return LiveRules("nftables", "nft", len(services), services) if services else None
 
 

@@ -98,6 +98,9 @@ case "$1" in --dry-run) ;; -r) rmdir root/sys/module/$name ;; *) mkdir root/sys/
 """,
     "nfacct": "exit 0",
     "nft": """
+case "$*" in
+*"list map"*) echo '{"nftables": [{"map": {"elem": [[{"concat": ["10.96.100.50", "udp", 50051]}, {}]]}}]}'; exit ;;
+esac
 case "$1" in
 -f) cksum >new && mv new ns/${NETNS:-host}/rules/nft ;;
 --json)

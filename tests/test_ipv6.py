@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from contextlib import closing
@@ -12,7 +13,6 @@ import pytest
 
 from kproxylat import detect, drops, net, traffic
 from kproxylat.detect import ServiceRule, read_service_rule
-from kproxylat.errors import CommandError
 from kproxylat.lab import ADDRESSES, dummy_service, place_services, worker_services
 from kproxylat.model import Destination, Result, Run, Target, target_text
 from kproxylat.modes import IPV6, MODES, find_mode
@@ -140,8 +140,8 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
 
     def run(*argv: str, netns: str | None) -> str:
         asked.append((*argv, str(netns)))
-        if argv[0] == "nft" and "get" in argv and "fd00:10:96::51" in argv[-1]:
-            raise CommandError(list(argv), 1, "no such element")
+        if argv[0] == "nft":
+            return json.dumps({"nftables": [{"map": {"elem": [[{"concat": ["fd00:10:96::50", "udp", 50051]}, {}]]}}]})
         return SERVERS if argv[0] == "ipvsadm" else RULES
 
     monkeypatch.setattr(detect, "run", run)
@@ -151,7 +151,7 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
     assert read_service_rule(modes["ipvs"], WORKER[6], "node") == ServiceRule(True, packets=2000)
     assert "[fd00:10:96::50]:50051" in asked[-1]
     assert read_service_rule(modes["nftables"], WORKER[6], "node").found
-    assert asked[-1][3:5] == ("ip6", "kube-proxy")
+    assert asked[-1][4:6] == ("ip6", "kube-proxy")
     assert not read_service_rule(modes["nftables"], WORKER[6]._replace(ip="fd00:10:96::51"), "node").found
 
 
