@@ -207,7 +207,7 @@ MORE: dict[tuple[str, str], tuple[tuple[tuple[str, ...], str], ...]] = {
     ),
 }
 """Mode and backend -> the same where other Services' rules are loaded already. There is none for iptables on nft:
-iptables-nft-restore takes longer to add 5,000 Services to 5,000 than to load 10,000."""
+a run that adds 5,000 Services to 5,000 by iptables-nft-restore takes longer than one that loads 10,000."""
 PORTION = 500
 """Services in one transaction of nft's: for each anonymous map of a transaction the kernel goes through all that is in
 it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""

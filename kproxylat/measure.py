@@ -41,13 +41,13 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
     mode, sends = options.mode, GENERATORS[options.generator].sends
     with interrupts.deferred(), ExitStack() as stack:
         say("[1/7] Running pre-flight checks...")
-        changes = begin(options, stack)
+        changes, standing = begin(options, stack)
         plan = plan_script(options)
         script = render_script(plan, options.template, options.settings)
         say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}, by {plan.kind}")
         rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
         say(f"[3/7] Preparing the network{rules}...")
-        made = build(options, changes, stack)
+        made = build(options, changes, standing, stack)
         rule = read_service_rule(mode, options.target, made.node, options.targets[1:], at_rest=False)
         many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
         say(f"[4/7] Target: {many}{options.target}, {_describe(mode, rule)}")

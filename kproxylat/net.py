@@ -217,9 +217,15 @@ def _pair(name: str, peer: str, peer_netns: str) -> list[str]:
 
 @contextmanager
 def network(
-    source: IpNetwork, lab: bool, endpoint: str, origin: str = "pod", node: str | None = None, skip: int | None = None
+    source: IpNetwork,
+    lab: bool,
+    endpoint: str,
+    origin: str = "pod",
+    node: str | None = None,
+    skip: int | None = None,
+    keep: bool = False,
 ) -> Iterator[Network]:
-    """Make the namespaces and links of a run, and remove them at the end, unless a lab has its label then.
+    """Make the namespaces and links of a run, and remove them at the end.
 
     :param source: the addresses that our packets come from, routed back over the client's link.
     :param lab: whether the node is a namespace of ours with a backend behind it.
@@ -227,6 +233,7 @@ def network(
     :param origin: who sends, "pod" or "node", which then has the addresses as its own.
     :param node: the network namespace that is the node, where it is none of ours (None: the one that we run in).
     :param skip: take over the lab that stands, of whose source addresses so many have been used (None: make one).
+    :param keep: do not remove a lab that has its label at the end.
     :raises CommandError: ip(8) refuses something.
     """
     made = Network(CLIENT, NODE if lab else node, BACKEND if lab else None, origin, source.version, skip or 0)
@@ -240,7 +247,7 @@ def network(
             else:
                 write_label("")
             yield made
-        if lab and read_label():
+        if keep and read_label():
             stack.pop_all()
 
 

@@ -39,8 +39,8 @@ def find_standing(options: Options) -> Standing | None:
         return None
     try:
         found = Standing(*json.loads(label))
-        last = plan_bursts(options, net.Network(None, None, None, skip=found.skip))[-1]
-        enough = last.skip + last.addresses <= options.sources.num_addresses - 2
+        used = _count_used(options, net.Network(None, None, None, skip=found.skip))
+        enough = used <= options.sources.num_addresses - 2
         fits = enough and found.kind == _kind(options) and found.services <= options.lab.services
     except (ValueError, TypeError):
         return None
@@ -50,8 +50,14 @@ def find_standing(options: Options) -> Standing | None:
 def leave(options: Options, made: net.Network) -> None:
     """Leave the lab standing, if it is to be, after a run that went well."""
     if options.lab and options.lab.keep:
-        last = plan_bursts(options, made)[-1]
-        net.write_label(json.dumps(Standing(_kind(options), options.lab.services, last.skip + last.addresses)))
+        standing = Standing(_kind(options), options.lab.services, _count_used(options, made))
+        net.write_label(json.dumps(standing))
+
+
+def _count_used(options: Options, made: net.Network) -> int:
+    """Return how many source addresses of a network are used after a run in it."""
+    last = plan_bursts(options, made)[-1]
+    return last.skip + last.addresses
 
 
 def clear() -> None:
@@ -67,11 +73,11 @@ def _kind(options: Options) -> str:
     return " ".join(map(str, (*words, options.sources, options.target)))
 
 
-def begin(options: Options, stack: ExitStack) -> Changes:
+def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
     """Make sure that a run is possible, and that it is the only one.
 
     :param stack: releases the lock, after the changes are put back.
-    :return: what notes the run's changes.
+    :return: what notes the run's changes; the lab that it can go on from.
     :raises MachineError: something is missing, or another run is under way.
     """
     generator = GENERATORS[options.generator]
@@ -79,16 +85,18 @@ def begin(options: Options, stack: ExitStack) -> Changes:
     check_machine(options.mode, options.probe, *uses)
     make_directory(options.output_dir)
     lock = stack.enter_context(net.lock())
-    for name in clean_up(lock, find_standing(options) is not None):
+    standing = find_standing(options)
+    for name in clean_up(lock, standing is not None):
         say(f"      removed {name}, left by an earlier run")
     changes = Changes(lock, options.node)
     stack.callback(_put_back, changes)
-    return changes
+    return changes, standing
 
 
-def build(options: Options, changes: Changes, stack: ExitStack) -> net.Network:
+def build(options: Options, changes: Changes, standing: Standing | None, stack: ExitStack) -> net.Network:
     """Make the network, load the lab's rules, place the counters, and on a node move the target's rule.
 
+    :param standing: the lab to go on from (None: none).
     :param stack: removes it all.
     :raises MachineError: something refuses, or is not allowed.
     """
@@ -100,9 +108,9 @@ def build(options: Options, changes: Changes, stack: ExitStack) -> net.Network:
         sources.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
-        standing = find_standing(options)
         skip = standing.skip if standing else None
-        network = net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns, skip)
+        keep = options.lab is not None and options.lab.keep
+        network = net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns, skip, keep)
         made = stack.enter_context(network)
         if options.lab:
             options.lab.load(mode, net.NODE, standing.services if standing else None)
