@@ -103,14 +103,18 @@ def check_envelopes(probes: Sequence[Probe]) -> tuple[str, ...]:
     )
 
 
-def check_rate(traffic: Traffic) -> tuple[str, ...]:
-    """Return warnings if not all was sent, or the rate was not kept, with a rate that can be."""
+def check_rate(traffic: Traffic, clock: str | None) -> tuple[str, ...]:
+    """Return warnings if not all was sent, or the rate was not kept, with a rate that can be.
+
+    :param clock: "ns" or "instructions"; the latter's figures do not know a rate.
+    """
     warnings = []
     if traffic.sent is not None and traffic.asked is not None and traffic.sent < traffic.asked:
         warnings.append(f"{traffic.sent} of {traffic.asked} packets were sent")
-    if traffic.pps is not None and traffic.rate_pps and abs(traffic.pps / traffic.rate_pps - 1) > RATE_TOLERANCE:
-        slower = f"; try {_round_down(traffic.pps)} pps" if traffic.pps < traffic.rate_pps else ""
-        warnings.append(f"asked for {traffic.rate_pps} pps, reached {traffic.pps:.0f}{slower}")
+    pps, rate_pps = traffic.pps, traffic.rate_pps if clock != "instructions" else None
+    if pps is not None and rate_pps and abs(pps / rate_pps - 1) > RATE_TOLERANCE:
+        slower = f"; try {_round_down(pps)} pps" if pps < rate_pps else ""
+        warnings.append(f"asked for {rate_pps} pps, reached {pps:.0f}{slower}")
     return tuple(warnings)
 
 

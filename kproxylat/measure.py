@@ -148,7 +148,7 @@ def _complete(
         masqueraded=options.masqueraded,
         cut_short=interrupted is not None,
     )
-    late = () if interrupted else check_rate(traffic)
+    late = () if interrupted else check_rate(traffic, result.run.clock)
     warnings = options.warnings + result.quality.warnings + late + _check_target(options)
     quality = replace(result.quality, warnings=warnings)
     return replace(result, run=about, target=options.found or Target(*options.target), traffic=traffic, quality=quality)

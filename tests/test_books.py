@@ -266,14 +266,18 @@ def test_nothing_sent_is_known_so_nothing_is_proved() -> None:
 
 @pytest.mark.parametrize("pps", [950.1, 1000.0, 1049.9, None])
 def test_a_rate_within_5_percent_is_kept(pps: float | None) -> None:
-    assert check_rate(replace(TRAFFIC, pps=pps)) == ()
+    assert check_rate(replace(TRAFFIC, pps=pps), "ns") == ()
 
 
 @pytest.mark.parametrize(
     ("pps", "shown"), [(949.0, "949; try 850 pps"), (1051.0, "1051"), (9.9, "10; try 8 pps"), (0.0, "0; try 1 pps")]
 )
 def test_a_rate_beyond_5_percent_is_named(pps: float, shown: str) -> None:
-    assert check_rate(replace(TRAFFIC, pps=pps)) == (f"asked for 1000 pps, reached {shown}",)
+    assert check_rate(replace(TRAFFIC, pps=pps), "ns") == (f"asked for 1000 pps, reached {shown}",)
+
+
+def test_instructions_do_not_know_a_rate() -> None:
+    assert check_rate(replace(TRAFFIC, pps=583.0, sent=1234), "instructions") == ("1234 of 2000 packets were sent",)
 
 
 def test_in_ipvs_a_miss_is_rejected_before_the_lookup() -> None:
@@ -292,7 +296,7 @@ def test_a_script_that_counts_no_calls_closes_its_books_without() -> None:
 
 
 def test_a_generator_that_was_stopped_is_named() -> None:
-    assert check_rate(replace(TRAFFIC, sent=1234)) == ("1234 of 2000 packets were sent",)
+    assert check_rate(replace(TRAFFIC, sent=1234), "ns") == ("1234 of 2000 packets were sent",)
 
 
 def test_losses_to_load_suggest_a_rate() -> None:
