@@ -52,7 +52,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --ignore=tests/vm
 
+# Bytecode, as pip writes it for all but what is installed to be edited, even where Python itself is told to write none.
 setup: packages $(VENV)/ready
+	@$(BIN)/python -m compileall -q kproxylat
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

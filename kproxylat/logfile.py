@@ -15,7 +15,7 @@ from kproxylat.errors import LogError
 
 LONG = 1 << 20
 """Of a line that is longer only so many bytes are read."""
-_PIECE, _BLOCK = 1 << 17, 1 << 12
+_PIECE, _BLOCK = 1 << 18, 1 << 12
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
@@ -23,6 +23,9 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
 
     What was read before the damage is kept: read1() does not wait for a whole piece, as read() does.
     """
+    # From the first large block that is freed glibc's malloc learns to keep such ones (mallopt(3), M_MMAP_THRESHOLD).
+    # Else it gives each piece's memory back to the kernel, and gets it anew page by page.
+    bytes(16 * _PIECE)
     read = getattr(stream, "read1", stream.read)
     parts, size, more, skipping = list[bytes](), 0, True, False
     while more:

@@ -20,7 +20,7 @@ from kproxylat.model import Sample, Samples
 
 ENGINES = ("iptables", "nftables")
 WORST = 10
-_SHORT = 1 << 16
+_SHORT = 1 << 15
 _NAMES = 100
 _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18})\)\r?\Z")
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
