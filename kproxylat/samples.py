@@ -20,7 +20,7 @@ from kproxylat.model import Sample, Samples
 
 ENGINES = ("iptables", "nftables")
 WORST = 10
-_SHORT = 1 << 15
+_MANY = 10_000
 _NAMES = 100
 _SLOW = re.compile(rb"(\d\d:\d\d:\d\d) SLOW (\w+): (\d{1,18}) us \(tid=(\d{1,18})\)\r?\Z")
 _BLOCK = re.compile(rb"  \[(\w+)\] Count: (\d{1,18}), Min: (\d{1,18}) us, Avg: (\d{1,18}) us, Max: (\d{1,18}) us\r?\Z")
@@ -156,7 +156,7 @@ class Collector:
             for sample, _, _ in read_sample(_line_at(piece, at), ""):
                 summary.add(sample, before + count)
         summary.lines = before + count
-        over = rf"W(?= {engine}: ".encode() + _over(summary.limit) + rb" us \(tid=)"  # one letter is found fastest
+        over = rf"W {engine}: ".encode() + _over(summary.limit) + rb" us \(tid="
         self._rank(summary, piece, _find(re.compile(over), piece))
 
     def _add_blocks(self, piece: bytes, engine: str, count: int) -> None:
@@ -167,10 +167,10 @@ class Collector:
             for sample, _, _ in read_sample(_line_at(piece, at), _time_before(piece, at) or self._time):
                 summary.add(sample, sample.count or 0)
         summary.lines = before + count
-        # The blocks count from the start: their maximum falls only where a run without its head begins. So in a long
-        # piece that ends with what all the worst say, only one that rose and fell back to just that is not looked for.
+        # The blocks count from the start: their maximum falls only where a run without its head begins. So after half a
+        # day of them, in a piece that ends with what all the worst say, one that rose and fell back is not looked for.
         most = summary.last.max if summary.last else None
-        if len(piece) < _SHORT or summary.limit != most or summary.greatest != most:
+        if summary.lines < _MANY or summary.limit != most or summary.greatest != most:
             over = re.compile(re.escape(mark) + rb"(?!0+,)[^M]*+Min[^M]*+Max: " + _over(summary.limit) + rb" us")
             self._rank(summary, piece, _find(over, piece))
 
@@ -366,9 +366,9 @@ def _time_before(piece: bytes, at: int) -> str:
 
 
 def _over(limit: int) -> bytes:
-    """A group for an integer greater than ``limit``, as printf writes it; it fails at the first digits if it can."""
+    """A pattern for an integer greater than ``limit``, as printf writes it; it fails at the first digits if it can."""
     if limit < 0:
-        return rb"(\d{1,18})"
+        return rb"\d{1,18}"
     digits = str(limit)
     rest = len(digits) - 1
     same = [
@@ -377,4 +377,4 @@ def _over(limit: int) -> bytes:
         if digit != "9"
     ]
     longer = rf"[1-9]\d{{{len(digits)}}}"
-    return rf"((?:{'|'.join([*same, longer])})\d{{0,18}})".encode()
+    return rf"(?:{'|'.join([*same, longer])})\d{{0,18}}".encode()

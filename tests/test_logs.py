@@ -305,6 +305,13 @@ def test_a_block_without_a_packet_has_measured_nothing() -> None:
     assert (blocks.first.max, blocks.first.min, blocks.worst[0].max, blocks.lines) == (None, None, 3, 40)
 
 
+def test_a_maximum_that_rises_and_falls_back_is_among_the_worst() -> None:
+    block = "\n12:00:0{} Statistics:\n  [iptables] Count: {}, Min: 3 us, Avg: 40 us, Max: {} us\n"
+    blocks = [block.format(each % 9, each, 9999 if each == 5000 else 123) for each in range(1, 9000)]
+    (result,) = read(("Attaching 1 probe...\n" + "".join(blocks)).encode())
+    assert [each.max for each in result.intervals["iptables"].worst] == [9999, *[123] * 9]
+
+
 def test_rows_as_pieces_and_lines() -> None:
     dice = random.Random(5)
     rows = b"".join(
