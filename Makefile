@@ -77,4 +77,4 @@ packages:
 	apt-get install --yes --quiet=2 --no-install-recommends $${missing[*]}
 
 clean:
-	rm -rf --one-file-system $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf --one-file-system $(VENV) kproxylat/__pycache__ .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
