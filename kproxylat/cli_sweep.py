@@ -230,6 +230,10 @@ def whatif(
 def _counts(text: str) -> list[int]:
     """Read ``10,100,1000``."""
     try:
-        return [int(each) for each in text.split(",")]
+        counts = [int(each) for each in text.split(",")]
     except ValueError:
-        raise UsageError(f"--services {text!r} is no list of numbers", "it takes some such as 10,100,1000") from None
+        said = f"--services {text!r} is no list of numbers" if text else "no numbers of Services are given"
+        raise UsageError(said, "--services takes some such as 10,100,1000") from None
+    if len(set(counts)) < len(counts):
+        raise UsageError(f"--services {text} names a number twice", "--repeats measures each several times")
+    return counts

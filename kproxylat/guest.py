@@ -21,6 +21,7 @@ from typing import Any
 from kproxylat import cli, interrupts, measure, sweep, watch
 from kproxylat.bpftrace import find_engine, find_version
 from kproxylat.errors import KproxylatError
+from kproxylat.kernel import set_clock
 from kproxylat.modes import find_mode
 from kproxylat.plan import load_modules
 from kproxylat.render import compile_script
@@ -99,6 +100,7 @@ def serve() -> None:
                         if names:
                             os.kill(pid, order["signal"])
                     else:
+                        set_clock()
                         if order.get("mode"):
                             prepare(order["mode"])
                         child = spawn(order["argv"], order["cwd"], order["program"])

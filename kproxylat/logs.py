@@ -144,7 +144,9 @@ class LogReader:
         if not self.index:
             what = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
             reasons = [*([what] if self.line_no else []), *self.damage, *([said] if said else [])]
-            raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}")
+            saved = self.name.endswith(".json")
+            remedy = "what run and sweep save as .json is for compare and plot; parse reads the .log beside it"
+            raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}", remedy if saved else "")
 
     def read_piece(self, piece: bytes) -> Iterator[Result]:
         """Read whole lines: the recurring ones between two others at once, and the others one by one."""

@@ -43,7 +43,9 @@ def add_overhead(
     try:
         done = [_send_traced(inner, plan, burst, send, write) for inner, burst in zip(INNER, bursts, strict=True)]
         maps, sent = zip(*done, strict=True)
-        return replace(result, overhead=compute_overhead(mode, maps, sent, result.run.clock or "")), None
+        found = compute_overhead(mode, maps, sent, result.run.clock or "")
+        _check_stored(found, result)
+        return replace(result, overhead=found), None
     except (Interrupted, KproxylatError) as error:
         said = "a signal came" if isinstance(error, Interrupted) else str(error)
         warnings = (*result.quality.warnings, f"what tracing adds was not measured: {said}")
@@ -94,6 +96,19 @@ def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequen
         stored.update({entry.key[0]: entry.value for entry in each["stored"].entries})
     empty, script = (_difference(hooks[0], each, calls, unit) for each in hooks[1:])
     return Overhead(unit, HOOKS[hook], min(sent), calls, empty, script, _middle(stored, unit))
+
+
+def _check_stored(found: Overhead, result: Result) -> None:
+    """Refuse what cannot be: part of a call that took longer, after the run, than whole calls in it.
+
+    :raises MachineError: it did: the machine was slower then.
+    """
+    least = min((each.middle for each in result.calls if each.middle is not None), default=None)
+    if least is not None and found.stored >= least:
+        raise MachineError(
+            f"the machine's speed changed: storing the time of entry took {found.stored:,} {found.unit} after the run, "
+            f"whole calls in it {least:,.0f}"
+        )
 
 
 def _middle(values: Counter[int], unit: str) -> int:

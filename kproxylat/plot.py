@@ -215,7 +215,8 @@ def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> No
         below = [point.cost - point.lo for point in points]
         above = [point.hi - point.cost for point in points]
         label = f"{series.name}: {series.verdict}"
-        if series.per_service:
+        # What hash effects make of a line through counts of instructions is no cost of a Service.
+        if series.per_service and not (series.verdict == "O(1)" and series.level == 1):
             label += f", {series.per_service.estimate:.4g} per Service"
             if series.level < 1:
                 label += f" ({series.per_service.lo:.4g} to {series.per_service.hi:.4g})"
@@ -229,12 +230,14 @@ def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> No
             costs = [series.base.estimate + series.per_service.estimate * size for size in steps]
             axes.plot(steps, costs, color=style.color, linestyle=style.line, linewidth=1.2)
     first = found[0]
+    once = all(point.runs == 1 for series in found for point in series.points)
     bars = "least and greatest of the repeats" if first.level == 1 else f"{first.level:.0%} bounds of the median"
     emulated = "emulated " if first.emulated else ""
     scale = _scale_sizes(axes, [point.services for series in found for point in series.points])
     axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
     axes.set_ylabel(f"{first.figure} lookup, {emulated}{first.unit}{scale}")
-    axes.set_title(f"bars: {bars}; lines: base + cost per Service", fontsize="small", loc="left")
+    marks = "marks: exact values" if once and first.level == 1 else f"bars: {bars}"
+    axes.set_title(f"{marks}; lines: base + cost per Service", fontsize="small", loc="left")
     _write_legend(axes)
     if scale:
         axes.set_yscale("log")
@@ -337,9 +340,11 @@ def _write_statement(axes: Axes, found: Comparison) -> None:
 
 
 def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
-    """Write 1,000 in place of 10³ on a logarithmic axis, ``at`` these of each power of ten."""
+    """Write 1,000 in place of 10³ on a logarithmic axis, ``at`` these of each power of ten; of many powers each one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axis.get_view_interval()
+    at = at if low <= 0 or high / low < 1000 else (1,)
     axis.set_major_locator(LogLocator(subs=at, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -167,7 +167,7 @@ def _draw_envelopes(result: Result) -> Table | None:
     if not found:
         return None
     table = _table(f"the whole hook, {found[0].engine}, {found[0].unit}", "hook")
-    for name in ("calls", "min", "commonest", "mean", "p99", "max", "rules' share"):
+    for name in ("calls", "min", "commonest", "mean", "p99", "max", "rules'\nshare"):
         table.add_column(name, justify="right", no_wrap=True)
     for probe in found:
         share = "-" if probe.share is None else f"{probe.share:.1%}"
@@ -308,7 +308,10 @@ def show_comparison(found: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
     for name, side in (("A", found.a), ("B", found.b)):
         print(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
-    changed = [f"{name} {a} -> {b}" for name, (a, b) in found.changed.items()]
+    changed = [
+        f"{name} {'unknown' if a is None else a} -> {'unknown' if b is None else b}"
+        for name, (a, b) in found.changed.items()
+    ]
     notes = {
         "only": found.only,
         "differing": changed,

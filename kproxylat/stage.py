@@ -87,7 +87,7 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     lock = stack.enter_context(net.lock())
     standing = find_standing(options)
     for name in clean_up(lock, standing is not None):
-        say(f"      removed {name}, left by an earlier run")
+        say(f"      removed {name} of an earlier run")
     changes = Changes(lock, options.node)
     stack.callback(_put_back, changes)
     return changes, standing

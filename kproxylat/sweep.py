@@ -344,7 +344,8 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
         left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
     most = max(each[1] for each in known)
     words = "about" if all((point.services or 0) <= most for point, _ in runs) else "more than"
-    return f"; {words} {left_s // 60:.0f} min {left_s % 60:.0f} s left"
+    minutes, seconds = divmod(round(left_s), 60)
+    return f"; {words} {f'{minutes} min ' if minutes else ''}{seconds} s left"
 
 
 def sweep(

@@ -348,7 +348,9 @@ def find_generator(name: str, protocol: str | None = None, family: int = 4) -> G
         raise UsageError(f"unknown generator {name!r}", f"--generator takes one of: {', '.join(GENERATORS)}")
     found = GENERATORS[name]
     if protocol not in (None, *found.protocols):
-        raise UsageError(f"generator {name} sends no {protocol!r}", f"it sends: {', '.join(found.protocols)}")
+        others = " or ".join(other for other, each in GENERATORS.items() if protocol in each.protocols and each.sends)
+        remedy = f"--generator {others} does" if others else f"it sends: {', '.join(found.protocols)}"
+        raise UsageError(f"generator {name} sends no {protocol!r}", remedy)
     if family not in found.families:
         raise UsageError(f"generator {name} sends no IPv{family}", "pass another --generator, such as sockets")
     return found

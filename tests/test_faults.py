@@ -191,7 +191,7 @@ FAULTS = (
     Fault("namespace-cannot-be-removed", 1, "ip netns delete kproxylat-node ended with status 1",
           {"ip": PROGRAMS["ip"].replace("rm run/netns/$3", "[ $3 != kproxylat-node ] && rm run/netns/$3")},
           ("json", "log")),
-    Fault("left-by-another-run", 0, r"removed kproxylat-client, left by an earlier run", {}, ("json", "log"),
+    Fault("left-by-another-run", 0, r"removed kproxylat-client of an earlier run", {}, ("json", "log"),
           prepare=lambda world: (world / "run/netns/kproxylat-client").touch()),
     Fault("conntrack-full", 1, "220 flows at a time need more room than conntrack has .7.",
           {"cat": PROGRAMS["cat"].replace("_max) 0", "_max) 262137")}, ()),
@@ -326,7 +326,7 @@ def test_a_kept_lab(tmp_path: Path) -> None:
         assert (tmp_path / "run/netns/kproxylat-node").exists() == ("--keep" in argv)
         return done.stderr
 
-    removed = "removed kproxylat-client, left by an earlier run"
+    removed = "removed kproxylat-client of an earlier run"
     assert "on top" not in run("--services", "10", "--keep")
     assert "on top of the 10 Services that stand" in run("--services", "600", "--keep")
     assert "on top of the 600 Services that stand" in run("--services", "600", "--keep")

@@ -305,6 +305,12 @@ def test_a_block_without_a_packet_has_measured_nothing() -> None:
     assert (blocks.first.max, blocks.first.min, blocks.worst[0].max, blocks.lines) == (None, None, 3, 40)
 
 
+def test_a_saved_result_is_no_log_and_the_remedy_says_for_what_it_is() -> None:
+    with pytest.raises(LogError, match="holds no run among its 2 lines") as caught:
+        list(LogReader("a.json").read(io.BytesIO(b'{"schema": "kproxylat/1",\n"results": []}\n')))
+    assert "for compare and plot" in caught.value.remedy
+
+
 def test_a_maximum_that_rises_and_falls_back_is_among_the_worst() -> None:
     block = "\n12:00:0{} Statistics:\n  [iptables] Count: {}, Min: 3 us, Avg: 40 us, Max: {} us\n"
     blocks = [block.format(each % 9, each, 9999 if each == 5000 else 123) for each in range(1, 9000)]

@@ -12,7 +12,7 @@ import pytest
 from kproxylat import overhead
 from kproxylat.dump import parse_dump
 from kproxylat.errors import Interrupted, MachineError, UsageError
-from kproxylat.model import Bounded, Map, Overhead, Result, Run
+from kproxylat.model import Bounded, Map, Overhead, Probe, Result, Run
 from kproxylat.modes import find_mode
 from kproxylat.net import Network
 from kproxylat.overhead import add_overhead, compute_overhead, find_hook
@@ -156,3 +156,13 @@ def test_a_failure_is_a_warning_and_a_signal_ends_the_run_that_is_measured(scrip
     result, ended = add_overhead(RESULT, LEGACY, PLAN, BURSTS, lambda _: (Sent(3), signal), lambda _: None)
     assert (result.overhead, ended, len(scripts)) == (None, signal, 1)
     assert result.quality.warnings == ("what tracing adds was not measured: a signal came",)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_part_of_a_call_that_takes_longer_than_whole_calls_is_no_figure() -> None:
+    call = Probe("ipt_do_table", "nat", None, "PREROUTING", True, 20, 574, 574, 574, 574, 20 * 574, "instructions")
+    traced = replace(RESULT, probes=(call,))
+    result, ended = add_overhead(traced, LEGACY, PLAN, BURSTS, lambda burst: (Sent(burst.count), None), lambda _: None)
+    assert (result.overhead, ended) == (None, None)
+    [warning] = result.quality.warnings
+    assert warning.endswith("took 574 instructions after the run, whole calls in it 574")

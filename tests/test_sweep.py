@@ -217,7 +217,7 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
     assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
     assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
-    assert said[8].endswith("1,000 Services; about 0 min 50 s left")
+    assert said[8].endswith("1,000 Services; about 50 s left")
 
 
 def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
     state = sweep.State(tmp_path, {}, None, fresh=True)
     state.seconds = {"iptables/legacy 1000 0": 100, "nftables/nft 100 0": 300, "nftables/nft 10 0": 20}
     runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.backend == "legacy"]
-    assert sweep._time_left(runs, state, 2) == "; about 0 min 50 s left"
+    assert sweep._time_left(runs, state, 2) == "; about 50 s left"
     runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.name == "iptables"]
     assert sweep._time_left(runs, state, 1) == "; about 6 min 40 s left", "nothing is known of the other backend"
 

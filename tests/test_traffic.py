@@ -172,8 +172,8 @@ def test_generators(name: str, protocol: str | None) -> None:
     ("name", "protocol", "said", "remedy"),
     [
         ("iperf", None, "unknown generator 'iperf'", "pktgen, sockets, hping3, none"),
-        ("pktgen", "tcp", "generator pktgen sends no 'tcp'", "it sends: udp"),
-        ("hping3", "udp", "generator hping3 sends no 'udp'", "it sends: tcp"),
+        ("pktgen", "tcp", "generator pktgen sends no 'tcp'", "--generator sockets or hping3 does"),
+        ("hping3", "udp", "generator hping3 sends no 'udp'", "--generator pktgen or sockets does"),
         ("sockets", "sctp", "generator sockets sends no 'sctp'", "it sends: udp, tcp"),
     ],
 )

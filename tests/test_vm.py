@@ -10,13 +10,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kproxylat import __version__, vm
+from kproxylat import __version__, kernel, vm
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.vm import Machine, find_kernel
 
@@ -35,6 +36,19 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_newest_kernel_is_booted_but_no_cloud_kernel(root: Path) -> None:
     assert find_kernel(None, root).name == "vmlinuz-6.1.0-56-amd64"
+
+
+@pytest.mark.parametrize(("clock", "set_to"), [("instructions", [(time.CLOCK_REALTIME, 1_700_000_000.0)]), ("ns", [])])
+def test_a_clock_that_falls_behind_is_set(
+    clock: str, set_to: list[tuple[int, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "since_epoch").write_text("1700000000\n")
+    done = list[tuple[int, float]]()
+    monkeypatch.setattr(kernel, "RTC", tmp_path / "since_epoch")
+    monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
+    monkeypatch.setattr(time, "clock_settime", lambda *each: done.append(each))
+    kernel.set_clock()
+    assert done == set_to
 
 
 def test_no_kernel(tmp_path: Path) -> None:
