@@ -141,12 +141,12 @@ def _compare_pair(
     if len(sizes) == 1 and key_a == key_b:
         calls = _contrast_calls(a, b, rng, hashed)
     series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
-    first = main_probe(a[0])
+    units = dict.fromkeys(probe.unit for each in (a[0], b[0]) if (probe := main_probe(each)))
     known = [each.differs for each in lookups]
     found = Comparison(
         Side(names[0], file_a, *key_a, len(a)),
         Side(names[1], file_b, *key_b, len(b)),
-        unit=first.unit if first else "",
+        unit=" against ".join(units),
         emulated=bool(a[0].run.emulated),
         changed=_find_changed(a, b),
         overruled=overruled,

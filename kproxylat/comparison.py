@@ -31,7 +31,7 @@ class Side:
 class Comparison:
     """Two sides compared.
 
-    :param unit: of all figures; ``emulated`` as in a result.
+    :param unit: of all figures ("ns against us" where a user had it so); ``emulated`` as in a result.
     :param changed: what was asked for or known differently: name -> A's and B's.
     :param overruled: reasons not to compare that the user overruled. ``unknown``: facts that neither side tells.
     :param lookups: the lookup, by number of Services. ``calls``: the other engine calls of a single pair.

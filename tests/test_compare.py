@@ -293,6 +293,7 @@ def test_it_refuses_with_the_reason_unless_told_to(tmp_path: Path, reason: str) 
     assert f"--allow {reason}" in raised.value.remedy
     found = pair(tmp_path, LEGACY, BAD[reason], allowed=find_allowed(reason, False))
     assert list(found.overruled) == [reason]
+    assert found.unit == ("instructions against ns" if reason == "clock" else "instructions")
     assert pair(tmp_path, LEGACY, BAD[reason], allowed=find_allowed("", True)).overruled == found.overruled
 
 
