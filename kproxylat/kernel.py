@@ -43,7 +43,7 @@ def user_clock_s() -> float:
 def set_clock() -> None:
     """Set the clock of a machine that counts instructions, which falls behind, to the user's: logs are named by it."""
     if detect_clock()[0] == "instructions":
-        time.clock_settime(time.CLOCK_REALTIME, float(RTC.read_text()))
+        time.clock_settime(time.CLOCK_REALTIME, user_clock_s())
 
 
 def detect_mitigations() -> dict[str, str]:

@@ -230,13 +230,14 @@ def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> No
             costs = [series.base.estimate + series.per_service.estimate * size for size in steps]
             axes.plot(steps, costs, color=style.color, linestyle=style.line, linewidth=1.2)
     first = found[0]
-    once = all(point.runs == 1 for series in found for point in series.points)
-    bars = "least and greatest of the repeats" if first.level == 1 else f"{first.level:.0%} bounds of the median"
+    marks = f"bars: {first.level:.0%} bounds of the median"
+    if first.level == 1:
+        repeated = any(point.runs > 1 for series in found for point in series.points)
+        marks = "bars: least and greatest of the repeats" if repeated else "marks: exact values"
     emulated = "emulated " if first.emulated else ""
     scale = _scale_sizes(axes, [point.services for series in found for point in series.points])
     axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
     axes.set_ylabel(f"{first.figure} lookup, {emulated}{first.unit}{scale}")
-    marks = "marks: exact values" if once and first.level == 1 else f"bars: {bars}"
     axes.set_title(f"{marks}; lines: base + cost per Service", fontsize="small", loc="left")
     _write_legend(axes)
     if scale:
