@@ -1,23 +1,24 @@
-# kproxylat: `make demo` measures, `make test` tests. Both install what they need, and can be repeated.
+# `make demo` measures, `make test` runs the tests. Both install what they need and can be run again.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What the lab, the traffic, the tracing and the virtual machine take, on Debian.
+# Debian packages for the lab, the traffic, the tracing and the virtual machine.
 PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps python3-venv qemu-system-x86 util-linux
-# Two thirds of the time that tests without a kernel take: beside the rest of them.
+# These tests take two thirds of the time of all tests without a kernel, so they run in parallel with the rest.
 SLOW := $(addprefix tests/test_,bpftrace.py compare.py dummies.py faults.py)
 
 .PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-slow pytest-quick check setup packages clean
 help:
-	@echo "make demo   what a Service lookup costs: 3 backends x 10, 100, 1,000 Services (up to 10 minutes)"
-	@echo "make test   the tests, on a real kernel, too (up to 25 minutes)"
-	@echo "make test-long  more of them on a real kernel, other random texts (an hour and more)"
-	@echo "make matrix  exact costs on 3 kernels by 2 versions of bpftrace, against bench/golden.json (an hour; 2 GB; root)"
-	@echo "make check  the quick part of it: ruff, mypy, and the tests without a kernel"
-	@echo "make clean  remove what these made"
+	@echo "make demo       measure 3 backends with 10, 100 and 1,000 Services (about 4 minutes on 2 cores)"
+	@echo "make check      ruff, mypy, and the tests without a kernel"
+	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (up to 25 minutes)"
+	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
+	@echo "make matrix     exact costs on 3 kernels with 2 versions of bpftrace (an hour; 2 GB of disk; root)"
+	@echo "make setup      install the packages, and kproxylat in $(VENV)"
+	@echo "make clean      remove what the other targets created"
 
 demo: setup
 	$(BIN)/kproxylat sweep --lab --vm-if-needed --clock instructions --mode iptables,nftables --services 10,100,1000
@@ -52,7 +53,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --ignore=tests/vm
 
-# Bytecode, as pip writes it for all but what is installed to be edited, even where Python itself is told to write none.
+# pip compiles no bytecode for an editable install, and PYTHONDONTWRITEBYTECODE stops Python from doing it later.
 setup: packages $(VENV)/ready
 	@$(BIN)/python -m compileall -q kproxylat
 
@@ -63,12 +64,12 @@ $(VENV)/ready: pyproject.toml
 
 packages:
 	@missing=(); \
-	for each in $(PACKAGES); do \
-		[[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$each 2>/dev/null) == installed ]] || missing+=($$each); \
+	for package in $(PACKAGES); do \
+		[[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || missing+=($$package); \
 	done; \
 	if (($${#missing[@]} == 0)); then exit 0; fi; \
 	if ((EUID != 0)); then \
-		echo "Packages are missing. As root, run first:" >&2; \
+		echo "Packages are missing. Run this first, as root:" >&2; \
 		echo "  apt-get update && apt-get install --no-install-recommends $${missing[*]}" >&2; \
 		exit 1; \
 	fi; \
@@ -77,4 +78,5 @@ packages:
 	apt-get install --yes --quiet=2 --no-install-recommends $${missing[*]}
 
 clean:
-	rm -rf --one-file-system $(VENV) kproxylat/__pycache__ .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find kproxylat -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf --one-file-system $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

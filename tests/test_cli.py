@@ -361,7 +361,7 @@ def test_every_command_is_tested_and_listed(capsys: Captured) -> None:
 
 
 def test_every_command_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"^(?:sudo )?kproxylat ([a-z]+)", (ROOT / "README.md").read_text(), re.M))
+    named = set(re.findall(r"`(?:sudo )?kproxylat ([a-z]+)", (ROOT / "README.md").read_text()))
     assert named <= set(COMMANDS)
 
 

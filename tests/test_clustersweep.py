@@ -337,7 +337,7 @@ def test_the_cause_is_told_first(api: Api, runs: Runs, fake: FakeApi, monkeypatc
         sweep_it(api, runs)
 
 
-README = re.findall(r"^kproxylat (sweep (?!--lab).+)$", (Path(__file__).parent.parent / "README.md").read_text(), re.M)
+README = re.findall(r"`kproxylat (sweep (?!--lab)[^`]+)`", (Path(__file__).parent.parent / "README.md").read_text())
 
 
 @pytest.mark.parametrize(("command", "seen"), [

@@ -202,7 +202,7 @@ def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
     assert fake.objects[CM]["data"]["config.conf"] == "mode: iptables\n"
 
 
-README = re.findall(r"^kproxylat ((?:services|mode set) .+)$", (ROOT / "README.md").read_text(), re.M)
+README = re.findall(r"`kproxylat ((?:services|mode set) [^`]+)`", (ROOT / "README.md").read_text())
 
 
 def test_the_readmes_commands(capsys: Captured, cluster: FakeApi, kubeadm: FakeApi) -> None:  # noqa: F811

@@ -22,7 +22,7 @@ from tests.vm.test_ways import Trigger
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^kproxylat (.+)$", README, re.M)
+COMMANDS = re.findall(r"`kproxylat ([^`]+)`", README)
 [DEMO] = re.findall(r"^\t\S*/kproxylat (.+)$", (ROOT / "Makefile").read_text(), re.M)
 SHORT = {
     "30 10000": "0.5 400",
