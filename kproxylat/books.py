@@ -119,10 +119,13 @@ def check_rate(traffic: Traffic, clock: str | None) -> tuple[str, ...]:
 
 
 def check_losses(traffic: Traffic, books: Accounting) -> tuple[str, ...]:
-    """Return a warning if packets were lost to load, with a rate at which they should not be."""
+    """Return a warning if packets were lost to load, with a rate at which they should not be.
+
+    Without a count of the packets that passed there is no warning: the drops may be other traffic's.
+    """
     lost = {name: count for name, count in (books.drops or {}).items() if name in OVERLOAD and count}
     passed = [count for count in (books.lookups, books.delivered) if count is not None]
-    if not lost or not traffic.sent or not traffic.pps or min(passed) >= traffic.sent:
+    if not lost or not passed or not traffic.sent or not traffic.pps or min(passed) >= traffic.sent:
         return ()
     slower = _round_down(traffic.pps * min(passed) / traffic.sent)
     said = ", ".join(f"{name} {count}" for name, count in lost.items())

@@ -305,3 +305,11 @@ def test_losses_to_load_suggest_a_rate() -> None:
     assert check_losses(TRAFFIC, books) == (warning,)
     assert check_losses(TRAFFIC, hit(**{"backlog": 500})) == (), "other people's packets"
     assert check_losses(TRAFFIC, hit(delivered=0, rp_filter=SENT)) == (), "no lower rate mends this"
+
+
+def test_drops_without_a_count_of_what_passed_are_no_loss() -> None:
+    """On a node, with a template that counts no calls: neither lookups nor delivered packets are counted."""
+    counts = {"backlog": 1}
+    books = reconcile(LEGACY, replace(RESULT, probes=()), Snapshot(HIT), Snapshot(HIT, counts), counts_calls=False)
+    assert (books.lookups, books.delivered, books.drops) == (None, None, counts)
+    assert check_losses(TRAFFIC, books) == ()
