@@ -227,9 +227,9 @@ def services_create(
     api = cluster.connect()
     found = read_dummies(api)
     missing = plan_creation(found, count)
-    there = f"in namespace {api.namespace}; {len(found.services)} are there"
+    objects = f"{len(missing)} dummy Services and their EndpointSlices in namespace {api.namespace}"
     if how.dry_run:
-        print(f"would create {len(missing)} dummy Services and their EndpointSlices {there}")
+        print(f"would create {objects}; {len(found.services)} are there")
         if worker:
             print("would apply Service worker and Deployment worker")
         return
@@ -240,7 +240,7 @@ def services_create(
     create(api, found, missing)
     took_s = time.monotonic() - started_s
     rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
-    print(f"created {len(missing)} dummy Services and their EndpointSlices {there.replace('are', 'were')}{rate}")
+    print(f"created {objects}; {len(found.services)} were there{rate}")
     if how.wait is not None:
         from kproxylat.sync import service_ports, wait_for_rules
 

@@ -202,6 +202,14 @@ def test_services_from_the_command_line(capsys: Captured, cluster: FakeApi) -> N
     assert (status, err.splitlines()[1]) == (2, "  --count takes 0 to 60000")
 
 
+def test_a_namespace_keeps_its_name_in_messages(capsys: Captured, cluster: FakeApi) -> None:
+    assert cluster.port
+    command = ("services", "create", "--count", "1", "-n", "shared-software")
+    objects = "1 dummy Services and their EndpointSlices in namespace shared-software"
+    assert call(capsys, *command, "--dry-run")[1] == f"would create {objects}; 0 are there\n"
+    assert call(capsys, *command)[1].startswith(f"created {objects}; 0 were there: ")
+
+
 def test_the_workers_rules_are_waited_for_too(
     capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
