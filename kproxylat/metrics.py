@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from kproxylat.errors import MachineError
 from kproxylat.model import Bucket, Histogram, Map, Result, target_text
 
 if TYPE_CHECKING:
@@ -22,13 +21,8 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
 
     prometheus_client writes the text, which node_exporter's textfile collector takes too.
     """
-    try:
-        from prometheus_client.core import HistogramMetricFamily
-        from prometheus_client.openmetrics.exposition import generate_latest
-    except ImportError as error:
-        raise MachineError(
-            f"openmetrics needs prometheus_client: {error}", "pip install 'kproxylat[metrics]'"
-        ) from error
+    from prometheus_client.core import HistogramMetricFamily
+    from prometheus_client.openmetrics.exposition import generate_latest
 
     names = ("mode", "backend", "table", "hook", "target")
     merged: dict[tuple[str, ...], list[tuple[Histogram, float | None]]] = {}

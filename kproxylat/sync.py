@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Set
@@ -13,7 +12,7 @@ from kproxylat import interrupts
 from kproxylat.cluster import Object
 from kproxylat.dummies import Dummies
 from kproxylat.errors import MachineError
-from kproxylat.liverules import LINK, read_proxy
+from kproxylat.liverules import LINK, METRICS_PORT, read_proxy
 from kproxylat.model import Destination
 from kproxylat.nodes import Node
 from kproxylat.proc import run
@@ -23,7 +22,7 @@ from kproxylat.screen import counting
 LIMIT_S = 300.0
 PAUSE_S = 0.2
 """Least time between two looks; a look at many rules takes longer, and then half of the time is left to others."""
-_METRIC = re.compile(r"kubeproxy_sync_proxy_rules_(\w+?)(?:\{([^}]*)\})? (\S+)")
+_PREFIX = "kubeproxy_sync_proxy_rules_"
 
 
 def service_ports(found: Dummies, *others: Object) -> set[Destination]:
@@ -81,8 +80,10 @@ def is_idle(metrics: str) -> bool:
 
     Samples: ``kubeproxy_sync_proxy_rules_service_changes_pending 0`` and
     ``kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.7e+09``.
+
+    :raises MachineError: this is not Prometheus' text format.
     """
-    values = {(name, labels): float(value) for name, labels, value in _METRIC.findall(metrics)}
+    values = _read_values(metrics)
     pending = sum(value for (name, _), value in values.items() if name.endswith("_changes_pending"))
     queued = {labels: value for (name, labels), value in values.items() if name == "last_queued_timestamp_seconds"}
     synced = [value for (name, _), value in values.items() if name == "last_timestamp_seconds"]
@@ -93,12 +94,35 @@ def is_idle(metrics: str) -> bool:
     )
 
 
-def proxy_is_idle(node: Node | None = None) -> bool:
-    """The same of a node's kube-proxy (None: this machine's); one whose metrics cannot be reached is taken for idle."""
+def _read_values(metrics: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the values of kube-proxy's metrics of its syncs, by name (without the prefix) and labels."""
+    from prometheus_client.parser import text_string_to_metric_families
+
     try:
-        return is_idle(read_proxy("/metrics", netns=node.netns if node else None))
+        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MachineError(
+            f"cannot read kube-proxy's /metrics: {reason}",
+            f"check what answers on this node: curl http://localhost:{METRICS_PORT}/metrics",
+        ) from None
+    return {
+        (sample.name.removeprefix(_PREFIX), frozenset(sample.labels.items())): sample.value
+        for sample in samples
+        if sample.name.startswith(_PREFIX)
+    }
+
+
+def proxy_is_idle(node: Node | None = None) -> bool:
+    """The same of a node's kube-proxy (None: this machine's); one whose metrics cannot be reached is taken for idle.
+
+    :raises MachineError: as :func:`is_idle`.
+    """
+    try:
+        metrics = read_proxy("/metrics", netns=node.netns if node else None)
     except MachineError:
         return True
+    return is_idle(metrics)
 
 
 def wait_for_rules(
@@ -114,7 +138,7 @@ def wait_for_rules(
     :param node: whose rules (None: this machine's).
     :param read: returns the Service ports that the rules hold now. ``idle``: whether kube-proxy is done.
     :return: how long it took, in seconds.
-    :raises MachineError: it took longer than ``limit_s``; says what is missing, or left.
+    :raises MachineError: it took longer than ``limit_s``; says what is missing, or left. Or as :func:`is_idle`.
     """
     started_s = time.monotonic()
     pause = threading.Event()

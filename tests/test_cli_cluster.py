@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat import proxymode
+from kproxylat import proxymode, sync
 from kproxylat.errors import MachineError
 from kproxylat.liverules import LiveRules
 from kproxylat.model import Destination, Result, Run
@@ -37,13 +37,14 @@ def cluster(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
 def running(monkeypatch: pytest.MonkeyPatch, mode: str | None, *rules: LiveRules) -> None:
     """Let a kube-proxy in a mode run on this machine (None: none), and the kernel hold rules."""
 
-    def read_proxy(_: str, netns: str | None = None) -> str:
+    def read_proxy(path: str, netns: str | None = None) -> str:
         assert netns is None
         if mode is None:
             raise MachineError("no kube-proxy answers on port 10249 of this machine: Connection refused")
-        return mode
+        return (RECORDED / "metrics.txt").read_text() if path == "/metrics" else mode
 
-    monkeypatch.setattr(proxymode, "read_proxy", read_proxy)
+    for module in (proxymode, sync):
+        monkeypatch.setattr(module, "read_proxy", read_proxy)
     monkeypatch.setattr(proxymode, "read_live_rules", lambda _: rules)
 
 
@@ -218,6 +219,16 @@ def test_the_workers_rules_are_waited_for_too(
     status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
     assert status == 1
     assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
+
+
+def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.1", 80, "tcp"): 0}))
+    status, out, err = call(capsys, "services", "create", "--count", "1", "--wait", "0")
+    assert status == 0, err
+    assert "kube-proxy's rules hold them: " in out
 
 
 def test_run_without_a_cluster_names_the_other_way(

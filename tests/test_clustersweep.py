@@ -52,7 +52,7 @@ class KubeProxy:
     def read(self, path: str, netns: str | None = None) -> str:
         assert netns is None
         if path == "/metrics":
-            return ""
+            return (RECORDED / "metrics.txt").read_text()
         template = self.fake.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["spec"]["template"]
         restarted = template["metadata"].get("annotations", {}).get(rollout.RESTARTED, "")
         if restarted != self.restarted:

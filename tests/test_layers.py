@@ -62,6 +62,7 @@ IMPORTERS = {
     "rich": {"screen"},
     "kubernetes": {"cluster"},
     "urllib3": {"cluster"},
+    "prometheus_client": {"metrics", "sync"},
     "matplotlib": {"plot"},
 }
 """A dependency -> the modules that import it: one, but for the command line, which is in several."""

@@ -18,7 +18,7 @@ from kproxylat.proxyconfig import parse_mode
 from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
 from tests.fake_api import Call, FakeApi, Refused
 from tests.test_cli import ROOT, Captured, call
-from tests.test_cli_cluster import cluster, running  # noqa: F401
+from tests.test_cli_cluster import RECORDED, cluster, running  # noqa: F401
 from tests.test_proxyconfig import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
 
 CM = ("", "configmaps", "kube-system", "kube-proxy")
@@ -230,7 +230,9 @@ def test_from_the_command_line(
     port = Destination("10.96.0.1", 443, "tcp")
     looks: list[int] = []
 
-    def read_proxy(*_: object, **__: object) -> str:
+    def read_proxy(path: str, **_: object) -> str:
+        if path == "/metrics":
+            return (RECORDED / "metrics.txt").read_text()
         return "nftables" if kubeadm.objects[DS]["metadata"]["generation"] > 1 else "iptables"
 
     def live(_: object) -> tuple[LiveRules, ...]:
@@ -239,7 +241,7 @@ def test_from_the_command_line(
         own = LiveRules("nftables", "nft", 1, {port: None})
         return LiveRules("iptables", "nft", 5, {port: 0}), *([own] if len(looks) > 4 else [])
 
-    for module in (rollout, proxymode):
+    for module in (rollout, proxymode, sync):
         monkeypatch.setattr(module, "read_proxy", read_proxy)
     monkeypatch.setattr(proxymode, "read_live_rules", live)
     monkeypatch.setattr(sync, "PAUSE_S", 0.01)

@@ -96,12 +96,25 @@ def test_recorded_metrics() -> None:
         )
     )
     assert is_idle("")
+    with pytest.raises(MachineError, match="cannot read kube-proxy's /metrics: ") as caught:
+        is_idle("<html>no metrics</html>\n")
+    assert "curl http://localhost:10249/metrics" in caught.value.remedy
+    assert "\n" not in str(caught.value)
     # Just started: a labelled gauge is not there before it is set.
     started = re.sub(r"(?m)^kubeproxy_sync_proxy_rules_last_\w*timestamp_seconds.*\n", "", METRICS)
     assert started != METRICS
     assert not is_idle(started)
     assert not is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 0\n")
     assert is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1.7e+09\n")
+
+
+def test_a_wait_ends_with_the_error_of_unreadable_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"/metrics": METRICS}
+    monkeypatch.setattr(sync, "read_proxy", lambda path, **_: answers[path])
+    wait_for_rules(PORTS, read=lambda _: PORTS)
+    answers["/metrics"] = "not metrics"
+    with pytest.raises(MachineError, match="cannot read kube-proxy's /metrics"):
+        wait_for_rules(PORTS, read=lambda _: PORTS)
 
 
 def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
