@@ -42,6 +42,7 @@ class Mode:
     :param tools: programs that load and show the rules.
     :param counts_hits: whether the rules count packets.
     :param report: section of the old FINAL REPORT: its title and the prefix of its map names.
+    :param loading_cost: how long the rules of many Services take to load, compared with other modes; 1 is the shortest.
     :param misses_looked_up: whether a packet that no Service matches meets the engine at the lookup's hook, too.
     :param origin: whose packets they are: a "pod"'s, or the "node"'s own.
     :param family: the packets' IP family, 4 or 6.
@@ -59,6 +60,7 @@ class Mode:
     tools: tuple[str, ...]
     counts_hits: bool
     report: tuple[str, str]
+    loading_cost: int
     misses_looked_up: bool = True
     origin: str = "pod"
     family: int = 4
@@ -154,6 +156,7 @@ MODES: tuple[Mode, ...] = (
         tools=("iptables-legacy", "iptables-legacy-restore", "nfacct"),
         counts_hits=True,
         report=("IPTABLES", "ipt"),
+        loading_cost=1,
     ),
     Mode(
         name="iptables",
@@ -168,6 +171,7 @@ MODES: tuple[Mode, ...] = (
         tools=("iptables-nft", "iptables-nft-restore", "nfacct"),
         counts_hits=True,
         report=("IPTABLES", "ipt"),
+        loading_cost=1,
     ),
     Mode(
         name="nftables",
@@ -182,6 +186,8 @@ MODES: tuple[Mode, ...] = (
         tools=("nft",),
         counts_hits=False,
         report=("NFTABLES", "nft"),
+        # For each map the kernel goes through all others (net/netfilter/nf_tables_api.c, nf_tables_newset).
+        loading_cost=3,
     ),
     Mode(
         name="ipvs",
@@ -198,6 +204,8 @@ MODES: tuple[Mode, ...] = (
         tools=("ipvsadm", "ipset", "iptables-nft-restore"),
         counts_hits=True,
         report=("IPVS", "ipvs"),
+        # Four tools load the rules.
+        loading_cost=2,
         # Rules in INPUT reject it before.
         misses_looked_up=False,
     ),

@@ -26,10 +26,6 @@ from kproxylat.vm import Machine, boot
 MEMORY_KIB = 3 << 20
 """What a machine may take: the guest's 2 GiB, and what QEMU keeps of translated code."""
 
-_LONGEST = ("nftables", "ipvs", "iptables")
-"""Modes by how long many Services take. For each map of nftables' the kernel goes through all others
-(net/netfilter/nf_tables_api.c, nf_tables_newset); ipvs takes four tools."""
-
 
 class RunError(KproxylatError):
     """A run in a machine failed.
@@ -179,7 +175,8 @@ def _split(runs: Sequence[Run]) -> list[_Series]:
     series: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda each: (each[0].services or 0, each[1])):
         series.setdefault((run[0].mode.name, run[0].mode.backend), []).append(run)
-    return [_Series(series[each]) for each in sorted(series, key=lambda each: _LONGEST.index(each[0]))]
+    slowest_first = sorted(series.values(), key=lambda part: part[0][0].mode.loading_cost, reverse=True)
+    return [_Series(part) for part in slowest_first]
 
 
 def count_machines() -> int:

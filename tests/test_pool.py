@@ -105,6 +105,16 @@ def run(directory: Path, clock: str = "instructions", sizes: Sequence[int] = (10
     return sweep.sweep(sweep.plan_points(base, modes, sizes), place=Pool(clock, None, directory, words))
 
 
+def test_a_new_mode_takes_part_by_its_loading_cost(machines: list[Fake], tmp_path: Path) -> None:
+    known = sweep.find_modes(("iptables", "nftables"), ())
+    new = replace(known[0], name="ebpf", backend="ebpf", loading_cost=9)
+    base = Options(new, lab=Lab(), duration_s=0.3, rate_pps=1000, output_dir=tmp_path)
+    points = sweep.plan_points(base, [*known, new], (10,))
+    found, _ = sweep.sweep(points, place=Pool("instructions", None, tmp_path, words))
+    assert found.complete
+    assert [machine.orders[0][0] for machine in machines] == ["ebpf", "nftables"]
+
+
 def test_each_run_is_measured_once_a_series_in_one_machine(
     machines: list[Fake], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
