@@ -2,7 +2,7 @@
 interrupted.
 
 While a sweep is under way, ``sweep_<YYYYmmdd_HHMMSS>.state`` lies in the output directory: its options as a line of
-JSON, then a line for each run that is saved. At its end a ``sweep_<YYYYmmdd_HHMMSS>.json`` takes its place.
+JSON, then a line of JSON for each run that is saved. At its end a ``sweep_<YYYYmmdd_HHMMSS>.json`` takes its place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kproxylat import __version__, kernel
 from kproxylat.bpftrace import find_version
@@ -32,10 +32,26 @@ from kproxylat.series import Series, build_series
 from kproxylat.stage import clear
 
 MAX_REPEATS = 1000
+STATE_FORMAT = 2
+"""Format of a state file. Other formats are not resumed; those of the first, which has no number, had texts as keys."""
 Run = tuple[Options, int]
 """A point, and the number of its repeat, from 0 on."""
 Ended = Interrupted | MachineError | None
 """What cut a run or a sweep short: a signal, or a result that could not be saved."""
+
+
+class Key(NamedTuple):
+    """The key of a run in a sweep's state; in the file it is a JSON list.
+
+    :param series: mode and backend. ``services``: number of Services. ``repeat``: number of the repeat, from 0 on.
+    """
+
+    series: str
+    services: int
+    repeat: int
+
+    def __str__(self) -> str:
+        return f"{self.series} {self.services} {self.repeat}"
 
 
 @dataclass(frozen=True)
@@ -199,8 +215,8 @@ class State:
         self, directory: Path, options: dict[str, Any], seed: int | None, fresh: bool, shuffle: bool = False
     ) -> None:
         make_directory(directory)
-        self.results: dict[str, Result] = {}
-        self.seconds: dict[str, float] = {}
+        self.results: dict[Key, Result] = {}
+        self.seconds: dict[Key, float] = {}
         for path in () if fresh else sorted(directory.glob("sweep_*.state"), reverse=True):
             if self._read(path, options, seed):
                 return
@@ -208,25 +224,28 @@ class State:
             seed = Random().getrandbits(32)  # noqa: S311 - chance for an order
         self.seed = seed
         self.path = _new_path(directory, ".state")
-        self._write({"options": options, "seed": seed})
+        self._write({"format": STATE_FORMAT, "options": options, "seed": seed})
 
     def _read(self, path: Path, options: dict[str, Any], seed: int | None) -> bool:
         """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
         try:
             head, *lines = path.read_text(encoding="utf-8").splitlines()
             begun = json.loads(head)
-            if begun["options"] != options or seed not in (None, begun["seed"]):
+            if begun["format"] != STATE_FORMAT or begun["options"] != options or seed not in (None, begun["seed"]):
                 return False
             self.path, self.seed = path, begun["seed"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         for line in lines:
+            run = _read_line(line)
+            if run is None:
+                continue
+            key, seconds, name = run
             try:
-                done = json.loads(line)
-                result = from_json((path.parent / Path(done["result"]).name).read_text(encoding="utf-8"))
+                self.results[key] = from_json((path.parent / name).read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            self.results[done["point"]], self.seconds[done["point"]] = result, done["seconds"]
+            self.seconds[key] = seconds
         return True
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -238,29 +257,39 @@ class State:
         except OSError as error:
             raise _cannot_write(self.path, error) from None
 
-    def add(self, point: str, result: Result, seconds: float) -> None:
+    def add(self, key: Key, result: Result, seconds: float) -> None:
         """Note a run that is measured and saved."""
-        self.results[point], self.seconds[point] = result, seconds
+        self.results[key], self.seconds[key] = result, seconds
         if not result.run.cut_short and result.run.log:
             name = Path(result.run.log).with_suffix(".json").name
-            self._write({"point": point, "seconds": round(seconds, 1), "result": name})
+            self._write({"point": key, "seconds": round(seconds, 1), "result": name})
 
-    def close(self, points: Iterable[str], text: str) -> Path:
-        """Save the sweep's document, and forget the points that are in it."""
+    def close(self, keys: Iterable[Key], text: str) -> Path:
+        """Save the sweep's document, and forget the runs that are in it; also lines that cannot be read."""
         path = _new_path(self.path.parent, ".json")
-        done = {f'"point": {json.dumps(point)},' for point in points}
+        finished = set(keys)
         try:
             path.write_text(text + "\n", encoding="utf-8")
             give_to_user(path)
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            left = [line for line in lines if not any(each in line for each in done)]
-            if left[1:]:
-                self.path.write_text("\n".join(left), encoding="utf-8")
+            head, *lines = self.path.read_text(encoding="utf-8").splitlines()
+            unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]
+            if unfinished:
+                self.path.write_text("\n".join([head, *unfinished]), encoding="utf-8")
             else:
                 self.path.unlink()
         except OSError as error:
             raise _cannot_write(path, error) from None
         return path
+
+
+def _read_line(line: str) -> tuple[Key, float, str] | None:
+    """Return a run's key, its seconds and its result's file name from a line of a state; None for an invalid line."""
+    try:
+        run = json.loads(line)
+        series, services, repeat = run["point"]
+        return Key(str(series), int(services), int(repeat)), float(run["seconds"]), Path(run["result"]).name
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
 
 
 def _new_path(directory: Path, suffix: str) -> Path:
@@ -313,8 +342,8 @@ def title(point: Options) -> str:
     return f"{_series(point).replace('/', ' on ')}, {point.services:,} Services"
 
 
-def _name(point: Options, number: int) -> str:
-    return f"{_series(point)} {point.services} {number}"
+def _key(point: Options, repeat: int) -> Key:
+    return Key(_series(point), point.services or 0, repeat)
 
 
 def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +363,7 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
     """Estimate the time that runs take by that of measured ones: of the same series with as many Services or the next
     larger number, else of the nearest number; where more Services than ever are to come, it is the least that is left.
     """
-    known = [(series, int(size), state.seconds[name]) for name in state.seconds for series, size, _ in [name.split()]]
+    known = [(key.series, key.services, seconds) for key, seconds in state.seconds.items()]
     if not known:
         return ""
     left_s = 0.0
@@ -373,7 +402,7 @@ def sweep(
     runs = order_points(points, repeats, state.seed)
     if in_order:
         runs.sort(key=lambda each: points.index(each[0]))
-    left = [each for each in runs if _name(*each) not in state.results]
+    left = [each for each in runs if _key(*each) not in state.results]
     found = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
     if found.resumed:
         say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
@@ -382,25 +411,26 @@ def sweep(
     numbers = count(found.resumed + 1)
 
     def begin(run: Run) -> None:
-        undone = [each for each in runs if _name(*each) not in state.results]
+        undone = [each for each in runs if _key(*each) not in state.results]
         say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{_time_left(undone, state, place.at_once)}")
 
     ended: Ended = None
     try:
         for done in place.measure(left, begin):
-            state.add(_name(*done.run), done.result, done.seconds)
+            state.add(_key(*done.run), done.result, done.seconds)
             ended = ended or done.ended
     except (KproxylatError, Interrupted):
-        kept = sum(_name(*each) in state.results for each in runs)
+        kept = sum(_key(*each) in state.results for each in runs)
         say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")
         raise
-    for name in [_name(*each) for each in runs if _name(*each) in state.results]:
-        found.results.append(state.results[name])
-        found.seconds[Path(state.results[name].run.log or name).name] = round(state.seconds[name], 1)
+    for key in [_key(*run) for run in runs if _key(*run) in state.results]:
+        result = state.results[key]
+        found.results.append(result)
+        found.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
     if ended:
         return found, ended
     found.complete = True
-    saved = state.close([_name(*run) for run in runs], found.to_json())
+    saved = state.close([_key(*run) for run in runs], found.to_json())
     say(f"saved: {saved}")
     if in_order:
         say(f"saved: {_save_csv(saved.with_suffix('.csv'), found.results)}")

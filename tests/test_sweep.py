@@ -151,7 +151,14 @@ def test_more_services_take_over_what_is_there(machine: Machine, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "damage", ["{", '{"point": "iptables/legacy 10 0", "seconds": 1, "result": "gone.json"}\n', "[]\n"]
+    "damage",
+    [
+        "{",
+        '{"point": ["iptables/legacy", 10, 0], "seconds": 1, "result": "gone.json"}\n',
+        '{"point": [["iptables/legacy"], 10, 0], "seconds": 1, "result": "gone.json"}\n',
+        '{"point": 7}\n',
+        "[]\n",
+    ],
 )
 def test_a_torn_state_costs_only_what_is_torn(machine: Machine, tmp_path: Path, damage: str) -> None:
     machine.end_after, machine.fail = 2, True
@@ -165,6 +172,34 @@ def test_a_torn_state_costs_only_what_is_torn(machine: Machine, tmp_path: Path, 
     assert (found.resumed, found.complete) == (1, True)
     (tmp_path / "sweep_20260101_000000.state").write_text(damage)
     assert sweep.sweep(points(tmp_path))[0].complete
+
+
+def test_the_spacing_of_a_states_json_does_not_matter(machine: Machine, tmp_path: Path) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path))
+    machine.end_after = None
+    [state] = tmp_path.glob("*.state")
+    lines = [json.dumps(json.loads(line), separators=(",", ":")) for line in state.read_text().splitlines()]
+    state.write_text("\n".join(lines))
+    found, _ = sweep.sweep(points(tmp_path))
+    assert (found.resumed, found.complete) == (4, True)
+    assert not states(tmp_path), "the finished points are forgotten"
+
+
+def test_a_state_of_an_older_version_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path))
+    machine.end_after = None
+    [state] = tmp_path.glob("*.state")
+    head, *lines = [json.loads(line) for line in state.read_text().splitlines()]
+    del head["format"]
+    for line in lines:
+        line["point"] = " ".join(str(part) for part in line["point"])
+    older = "\n".join(json.dumps(line) for line in [head, *lines])
+    state.write_text(older)
+    found, _ = sweep.sweep(points(tmp_path))
+    assert (found.resumed, found.complete) == (0, True)
+    assert state.read_text() == older
 
 
 def test_the_clock_of_time_takes_a_random_order_that_can_be_had_again(
@@ -223,7 +258,11 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
     """The same series tells most, the longest having been first."""
     state = sweep.State(tmp_path, {}, None, fresh=True)
-    state.seconds = {"iptables/legacy 1000 0": 100, "nftables/nft 100 0": 300, "nftables/nft 10 0": 20}
+    state.seconds = {
+        sweep.Key("iptables/legacy", 1000, 0): 100,
+        sweep.Key("nftables/nft", 100, 0): 300,
+        sweep.Key("nftables/nft", 10, 0): 20,
+    }
     runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.backend == "legacy"]
     assert sweep._time_left(runs, state, 2) == "; about 50 s left"
     runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.name == "iptables"]
