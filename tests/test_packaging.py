@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,10 @@ import pytest
 from hatchling import build
 
 ROOT = Path(__file__).resolve().parents[1]
+DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "yaml": "pyyaml"}
+"""Package as it is imported -> its name in pyproject.toml, where they differ."""
+EXTRAS = {"matplotlib": "plot"}
+"""Package that an extra installs -> the extra."""
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +72,26 @@ def test_the_sdist_has_all_that_git_has(make: Callable[[str], Path]) -> None:
         there = {each for each in listed.splitlines() if (ROOT / each).is_file()}
         assert there - names == set()
     assert {"bench/README.md", "docs/templates.md", ".ci/run", "logs/.gitkeep", "tests/conftest.py"} <= names
+
+
+def imported_packages() -> set[str]:
+    """Return the third-party packages that kproxylat imports, inside functions, too."""
+    packages = set()
+    for path in (ROOT / "kproxylat").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                packages |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                packages.add((node.module or "").split(".")[0])
+    return packages - sys.stdlib_module_names - {"kproxylat"}
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = imported_packages()
+    assert {"matplotlib", "prometheus_client", "typer", "yaml"} <= packages
+    for package in packages:
+        extra = EXTRAS.get(package)
+        requirements = project["optional-dependencies"][extra] if extra else project["dependencies"]
+        declared = {re.split(r"[^\w.-]", requirement)[0] for requirement in requirements}
+        assert DISTRIBUTIONS.get(package, package) in declared
