@@ -6,16 +6,11 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kproxylat.cli_options import Cluster, Format, Namespaced, Place, spread
-from kproxylat.errors import MachineError
-
-if TYPE_CHECKING:
-    from kproxylat.leftovers import Removal
-    from kproxylat.nodes import Node
 
 mode_app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +62,8 @@ def mode_show(
             print(f"not asked: {each}")
         for each in finding.warnings:
             print(f"warning: {each}")
+        if finding.removal:
+            print(f"leftovers: {finding.removal}")
         if finding.settle:
             print(f"settle it: {finding.settle}")
     sys.exit(0 if finding.sure in (CERTAIN, LIKELY) else 1)
@@ -78,12 +75,6 @@ def mode_set(
     mode: Annotated[str, typer.Argument(help="iptables, nftables, ipvs, or default (an empty mode).")],
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     limit: Annotated[float, typer.Option("--timeout", help="Seconds to wait for pods and rules, each.")] = 300,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="On a node: remove the rules of other modes that were left in its kernel.")
-    ] = False,
-    backend: Annotated[
-        str | None, typer.Option("--backend", help="For --clean: kube-proxy's own, legacy or nft, if both have rules.")
-    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     *,
     cluster: Cluster,
@@ -92,16 +83,14 @@ def mode_set(
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, wait until they run in it.
 
     On a node, as root, its rules are waited for, too. What was interrupted is gone on with by the same command.
-    Rules of the old mode may stay behind in the nodes' kernels: on a node, kproxylat mode show tells, and --clean
-    removes them, there alone: what is kube-proxy's by its names, and of no mode that is live.
+    Rules of the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
 
     \b
     Examples:
       kproxylat mode set nftables
       kproxylat mode set default --yes
-      sudo kproxylat mode set nftables --clean --dry-run
+      sudo kproxylat mode set nftables --dry-run
     """
-    from kproxylat.liverules import read_live_rules
     from kproxylat.proxymode import decide, gather
     from kproxylat.rollout import (
         apply_change,
@@ -117,15 +106,8 @@ def mode_set(
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
     running = running_mode(node.netns)
-    if clean:
-        # What would keep us from cleaning is told before anything is changed.
-        read_live_rules(node.netns)
-        if running is None:
-            raise MachineError("--clean: no kube-proxy of this node says which mode it is in", "run it on a node")
     if not needs_restart(api, change, node.netns, limit):
         print(f"kube-proxy's mode is {mode} already")
-        if clean:
-            _clean(node, backend, yes, dry_run)
         return
     print(change.diff or f"kube-proxy was told {mode} already, but its pods were not restarted since")
     if dry_run:
@@ -145,33 +127,11 @@ def mode_set(
         print(f"kube-proxy of this node is in mode {change.runs_as}: {took_s:.1f} s")
         took_s = wait_for_rules(before, limit_s=limit, node=node, read=partial(mode_ports, mode=change.runs_as))
         print(f"its rules hold the {len(before)} Service ports that were translated before: {took_s:.1f} s")
-        if clean:
-            _clean(node, backend, yes, dry_run)
-        warnings = decide(gather(None, node=node)).warnings
-        for each in warnings:
+        finding = decide(gather(None, node=node))
+        for each in finding.warnings:
             say(f"warning: {each}")
-        if any("left behind" in each for each in warnings):
-            say(f"to remove them from this node's kernel: kproxylat mode set {mode} --clean")
-
-
-def _clean(node: Node, backend: str | None, yes: bool, dry_run: bool) -> None:
-    """Show what other modes left in a node's kernel, ask, and remove it."""
-    from kproxylat.leftovers import plan_removals, remove
-    from kproxylat.rollout import running_mode
-
-    def plan() -> list[Removal]:
-        return plan_removals(running_mode(node.netns), backend, node)
-
-    removals = plan()
-    for each in removals:
-        print(f"{each.what}:\n{each}")
-    if not removals:
-        print("no rules of other modes are left in this kernel")
-    elif not dry_run:
-        if not yes:
-            typer.confirm(f"Remove this from the kernel of node {node.name}?", abort=True, err=True)
-        remove(removals, plan, node)
-        print(f"removed: {'; '.join(each.what for each in removals)}")
+        if finding.removal:
+            say(f"leftovers: {finding.removal}")
 
 
 services_app = typer.Typer(

@@ -16,7 +16,12 @@ PROXY_MODES = ("iptables", "ipvs", "nftables")
 BACKENDS = {"nftables": "nft", "ipvs": "ipvs"}
 """The backend of the modes that have only one."""
 CERTAIN, LIKELY, AMBIGUOUS, UNKNOWN, NONE = "certain", "likely", "ambiguous", "unknown", "none"
-CLEAN = "kube-proxy --cleanup, by the backend that is to go, then restart it"
+CLEAN_UP = (
+    "run kube-proxy --cleanup on the node, with the iptables backend to remove first in PATH; then restart kube-proxy"
+)
+"""How to remove rules that stay although kube-proxy was restarted: at its start, kube-proxy removes nftables' rules in
+modes iptables and ipvs, and those of iptables and ipvs in mode nftables, on its own iptables backend (Kubernetes,
+cmd/kube-proxy/app/server_linux.go, platformCleanup)."""
 SETTLE = "sudo kproxylat mode show --probe"
 ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
@@ -75,6 +80,13 @@ class Finding:
     reason: str
     settle: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def removal(self) -> str:
+        """How to remove the rules that were left behind; "" if none were."""
+        if not any("left behind" in warning for warning in self.warnings):
+            return ""
+        return f"kube-proxy removes leftover rules when it starts; if they stay, {CLEAN_UP}"
 
 
 def decide(evidence: Evidence) -> Finding:
@@ -150,8 +162,7 @@ def _choose(
         tried = "" if counted is None else ", and a packet sent did not tell"
         reason = f"the kernel holds the rules of {names}{tried}"
         mode = running or (rules[0].mode if len({each.mode for each in rules}) == 1 else None)
-        clean = f"sudo kproxylat mode set {running} --clean" if running else CLEAN
-        settle = SETTLE if counted is None else clean
+        settle = SETTLE if counted is None else CLEAN_UP
         return Finding(mode, BACKENDS.get(mode or ""), AMBIGUOUS, reason, settle, tuple(warnings))
     [found] = hits
     if running and found.mode != running:

@@ -70,6 +70,8 @@ def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, mo
     assert "told iptables, but nftables runs" in answer["warnings"][0]
     assert "left behind" in answer["warnings"][1]
     assert answer["settle"] == "sudo kproxylat mode show --probe"
+    status, out, _ = call(capsys, "mode", "show")
+    assert f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {proxymode.CLEAN_UP}\n" in out
 
 
 def test_mode_show_without_a_cluster(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ LAYERS = (
         "worker",
         "rollout",
     },
-    {"capture", "compare", "conntrack", "leftovers", "lookup", "parsing", "replay", "sync"},
+    {"capture", "compare", "conntrack", "lookup", "parsing", "replay", "sync"},
     {"stage"},
     {"measure"},
     {"plot", "sweep", "watch", "whatif"},

@@ -16,7 +16,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.liverules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, probe, read_live_rules
 from kproxylat.model import Destination
 from kproxylat.proxyconfig import Setting
-from kproxylat.proxymode import SETTLE, Evidence, decide
+from kproxylat.proxymode import CLEAN_UP, SETTLE, Evidence, decide
 
 HERE = Path(__file__).parent
 RULES = HERE / "kube-proxy-rules"
@@ -198,9 +198,12 @@ def test_counters_settle_it(
     assert (finding.mode, finding.backend, finding.sure) == wanted
     assert bool(finding.settle) == (wanted[2] == "ambiguous")
     if finding.settle:
-        assert finding.settle == "sudo kproxylat mode set iptables --clean"
+        assert finding.settle == CLEAN_UP
     if step == "5" and counted:
         assert "left behind, translate first" in finding.warnings[0]
+        assert finding.removal.endswith(CLEAN_UP)
+    if step == "4":
+        assert finding.removal == "", "no rules of another mode were left behind"
 
 
 @pytest.mark.parametrize("size", ["n0", "n100", "n1000"])

@@ -15,6 +15,7 @@ from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.liverules import LiveRules
 from kproxylat.model import Destination
 from kproxylat.proxyconfig import parse_mode
+from kproxylat.proxymode import CLEAN_UP
 from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
 from tests.fake_api import Call, FakeApi, Refused
 from tests.test_cli import ROOT, Captured, call
@@ -253,7 +254,7 @@ def test_from_the_command_line(
     assert "kube-proxy of this node is in mode nftables" in out
     assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
     assert "rules of iptables on nft were left behind" in err
-    assert err.endswith("to remove them from this node's kernel: kproxylat mode set nftables --clean\n")
+    assert err.endswith(f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {CLEAN_UP}\n")
     status, out, _ = call(capsys, "mode", "set", "nftables")
     assert (status, out) == (0, "kube-proxy's mode is nftables already\n")
     assert running

@@ -184,37 +184,3 @@ def test_trace_sees_one_node_alone(node: Guest) -> None:
     node.program("nft", "delete", "table", "ip", "other")
     assert calls[0] > 20
     assert calls[1] == 0
-
-
-CLEAN = """
-from kproxylat.lab import load_ruleset, place_services, render_ruleset
-from kproxylat.leftovers import plan_removals, remove
-from kproxylat.modes import find_mode
-from kproxylat.nodes import Node
-from kproxylat.plan import load_modules
-from kproxylat.proc import run
-
-services, node = place_services(3, "last", "both"), Node("/run/netns/left")
-for mode in (find_mode("ipvs", None), find_mode("nftables", None)):
-    load_modules(mode)
-    load_ruleset(render_ruleset(mode, services), "left")
-run("ipvsadm", "-A", "-t", "192.0.2.1:80", netns="left")
-plan = lambda: plan_removals("nftables", None, node)
-print(*plan(), sep="\\n")
-remove(plan(), plan, node)
-print("what is left:", run("ipvsadm", "-S", "-n", netns="left"), run("ipset", "list", "-n", netns="left"))
-print(run("iptables-nft-save", netns="left"), run("ip", "-brief", "link", netns="left"))
-"""
-
-
-def test_what_ipvs_left_goes(timing: Guest) -> None:
-    """`mode set nftables --clean`: of mode ipvs what the lab's ruleset loads; somebody else's virtual server stays."""
-    script = 'ip netns add left; "$@"; status=$?; ip netns delete left; exit $status'
-    done = timing.program("bash", "-c", script, "bash", sys.executable, "-c", CLEAN)
-    assert done.status == 0, done.err
-    shown, left = done.out.split("what is left:")
-    assert "-D -t 10.96.100.50:50051" in shown
-    assert "192.0.2.1" not in shown
-    assert left.count("192.0.2.1:80") == 1
-    assert "KUBE-" not in left
-    assert "kube-ipvs0" not in left
