@@ -10,13 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 
+from kproxylat.iptables_save import read_tables, strip_quoted
 from kproxylat.lab import Service
 from kproxylat.rulecheck import find_tables
 
-_RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+) (.*)")
-_PORTAL = re.compile(r"-d ([\d.]+)(?:/32)? -p (tcp|udp|sctp) .*--dport (\d+) -j (KUBE-SV[CL]-\S+|REJECT|DROP)\b")
-_NAME = re.compile(r'--comment "?([^" ]+/[^" ]+)')
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_SERVICE_JUMP = re.compile(r"KUBE-SV[CL]-|(?:REJECT|DROP)$")
 _ELEMENT = re.compile(
     r"([\d.]+) \. (tcp|udp|sctp|6|17|132) \. (\d+)"
     r"(?: (?:comment \"([^\"]*)\"|counter packets \d+ bytes \d+))* : goto ([^\s,]+)"
@@ -38,23 +36,6 @@ _LEFT_OUT = {
 """What rulesets hold beside ClusterIPs, and how to tell a line of it: iptables', nft's, ipvsadm's and ipset's."""
 
 
-def strip_comments(rule: str) -> str:
-    """Take quoted texts, which say whatever somebody wanted, out of a rule."""
-    return _QUOTED.sub('""', rule)
-
-
-def split_tables(text: str) -> dict[str, dict[str, list[str]]]:
-    """Sort what iptables-save prints: table -> chain -> rules, without ``-A CHAIN``."""
-    tables: dict[str, dict[str, list[str]]] = {}
-    chains: dict[str, list[str]] = defaultdict(list)
-    for line in text.splitlines():
-        if line.startswith("*"):
-            chains = tables.setdefault(line[1:].strip(), defaultdict(list))
-        elif found := _RULE.match(line):
-            chains[found[1]].append(found[2])
-    return tables
-
-
 def parse_iptables(text: str) -> list[Service]:
     """Read the Services of mode iptables as ``iptables-save`` prints them.
 
@@ -67,28 +48,28 @@ def parse_iptables(text: str) -> list[Service]:
 
     :return: in the order of the rules of KUBE-SERVICES; last those without endpoints, which table filter rejects.
     """
-    tables = split_tables(text)
-    nat, rejected = tables.get("nat", {}), tables.get("filter", {}).get("KUBE-SERVICES", [])
+    tables = read_tables(text)
+    nat, rejecting = tables.get("nat", {}), tables.get("filter", {}).get("KUBE-SERVICES", [])
     services = []
-    for rule in [*nat.get("KUBE-SERVICES", []), *rejected]:
-        found = _PORTAL.search(strip_comments(rule))
+    for rule in [*nat.get("KUBE-SERVICES", []), *rejecting]:
+        port = rule.service
         # Up to Kubernetes 1.22 the Service's other addresses led to the same chain.
-        if not found or re.search(r"(?:external|loadbalancer) IP\"", rule):
+        other = rule.comment.endswith(("external IP", "loadbalancer IP"))
+        if port is None or ":" in port.ip or other or not _SERVICE_JUMP.match(rule.jump):
             continue
-        ip, protocol, port, chain = found.groups()
-        # With session affinity there is a rule more for each endpoint, to the same chain.
-        jumps = dict.fromkeys(each for hop in nat.get(chain, []) for each in re.findall(r"-j (KUBE-SEP-\S+)", hop))
-        translations = [each for jump in jumps for each in nat.get(jump, [])]
-        endpoints = [each for rule in translations for each in re.findall(r"--to-destination ([\d.]+:\d+)", rule)]
-        commented = any("--comment" in hop for hop in nat.get(chain, []) if "-j KUBE-SEP-" in hop)
-        name = _NAME.search(rule)
-        services.append(Service(_call(name and name[1], ip, protocol, port), protocol, ip, int(port), tuple(endpoints),
-                                commented))  # fmt: skip
+        choices = [choice for choice in nat.get(rule.jump, []) if choice.jump.startswith("KUBE-SEP-")]
+        # With session affinity, two rules lead to each endpoint's chain.
+        chains = dict.fromkeys(choice.jump for choice in choices)
+        translations = [translation.bare for chain in chains for translation in nat.get(chain, [])]
+        endpoints = re.findall(r"--to-destination ([\d.]+:\d+)", "\n".join(translations))
+        name = _name_service(rule.comment.partition(" ")[0], *port)
+        commented = any(choice.comment for choice in choices)
+        services.append(Service(name, port.protocol, port.ip, port.port, tuple(endpoints), commented))
     return services
 
 
-def _call(name: str | None, ip: str, protocol: str, port: str) -> str:
-    """Return ``namespace/name:port``, or, where the rules have no such name, the address in its place."""
+def _name_service(name: str | None, ip: str, port: str | int, protocol: str) -> str:
+    """Return ``namespace/name:port``; if the rules have no such name, one made of the address."""
     if name and re.fullmatch(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?", name):
         return name
     return f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
@@ -114,13 +95,13 @@ def parse_nft(text: str) -> list[Service]:
             protocol = _NUMBERS.get(number, number)
             if chain.startswith(("external-", "firewall-")):  # of another address of the Service
                 continue
-            body = strip_comments(blocks.get(chain, ""))
+            body = strip_quoted(blocks.get(chain, ""))
             hops = dict.fromkeys(re.findall(r"goto (endpoint-[^\s,]+)", body))
             endpoints = [f"{each}:{number}" for each, number in re.findall(r"\d+ : ([\d.]+) \. (\d+)", body)]
             endpoints += [each for hop in hops for each in re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))]
             words = re.fullmatch(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
             name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
-            services.append(Service(_call(name, ip, protocol, port), protocol, ip, int(port), tuple(endpoints)))
+            services.append(Service(_name_service(name, ip, port, protocol), protocol, ip, int(port), tuple(endpoints)))
     return services
 
 
@@ -142,7 +123,9 @@ def parse_ipvsadm(text: str) -> list[Service]:
             reals[found[1], found[2]].append(found[3])
     names = {"t": "tcp", "u": "udp"}
     return [
-        Service(_call(None, ip, names[each], port), names[each], ip, int(port), tuple(reals[each, f"{ip}:{port}"]))
+        Service(
+            _name_service(None, ip, port, names[each]), names[each], ip, int(port), tuple(reals[each, f"{ip}:{port}"])
+        )
         for each, ip, port in servers
     ]
 
@@ -155,7 +138,7 @@ def find_others(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[
     """
     there = {each.ip for each in services}
     table = _split_blocks(dict(find_tables(texts.get("nft", ""))).get("ip kube-proxy", ""))
-    active = re.findall(r"[\d.]{7,}", strip_comments(table.get("cluster-ips", "")))
+    active = re.findall(r"[\d.]{7,}", strip_quoted(table.get("cluster-ips", "")))
     if active:
         return there - set(active), "set cluster-ips"
     listed = re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
@@ -170,7 +153,7 @@ def find_others(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[
 
 def count_left_out(texts: Mapping[str, str]) -> dict[str, int]:
     """Count the lines of what rulesets hold beside ClusterIPs, which lookups pay for: what -> how many."""
-    lines = [strip_comments(line) for text in texts.values() for line in text.splitlines()]
+    lines = [strip_quoted(line) for text in texts.values() for line in text.splitlines()]
     counts = {what: sum(bool(re.search(each, line)) for line in lines) for what, each in _LEFT_OUT.items()}
     return {what: count for what, count in counts.items() if count}
 

@@ -7,14 +7,13 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.iptables_save import parse_rule
 from kproxylat.model import Destination, join_host_port
 from kproxylat.modes import Mode
 from kproxylat.proc import run
 
-_RULE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (\w+) .*--dport (\d+) .*-c (\d+) \d+ -j (?!KUBE-MARK-MASQ)")
 _READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
 """ipvs adds the counters of its CPUs up every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
 
@@ -59,17 +58,18 @@ def read_service_rule(
         return ServiceRule({target, *others} <= set(parse_elements(listed)))
     if mode.name == "ipvs":
         return _read_virtual_servers((target, *others), netns, _ADDED_UP if at_rest else 1)
-    rules = list_rules(mode.iptables, netns, "-v")
-    found: dict[Destination, tuple[int, int]] = {}
-    # Most rules are other Services': to turn them away at once takes a tenth of the time.
-    only = "" if others else f"-d {target.ip}/"
-    for position, rule in enumerate(rules, 1):
-        if only in rule and (hit := _RULE.search(_plain(rule))):
-            found.setdefault(Destination(hit[1], int(hit[3]), hit[2]), (position, int(hit[4])))
-    if any(each not in found for each in (target, *others)):
-        return ServiceRule(False, None, len(rules), 0)
-    packets = sum(found[each][1] for each in (target, *others))
-    return ServiceRule(True, None if others else found[target][0], len(rules), packets)
+    lines = list_rules(mode.iptables, netns, "-v")
+    matches: dict[Destination, tuple[int, int]] = {}
+    # Most rules are of other Services: to skip them unparsed takes a tenth of the time.
+    address = "" if others else f"-d {target.ip}/"
+    for position, line in enumerate(lines, 1):
+        rule = parse_rule(line) if address in line else None
+        if rule and rule.service and rule.jump != "KUBE-MARK-MASQ":
+            matches.setdefault(rule.service, (position, rule.packets or 0))
+    if not {target, *others} <= set(matches):
+        return ServiceRule(False, None, len(lines), 0)
+    packets = sum(matches[service][1] for service in (target, *others))
+    return ServiceRule(True, None if others else matches[target][0], len(lines), packets)
 
 
 def parse_elements(text: str) -> list[Destination]:
@@ -100,15 +100,10 @@ def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
     return [line for line in listed.split("\n") if line.startswith("-A ")]
 
 
-def _plain(rule: str) -> str:
-    """Leave out comments, which say whatever somebody wanted."""
-    return re.sub(r'"(?:[^"\\]|\\.)*"', "", rule)
-
-
-def is_rule_of(target: Destination, rule: str) -> bool:
-    """Whether a rule of KUBE-SERVICES is the target's."""
-    wanted = rf"-d {re.escape(str(ip_network(target.ip)))} -p {target.protocol} .*--dport {target.port} "
-    return re.search(wanted, _plain(rule)) is not None
+def is_rule_of(target: Destination, line: str) -> bool:
+    """Whether a rule of KUBE-SERVICES, as ``-A KUBE-SERVICES ...``, matches the target."""
+    rule = parse_rule(line)
+    return rule is not None and rule.service == target
 
 
 def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, readings: int) -> ServiceRule:

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 from kproxylat.detect import parse_elements
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.iptables_save import read_chain
 from kproxylat.model import Destination
 from kproxylat.proc import call_inside, run
 
@@ -23,9 +24,8 @@ METRICS_PORT = 10249
 LINK = "kube-ipvs0"
 """The link that mode ipvs gives every Service's address, but NodePorts'."""
 PROBE_S = 2.0
-_RULE = re.compile(r"(?:\[(\d+):\d+\] )?-A KUBE-SERVICES (.*)")
-_SERVICE = re.compile(r"-d ([\da-f.:]+)/(?:32|128) -p (tcp|udp|sctp) .*--dport (\d+) -j KUBE-(?:SV[CL]|EXT|FW)-")
-"""The jump of a ClusterIP, an external one, or a load balancer's, as map service-ips has all of them."""
+_SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-")
+"""Chains of ClusterIPs, external addresses and load balancers: map service-ips holds all of these."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def parse_nat(text: str, backend: str) -> LiveRules | None:
     :return: None where no Service rules are: empty base chains and KUBE-FIREWALL stay behind after a switch. In mode
         ipvs, too, whose KUBE-SERVICES looks addresses up in an ipset.
     """
-    found = [hit for line in text.splitlines() if (hit := _RULE.match(line))]
-    if not found or any("--match-set" in rule[2] for rule in found):
+    rules = read_chain(text, "KUBE-SERVICES")
+    if not rules or any("--match-set" in rule.text for rule in rules):
         return None
     services = {
-        Destination(hit[1], int(hit[3]), hit[2]): int(rule[1] or 0)
-        for rule in found
-        if (hit := _SERVICE.match(rule[2]))
+        service: rule.packets or 0
+        for rule in rules
+        if rule.jump.startswith(_SERVICE_CHAINS) and (service := rule.service)
     }
-    return LiveRules("iptables", backend, len(found), services)
+    return LiveRules("iptables", backend, len(rules), services)
 
 
 def parse_service_ips(text: str) -> LiveRules | None:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "kproxylat"
 LAYERS = (
     {"__init__", "anonymous", "errors", "model", "sender", "stats", "values"},
-    {"interrupts", "rights"},
+    {"interrupts", "iptables_save", "rights"},
     {
         "modes",
         "dump",
