@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -91,21 +90,11 @@ def mode_set(
       kproxylat mode set default --yes
       sudo kproxylat mode set nftables --dry-run
     """
-    from kproxylat.proxymode import decide, gather
-    from kproxylat.rollout import (
-        apply_change,
-        needs_restart,
-        plan_change,
-        running_mode,
-        wait_for_mode,
-        wait_for_rollout,
-    )
+    from kproxylat.rollout import needs_restart, plan_change, set_mode
     from kproxylat.screen import say
-    from kproxylat.sync import mode_ports, wait_for_rules
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
-    running = running_mode(node.netns)
     if not needs_restart(api, change, node.netns, limit):
         print(f"kube-proxy's mode is {mode} already")
         return
@@ -117,21 +106,13 @@ def mode_set(
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
-    before = mode_ports(node, running, set.intersection) if running else set()
     if change.diff:
         say(f"to put the old mode back: {change.undoing(api)}")
-    apply_change(api, change)
-    print(f"kube-proxy's pods are restarted: {wait_for_rollout(api, change, limit):.1f} s")
-    if running:
-        took_s = wait_for_mode(change.runs_as, limit, node.netns)
-        print(f"kube-proxy of this node is in mode {change.runs_as}: {took_s:.1f} s")
-        took_s = wait_for_rules(before, limit_s=limit, node=node, read=partial(mode_ports, mode=change.runs_as))
-        print(f"its rules hold the {len(before)} Service ports that were translated before: {took_s:.1f} s")
-        finding = decide(gather(None, node=node))
-        for each in finding.warnings:
-            say(f"warning: {each}")
-        if finding.removal:
-            say(f"leftovers: {finding.removal}")
+    finding = set_mode(api, node, change, lambda step, took_s: print(f"{step}: {took_s:.1f} s"), limit)
+    for warning in finding.warnings if finding else ():
+        say(f"warning: {warning}")
+    if finding and finding.removal:
+        say(f"leftovers: {finding.removal}")
 
 
 services_app = typer.Typer(

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from kproxylat import interrupts
 from kproxylat.cluster import JSON_PATCH, MERGE_PATCH, Api, Object
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.liverules import read_proxy
+from kproxylat.nodes import Node
 from kproxylat.proxyconfig import (
     BY_HAND,
     CONFIGMAPS,
@@ -25,7 +27,9 @@ from kproxylat.proxyconfig import (
     parse_mode,
     read_configured,
 )
+from kproxylat.proxymode import Finding, decide, gather
 from kproxylat.screen import waiting
+from kproxylat.sync import mode_ports, wait_for_rules
 
 MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
 """What ``mode set`` takes -> what is written."""
@@ -118,6 +122,31 @@ def running_mode(netns: str | None) -> str | None:
         return read_proxy("/proxyMode", netns=netns).strip()
     except MachineError:
         return None
+
+
+def set_mode(
+    api: Api, node: Node, change: Change, report: Callable[[str, float], None], limit_s: float = LIMIT_S
+) -> Finding | None:
+    """Apply a change, and wait until kube-proxy runs in its mode.
+
+    On a node whose kube-proxy answers, also wait until its rules hold the Service ports that were translated before.
+
+    :param report: called after each step, with a sentence and the seconds that the step took.
+    :param limit_s: the longest time for each step.
+    :return: the node's mode and warnings afterwards; None if no kube-proxy of the node answers.
+    :raises MachineError: see :func:`apply_change`; or a step took longer.
+    """
+    running = running_mode(node.netns)
+    ports = mode_ports(node, running, set.intersection) if running else set()
+    apply_change(api, change)
+    report("kube-proxy's pods are restarted", wait_for_rollout(api, change, limit_s))
+    if not running:
+        return None
+    mode = change.runs_as
+    report(f"kube-proxy of this node is in mode {mode}", wait_for_mode(mode, limit_s, node.netns))
+    took_s = wait_for_rules(ports, limit_s=limit_s, node=node, read=partial(mode_ports, mode=mode))
+    report(f"its rules hold the {len(ports)} Service ports that were translated before", took_s)
+    return decide(gather(None, node=node))
 
 
 def apply_change(api: Api, change: Change) -> None:
