@@ -1,4 +1,4 @@
-"""What kube-proxy's live rules say of the target, without changing anything."""
+"""The target's rule in the node's live ruleset. Reading it changes nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from kproxylat.modes import Mode
 from kproxylat.proc import run
 
 _READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
-"""ipvs adds the counters of its CPUs up every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
+"""ipvs sums the counters of its CPUs every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
 
 
 @dataclass(frozen=True)
 class ServiceRule:
-    """The target's rule in KUBE-SERVICES, element of map service-ips, or virtual server.
+    """The target's rule: in KUBE-SERVICES, in map service-ips, or a virtual server.
 
-    :param position: its place in the chain from 1 on; ``chain_length``: the chain's rules. None in the
-        other modes.
-    :param packets: what it has counted (in ipvs, connections). None in mode nftables, whose rules don't count.
+    :param found: whether the target has a rule.
+    :param position: the rule's place in the chain, from 1; None in modes nftables and ipvs.
+    :param chain_length: the number of rules in the chain; None in modes nftables and ipvs.
+    :param packets: how many packets the rule has counted; in ipvs, connections. None in mode nftables, whose rules have
+        no counters.
     """
 
     found: bool
@@ -34,26 +36,28 @@ class ServiceRule:
 
     @property
     def path(self) -> str:
-        """Which path the target's packets take: "hit", or "miss" where no rule matches them."""
+        """The path that the target's packets take: "hit", or "miss" if no rule matches them."""
         return "hit" if self.found else "miss"
 
 
 def read_service_rule(
     mode: Mode, target: Destination, netns: str | None, others: Sequence[Destination] = (), at_rest: bool = True
 ) -> ServiceRule:
-    """Look the target up in the live rules.
+    """Find the target's rule in the live ruleset.
 
-    :param others: more targets, whose packets are added up; then there is no position.
-    :param at_rest: wait until its counter stands still, where it lags behind (ipvs).
-    :raises CommandError: the rules cannot be read; there is no KUBE-SERVICES or no map service-ips.
+    :param netns: the node's network namespace (None: the current one).
+    :param others: further targets. The result then sums the packets of all targets, and has no position.
+    :param at_rest: in mode ipvs, whose counters lag behind, wait until the counter stops changing.
+    :raises CommandError: the rules cannot be read, or KUBE-SERVICES or map service-ips does not exist.
+    :raises MachineError: the counter keeps changing.
 
-    Sample, of ``iptables -t nat -v -S KUBE-SERVICES``::
+    Sample of ``iptables -t nat -v -S KUBE-SERVICES``::
 
         -A KUBE-SERVICES -d 10.96.100.50/32 -p udp -m comment --comment "default/worker:grpc-udp cluster IP" -m udp
         --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
     if mode.name == "nftables":
-        # To get one element, nft reads those of all sets and maps there are, one for each Service.
+        # To get a single element, nft would read the elements of all sets and maps.
         listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
         return ServiceRule({target, *others} <= set(parse_elements(listed)))
     if mode.name == "ipvs":
@@ -73,11 +77,11 @@ def read_service_rule(
 
 
 def parse_elements(text: str) -> list[Destination]:
-    """Read the keys of map service-ips as ``nft --json list map ip kube-proxy service-ips`` prints it.
+    """Parse the keys of map service-ips, as ``nft --json list map ip kube-proxy service-ips`` prints it.
 
-    Each element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
+    An element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
 
-    :raises MachineError: nft printed something else.
+    :raises MachineError: the text has another form.
     """
     try:
         maps = [each["map"] for each in json.loads(text)["nftables"] if "map" in each]
@@ -86,32 +90,34 @@ def parse_elements(text: str) -> list[Destination]:
         plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
         return [Destination(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
     except (ValueError, LookupError, TypeError):
-        raise MachineError(f"nft does not list map service-ips: {text[:100]!r}") from None
+        raise MachineError(f"cannot parse nft's list of map service-ips: {text[:100]!r}") from None
 
 
 def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
-    """List the rules of KUBE-SERVICES, each as ``-A KUBE-SERVICES ...``.
+    """Return the rules of KUBE-SERVICES, in the form ``-A KUBE-SERVICES ...``.
 
-    :param iptables: the program of family and backend, e.g. ``ip6tables-nft``.
-    :param options: more for iptables(8), e.g. ``-v`` for counters.
-    :raises CommandError: there is no such chain.
+    :param iptables: the program for the family and the backend, e.g. ``ip6tables-nft``.
+    :param netns: the node's network namespace (None: the current one).
+    :param options: further options of iptables(8), e.g. ``-v`` for counters.
+    :raises CommandError: the chain does not exist.
     """
     listed = run(iptables, "-t", "nat", *options, "-S", "KUBE-SERVICES", netns=netns)
     return [line for line in listed.split("\n") if line.startswith("-A ")]
 
 
 def is_rule_of(target: Destination, line: str) -> bool:
-    """Whether a rule of KUBE-SERVICES, as ``-A KUBE-SERVICES ...``, matches the target."""
+    """Return whether a rule of KUBE-SERVICES, as ``-A KUBE-SERVICES ...``, matches the target."""
     rule = parse_rule(line)
     return rule is not None and rule.service == target
 
 
 def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, readings: int) -> ServiceRule:
-    """Look targets up among ipvs' virtual servers; what they count is the connections they made, one a lookup.
+    """Find the targets' virtual servers in ipvs. They count connections: one for each lookup.
 
-    :param readings: how many have to be the same.
+    :param readings: how many readings in a row must be equal.
+    :raises MachineError: the counters keep changing.
 
-    Sample, of ``ipvsadm -L -n --stats --exact -u 10.96.100.50:50051``::
+    Sample of ``ipvsadm -L -n --stats --exact -u 10.96.100.50:50051``::
 
         Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes
           -> RemoteAddress:Port
@@ -122,7 +128,7 @@ def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, rea
     one = (f"--{targets[0].protocol}-service", server) if len(targets) == 1 else ()
     argv = ("ipvsadm", "-L", "-n", "--stats", "--exact", *one)
     counts: list[int] = []
-    # The same for longer than it takes ipvs to add up its counters.
+    # Readings must stay equal for longer than ipvs takes to sum its counters.
     while len(counts) < readings or len(set(counts[-readings:])) > 1:
         if counts:
             threading.Event().wait(_READING_S)
@@ -130,11 +136,13 @@ def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, rea
             listed = re.findall(r"^(TCP|UDP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
         except CommandError:
             listed = []
-        found = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
-        if any(each not in found for each in targets):
+        connections = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
+        if not set(targets) <= set(connections):
             run("ipvsadm", "-L", "-n", "--timeout", netns=netns)
             return ServiceRule(False, packets=0)
-        counts.append(sum(found[each] for each in targets))
+        counts.append(sum(connections[target] for target in targets))
         if len(counts) > _READINGS:
-            raise MachineError(f"ipvs' counter of {targets[0]} does not stand still", "is there other traffic to it?")
+            raise MachineError(
+                f"the ipvs connection counter of {targets[0]} keeps changing", "is there other traffic to it?"
+            )
     return ServiceRule(True, packets=counts[-1])

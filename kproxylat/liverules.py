@@ -1,7 +1,6 @@
-"""The Service rules that the kernel holds now, of every mode and backend, and what the running kube-proxy says.
+"""The Service rules in the node's kernel, of every mode and backend, and the running kube-proxy's own answers.
 
-Looking changes nothing: ``iptables-legacy -t nat -S`` would create the table that it looks for, so only tables that are
-there are listed.
+Reading changes nothing: ``iptables-legacy -t nat -S`` would create a missing table, so only existing tables are listed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from kproxylat.proc import call_inside, run
 
 METRICS_PORT = 10249
 LINK = "kube-ipvs0"
-"""The link that mode ipvs gives every Service's address, but NodePorts'."""
+"""The link that holds the Services' addresses in mode ipvs, except those of NodePorts."""
 PROBE_S = 2.0
 _SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-")
 """Chains of ClusterIPs, external addresses and load balancers: map service-ips holds all of these."""
@@ -30,10 +29,10 @@ _SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-")
 
 @dataclass(frozen=True)
 class LiveRules:
-    """What the kernel holds of one mode on one backend.
+    """The rules of one mode on one backend.
 
-    :param rules: rules of KUBE-SERVICES in table nat, elements of service-ips, or virtual servers.
-    :param services: the Service ports that are translated -> packets counted (None: these rules don't count).
+    :param rules: the number of rules in KUBE-SERVICES of table nat, elements in service-ips, or virtual servers.
+    :param services: Service port that the rules translate -> packets counted (None: the rules have no counters).
     """
 
     mode: str
@@ -46,15 +45,15 @@ class LiveRules:
 
 
 def parse_nat(text: str, backend: str) -> LiveRules | None:
-    """Read table nat as ``iptables-save -c -t nat`` prints it.
+    """Parse table nat, as ``iptables-save -c -t nat`` prints it.
 
     Sample::
 
         [7:420] -A KUBE-SERVICES -d 10.96.100.50/32 -p tcp -m comment --comment "default/worker:grpc cluster IP" -m tcp
         --dport 50051 -j KUBE-SVC-NSEVGQHS4O2VOO3X
 
-    :return: None where no Service rules are: empty base chains and KUBE-FIREWALL stay behind after a switch. In mode
-        ipvs, too, whose KUBE-SERVICES looks addresses up in an ipset.
+    :return: None if the table has no Service rules: empty base chains and KUBE-FIREWALL stay after a switch. Also None
+        for the rules of mode ipvs, whose KUBE-SERVICES looks addresses up in an ipset.
     """
     rules = read_chain(text, "KUBE-SERVICES")
     if not rules or any("--match-set" in rule.text for rule in rules):
@@ -68,19 +67,22 @@ def parse_nat(text: str, backend: str) -> LiveRules | None:
 
 
 def parse_service_ips(text: str) -> LiveRules | None:
-    """Read map service-ips, as :func:`kproxylat.detect.parse_elements` does.
+    """Parse map service-ips, see :func:`kproxylat.detect.parse_elements`.
 
-    :return: None where it has no element.
+    :return: None if the map is empty.
+    :raises MachineError: the text has another form.
     """
     services = dict.fromkeys(parse_elements(text))
     return LiveRules("nftables", "nft", len(services), services) if services else None
 
 
 def parse_ip_vs(text: str) -> LiveRules | None:
-    """Read /proc/net/ip_vs (kernel, net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show).
+    """Parse /proc/net/ip_vs (kernel, net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show).
 
-    Sample: ``TCP  0A600001:01BB rr``, the address and port in hexadecimal; ``TCP  [fd00:0010:...:0001]:01BB rr``. One
-    that no ``  -> 0A630002:192B`` follows has no endpoint, and translates nothing.
+    Samples: ``TCP  0A600001:01BB rr``, with address and port in hexadecimal; ``TCP  [fd00:0010:...:0001]:01BB rr``. A
+    virtual server without a following line ``  -> 0A630002:192B`` has no endpoint and translates nothing.
+
+    :return: None if there is no virtual server.
     """
     server = r"^(TCP|UDP|SCTP) +([0-9A-F]{8}|\[[0-9a-f:]+\]):([0-9A-F]{4}) .*"
     lines = re.findall(server, text, re.M)
@@ -92,21 +94,23 @@ def parse_ip_vs(text: str) -> LiveRules | None:
 
 
 def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
-    """Look at every backend's rules of a network namespace (None: ours): IPv4's and IPv6's together.
+    """Return the Service rules of every backend, for IPv4 and IPv6 together.
 
-    kube-proxy writes a few rules of both families, whatever the cluster has.
+    kube-proxy always writes a few rules of both families.
 
-    :raises MachineError: we are not root, or a backend holds tables whose program is missing.
+    :param netns: the node's network namespace (None: the current one).
+    :raises MachineError: kproxylat does not run as root, or the program of an existing table is missing.
     """
     if os.geteuid() != 0:
-        raise MachineError("reading the kernel's rules takes root", "run it with sudo on a node")
+        raise MachineError("reading the kernel's rules requires root", "run it with sudo on a node")
     tables = run("nft", "list", "tables", netns=netns).splitlines()
     ip_vs = parse_ip_vs(run("cat", "/proc/net/ip_vs", netns=netns, ok=(0, 1)))
     merged: dict[str, LiveRules] = {}
-    for each in [*_read_family("ip", tables, netns), *_read_family("ip6", tables, netns), ip_vs]:
-        if each:
-            one = merged.setdefault(str(each), LiveRules(each.mode, each.backend, 0))
-            merged[str(each)] = replace(one, rules=one.rules + each.rules, services={**one.services, **each.services})
+    for rules in [*_read_family("ip", tables, netns), *_read_family("ip6", tables, netns), ip_vs]:
+        if rules:
+            first = merged.get(str(rules), LiveRules(rules.mode, rules.backend, 0))
+            services = {**first.services, **rules.services}
+            merged[str(rules)] = replace(first, rules=first.rules + rules.rules, services=services)
     return tuple(merged.values())
 
 
@@ -129,10 +133,10 @@ def _read_service_ips(ip: str, netns: str | None) -> LiveRules | None:
 
 
 def read_proxy(path: str, port: int = METRICS_PORT, netns: str | None = None) -> str:
-    """Ask the kube-proxy that runs on this machine (its ``metricsBindAddress``): /proxyMode, /metrics.
+    """Return kube-proxy's answer to ``GET path`` on its ``metricsBindAddress``, e.g. to /proxyMode or /metrics.
 
-    :param netns: the node's network namespace (None: ours).
-    :raises MachineError: none answers.
+    :param netns: the node's network namespace (None: the current one).
+    :raises MachineError: no kube-proxy answers, or its status is not 200.
     """
     return call_inside(netns, lambda: _read_proxy(path, port))
 
@@ -144,8 +148,8 @@ def _read_proxy(path: str, port: int) -> str:
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        said = getattr(error, "strerror", None) or type(error).__name__
-        raise MachineError(f"no kube-proxy answers on port {port} of this machine: {said}") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise MachineError(f"no kube-proxy answers on port {port} of this machine: {reason}") from None
     finally:
         connection.close()
     if answer.status != 200:
@@ -154,27 +158,28 @@ def _read_proxy(path: str, port: int) -> str:
 
 
 def probe(rules: Iterable[LiveRules], netns: str | None = None) -> frozenset[str]:
-    """Open a connection to a Service that several backends have, and see whose rule counts it.
+    """Open a TCP connection to a Service that all of these rules hold, and find out which of them count its packets.
 
-    Only a difference tells: rules that were left behind keep their old counts, those in use lose theirs at a sync.
-    It opens one TCP connection to a ClusterIP, which is the one thing here that is more than looking.
+    Only the increase of a counter is evidence: leftover rules keep their old counts, and a sync resets those in use.
+    This is the only function of the module that sends traffic.
 
-    :return: names of the :class:`LiveRules` that counted it.
-    :raises MachineError: no packet could be sent, or the rules were written anew in between.
+    :return: names of the :class:`LiveRules` that counted the packets.
+    :raises MachineError: the rules have no TCP Service in common, no packet could be sent, or kube-proxy wrote the
+        rules anew meanwhile.
     """
     before = tuple(rules)
-    shared = set.intersection(*(set(each.services) for each in before)) if before else set()
-    target = min((each for each in shared if each.protocol == "tcp"), default=None)
+    shared = set.intersection(*(set(held.services) for held in before)) if before else set()
+    target = min((service for service in shared if service.protocol == "tcp"), default=None)
     if target is None:
-        raise MachineError("no TCP Service is in all of these rules")
+        raise MachineError("these rules have no TCP Service in common")
     try:
         call_inside(netns, lambda: socket.create_connection((target.ip, target.port), PROBE_S).close())
     except (ConnectionRefusedError, ConnectionResetError, TimeoutError):
-        pass  # Its first packet was looked up all the same.
+        pass  # The kernel looked up the first packet nevertheless.
     except OSError as error:
-        raise MachineError(f"no packet could be sent to {target}: {error.strerror}; has the node a route?") from None
-    after = {str(each): each.services.get(target) for each in read_live_rules(netns)}
-    added = {str(each): (after.get(str(each)) or 0) - (each.services[target] or 0) for each in before}
+        raise MachineError(f"cannot send a packet to {target}: {error.strerror}; has the node a route?") from None
+    after = {str(held): held.services.get(target) for held in read_live_rules(netns)}
+    added = {str(held): (after.get(str(held)) or 0) - (held.services[target] or 0) for held in before}
     if min(added.values()) < 0:
-        raise MachineError("kube-proxy wrote its rules anew in between: try again")
+        raise MachineError("kube-proxy wrote its rules anew meanwhile: try again")
     return frozenset(name for name, packets in added.items() if packets)

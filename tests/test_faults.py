@@ -199,7 +199,7 @@ FAULTS = (
           {"nft": "cat >/dev/null; echo syntax error >&2; exit 1"}, ()),
     Fault("counters-are-garbage", 1, "nft does not list the counters of kproxylat-client: '{",
           {"nft": PROGRAMS["nft"].replace("printf '{\"nftables\"", "echo '{'; exit; printf '{\"nftables\"")}),
-    Fault("service-ips-are-garbage", 1, "nft does not list map service-ips: '{",
+    Fault("service-ips-are-garbage", 1, "cannot parse nft's list of map service-ips: '{",
           {"nft": PROGRAMS["nft"].replace("echo '{\"nftables\": [{\"map\"", "echo '{'; exit; echo '")}, ()),
     Fault("sysctl-refuses", 1, "sysctl -q -w .* read-only file system",
           {"sysctl": "echo read-only file system >&2; exit 1"}, ()),
