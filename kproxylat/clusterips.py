@@ -1,4 +1,4 @@
-"""ClusterIPs and their endpoints, read out of the rules that kube-proxy wrote. Pure.
+"""A parser for the ClusterIPs and endpoints in kube-proxy's rules. Pure.
 
 Rules of Kubernetes 1.18 to 1.36: pkg/proxy/iptables, nftables, ipvs/proxier.go.
 """
@@ -16,12 +16,12 @@ from kproxylat.rulecheck import find_tables
 
 _SERVICE_JUMP = re.compile(r"KUBE-SV[CL]-|(?:REJECT|DROP)$")
 _ELEMENT = re.compile(
-    r"([\d.]+) \. (tcp|udp|sctp|6|17|132) \. (\d+)"
+    r"([\d.]+) \. (tcp|udp|sctp|6|17|132) \. (\d{1,5})"
     r"(?: (?:comment \"([^\"]*)\"|counter packets \d+ bytes \d+))* : goto ([^\s,]+)"
 )
 _NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
-"""Of protocols, as nft prints them where it is asked for numbers."""
-_SERVER = re.compile(r"-A -([tu]) ([\d.]+):(\d+)(?: |$)")
+"""Number of a protocol, which nft prints with ``--numeric``, -> its name."""
+_SERVER = re.compile(r"-A -([tu]) ([\d.]+):(\d{1,5})(?: |$)")
 _REAL = re.compile(r"-a -([tu]) ([\d.]+:\d+) -r ([\d.]+:\d+)(?: |$)")
 _CIDR = r"([\d.]+/\d+)"
 _NODE_PORTS = range(30000, 32768)
@@ -33,20 +33,21 @@ _LEFT_OUT = {
     "addresses of LoadBalancers and others": r"-A KUBE-SERVICES -d .*-j KUBE-(?:EXT|FW|XLB)-"
     r"|^\s.*[\d.]+ \. \w+ \. \d+.* : goto (?:external|firewall)-|add KUBE-(?:LOAD-BALANCER|EXTERNAL-IP)(?:-LOCAL)? ",
 }
-"""What rulesets hold beside ClusterIPs, and how to tell a line of it: iptables', nft's, ipvsadm's and ipset's."""
+"""Other parts of a ruleset -> a pattern of their lines, as iptables-save, nft, ipvsadm and ipset print them."""
 
 
 def parse_iptables(text: str) -> list[Service]:
-    """Read the Services of mode iptables as ``iptables-save`` prints them.
+    """Parse the Services of mode iptables, as ``iptables-save`` prints them.
 
-    Sample (a Service's rule leads to its chain, each rule there to an endpoint's, whose last rule translates)::
+    Sample (a Service's rule leads to the Service's chain, whose rules lead to endpoints' chains, which translate)::
 
         -A KUBE-SERVICES -d 10.96.0.9/32 -p tcp -m comment --comment "default/web:http cluster IP" -m tcp --dport 80
         -j KUBE-SVC-X
         -A KUBE-SVC-X -m comment --comment "default/web:http -> 10.244.1.7:8080" -j KUBE-SEP-Y
         -A KUBE-SEP-Y -p tcp -m comment --comment "default/web:http" -m tcp -j DNAT --to-destination 10.244.1.7:8080
 
-    :return: in the order of the rules of KUBE-SERVICES; last those without endpoints, which table filter rejects.
+    :return: Services in the order of the rules of KUBE-SERVICES; last those without endpoints, which table filter
+        rejects. Only Services of IPv4.
     """
     tables = read_tables(text)
     nat, rejecting = tables.get("nat", {}), tables.get("filter", {}).get("KUBE-SERVICES", [])
@@ -76,16 +77,16 @@ def _name_service(name: str | None, ip: str, port: str | int, protocol: str) -> 
 
 
 def parse_nft(text: str) -> list[Service]:
-    """Read the Services of mode nftables as ``nft list table ip kube-proxy`` prints them.
+    """Parse the Services of mode nftables, as ``nft list table ip kube-proxy`` prints them.
 
-    Samples, of 1.36, and of 1.29 to 1.35, where each endpoint has a chain of its own::
+    Samples of 1.36, and of 1.29 to 1.35, in which each endpoint has a chain of its own::
 
         elements = { 10.96.0.9 . tcp . 80 : goto service-ABCDEFGH-default/web/tcp/http, ... }
         chain service-ABCDEFGH-default/web/tcp/http {
             meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.244.1.7 . 8080 }
             numgen random mod 1 vmap { 0 : goto endpoint-...__10.244.1.7/8080 }
 
-    :return: in the order of maps service-ips and no-endpoint-services.
+    :return: Services in the order of maps service-ips and no-endpoint-services.
     """
     table = dict(find_tables(text)).get("ip kube-proxy", "")
     blocks = _split_blocks(table)
@@ -93,12 +94,13 @@ def parse_nft(text: str) -> list[Service]:
     for map_name in ("service-ips", "no-endpoint-services"):
         for ip, number, port, comment, chain in _ELEMENT.findall(blocks.get(map_name, "")):
             protocol = _NUMBERS.get(number, number)
-            if chain.startswith(("external-", "firewall-")):  # of another address of the Service
+            if chain.startswith(("external-", "firewall-")):  # another address of the Service
                 continue
             body = strip_quoted(blocks.get(chain, ""))
             hops = dict.fromkeys(re.findall(r"goto (endpoint-[^\s,]+)", body))
-            endpoints = [f"{each}:{number}" for each, number in re.findall(r"\d+ : ([\d.]+) \. (\d+)", body)]
-            endpoints += [each for hop in hops for each in re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))]
+            endpoints = [":".join(pair) for pair in re.findall(r"\d+ : ([\d.]+) \. (\d+)", body)]
+            for hop in hops:
+                endpoints += re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))
             words = re.fullmatch(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
             name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
             services.append(Service(_name_service(name, ip, port, protocol), protocol, ip, int(port), tuple(endpoints)))
@@ -106,62 +108,65 @@ def parse_nft(text: str) -> list[Service]:
 
 
 def _split_blocks(table: str) -> dict[str, str]:
-    """Split an nft table: name of a set, map or chain -> what is in it."""
-    found = re.finditer(r"^\s+(?:set|map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S)
-    return {each[1]: each[2] for each in found}
+    """Split an nft table: name of a set, map or chain -> its content."""
+    return dict(re.findall(r"^\s+(?:set|map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S))
 
 
 def parse_ipvsadm(text: str) -> list[Service]:
-    """Read virtual servers as ``ipvsadm -Sn`` prints them; others than IPv4's of TCP and UDP are left out.
+    """Parse the virtual servers of TCP and UDP over IPv4, as ``ipvsadm -Sn`` prints them.
 
-    Sample: ``-A -t 10.96.0.9:80 -s rr`` and ``-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1``.
+    Samples: ``-A -t 10.96.0.9:80 -s rr`` and ``-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1``.
     """
-    servers = [(found[1], found[2], found[3]) for line in text.splitlines() if (found := _SERVER.match(line))]
-    reals: dict[tuple[str, str], list[str]] = defaultdict(list)
+    protocols = {"t": "tcp", "u": "udp"}
+    servers: list[tuple[str, str, str]] = []
+    endpoints: dict[tuple[str, str], list[str]] = defaultdict(list)
     for line in text.splitlines():
-        if found := _REAL.match(line):
-            reals[found[1], found[2]].append(found[3])
-    names = {"t": "tcp", "u": "udp"}
+        if server := _SERVER.match(line):
+            servers.append((protocols[server[1]], server[2], server[3]))
+        elif endpoint := _REAL.match(line):
+            endpoints[protocols[endpoint[1]], endpoint[2]].append(endpoint[3])
     return [
         Service(
-            _name_service(None, ip, port, names[each]), names[each], ip, int(port), tuple(reals[each, f"{ip}:{port}"])
+            _name_service(None, ip, port, protocol), protocol, ip, int(port), tuple(endpoints[protocol, f"{ip}:{port}"])
         )
-        for each, ip, port in servers
+        for protocol, ip, port in servers
     ]
 
 
 def find_others(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[set[str], str]:
-    """Find the addresses of Services that are no ClusterIPs: LoadBalancers', external ones, the node's of NodePorts.
+    """Find the Services' addresses that are not ClusterIPs: of LoadBalancers, external ones, the node's for NodePorts.
 
-    :param texts: by kind. ``services``: as they were read out of them.
-    :return: the addresses, and by what they were told ("": by nothing that is certain).
+    :param texts: kind of text -> text.
+    :param services: the Services in these texts.
+    :return: the addresses, and the set that identifies them ("" if they are a guess).
     """
-    there = {each.ip for each in services}
+    services = list(services)
+    addresses = {service.ip for service in services}
     table = _split_blocks(dict(find_tables(texts.get("nft", ""))).get("ip kube-proxy", ""))
-    active = re.findall(r"[\d.]{7,}", strip_quoted(table.get("cluster-ips", "")))
-    if active:
-        return there - set(active), "set cluster-ips"
-    listed = re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
-    if listed:
-        return there - set(listed), "ipset KUBE-CLUSTER-IP"
+    cluster_ips = re.findall(r"[\d.]{7,}", strip_quoted(table.get("cluster-ips", "")))
+    if cluster_ips:
+        return addresses - set(cluster_ips), "set cluster-ips"
+    cluster_ips = re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
+    if cluster_ips:
+        return addresses - set(cluster_ips), "ipset KUBE-CLUSTER-IP"
     if "ipvsadm" not in texts:
         return set(), ""
-    pods = {address.rpartition(":")[0] for each in services for address in each.endpoints}
-    inside = {each.ip for each in services if each.port not in _NODE_PORTS}
-    return {each for each in there if each in pods or each not in inside}, ""
+    pods = {endpoint.rpartition(":")[0] for service in services for endpoint in service.endpoints}
+    with_other_ports = {service.ip for service in services if service.port not in _NODE_PORTS}
+    return (addresses & pods) | (addresses - with_other_ports), ""
 
 
 def count_left_out(texts: Mapping[str, str]) -> dict[str, int]:
-    """Count the lines of what rulesets hold beside ClusterIPs, which lookups pay for: what -> how many."""
+    """Count the lines that a ruleset holds beside ClusterIPs and that make lookups slower: name of a part -> lines."""
     lines = [strip_quoted(line) for text in texts.values() for line in text.splitlines()]
-    counts = {what: sum(bool(re.search(each, line)) for line in lines) for what, each in _LEFT_OUT.items()}
-    return {what: count for what, count in counts.items() if count}
+    counts = {part: sum(bool(re.search(form, line)) for line in lines) for part, form in _LEFT_OUT.items()}
+    return {part: count for part, count in counts.items() if count}
 
 
 def find_cluster_cidr(text: str) -> IPv4Network | None:
-    """Find clusterCIDR in the rules that masquerade what comes from elsewhere; None where they name none.
+    """Return clusterCIDR, which the rules that masquerade traffic from outside name; None if no rule names it.
 
-    Samples: ``! -s 10.244.0.0/16 -d 10.96.0.9/32 ... -j KUBE-MARK-MASQ``; of 1.36 ``ip daddr @cluster-ips ip saddr !=
+    Samples: ``! -s 10.244.0.0/16 -d 10.96.0.9/32 ... -j KUBE-MARK-MASQ``; in 1.36 ``ip daddr @cluster-ips ip saddr !=
     10.244.0.0/16 meta mark set``; before ``ip daddr 10.96.0.9 tcp dport 80 ip saddr != 10.244.0.0/16 jump
     mark-for-masquerade``.
     """

@@ -17,7 +17,7 @@ from kproxylat.lab import dummy_service, place_services, render_ruleset
 from kproxylat.model import Destination
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.rulecheck import find_backend
-from kproxylat.ruleset import SCHEMA, read_ruleset
+from kproxylat.ruleset import PARSERS, SCHEMA, read_ruleset
 from tests.test_lab import ALWAYS, CAPTURED
 
 OTHERS = Path(__file__).parent / "rulesets"
@@ -219,6 +219,19 @@ def test_sets_are_created_and_filled_and_nothing_else(tmp_path: Path, line: str)
     (tmp_path / "sets.txt").write_text(f"create cali40all-ipam-pools hash:net family inet hashsize 1024\n{line}\n")
     with pytest.raises(RulesetError, match="no line of ipset save"):
         read_ruleset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "port"),
+    [
+        ("iptables", "cni-iptables-save.txt", "--dport 53"),
+        ("nftables", "kube-proxy-1.31-nft.txt", ". 53 :"),
+        ("ipvs", "ipvsadm.txt", ":443 "),
+    ],
+)
+def test_a_port_of_5000_digits_is_not_a_port(mode: str, name: str, port: str) -> None:
+    text, parse = (OTHERS / name).read_text(), PARSERS[mode][1]
+    assert len(parse(text.replace(port, port.replace("3", "3" * 5000)))) == len(parse(text)) - 1
 
 
 def test_an_nfacct_objects_name_is_one(tmp_path: Path) -> None:
