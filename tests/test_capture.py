@@ -244,7 +244,7 @@ def test_lines_of_ipv6_are_not_in_a_capture(live: Node) -> None:
         text, found = capture.capture(None, None, anonymous)
         assert "fd00" not in text
         assert len(found.services) == len(SERVICES)
-        assert found.notes == tuple(f"lines of {tool} that are not IPv4's are left out" for tool in TOOLS)
+        assert found.notes == tuple(f"{tool}: lines other than IPv4 are left out" for tool in TOOLS)
 
 
 def test_a_node_of_ipv6_alone_is_refused(live: Node) -> None:

@@ -72,8 +72,8 @@ def test_other_peoples_chains_are_kept_and_ipv6_is_left_out_with_a_word() -> Non
     assert text.rstrip() == kept.rstrip()
     assert found.notes == (
         "its IPv6 tables are left out",
-        "sets that it names and does not hold are made empty: cali40all-ipam-pools",
-        "its chain FORWARD drops what no rule accepts",
+        "sets that rules name and the file does not hold are created empty: cali40all-ipam-pools",
+        "its chain FORWARD drops packets that no rule accepts",
     )
     assert dict(found.commands())[("ipset", "restore")].split("\n")[1] == "create cali40all-ipam-pools hash:ip"
     [service] = found.services
@@ -107,10 +107,10 @@ def test_ipvsadm_alone_gets_the_rules_that_kube_proxy_would_add() -> None:
     assert commands[("ip", "-batch", "-")].count("address add") == 3
     assert "sctp" not in str(commands)
     assert found.notes == (
-        "lines of ipvsadm -Sn that are not IPv4's are left out",
-        "lines of ipvsadm -Sn that are SCTP's are left out",
-        "addresses that are no ClusterIPs are not measured: 10.244.9.1 and 1 more",
-        "without ipset save's text LoadBalancers' addresses are taken for ClusterIPs",
+        "ipvsadm -Sn: lines other than IPv4 are left out",
+        "ipvsadm -Sn: lines for SCTP are left out",
+        "addresses that are not ClusterIPs are not measured: 10.244.9.1 and 1 more",
+        "without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs",
     )
 
 
@@ -122,7 +122,7 @@ def test_in_mode_ipvs_the_set_tells_clusterips(tmp_path: Path) -> None:
     (tmp_path / "ipvsadm").write_text(made["ipvsadm"] + balancer)
     found = read_ruleset(tmp_path)
     assert len(found.services) == 4
-    assert found.notes == ("addresses that are no ClusterIPs are not measured: 203.0.113.9",)
+    assert found.notes == ("addresses that are not ClusterIPs are not measured: 203.0.113.9",)
     assert "203.0.113.9" not in dict(found.commands())[("ip", "-batch", "-")]
     assert balancer in dict(found.commands())[("ipvsadm", "--restore")], "the rules stay as captured"
 
@@ -137,7 +137,7 @@ def test_other_addresses_of_services_are_not_measured_nor_rewritten() -> None:
         "kube-system/kube-dns": ("10.43.0.10", ("10.42.0.2:53",)),
         "secretns/noeps:http": ("10.43.1.9", ()),
     }
-    assert found.notes == ("addresses that are no ClusterIPs are not measured: 203.0.113.8",)
+    assert found.notes == ("addresses that are not ClusterIPs are not measured: 203.0.113.8",)
     assert str(found.cluster_cidr) == "10.42.0.0/16"
     again = found.rewrite(find_mode("nftables", None))
     assert "ip daddr 10.43.0.0/23 drop" in again.commands()[0][1]
@@ -190,13 +190,13 @@ def test_a_directory_of_several_asks_which(tmp_path: Path) -> None:
     ("cni-iptables-save.txt", "-A DOCKER-USER -fM /tmp/evil -j RETURN", "run a program"),
     ("cni-iptables-save.txt", "-A DOCKER-USER --mod /tmp/evil -j RETURN", "run a program"),
     ("cni-iptables-save.txt", "-A DOCKER-USER -m ../../tmp/evil", "read a file"),
-    ("cni-iptables-save.txt", "-F DOCKER-USER", "no line of iptables-save's"),
-    ("cni-iptables-save.txt", "-A DOCKER-USER -m comment --comment " + "x" * 10_300, "no line of iptables-save's"),
-    ("cni-iptables-save.txt", "-A DOCKER-USER -j RETURN\0 -M /tmp/evil", "no line of iptables-save's"),
+    ("cni-iptables-save.txt", "-F DOCKER-USER", "not a line of iptables-save"),
+    ("cni-iptables-save.txt", "-A DOCKER-USER -m comment --comment " + "x" * 10_300, "not a line of iptables-save"),
+    ("cni-iptables-save.txt", "-A DOCKER-USER -j RETURN\0 -M /tmp/evil", "not a line of iptables-save"),
     ("kube-proxy-1.31-nft.txt", 'include "/etc/passwd"', "an include"),
     ("kube-proxy-1.31-nft.txt", 'table ip x { chain y { }; include\\\n"/etc/passwd" }', "an include"),
-    ("ipvsadm.txt", "-A -t 10.0.0.1:80 -s rr; reboot", "no line of ipvsadm"),
-    ("ipvsadm.txt", "--start-daemon=master", "no line of ipvsadm"),
+    ("ipvsadm.txt", "-A -t 10.0.0.1:80 -s rr; reboot", "not a line of ipvsadm"),
+    ("ipvsadm.txt", "--start-daemon=master", "not a line of ipvsadm"),
 ])  # fmt: skip
 def test_what_would_reach_beyond_the_rules_is_refused(tmp_path: Path, name: str, line: str, why: str) -> None:
     text = (OTHERS / name).read_text()
@@ -217,7 +217,7 @@ def test_what_would_reach_beyond_the_rules_is_refused(tmp_path: Path, name: str,
 def test_sets_are_created_and_filled_and_nothing_else(tmp_path: Path, line: str) -> None:
     (tmp_path / "rules.txt").write_bytes(CNI.read_bytes())
     (tmp_path / "sets.txt").write_text(f"create cali40all-ipam-pools hash:net family inet hashsize 1024\n{line}\n")
-    with pytest.raises(RulesetError, match="no line of ipset save"):
+    with pytest.raises(RulesetError, match="not a line of ipset save"):
         read_ruleset(tmp_path)
 
 
@@ -269,9 +269,9 @@ def test_a_ruleset_that_does_not_load_says_the_tools_words_and_the_line(monkeypa
         return ""
 
     monkeypatch.setattr(ruleset, "run", run)
-    with pytest.raises(MachineError, match=r"iptables-nft-restore says: .*Bad target") as error:
+    with pytest.raises(MachineError, match=r"iptables-nft-restore: .*Bad target") as error:
         found.load("x")
-    assert error.value.remedy == f"there: {CNI.read_text().splitlines()[10]}"
+    assert error.value.remedy == f"the line: {CNI.read_text().splitlines()[10]}"
 
 
 def test_a_table_that_comes_twice_does_not_flush_the_first(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_table_that_comes_twice_does_not_flush_the_first(tmp_path: Path) -> No
     (tmp_path / "x").write_text(text)
     found = read_ruleset(tmp_path / "x")
     assert "its second table nat is left out" in found.notes
-    assert "it does not say its backend: nft is taken" in found.notes
+    assert "it does not name its backend: nft is assumed" in found.notes
     assert len(found.services) == 1
     assert "fd00::1" not in found.texts["iptables-save"]
 
@@ -287,7 +287,7 @@ def test_a_table_that_comes_twice_does_not_flush_the_first(tmp_path: Path) -> No
 def test_the_rules_of_mode_ipvs_alone_are_not_enough(tmp_path: Path) -> None:
     made = {argv[0]: text for argv, text in render_ruleset(find_mode("ipvs", None), place_services(1, "last", "udp"))}
     (tmp_path / "x").write_text(made["iptables-nft-restore"])
-    with pytest.raises(RulesetError, match="whose Services are elsewhere"):
+    with pytest.raises(RulesetError, match="which do not hold the Services"):
         read_ruleset(tmp_path / "x")
 
 

@@ -128,6 +128,6 @@ def test_a_ruleset_that_does_not_load_says_the_tools_words(counting: Guest) -> N
     done = counting.kproxylat(*argv)
     assert done.status == 1
     assert 'unknown option "--set-pony"' in done.err
-    assert "there: " in done.err
+    assert "the line: " in done.err
     assert done.err.splitlines()[-1].endswith("--set-pony 0x4000/0x4000")
     assert counting.state() == ["lo"]
