@@ -1,8 +1,7 @@
-"""Rulesets without the addresses and names of their cluster, which cost the same to look up. Pure.
+"""An anonymizer for rulesets: it replaces addresses and names, and keeps the cost of lookups. Pure.
 
-Addresses that share their first k bits still do (Xu et al. 2002, "Prefix-preserving IP address anonymization"), so that
-every address stays inside or outside of every network. The first bits that tell private and special networks from
-others stay.
+Addresses that share their first k bits still share them afterwards (Xu et al. 2002, "Prefix-preserving IP address
+anonymization"): an address inside a network stays inside. The bits that identify private and special networks stay.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ _SPECIAL = [
     IPv4Network(each) for each in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
 ]
 _WHOLE = [IPv4Network(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
-"""Networks whose first bits stay, and those of which every address does."""
+"""Networks whose prefix stays, and networks whose addresses stay."""
 _KEPT = {
-    format(int(each.network_address), "032b")[:length]
-    for each in (*_SPECIAL, *_WHOLE)
-    for length in range(each.prefixlen)
+    format(int(network.network_address), "032b")[:length]
+    for network in (*_SPECIAL, *_WHOLE)
+    for length in range(network.prefixlen)
 }
 _ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?![\w]|\.\d)")
 _CHAIN = re.compile(r"(KUBE-(?:SVC|SVL|SEP|EXT|FW|XLB)-)([A-Z2-7]{16})")
@@ -62,7 +61,7 @@ _OWN = {
     "vmap to drop or reject packets to service nodeports with no endpoints",
     "vmap to drop or reject packets to services with no endpoints",
 }
-"""Comments of kube-proxy's that name nothing of the cluster; any other is replaced, whosever it is."""
+"""Comments of kube-proxy that name nothing of the cluster. All other comments are replaced."""
 _NAMED = re.compile(
     r"([^ /]+/[^ ]+)( (?:cluster|external|loadbalancer) IP| has no (?:local )?endpoints| health check node port"
     r"| -> [\d.]+:\d+)?"
@@ -70,9 +69,9 @@ _NAMED = re.compile(
 
 
 class Anonymizer:
-    """Replaces addresses and names, the same by the same.
+    """A replacement of addresses and names; the same one for the same text.
 
-    :param key: at random, and not kept, nobody undoes it by trying.
+    :param key: random bytes. Without them, the replacement cannot be undone by trying all inputs.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -91,7 +90,11 @@ class Anonymizer:
         return self._known[prefix]
 
     def address(self, text: str, length: int = 32) -> str:
-        """Return another address for this one, of a network of this prefix length."""
+        """Return the replacement of an address.
+
+        :param length: the prefix length, if it is the address of a network.
+        :raises ValueError: not an address of IPv4.
+        """
         number = int(IPv4Address(text))
         bits = format(number, "032b")
         if any(IPv4Address(text) in each for each in _WHOLE):
@@ -99,15 +102,15 @@ class Anonymizer:
         flips = "".join(str(self._flip(bits[:at])) if at < length else "0" for at in range(32))
         return str(IPv4Address(number ^ int(flips, 2)))
 
-    def _replace_address(self, found: re.Match[str]) -> str:
-        length = found[2] or ""
+    def _replace_address(self, match: re.Match[str]) -> str:
+        length = match[2] or ""
         try:
-            return self.address(found[1], int(length[1:] or 32)) + length
+            return self.address(match[1], int(length[1:] or 32)) + length
         except ValueError:
-            return "0.0.0.0"  # noqa: S104 - no address at all
+            return "0.0.0.0"  # noqa: S104 - not an address
 
-    def _replace_comment(self, found: re.Match[str]) -> str:
-        word, text = found[1] or found[3], found[2] or found[4] or ""
+    def _replace_comment(self, match: re.Match[str]) -> str:
+        word, text = match[1] or match[3], match[2] or match[4] or ""
         named = _NAMED.fullmatch(text)
         if named:
             text = f"{self.name(named[1])}{named[2] or ''}"
@@ -119,20 +122,20 @@ class Anonymizer:
         return f"anonymous-{self._word(text, 8).lower()}"
 
     def name(self, text: str) -> str:
-        """Return another name for ``namespace/name:port``."""
+        """Return the replacement of ``namespace/name:port``."""
         name, colon, _ = text.partition(":")
         return f"anonymous/s{self._word(name, 10).lower()}{colon}{colon and 'p' + self._word(text, 4).lower()}"
 
-    def _replace_nft_name(self, found: re.Match[str]) -> str:
-        kind, protocol = found[1], re.search(r"/(tcp|udp|sctp)/", found[0])
-        name = f"anonymous/s{self._word(found[0], 10).lower()}/{protocol[1] if protocol else 'tcp'}/p"
-        return f"{kind}-{self._word(found[0], 8)}-{name}"
+    def _replace_nft_name(self, match: re.Match[str]) -> str:
+        kind, protocol = match[1], re.search(r"/(tcp|udp|sctp)/", match[0])
+        name = f"anonymous/s{self._word(match[0], 10).lower()}/{protocol[1] if protocol else 'tcp'}/p"
+        return f"{kind}-{self._word(match[0], 8)}-{name}"
 
     def text(self, text: str) -> str:
-        """Replace all addresses, Services' names, what is named after them, and what others wrote into their rules."""
+        """Replace all addresses, names of Services and of their chains, comments, log prefixes and MAC addresses."""
         text = _NFT_NAME.sub(self._replace_nft_name, text)
         text = _COMMENT.sub(self._replace_comment, text)
-        text = _WORD.sub(lambda found: f'{found[1]} "{self._cover(found[2])}"', text)
-        text = _MAC.sub(lambda found: f"{found[1]} 02:00:{self._hash(found[0]).hex(':')[:11]}", text)
-        text = _CHAIN.sub(lambda found: found[1] + self._word(found[2], 16), text)
+        text = _WORD.sub(lambda match: f'{match[1]} "{self._cover(match[2])}"', text)
+        text = _MAC.sub(lambda match: f"{match[1]} 02:00:{self._hash(match[0]).hex(':')[:11]}", text)
+        text = _CHAIN.sub(lambda match: match[1] + self._word(match[2], 16), text)
         return _ADDRESS.sub(self._replace_address, text)

@@ -1,9 +1,9 @@
-"""A node's live ruleset as one document, to be loaded into the lab elsewhere. Looking changes nothing.
+"""A node's live ruleset as one document, which the lab of another machine can load. Reading changes nothing.
 
-Format ``kproxylat-ruleset/1``, JSON: ``mode`` and ``backend``; ``captured``, ``kernel``, ``anonymous``; ``texts``, by
-kind the lines that the tools printed: ``iptables-save`` (with counters), ``nft`` (``nft list table ip kube-proxy``),
-``ipvsadm`` (``ipvsadm -Sn``), ``ipset`` (``ipset save``). The nfacct objects are those that the rules name, the
-addresses of kube-ipvs0 the virtual servers': both follow from the texts. IPv4 alone.
+Format ``kproxylat-ruleset/1``, JSON: ``mode`` and ``backend``; ``captured``, ``kernel``, ``anonymous``; ``texts``: kind
+-> lines that the tool printed, for ``iptables-save`` (with counters), ``nft`` (``nft list table ip kube-proxy``),
+``ipvsadm`` (``ipvsadm -Sn``) and ``ipset`` (``ipset save``). The texts imply the nfacct objects, which rules name, and
+the addresses of kube-ipvs0, which are those of the virtual servers. IPv4 only.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from kproxylat.runlog import give_to_user
 
 
 def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str | None = None) -> tuple[str, Ruleset]:
-    """Read the live rules of kube-proxy.
+    """Read kube-proxy's live rules.
 
-    :param mode: which, where several are there. ``backend`` likewise.
+    :param mode: chooses rules, if the kernel holds those of several modes.
+    :param backend: chooses rules, if the kernel holds those of several backends.
     :param anonymous: replace addresses and names.
-    :param netns: a network namespace (None: ours).
-    :return: the document, and what is read out of it again.
-    :raises MachineError: there are none, or several; or they cannot be read.
+    :param netns: the node's network namespace (None: the current one).
+    :return: the document, and the ruleset as it is read from the document.
+    :raises MachineError: the kernel holds no rules, or several; or the rules cannot be read or replayed.
     """
     kernel.check_root()
     row = _choose(read_live_rules(netns), mode, backend)
     try:
-        read = build("the live ruleset", row, _print(row, netns))
+        ruleset = build("the live ruleset", row, _print(row, netns))
         if anonymous:
-            hide = Anonymizer(secrets.token_bytes(32))
-            hidden = {kind: hide.text(text) for kind, text in read.texts.items()}
-            read = replace(build("the live ruleset", row, hidden), notes=tuple(map(hide.text, read.notes)))
+            anonymizer = Anonymizer(secrets.token_bytes(32))
+            texts = {kind: anonymizer.text(text) for kind, text in ruleset.texts.items()}
+            notes = tuple(map(anonymizer.text, ruleset.notes))
+            ruleset = replace(build("the live ruleset", row, texts), notes=notes)
     except RulesetError as error:
-        raise MachineError(f"it could not be loaded again: {error}", error.remedy) from None
-    if not read.services:
+        raise MachineError(f"the rules cannot be replayed: {error}", error.remedy) from None
+    if not ruleset.services:
         raise MachineError(
-            "there are no IPv4 Services in the live rules, and a ruleset holds IPv4 alone",
-            "sweep --lab --family 6 measures IPv6's lookups, without this node's rules",
+            "the live rules hold no IPv4 Services, and a ruleset supports only IPv4",
+            "sweep --lab --family 6 measures lookups of IPv6, without this node's rules",
         )
     about = {
         "mode": row.name,
@@ -56,13 +58,13 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
         "kproxylat": __version__,
         "anonymous": anonymous,
     }
-    # What was kept of them: lines of IPv6, which are never read again, would come through anonymity as they are.
-    lines = {kind: text.splitlines() for kind, text in read.texts.items()}
-    return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1, ensure_ascii=False) + "\n", read
+    # The texts without lines of IPv6: the anonymizer does not change those.
+    lines = {kind: text.splitlines() for kind, text in ruleset.texts.items()}
+    return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1, ensure_ascii=False) + "\n", ruleset
 
 
 def _print_rules(row: Mode, netns: str | None) -> str:
-    """Return what iptables-save prints of the backend; in mode ipvs of the one that has its few rules."""
+    """Return the output of iptables-save for the backend; in mode ipvs, for the backend that has ipvs' few rules."""
     tables = run("cat", "/proc/net/ip_tables_names", netns=netns, ok=(0, 1)).split()
     for backend in ("legacy", "nft") if row.name == "ipvs" else (row.backend,):
         if backend == "nft" or "nat" in tables:
@@ -73,7 +75,7 @@ def _print_rules(row: Mode, netns: str | None) -> str:
 
 
 def _print(row: Mode, netns: str | None) -> dict[str, str]:
-    """Let the tools print the rules: kind -> text."""
+    """Return the output of the tools that print the rules: kind -> text."""
     if row.name == "nftables":
         return {"nft": run("nft", "list", "table", "ip", "kube-proxy", netns=netns)}
     texts = {"iptables-save": _print_rules(row, netns)}
@@ -83,26 +85,28 @@ def _print(row: Mode, netns: str | None) -> dict[str, str]:
 
 
 def _choose(live: tuple[LiveRules, ...], mode: str | None, backend: str | None) -> Mode:
-    found = [each for each in live if mode in (None, each.mode) and backend in (None, each.backend)]
-    if not found:
-        there = ", ".join(map(str, live)) or "none of kube-proxy's"
-        raise MachineError(f"no such rules are live here: there are {there}", "run it on a node, as root")
-    if len(found) > 1:
+    """Return the mode of the live rules that mode and backend choose."""
+    choices = [each for each in live if mode in (None, each.mode) and backend in (None, each.backend)]
+    if not choices:
+        names = ", ".join(map(str, live)) or "no rules of kube-proxy's"
+        raise MachineError(f"no matching rules: this kernel holds {names}", "run it on a node, as root")
+    if len(choices) > 1:
         raise MachineError(
-            f"rules of several backends are live: {', '.join(map(str, found))}",
-            "kproxylat mode show tells which are in use: pass --mode and --backend",
+            f"rules of several backends are live: {', '.join(map(str, choices))}",
+            "kproxylat mode show says which are in use: pass --mode and --backend",
         )
-    return find_mode(found[0].mode, found[0].backend)
+    [rules] = choices
+    return find_mode(rules.mode, rules.backend)
 
 
 def save(text: str, output: Path) -> None:
     """Write the document to a new file.
 
-    :raises MachineError: it cannot be written, or is there already.
+    :raises MachineError: the file exists or cannot be written.
     """
     try:
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
             give_to_user(file.fileno())
     except OSError as error:
-        raise MachineError(f"{output} cannot be written: {error.strerror}", "pass another --output") from None
+        raise MachineError(f"cannot write {output}: {error.strerror}", "pass another --output") from None

@@ -136,7 +136,7 @@ def test_a_node_that_is_a_container(
 
 @pytest.mark.usefixtures("live")
 def test_a_node_without_rules_says_so() -> None:
-    with pytest.raises(MachineError, match="there are none of kube-proxy's"):
+    with pytest.raises(MachineError, match="this kernel holds no rules of kube-proxy's"):
         capture.capture(None, None, False)
 
 
@@ -249,6 +249,6 @@ def test_lines_of_ipv6_are_not_in_a_capture(live: Node) -> None:
 
 def test_a_node_of_ipv6_alone_is_refused(live: Node) -> None:
     live.ipv6 = True
-    with pytest.raises(MachineError, match="no IPv4 Services in the live rules") as error:
+    with pytest.raises(MachineError, match="the live rules hold no IPv4 Services") as error:
         capture.capture(None, None, False)
     assert "--family 6" in error.value.remedy
