@@ -1,4 +1,4 @@
-"""kube-proxy's mode is set: its ConfigMap patched, its pods rolled out, and both seen to have happened."""
+"""Setting kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until both took effect."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ from kproxylat.screen import waiting
 from kproxylat.sync import mode_ports, wait_for_rules
 
 MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
-"""What ``mode set`` takes -> what is written."""
+"""Argument of ``mode set`` -> ``mode`` in the ConfigMap."""
 RESTARTED = "kubectl.kubernetes.io/restartedAt"
-"""The annotation by which ``kubectl rollout restart`` restarts pods."""
+"""The annotation that ``kubectl rollout restart`` sets to restart pods."""
 LIMIT_S = 300.0
 PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be done.
+    """A planned change of kube-proxy's mode.
 
-    :param daemonsets: those that read the ConfigMap.
-    :param old: the mode that the ConfigMap has now, "default" if it is empty.
-    :param diff: the ConfigMap's change, in diff's form; empty where there is none.
-    :param stale: the ConfigMap was changed after the DaemonSets: their pods may not have read it.
+    :param config: the ConfigMap's key as it is now.
+    :param daemonsets: names of the DaemonSets that read the ConfigMap.
+    :param old: the mode in the ConfigMap now; "default" if it is empty.
+    :param mode: the new mode, a key of :data:`MODES`.
+    :param text: the new value of the ConfigMap's key.
+    :param diff: the difference between the old value and the new one; "" if they are equal.
+    :param stale: the ConfigMap was changed after the DaemonSets, so that their pods may not have read it.
     """
 
     config: ConfigMapKey
@@ -59,56 +62,56 @@ class Change:
 
     @property
     def runs_as(self) -> str:
-        """The mode that kube-proxy calls itself by then."""
+        """The mode that kube-proxy reports after the change."""
         return MODES[self.mode] or DEFAULT_MODE
 
     def undoing(self, api: Api) -> str:
-        """Return the command that puts the old mode back."""
+        """Return the command that restores the old mode."""
         if self.old in MODES:
             return f"kproxylat mode set {self.old} --context {api.context}"
         return f"{BY_HAND} (mode: {self.old})"
 
 
 def plan_change(api: Api, mode: str) -> Change:
-    """Read what there is, and say what would change.
+    """Read kube-proxy's configuration, and plan a change of its mode.
 
-    :raises UsageError: there is no such mode.
+    :raises UsageError: unknown mode.
     :raises MachineError: kube-proxy's mode is not in a ConfigMap, or no DaemonSet runs it.
     """
     if mode not in MODES:
-        raise UsageError(f"unknown mode {mode!r}", f"it takes one of: {', '.join(MODES)}")
-    found = read_configured(api, socket.gethostname())
-    if not found.config or not found.daemonsets:
-        refused = [each.split(":")[0] for each in found.unasked if "cilium" not in each]
+        raise UsageError(f"unknown mode {mode!r}", f"pass one of: {', '.join(MODES)}")
+    configured = read_configured(api, socket.gethostname())
+    config = configured.config
+    if not config or not configured.daemonsets:
+        refused = [source.split(":")[0] for source in configured.unasked if "cilium" not in source]
         if refused:
             raise MachineError(
-                f"kube-proxy's mode cannot be set: it is not permitted to read {refused[0]}",
+                f"cannot set kube-proxy's mode: not permitted to read {refused[0]}",
                 "docs/rbac.md lists the permissions that mode set needs",
             )
-        where = ", ".join(each.source for each in found.settings) or "nowhere"
-        lacking = "ConfigMap" if not found.config else "DaemonSet"
+        sources = ", ".join(setting.source for setting in configured.settings) or "nowhere"
+        lacking = "DaemonSet" if config else "ConfigMap"
         raise MachineError(
-            f"kube-proxy's mode cannot be set: it has no {lacking} in kube-system that can be read ({where})",
+            f"cannot set kube-proxy's mode: kube-system has no readable {lacking} of kube-proxy (mode from: {sources})",
             "set --proxy-mode where its flags are (k3s: --kube-proxy-arg), and restart it",
         )
-    old = parse_mode(found.config.text)
-    text = found.config.text if old == MODES[mode] else change_mode(found.config.text, MODES[mode])
-    names = f"{found.config.name}, {found.config.key}"
-    lines = difflib.unified_diff(
-        found.config.text.splitlines(), text.splitlines(), f"{names} (now)", names, "", "", 0, ""
-    )
-    names_of = tuple(each["metadata"]["name"] for each in found.daemonsets)
-    stale = any("" < last_change(each) < found.config.changed for each in found.daemonsets)
-    return Change(found.config, names_of, old or "default", mode, text, "\n".join(lines), stale)
+    old = parse_mode(config.text)
+    text = config.text if old == MODES[mode] else change_mode(config.text, MODES[mode])
+    title = f"{config.name}, {config.key}"
+    lines = difflib.unified_diff(config.text.splitlines(), text.splitlines(), f"{title} (now)", title, "", "", 0, "")
+    names = tuple(daemonset["metadata"]["name"] for daemonset in configured.daemonsets)
+    stale = any("" < last_change(daemonset) < config.changed for daemonset in configured.daemonsets)
+    return Change(config, names, old or "default", mode, text, "\n".join(lines), stale)
 
 
 def needs_restart(api: Api, change: Change, netns: str | None, limit_s: float = LIMIT_S) -> bool:
-    """Whether anything is to be done: a patch, or pods that do not run in the mode though the ConfigMap has it.
+    """Return whether a change takes a restart: the ConfigMap changes, or pods do not run in the mode that it has.
 
-    A rollout that is under way is waited for first: an interrupted command may have left one.
+    First wait for the end of a running rollout, which an interrupted command may have started.
 
-    :param netns: the node's network namespace (None: ours), whose kube-proxy is asked where it answers.
-    :raises MachineError: that rollout does not end.
+    :param netns: the network namespace of the node whose kube-proxy is asked (None: the current one).
+    :param limit_s: the longest time to wait.
+    :raises MachineError: the rollout takes longer.
     """
     if change.diff or change.stale:
         return True
@@ -117,7 +120,10 @@ def needs_restart(api: Api, change: Change, netns: str | None, limit_s: float = 
 
 
 def running_mode(netns: str | None) -> str | None:
-    """Return the mode that a node's kube-proxy says it is in (None: none answers)."""
+    """Return the mode that a node's kube-proxy reports; None if no kube-proxy answers.
+
+    :param netns: the node's network namespace (None: the current one).
+    """
     try:
         return read_proxy("/proxyMode", netns=netns).strip()
     except MachineError:
@@ -150,17 +156,18 @@ def set_mode(
 
 
 def apply_change(api: Api, change: Change) -> None:
-    """Patch the ConfigMap, only if it is still what was shown, and have the pods restarted.
+    """Patch the ConfigMap, if it has not changed since the plan, and restart the pods.
 
-    That they may be restarted is tried first, so that it is not found out with the ConfigMap patched.
+    Dry-run the restart first, so that a missing permission does not surface after the ConfigMap is patched.
 
-    :raises MachineError: the ConfigMap was changed in between, or the pods are not restarted by a rollout.
+    :raises MachineError: the ConfigMap was changed meanwhile, or a rollout does not restart the pods.
+    :raises ApiError: the API server refuses a request.
     """
     for name in change.daemonsets:
         strategy = api.get(f"{DAEMONSETS}/{name}")["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
         if strategy != "RollingUpdate":
             raise MachineError(
-                f"DaemonSet {name} has updateStrategy {strategy}: its pods are not restarted by a rollout",
+                f"DaemonSet {name} has updateStrategy {strategy}: a rollout does not restart its pods",
                 "edit the ConfigMap and delete the pods yourself",
             )
     _restart(api, change, dryRun="All")
@@ -181,16 +188,16 @@ def _patch(api: Api, change: Change) -> None:
         if error.status != 422:
             raise
         if "immutable" in str(error):
-            error.remedy = "it says immutable: true: put a new ConfigMap into its place yourself"
+            error.remedy = "it has immutable: true: replace it by a new ConfigMap yourself"
             raise
-        # The answer to a first try may have been lost.
+        # An earlier try may have succeeded, and its answer been lost.
         now = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
         if now != change.text:
-            raise MachineError(f"ConfigMap {change.config.name} was changed by somebody else", "try again") from None
+            raise MachineError(f"ConfigMap {change.config.name} was changed by another client", "try again") from None
 
 
 def _restart(api: Api, change: Change, **query: str) -> None:
-    # kubectl writes whole seconds; two changes may come in one.
+    # kubectl writes whole seconds; microseconds tell two changes in the same second apart.
     annotations = {RESTARTED: datetime.now(UTC).isoformat(timespec="microseconds")}
     body = {"spec": {"template": {"metadata": {"annotations": annotations}}}}
     for name in change.daemonsets:
@@ -198,22 +205,23 @@ def _restart(api: Api, change: Change, **query: str) -> None:
 
 
 def pods_to_come(daemonset: Object) -> str | None:
-    """Return what a rollout still waits for, None if it is done (as ``kubectl rollout status`` judges)."""
+    """Return what a rollout still waits for; None if it is complete, by the rule of ``kubectl rollout status``."""
     status = daemonset.get("status") or {}
     if status.get("observedGeneration", 0) < daemonset["metadata"]["generation"]:
         return "the DaemonSet controller has not seen the change"
-    wanted = status.get("desiredNumberScheduled", 0)
-    for name, what in (("updatedNumberScheduled", "restarted"), ("numberAvailable", "available")):
-        if status.get(name, 0) < wanted:
-            return f"{status.get(name, 0)} of {wanted} kube-proxy pods are {what}"
+    desired = status.get("desiredNumberScheduled", 0)
+    for name, state in (("updatedNumberScheduled", "restarted"), ("numberAvailable", "available")):
+        if status.get(name, 0) < desired:
+            return f"{status.get(name, 0)} of {desired} kube-proxy pods are {state}"
     return None
 
 
 def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> float:
-    """Wait until every pod is a new one, and available.
+    """Wait until every pod was restarted and is available.
 
+    :param limit_s: the longest time to wait.
     :return: how long it took, in seconds.
-    :raises MachineError: it took longer; says what is missing.
+    :raises MachineError: the rollout takes longer; says what is missing.
     """
 
     def lacking() -> str | None:
@@ -224,19 +232,20 @@ def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> floa
 
 
 def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None) -> float:
-    """Wait until the kube-proxy of this machine says that it is in a mode.
+    """Wait until a node's kube-proxy reports a mode.
 
-    :param netns: the node's network namespace (None: ours).
+    :param limit_s: the longest time to wait.
+    :param netns: the node's network namespace (None: the current one).
     :return: how long it took, in seconds.
-    :raises MachineError: it took longer; says what it answers.
+    :raises MachineError: it takes longer; carries kube-proxy's last answer.
     """
 
     def lacking() -> str | None:
         try:
-            said = read_proxy("/proxyMode", netns=netns).strip()
+            running = read_proxy("/proxyMode", netns=netns).strip()
         except MachineError as error:
             return str(error)
-        return None if said == mode else f"it says {said}"
+        return None if running == mode else f"kube-proxy reports {running}"
 
     return _wait(lacking, f"mode {mode}", limit_s)
 
@@ -249,7 +258,7 @@ def _wait(lacking: Callable[[], str | None], text: str, limit_s: float) -> float
             if time.monotonic() - started_s > limit_s:
                 raise MachineError(
                     f"waited {limit_s:g} s for {text}: {missing}",
-                    "look: kubectl -n kube-system get pods -l k8s-app=kube-proxy",
+                    "see: kubectl -n kube-system get pods -l k8s-app=kube-proxy",
                 )
             interrupts.wait(pause, PAUSE_S)
     return time.monotonic() - started_s

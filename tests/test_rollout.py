@@ -99,7 +99,7 @@ def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
 def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm: FakeApi) -> None:
     change = plan_change(api, "nftables")
     kubeadm.objects[CM]["data"]["config.conf"] += "\n# theirs"
-    with pytest.raises(MachineError, match="was changed by somebody else"):
+    with pytest.raises(MachineError, match="was changed by another client"):
         apply_change(api, change)
     assert kubeadm.objects[DS]["metadata"]["generation"] == 1
 
@@ -181,7 +181,7 @@ def test_missing_permissions_are_one_short_line(
     api: Api, kubeadm: FakeApi, verb: str, resource: str, what: str
 ) -> None:
     kubeadm.denied.add((verb, resource))
-    with pytest.raises(MachineError, match=f"cannot be set: it is not permitted to read {what}") as caught:
+    with pytest.raises(MachineError, match=f"cannot set kube-proxy's mode: not permitted to read {what}") as caught:
         plan_change(api, "nftables")
     assert len(str(caught.value)) < 100
     assert "docs/rbac.md" in caught.value.remedy
@@ -190,15 +190,15 @@ def test_missing_permissions_are_one_short_line(
 def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
     with pytest.raises(UsageError, match="unknown mode 'userspace'"):
         plan_change(api, "userspace")
-    with pytest.raises(MachineError, match="it has no ConfigMap"):
+    with pytest.raises(MachineError, match="no readable ConfigMap of kube-proxy"):
         plan_change(api, "nftables")
     fake.add(configmap(**{"config.conf": "mode: iptables\n"}))
-    with pytest.raises(MachineError, match="it has no DaemonSet"):
+    with pytest.raises(MachineError, match="no readable DaemonSet of kube-proxy"):
         plan_change(api, "nftables")
     fake.add(daemonset(["kube-proxy", "--config=/x/config.conf"]))
     change = plan_change(api, "nftables")
     fake.objects[DS]["spec"]["updateStrategy"] = {"type": "OnDelete"}
-    with pytest.raises(MachineError, match="updateStrategy OnDelete"):
+    with pytest.raises(MachineError, match="updateStrategy OnDelete: a rollout does not"):
         apply_change(api, change)
     assert fake.objects[CM]["data"]["config.conf"] == "mode: iptables\n"
 
