@@ -1,4 +1,4 @@
-"""Which mode kube-proxy is in and which backend translates: every source asked, and one answer decided from them."""
+"""kube-proxy's mode and the backend that translates, decided from every source that can be asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kproxylat.proxyconfig import Setting, read_configured
 
 PROXY_MODES = ("iptables", "ipvs", "nftables")
 BACKENDS = {"nftables": "nft", "ipvs": "ipvs"}
-"""The backend of the modes that have only one."""
+"""Mode -> its backend, for the modes that have only one."""
 CERTAIN, LIKELY, AMBIGUOUS, UNKNOWN, NONE = "certain", "likely", "ambiguous", "unknown", "none"
 CLEAN_UP = (
     "run kube-proxy --cleanup on the node, with the iptables backend to remove first in PATH; then restart kube-proxy"
@@ -28,16 +28,16 @@ ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the sources say.
+    """The answers of all sources.
 
-    :param running: the answer of /proxyMode (None: none came).
-    :param settings: the modes that kube-proxy was told.
-    :param rules: what this kernel holds (None: it could not be read).
-    :param counted: which of the rules counted a packet sent to a Service of all of them (None: none was sent, or it
-        cannot tell).
+    :param running: kube-proxy's answer to /proxyMode (None: no answer).
+    :param settings: the modes in kube-proxy's configuration.
+    :param rules: the rules in the node's kernel (None: they could not be read).
+    :param counted: names of the rules that counted a packet to a Service that all of them hold (None: no packet was
+        sent).
     :param workloads: how many DaemonSets, pods or node programs run kube-proxy (None: the API was not asked).
-    :param replacements: what was found that can stand in for kube-proxy.
-    :param unasked: sources that could not be asked, and why.
+    :param replacements: programs in the cluster that can replace kube-proxy.
+    :param unasked: sources that could not be asked, with the reason.
     """
 
     running: str | None = None
@@ -50,28 +50,28 @@ class Evidence:
 
     @property
     def sources(self) -> list[tuple[str, str]]:
-        """Each source and what it says."""
-        said = [("running kube-proxy (/proxyMode)", self.running)] if self.running else []
-        said += [(each.source, each.mode) for each in self.settings]
+        """The sources, with their answers."""
+        answers = [("running kube-proxy (/proxyMode)", self.running)] if self.running else []
+        answers += [(setting.source, setting.mode) for setting in self.settings]
         if self.rules is not None:
             held = [f"{each} ({each.rules} rules, {len(each.services)} Service ports)" for each in self.rules]
-            said.append(("this kernel's rules", "; ".join(held) or "no Service rules"))
+            answers.append(("this kernel's rules", "; ".join(held) or "no Service rules"))
         if self.counted is not None:
-            said.append(
-                ("rules that counted a packet sent", ", ".join(sorted(self.counted)) or "none of those that count")
-            )
-        return said + [("instead of kube-proxy", each) for each in self.replacements]
+            counted = ", ".join(sorted(self.counted)) or "none of the rules that have counters"
+            answers.append(("rules that counted a packet sent", counted))
+        return answers + [("instead of kube-proxy", replacement) for replacement in self.replacements]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer.
+    """The mode and the backend, and how certain they are.
 
-    :param mode: None where it is not known, or there is no kube-proxy; ``backend``: likewise.
-    :param sure: "certain", "likely", "ambiguous", "unknown" (nothing was found), or "none" (no kube-proxy).
-    :param reason: why, in one sentence.
-    :param settle: the command that settles what is not certain.
-    :param warnings: where sources disagree, and what was left behind.
+    :param mode: kube-proxy's mode; None if it is unknown or no kube-proxy runs.
+    :param backend: the backend that translates; None likewise.
+    :param sure: "certain", "likely", "ambiguous", "unknown" (no source has an answer), or "none" (no kube-proxy).
+    :param reason: the reason, in one sentence.
+    :param settle: what to do to find out more; "" if nothing helps.
+    :param warnings: disagreements of the sources, and leftover rules.
     """
 
     mode: str | None
@@ -83,27 +83,28 @@ class Finding:
 
     @property
     def removal(self) -> str:
-        """How to remove the rules that were left behind; "" if none were."""
+        """How to remove leftover rules; "" if there are none."""
         if not any("left behind" in warning for warning in self.warnings):
             return ""
         return f"kube-proxy removes leftover rules when it starts; if they stay, {CLEAN_UP}"
 
 
 def decide(evidence: Evidence) -> Finding:
-    """Decide, from nothing but the evidence.
+    """Decide on mode and backend by the evidence alone.
 
-    The running kube-proxy's own word settles the mode; rules settle the backend, where only one holds some. Rules
-    outlive a switch of mode or backend, so several may: then the one registered last translates, and nothing shows it
-    but counters that move while a packet is sent.
+    The running kube-proxy's answer decides the mode. If only one backend holds rules, it is the one that translates.
+    Rules outlive a switch of mode or backend, so several backends can hold some. Then the one registered last
+    translates, and only counters that increase when a packet is sent show which one that is.
     """
-    told = sorted({each.mode for each in evidence.settings})
+    configured = sorted({setting.mode for setting in evidence.settings})
     warnings = []
-    if evidence.running and told and told != [evidence.running]:
-        warnings.append(f"it was told {' and '.join(told)}, but {evidence.running} runs: was it restarted since?")
-    elif len(told) > 1:
-        warnings.append(f"the API's sources disagree: {', '.join(told)}")
+    if evidence.running and configured and configured != [evidence.running]:
+        names = " and ".join(configured)
+        warnings.append(f"kube-proxy is set to {names} but runs {evidence.running}: was it restarted since?")
+    elif len(configured) > 1:
+        warnings.append(f"the API's sources disagree: {', '.join(configured)}")
     if evidence.replacements and (evidence.running or evidence.rules):
-        warnings.append(f"beside kube-proxy there is {', '.join(evidence.replacements)}")
+        warnings.append(f"besides kube-proxy, the cluster runs {', '.join(evidence.replacements)}")
     rules = evidence.rules or ()
     if evidence.running:
         return _decide_running(evidence.running, evidence, warnings)
@@ -111,89 +112,92 @@ def decide(evidence: Evidence) -> Finding:
         return _choose(rules, evidence, None, warnings)
     if rules:
         [only] = rules
-        if told and only.mode not in told:
-            warnings.append(f"kube-proxy was told {', '.join(told)}, but the rules are those of {only}")
-            reason = f"the kernel holds the rules of {only} alone, whatever kube-proxy was told"
+        if configured and only.mode not in configured:
+            warnings.append(f"kube-proxy is set to {', '.join(configured)}, but the rules are those of {only}")
+            reason = f"the kernel holds only rules of {only}, although kube-proxy is set to another mode"
             return Finding(only.mode, only.backend, LIKELY, reason, ASK_NODE, tuple(warnings))
-        sure = CERTAIN if told == [only.mode] else LIKELY
-        return Finding(
-            only.mode, only.backend, sure, f"the kernel holds the rules of {only} alone", "", tuple(warnings)
-        )
-    return _decide_told(told, evidence, warnings)
+        sure = CERTAIN if configured == [only.mode] else LIKELY
+        return Finding(only.mode, only.backend, sure, f"the kernel holds only rules of {only}", "", tuple(warnings))
+    return _decide_configured(configured, evidence, warnings)
 
 
 def _decide_running(mode: str, evidence: Evidence, warnings: list[str]) -> Finding:
-    """Decide where kube-proxy itself told the mode."""
+    """Decide, given the mode that the running kube-proxy reports."""
     rules = evidence.rules or ()
     own = [each for each in rules if each.mode == mode]
-    left = [each for each in rules if each.mode != mode]
-    says = f"the running kube-proxy says {mode}"
+    leftovers = [each for each in rules if each.mode != mode]
+    report = f"the running kube-proxy reports {mode}"
     if not own:
         backend = BACKENDS.get(mode)
-        lacking = (
-            "this kernel's rules could not be read" if evidence.rules is None else "this kernel has none of its rules"
-        )
-        warnings += [f"rules of {each} were left behind" for each in left]
+        lacking = "this kernel has none of its rules"
+        if evidence.rules is None:
+            lacking = "this kernel's rules could not be read"
+        warnings += [f"rules of {leftover} were left behind" for leftover in leftovers]
         settle = "" if backend else "on the node, as root: kproxylat mode show"
-        return Finding(mode, backend, LIKELY, f"{says}; {lacking}", settle, tuple(warnings))
+        return Finding(mode, backend, LIKELY, f"{report}; {lacking}", settle, tuple(warnings))
     if len(own) > 1:
         return _choose(own, evidence, mode, warnings)
-    if left and evidence.counted is None:
-        warnings += [f"rules of {each} were left behind, and may translate before its own" for each in left]
-        return Finding(mode, own[0].backend, LIKELY, f"{says}, and its rules are there", SETTLE, tuple(warnings))
-    if left:
+    if leftovers and evidence.counted is None:
+        warnings += [f"rules of {each} were left behind, and may translate before its own" for each in leftovers]
+        return Finding(
+            mode, own[0].backend, LIKELY, f"{report}, and the kernel holds its rules", SETTLE, tuple(warnings)
+        )
+    if leftovers:
         return _choose(rules, evidence, mode, warnings)
-    return Finding(mode, own[0].backend, CERTAIN, f"{says}, and only its rules are there", "", tuple(warnings))
+    return Finding(mode, own[0].backend, CERTAIN, f"{report}, and the kernel holds only its rules", "", tuple(warnings))
 
 
 def _choose(
     rules: tuple[LiveRules, ...] | list[LiveRules], evidence: Evidence, running: str | None, warnings: list[str]
 ) -> Finding:
-    """Choose between rules by what they counted."""
+    """Decide between the rules of several backends by their counters."""
     names = " and ".join(str(each) for each in rules)
     counted = evidence.counted
     hits = [each for each in rules if counted and str(each) in counted]
-    mute = [each for each in rules if not any(packets is not None for packets in each.services.values())]
-    if counted is not None and not hits and len(mute) == 1:
-        hits, reason = mute, f"a packet sent was counted by no other rules, and those of {mute[0]} don't count"
+    uncounted = [each for each in rules if all(packets is None for packets in each.services.values())]
+    if counted is not None and not hits and len(uncounted) == 1:
+        hits = uncounted
+        reason = f"no other rules counted a packet sent, and those of {hits[0]} have no counters"
     elif len(hits) == 1:
         reason = f"of the rules of {names}, those of {hits[0]} counted a packet sent"
     else:
-        tried = "" if counted is None else ", and a packet sent did not tell"
+        tried = "" if counted is None else ", and their counters do not show which of them translate"
         reason = f"the kernel holds the rules of {names}{tried}"
         mode = running or (rules[0].mode if len({each.mode for each in rules}) == 1 else None)
         settle = SETTLE if counted is None else CLEAN_UP
         return Finding(mode, BACKENDS.get(mode or ""), AMBIGUOUS, reason, settle, tuple(warnings))
-    [found] = hits
-    if running and found.mode != running:
-        warnings.append(f"kube-proxy runs in mode {running}, but rules of {found}, left behind, translate first")
-    warnings += [f"rules of {each} were left behind" for each in rules if each != found and each.mode != running]
-    return Finding(found.mode, found.backend, CERTAIN, reason, "", tuple(dict.fromkeys(warnings)))
+    [active] = hits
+    if running and active.mode != running:
+        warnings.append(f"kube-proxy runs in mode {running}, but rules of {active}, left behind, translate first")
+    warnings += [f"rules of {each} were left behind" for each in rules if each != active and each.mode != running]
+    return Finding(active.mode, active.backend, CERTAIN, reason, "", tuple(dict.fromkeys(warnings)))
 
 
-def _decide_told(told: list[str], evidence: Evidence, warnings: list[str]) -> Finding:
-    """Decide where neither kube-proxy nor the kernel says anything."""
+def _decide_configured(configured: list[str], evidence: Evidence, warnings: list[str]) -> Finding:
+    """Decide without an answer of kube-proxy and without rules in the kernel."""
     if not evidence.workloads and evidence.replacements:
-        reason = f"there is no kube-proxy, but {', '.join(evidence.replacements)}"
+        reason = f"the cluster has no kube-proxy, but {', '.join(evidence.replacements)}"
         return Finding(None, None, NONE, reason, "", tuple(warnings))
     lacking = "could not be read" if evidence.rules is None else "has no Service rules: is it a node's?"
-    if len(told) == 1:
+    if len(configured) == 1:
         if evidence.workloads == 0:
             warnings.append("no DaemonSet, pod or node that runs kube-proxy was found")
-        reason = f"kube-proxy was told {told[0]}; this kernel {lacking}"
-        return Finding(told[0], BACKENDS.get(told[0]), LIKELY, reason, ASK_NODE, tuple(warnings))
-    if told:
-        return Finding(None, None, AMBIGUOUS, f"kube-proxy was told {' and '.join(told)}", ASK_NODE, tuple(warnings))
+        [mode] = configured
+        reason = f"kube-proxy is set to {mode}; this kernel {lacking}"
+        return Finding(mode, BACKENDS.get(mode), LIKELY, reason, ASK_NODE, tuple(warnings))
+    if configured:
+        reason = f"kube-proxy is set to {' and '.join(configured)}"
+        return Finding(None, None, AMBIGUOUS, reason, ASK_NODE, tuple(warnings))
     reason = f"no source knows of a kube-proxy; this kernel {lacking}"
     return Finding(None, None, UNKNOWN, reason, ASK_NODE, tuple(warnings))
 
 
 def gather(open_api: Callable[[], Api] | None, send_probe: bool = False, node: Node | None = None) -> Evidence:
-    """Ask every source, as far as it may be asked.
+    """Ask every source that permits it: kube-proxy, the kernel and the API.
 
-    :param open_api: connects to the API (None leaves it out). Without it there are still kernel and kube-proxy.
-    :param send_probe: where several backends hold rules, open a connection to a Service, see :func:`liverules.probe`.
-    :param node: whose kernel's rules and kube-proxy (None: this machine's).
+    :param open_api: connects to the API (None: do not ask the API).
+    :param send_probe: if several backends hold rules, open a connection to a Service, see :func:`liverules.probe`.
+    :param node: the node whose kernel and kube-proxy are asked (None: this machine).
     :raises UsageError: the command line names a context or a file that does not exist.
     """
     node = node or Node()
@@ -206,7 +210,7 @@ def gather(open_api: Callable[[], Api] | None, send_probe: bool = False, node: N
         if answer in PROXY_MODES:
             running = answer
         else:
-            unasked.append(f"/proxyMode: port 10249 answers {answer[:40]!r}, which is no mode")
+            unasked.append(f"/proxyMode: port 10249 answers {answer[:40]!r}, which is not a mode")
     except MachineError as error:
         unasked.append(f"/proxyMode: {error}")
     try:
@@ -220,29 +224,31 @@ def gather(open_api: Callable[[], Api] | None, send_probe: bool = False, node: N
         unasked.append(f"--probe: {error}")
     try:
         if open_api:
-            found = read_configured(open_api(), node.name)
-            settings, replacements, workloads = tuple(found.settings), tuple(found.replacements), found.workloads
-            unasked += found.unasked
+            configured = read_configured(open_api(), node.name)
+            settings, replacements = tuple(configured.settings), tuple(configured.replacements)
+            workloads = configured.workloads
+            unasked += configured.unasked
     except MachineError as error:
         unasked.append(f"the cluster's API: {error}")
     return Evidence(running, settings, rules, counted, workloads, replacements, tuple(unasked))
 
 
 def detect_mode(
-    open_api: Callable[[], Api] | None, mode: str | None, wanted: str | None, node: Node | None = None
+    open_api: Callable[[], Api] | None, mode: str | None, backend: str | None, node: Node | None = None
 ) -> tuple[Mode, tuple[str, ...]]:
-    """Return the row of MODES that this node's packets meet.
+    """Return the row of MODES for the rules that this node's packets meet.
 
-    :param mode: what the user says kube-proxy's mode is (None: it is detected, too).
-    :param wanted: the backend that the user says, likewise.
-    :param node: which node (None: this machine).
-    :return: the row; and where sources disagree.
-    :raises MachineError: it is not clear, there is no kube-proxy, or its mode cannot be measured.
+    :param open_api: connects to the API (None: do not ask the API).
+    :param mode: kube-proxy's mode as the user passed it (None: detect it).
+    :param backend: the backend as the user passed it (None: detect it).
+    :param node: the node (None: this machine).
+    :return: the row, and warnings on disagreements of the sources.
+    :raises MachineError: mode or backend is ambiguous, no kube-proxy runs, or its mode cannot be measured.
     """
     evidence = gather(open_api, node=node)
     finding = decide(evidence)
     name = mode or finding.mode
-    if finding.sure == AMBIGUOUS and not (name and wanted):
+    if finding.sure == AMBIGUOUS and not (name and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}; or pass --mode and --backend")
     if mode and finding.mode and mode != finding.mode:
         raise MachineError(
@@ -253,7 +259,7 @@ def detect_mode(
         raise MachineError(finding.reason + unasked, "pass --target, --mode and --backend")
     if all(row.name != name for row in MODES):
         raise MachineError(f"kube-proxy is in mode {name}, which cannot be measured yet", "kproxylat mode set nftables")
-    backend = wanted or finding.backend or BACKENDS.get(name)
+    backend = backend or finding.backend or BACKENDS.get(name)
     if backend is None:
         raise MachineError(f"mode {name} on an unknown backend: {finding.reason}", "pass --backend legacy or nft")
     return find_mode(name, backend), finding.warnings

@@ -53,7 +53,7 @@ def test_mode_show(capsys: Captured, cluster: FakeApi) -> None:
     assert status == 0
     assert out.splitlines() == [
         "kube-proxy mode iptables, backend nft: certain",
-        "  the kernel holds the rules of iptables on nft alone",
+        "  the kernel holds only rules of iptables on nft",
         "ConfigMap kube-proxy, config.conf: empty, the default: iptables",
         "this kernel's rules: iptables on nft (5 rules, 0 Service ports)",
         "not asked: /proxyMode: no kube-proxy answers on port 10249 of this machine: Connection refused",
@@ -67,7 +67,7 @@ def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, mo
     status, out, _ = call(capsys, "mode", "show", "--format", "json")
     answer = json.loads(out)
     assert (status, answer["mode"], answer["sure"]) == (0, "nftables", "likely")
-    assert "told iptables, but nftables runs" in answer["warnings"][0]
+    assert "set to iptables but runs nftables" in answer["warnings"][0]
     assert "left behind" in answer["warnings"][1]
     assert answer["settle"] == "sudo kproxylat mode show --probe"
     status, out, _ = call(capsys, "mode", "show")
@@ -161,7 +161,7 @@ def test_bad_input_of_run(
             "nftables",
             (),
             ("--mode", "iptables"),
-            "--mode iptables was passed, but the running kube-proxy says nftables",
+            "--mode iptables was passed, but the running kube-proxy reports nftables",
         ),
         (None, (), (), "no source knows of a kube-proxy"),
     ],

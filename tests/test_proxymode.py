@@ -282,21 +282,21 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
 @pytest.mark.parametrize(
     ("evidence", "wanted", "said"),
     [
-        (Evidence(settings=(IN_IPTABLES,), rules=(IPT,)), ("iptables", "nft", "certain"), "alone"),
+        (Evidence(settings=(IN_IPTABLES,), rules=(IPT,)), ("iptables", "nft", "certain"), "only rules of"),
         (
             Evidence(settings=(IN_NFTABLES,), rules=(IPT,)),
             ("iptables", "nft", "likely"),
-            "was told nftables, but the rules",
+            "is set to nftables, but the rules",
         ),
         (Evidence(settings=(IN_NFTABLES,)), ("nftables", "nft", "likely"), "could not be read"),
         (Evidence(settings=(IN_IPTABLES,)), ("iptables", None, "likely"), "could not be read"),
         (Evidence(settings=(IN_IPTABLES,), rules=()), ("iptables", None, "likely"), "is it a node's?"),
         (Evidence(settings=(IN_IPTABLES,), rules=(), workloads=0), ("iptables", None, "likely"), "no DaemonSet, pod"),
-        (Evidence(settings=(IN_IPTABLES, IN_NFTABLES)), (None, None, "ambiguous"), "told iptables and nftables"),
+        (Evidence(settings=(IN_IPTABLES, IN_NFTABLES)), (None, None, "ambiguous"), "set to iptables and nftables"),
         (
             Evidence("nftables", (IN_IPTABLES,), (NFT_MAP,)),
             ("nftables", "nft", "certain"),
-            "told iptables, but nftables runs",
+            "set to iptables but runs nftables",
         ),
         (Evidence("iptables", (), ()), ("iptables", None, "likely"), "none of its rules"),
         (Evidence("nftables", (), (IPT,)), ("nftables", "nft", "likely"), f"{NFT} were left behind"),
@@ -313,7 +313,7 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
         (
             Evidence("iptables", (), (IPT,), workloads=1, replacements=("Cilium",)),
             ("iptables", "nft", "certain"),
-            "beside kube-proxy there is Cilium",
+            "besides kube-proxy, the cluster runs Cilium",
         ),
         (Evidence(rules=()), (None, None, "unknown"), "no source knows"),
     ],
