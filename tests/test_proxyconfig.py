@@ -147,7 +147,7 @@ def test_only_the_mode_changes() -> None:
     assert parse_mode(change_mode("mode: iptables # ours\n", "ipvs")) == "ipvs"
     assert change_mode("mode: iptables # ours\r\na: 1\r\n", "ipvs") == 'mode: "ipvs" # ours\r\na: 1\r\n'
     assert change_mode("a: |\n  mode: x\nmode:\n", "ipvs") == 'a: |\n  mode: x\nmode: "ipvs"\n'
-    with pytest.raises(MachineError, match="no KubeProxyConfiguration"):
+    with pytest.raises(MachineError, match="does not hold a KubeProxyConfiguration"):
         change_mode("- a\n", "ipvs")
 
 
