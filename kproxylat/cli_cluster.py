@@ -1,4 +1,4 @@
-"""The commands that speak to a cluster, ``kproxylat mode`` and ``services``; :mod:`kproxylat.cli` adds them."""
+"""The commands for a cluster, ``kproxylat mode`` and ``services``; :mod:`kproxylat.cli` adds them."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ mode_app = typer.Typer(
 @spread
 def mode_show(
     probe: Annotated[
-        bool, typer.Option("--probe", help="Where several backends hold rules, try one TCP connection to a Service.")
+        bool, typer.Option("--probe", help="If several backends hold rules, open one TCP connection to a Service.")
     ] = False,
     form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,
 ) -> None:
-    """Show mode and backend, how sure that is, and what each source says. Run it on a node, as root.
+    """Show kube-proxy's mode and backend, how certain they are, and the answer of every source.
 
-    Status 0: certain or likely; 1: ambiguous, unknown, or no kube-proxy. Without --probe nothing is changed.
+    Run it on a node, as root. Exit status 0: certain or likely; 1: ambiguous, unknown, or no kube-proxy. Nothing is
+    changed; --probe sends packets.
 
     \b
     Examples:
@@ -55,12 +56,12 @@ def mode_show(
     else:
         print(f"kube-proxy mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
         print(f"  {finding.reason}")
-        for source, says in evidence.sources:
-            print(f"{source}: {says}")
-        for each in evidence.unasked:
-            print(f"not asked: {each}")
-        for each in finding.warnings:
-            print(f"warning: {each}")
+        for source, answer in evidence.sources:
+            print(f"{source}: {answer}")
+        for reason in evidence.unasked:
+            print(f"not asked: {reason}")
+        for warning in finding.warnings:
+            print(f"warning: {warning}")
         if finding.removal:
             print(f"leftovers: {finding.removal}")
         if finding.settle:
@@ -73,16 +74,16 @@ def mode_show(
 def mode_set(
     mode: Annotated[str, typer.Argument(help="iptables, nftables, ipvs, or default (an empty mode).")],
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
-    limit: Annotated[float, typer.Option("--timeout", help="Seconds to wait for pods and rules, each.")] = 300,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    limit: Annotated[float, typer.Option("--timeout", help="Longest wait for each step, in seconds.")] = 300,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change without applying it.")] = False,
     *,
     cluster: Cluster,
     place: Place,
 ) -> None:
-    """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, wait until they run in it.
+    """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until they run in the mode.
 
-    On a node, as root, its rules are waited for, too. What was interrupted is gone on with by the same command.
-    Rules of the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
+    On a node, as root, also wait for its rules. To resume after an interruption, run the same command again. Rules of
+    the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
 
     \b
     Examples:
@@ -98,16 +99,16 @@ def mode_set(
     if not needs_restart(api, change, node.netns, limit):
         print(f"kube-proxy's mode is {mode} already")
         return
-    print(change.diff or f"kube-proxy was told {mode} already, but its pods were not restarted since")
+    print(change.diff or f"kube-proxy is set to {mode} already, but its pods were not restarted since")
     if dry_run:
-        say("kube-proxy's pods would be restarted; what they leave behind is seen then")
+        say("kube-proxy's pods would be restarted, too")
         return
     if not yes:
         typer.confirm(
             f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
         )
     if change.diff:
-        say(f"to put the old mode back: {change.undoing(api)}")
+        say(f"to restore the old mode: {change.undoing(api)}")
     finding = set_mode(api, node, change, lambda step, took_s: print(f"{step}: {took_s:.1f} s"), limit)
     for warning in finding.warnings if finding else ():
         say(f"warning: {warning}")

@@ -252,7 +252,7 @@ def test_from_the_command_line(
     assert len(looks) > 4
     assert "kube-proxy's pods are restarted" in out
     assert "kube-proxy of this node is in mode nftables" in out
-    assert err.splitlines()[0] == "to put the old mode back: kproxylat mode set default --context fake"
+    assert err.splitlines()[0] == "to restore the old mode: kproxylat mode set default --context fake"
     assert "rules of iptables on nft were left behind" in err
     assert err.endswith(f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {CLEAN_UP}\n")
     status, out, _ = call(capsys, "mode", "set", "nftables")
