@@ -170,9 +170,9 @@ def find_cluster_cidr(text: str) -> IPv4Network | None:
     10.244.0.0/16 meta mark set``; before ``ip daddr 10.96.0.9 tcp dport 80 ip saddr != 10.244.0.0/16 jump
     mark-for-masquerade``.
     """
-    found = re.search(rf"! -s {_CIDR} .*-j KUBE-MARK-MASQ", text)
-    found = found or re.search(rf"ip daddr (?:\S+ )*?ip saddr != {_CIDR} (?:jump mark-for-masq|meta mark set)", text)
+    match = re.search(rf"! -s {_CIDR} .*-j KUBE-MARK-MASQ", text)
+    match = match or re.search(rf"ip daddr (?:\S+ )*?ip saddr != {_CIDR} (?:jump mark-for-masq|meta mark set)", text)
     try:
-        return IPv4Network(found[1]) if found else None
+        return IPv4Network(match[1]) if match else None
     except ValueError:
         return None
