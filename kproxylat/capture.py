@@ -17,11 +17,11 @@ from pathlib import Path
 from kproxylat import __version__, kernel
 from kproxylat.anonymous import Anonymizer
 from kproxylat.errors import MachineError, RulesetError
+from kproxylat.files import save_new
 from kproxylat.liverules import LiveRules, read_live_rules
 from kproxylat.modes import Mode, find_mode
 from kproxylat.proc import run
 from kproxylat.ruleset import SCHEMA, Ruleset, build
-from kproxylat.runlog import give_to_user
 
 
 def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str | None = None) -> tuple[str, Ruleset]:
@@ -104,9 +104,4 @@ def save(text: str, output: Path) -> None:
 
     :raises MachineError: the file exists or cannot be written.
     """
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-            give_to_user(file.fileno())
-    except OSError as error:
-        raise MachineError(f"cannot write {output}: {error.strerror}", "pass another --output") from None
+    save_new(output, text, "--output")

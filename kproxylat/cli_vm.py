@@ -71,7 +71,7 @@ def relay_if(
     """
     if not wants_vm(vm, if_needed, modes, probe):
         return
-    from kproxylat.runlog import make_directory
+    from kproxylat.files import make_directory
     from kproxylat.vm import Machine, boot
 
     words, inside = iter(ARGUMENTS), []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Sequence
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +17,8 @@ from kproxylat.compare import compare, read_comparisons, read_results
 from kproxylat.comparison import Comparison
 from kproxylat.errors import LogError, MachineError, UsageError
 from kproxylat.export import main_probe
+from kproxylat.files import save_over
 from kproxylat.model import Result
-from kproxylat.runlog import give_to_user
 from kproxylat.series import Series, build_series
 from kproxylat.stats import Distribution
 
@@ -81,13 +82,11 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
             draw_series(axes, series, any(map(counts_before, results)))
         else:
             draw_distributions(axes, results)
-    try:
-        # The same picture gives the same file: neither date nor version in it, nor random names.
-        no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(output, metadata=no_date)
-        give_to_user(output)
-    except OSError as error:
-        raise MachineError(f"{output} cannot be written: {error.strerror or error}", "pass another --output") from None
+    # The same picture gives the same file: neither date nor version in it, nor random names.
+    no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
+    picture = BytesIO()
+    figure.savefig(picture, format=output.suffix[1:].lower(), metadata=no_date)
+    save_over(output, picture.getvalue(), "--output")
 
 
 def check_output(files: Sequence[str], output: Path) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 from kproxylat import interrupts
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
+from kproxylat.files import make_directory
 from kproxylat.model import from_json
 from kproxylat.plan import Options
-from kproxylat.runlog import make_directory
 from kproxylat.screen import say
 from kproxylat.sweep import Done, Ended, Run, title
 from kproxylat.vm import Machine, boot

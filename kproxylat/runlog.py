@@ -10,17 +10,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 from kproxylat import __version__, kernel
 from kproxylat.bpftrace import find_version
 from kproxylat.errors import MachineError
+from kproxylat.files import give_to_user, make_directory, write_new
 from kproxylat.model import Probe, Result, to_json
 from kproxylat.modes import Mode
 from kproxylat.record import render_facts, render_record
-from kproxylat.rights import find_caller
-from kproxylat.screen import say
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="
@@ -79,9 +77,7 @@ class RunLog:
         self.write("\n" + render_record(result))
         try:
             self._file.close()
-            with path.open("x", encoding="utf-8") as file:
-                file.write(to_json(result) + "\n")
-                give_to_user(file.fileno())
+            write_new(path, to_json(result) + "\n")
         except OSError as error:
             self.error = self.error or error
         if not self.error:
@@ -98,24 +94,6 @@ class RunLog:
             self.error = self.error or error
 
 
-def make_directory(directory: Path) -> None:
-    """Make the directory for logs, where it is not there yet.
-
-    :raises MachineError: it cannot be made, or not be written to.
-    """
-    try:
-        made = [each for each in (directory, *directory.parents) if not each.exists()]
-        directory.mkdir(parents=True, exist_ok=True)
-        for each in made:
-            give_to_user(each)
-    except OSError as error:
-        raise MachineError(f"{directory} cannot be made: {error.strerror}", "pass another --output-dir") from None
-    if not os.access(directory, os.W_OK):
-        # Root without CAP_DAC_OVERRIDE writes to nobody's but its own.
-        also = " of root's own" if os.geteuid() == 0 else ""
-        raise MachineError(f"{directory} cannot be written to", f"pass another --output-dir{also}")
-
-
 def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
     """Render the old scripts' header: their lines among ``facts`` first, ours (versions, clock) last."""
     clock, emulated = kernel.detect_clock()
@@ -129,24 +107,6 @@ def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> st
     }
     body = "".join(f"{name}: {value}\n" for name, value in facts.items())
     return f"{RULE}\n  eBPF Kube-Proxy Latency Experiment\n{RULE}\n{body}{RULE}\n"
-
-
-def give_to_user(path: Path | int) -> None:
-    """Under sudo, let a file or directory belong to the user who called it; a root that may not says so, once.
-
-    :param path: an open file's descriptor; of a directory its path, which may not be a symbolic link.
-    """
-    caller = find_caller()
-    try:
-        if caller:
-            os.chown(path, *caller, follow_symlinks=isinstance(path, int))
-    except PermissionError:
-        _warn_of_owner()
-
-
-@cache
-def _warn_of_owner() -> None:
-    say("warning: logs and results stay root's: to give them to the user who called sudo takes CAP_CHOWN")
 
 
 def render_report(mode: Mode, probe: Probe | None) -> str:

@@ -11,10 +11,10 @@ from kproxylat.bpftrace import find_engine
 from kproxylat.changes import FORWARD, Changes, restore
 from kproxylat.conntrack import forget_flows
 from kproxylat.errors import MachineError
+from kproxylat.files import make_directory
 from kproxylat.modes import Mode
 from kproxylat.plan import Options, load_modules, plan_bursts
 from kproxylat.proc import run
-from kproxylat.runlog import make_directory
 from kproxylat.screen import say
 from kproxylat.traffic import GENERATORS
 

@@ -21,12 +21,12 @@ from kproxylat import __version__, kernel
 from kproxylat.bpftrace import find_version
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.export import export_experiment
+from kproxylat.files import explain_errors, give_to_user, make_directory, save_new, save_over
 from kproxylat.measure import measure
 from kproxylat.model import Result, from_json, list_to_json
 from kproxylat.modes import MODES, Mode
 from kproxylat.plan import Lab, Options, check_options
 from kproxylat.ranking import split_services
-from kproxylat.runlog import give_to_user, make_directory
 from kproxylat.screen import say, show_series
 from kproxylat.series import Series, build_series
 from kproxylat.stage import clear
@@ -249,13 +249,11 @@ class State:
         return True
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
+        with explain_errors(self.path):
             with self.path.open("a", encoding="utf-8") as file:
                 # The line before may be torn: begin a new one.
                 file.write(("\n" if file.tell() else "") + json.dumps(line))
             give_to_user(self.path)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
 
     def add(self, key: Key, result: Result, seconds: float) -> None:
         """Note a run that is measured and saved."""
@@ -268,17 +266,14 @@ class State:
         """Save the sweep's document, and forget the runs that are in it; also lines that cannot be read."""
         path = _new_path(self.path.parent, ".json")
         finished = set(keys)
-        try:
-            path.write_text(text + "\n", encoding="utf-8")
-            give_to_user(path)
+        save_new(path, text + "\n")
+        with explain_errors(self.path):
             head, *lines = self.path.read_text(encoding="utf-8").splitlines()
             unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]
             if unfinished:
                 self.path.write_text("\n".join([head, *unfinished]), encoding="utf-8")
             else:
                 self.path.unlink()
-        except OSError as error:
-            raise _cannot_write(path, error) from None
         return path
 
 
@@ -297,20 +292,6 @@ def _new_path(directory: Path, suffix: str) -> Path:
     stamp = f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
     paths = (directory / f"{stamp}{f'_{number}' if number > 1 else ''}{suffix}" for number in count(1))
     return next(path for path in paths if not path.exists())
-
-
-def _cannot_write(path: Path, error: OSError) -> MachineError:
-    return MachineError(f"{path} cannot be written: {error.strerror}", "pass another --output-dir")
-
-
-def _save_csv(path: Path, results: Iterable[Result]) -> Path:
-    """Save the old experiment's CSV."""
-    try:
-        path.write_text("".join(export_experiment(results)), encoding="utf-8")
-        give_to_user(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    return path
 
 
 def show(found: Sweep, form: str) -> None:
@@ -433,5 +414,7 @@ def sweep(
     saved = state.close([_key(*run) for run in runs], found.to_json())
     say(f"saved: {saved}")
     if in_order:
-        say(f"saved: {_save_csv(saved.with_suffix('.csv'), found.results)}")
+        table = saved.with_suffix(".csv")
+        save_over(table, "".join(export_experiment(found.results)))
+        say(f"saved: {table}")
     return found, None

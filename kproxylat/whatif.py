@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
-from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.errors import Interrupted, KproxylatError, UsageError
+from kproxylat.files import save_new
 from kproxylat.measure import measure
 from kproxylat.model import Result, ServiceCost, list_to_json
 from kproxylat.modes import Mode
@@ -16,7 +17,6 @@ from kproxylat.plan import Options, check_options
 from kproxylat.ranking import split_services
 from kproxylat.replay import plan_replay
 from kproxylat.ruleset import Ruleset
-from kproxylat.runlog import give_to_user
 from kproxylat.screen import say
 from kproxylat.series import Series, build_series, find_crossing
 
@@ -149,10 +149,5 @@ def save(found: WhatIf, directory: Path) -> Path:
     :raises MachineError: it cannot be written.
     """
     path = directory / f"whatif_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(found.to_json() + "\n")
-            give_to_user(file.fileno())
-    except OSError as error:
-        raise MachineError(f"{path} cannot be written: {error.strerror}", "pass another --output-dir") from None
+    save_new(path, found.to_json() + "\n")
     return path

@@ -26,7 +26,7 @@ LAYERS = (
         "screen",
         "comparable",
     },
-    {"detect"},
+    {"detect", "files"},
     {"kernel", "net", "traffic", "lab", "vm", "probes", "export", "cluster", "liverules", "series", "nodes"},
     {"bpftrace", "changes", "contrast", "drops", "dummies", "machine", "proxyconfig", "record", "sources", "target"},
     {"clusterips", "ranking"},

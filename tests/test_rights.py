@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat import bpftrace, cli, detect, lab, measure, net, proc, runlog, traffic, watch
+from kproxylat import bpftrace, cli, detect, files, lab, measure, net, proc, runlog, traffic, watch
 from kproxylat.detect import read_service_rule
 from kproxylat.errors import KproxylatError, MachineError, TemplateError
 from kproxylat.model import Destination, Probe, Quality, Result, Run
@@ -107,7 +107,7 @@ def test_a_caller_from_the_environment(monkeypatch: pytest.MonkeyPatch, name: st
     assert find_caller() == (1000, 1000)
     monkeypatch.setenv(name, value)
     with pytest.raises(MachineError, match=f"the environment has {name}="):
-        runlog.make_directory(tmp_path / "logs")
+        files.make_directory(tmp_path / "logs")
 
 
 @pytest.mark.parametrize("path", [None, "", ".", "bin:", ":/usr/bin"], ids=["unset", "empty", "dot", "relative", "gap"])
@@ -362,7 +362,7 @@ def test_what_is_saved_follows_no_link(tmp_path: Path) -> None:
 
 
 def test_no_module_makes_temporary_files() -> None:
-    for module in (bpftrace, lab, measure, net, proc, runlog, traffic, watch):
+    for module in (bpftrace, files, lab, measure, net, proc, runlog, traffic, watch):
         assert "tempfile" not in Path(module.__file__).read_text()
 
 
@@ -378,7 +378,7 @@ def test_a_root_that_may_not_give_files_away_says_so_once(
     monkeypatch.setattr(os, "chown", refuse)
     for name in ("SUDO_UID", "SUDO_GID"):
         monkeypatch.setenv(name, "1000")
-    runlog._warn_of_owner.cache_clear()
+    files._warn_of_owner.cache_clear()
     log = runlog.RunLog(tmp_path / "logs/ebpf", "ipvs", datetime(2026, 11, 25))
     assert log.save(Result(Run())) is None
     said = "warning: logs and results stay root's: to give them to the user who called sudo takes CAP_CHOWN\n"
@@ -390,5 +390,5 @@ def test_a_directory_that_root_may_not_write_to(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(MachineError, match="cannot be written to") as caught:
-        runlog.make_directory(tmp_path)
+        files.make_directory(tmp_path)
     assert caught.value.remedy == "pass another --output-dir of root's own"

@@ -19,11 +19,12 @@ from kproxylat import runlog
 from kproxylat.dump import parse_dump
 from kproxylat.errors import MachineError
 from kproxylat.export import EXPORTERS
+from kproxylat.files import make_directory
 from kproxylat.logs import read_log
 from kproxylat.model import Bounded, Overhead, Probe, Result, Run, Target
 from kproxylat.modes import find_mode
 from kproxylat.probes import build_path, build_probes, split_maps
-from kproxylat.runlog import RunLog, log_header, make_directory, render_report
+from kproxylat.runlog import RunLog, log_header, render_report
 
 STARTED = datetime(2025, 3, 4, 5, 6, 7)
 LEGACY, NFT_BACKEND = find_mode("iptables", "legacy"), find_mode("iptables", "nft")
