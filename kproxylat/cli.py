@@ -109,6 +109,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _forget_output()
         sys.exit(1)
     except Exception as error:
-        say(f"kproxylat: this is a bug of kproxylat's, please report it: {type(error).__name__}: {error}")
+        from kproxylat.crash import report_bug
+
+        report_bug(error, ARGUMENTS)
         sys.exit(BUG)
     sys.exit(0)

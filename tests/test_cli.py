@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -251,14 +252,85 @@ def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.Mon
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_bug_of_ours_is_one_line_and_status_3(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def internal_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let every run end with an internal error, and return the user's state directory."""
+
     def fail(_: object) -> None:
-        raise RuntimeError("surprise")
+        raise RuntimeError("surprise \x1b[2J\nof two lines")
 
     monkeypatch.setattr("kproxylat.measure.measure", fail)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "state"
+
+
+SURPRISE = r"RuntimeError: surprise \x1b[2J of two lines"
+
+
+def test_an_internal_error_is_one_line_and_its_traceback_a_file(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, internal_error: Path
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("kproxylat.crash.give_to_user", given.append)
+    status, out, err = call(capsys, *LAB, "--mode", "nftables", "7")
+    (report,) = internal_error.glob("kproxylat/traceback_*.txt")
+    line = f"kproxylat: internal error, please report it (traceback: {report}): {SURPRISE}\n"
+    assert (status, out, err) == (3, "", line)
+    head, _, trace = report.read_text().partition("\n\n")
+    assert head.splitlines() == [
+        f"kproxylat: {__version__}",
+        f"Python: {sys.version.split()[0]}",
+        f"kernel: {os.uname().release}",
+        "arguments: ['run', '--lab', '--mode', 'nftables', '7']",
+    ]
+    assert trace.startswith("Traceback (most recent call last):\n")
+    assert "in fail\n" in trace
+    assert (report.stat().st_mode & 0o777, len(given)) == (0o600, 1)
+    call(capsys, *LAB)
+    assert len(list(internal_error.glob("kproxylat/*"))) == 2, "a report replaces no other"
+
+
+def test_a_traceback_goes_to_the_temporary_directory_or_to_stderr(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, internal_error: Path, tmp_path: Path
+) -> None:
+    internal_error.touch()
     status, _, err = call(capsys, *LAB)
-    assert (status, len(err.splitlines())) == (3, 1)
-    assert "RuntimeError: surprise" in err
+    (report,) = (tmp_path / "temporary").iterdir()
+    assert (status, f"(traceback: {report})" in err) == (3, True)
+    assert "in fail\n" in report.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(internal_error / "none"))
+    status, _, err = call(capsys, *LAB)
+    assert status == 3
+    assert "Traceback (most recent call last):\n" in err
+    assert "\x1b" not in err
+    assert err.endswith(f"kproxylat: internal error, please report it (traceback: above): {SURPRISE}\n")
+
+
+@pytest.mark.parametrize("state", ["", "relative"])
+def test_a_traceback_goes_to_the_home_directory(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, internal_error: Path, tmp_path: Path, state: str
+) -> None:
+    assert not internal_error.exists()
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    assert f"(traceback: {tmp_path}/.local/state/kproxylat/traceback_" in call(capsys, *LAB)[2]
+
+
+def test_a_traceback_under_sudo_is_the_callers(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, internal_error: Path, tmp_path: Path
+) -> None:
+    assert not internal_error.exists()
+    owners = []
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda *owner, **_: owners.append(owner[1:]))
+    monkeypatch.setattr("pwd.getpwuid", lambda number: SimpleNamespace(pw_dir=str(tmp_path / str(number))))
+    monkeypatch.setenv("SUDO_UID", "1234")
+    monkeypatch.setenv("SUDO_GID", "100")
+    assert f"(traceback: {tmp_path}/1234/.local/state/kproxylat/traceback_" in call(capsys, *LAB)[2]
+    assert set(owners) == {(1234, 100)}
 
 
 NODE = ("--target", "10.96.0.10:53", "--mode", "iptables", "--backend", "nft")

@@ -27,6 +27,7 @@ LAYERS = (
         "comparable",
     },
     {"detect", "files"},
+    {"crash"},
     {"kernel", "net", "traffic", "lab", "vm", "probes", "export", "cluster", "liverules", "series", "nodes"},
     {"bpftrace", "changes", "contrast", "drops", "dummies", "machine", "proxyconfig", "record", "sources", "target"},
     {"clusterips", "ranking"},
