@@ -92,7 +92,7 @@ def mode_set(
       sudo kproxylat mode set nftables --dry-run
     """
     from kproxylat.rollout import needs_restart, plan_change, set_mode
-    from kproxylat.screen import say
+    from kproxylat.screen import confirm, say
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
@@ -104,9 +104,7 @@ def mode_set(
         say("kube-proxy's pods would be restarted, too")
         return
     if not yes:
-        typer.confirm(
-            f"Change this in the cluster of context {api.context}, and restart kube-proxy?", abort=True, err=True
-        )
+        confirm(f"Change this in the cluster of context {api.context}, and restart kube-proxy?")
     if change.diff:
         say(f"to restore the old mode: {change.undoing(api)}")
     finding = set_mode(api, node, change, lambda step, took_s: print(f"{step}: {took_s:.1f} s"), limit)

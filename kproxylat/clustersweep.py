@@ -10,7 +10,7 @@ from functools import partial
 from kproxylat import interrupts
 from kproxylat.cluster import Api
 from kproxylat.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
-from kproxylat.errors import KproxylatError, MachineError, UsageError
+from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.kernel import check_root
 from kproxylat.liverules import METRICS_PORT
 from kproxylat.lookup import look_up
@@ -42,14 +42,15 @@ class Asking:
 
     :param modes: kube-proxy's, one after another (none: the one that it is in). ``backend``: None: it is detected.
     :param service: the target's name and port. ``family``: which of its ClusterIPs (None: the first).
-    :param confirm: asks a person before the cluster's mode is set (None: that is allowed).
+    :param confirm: asks a person before the cluster's mode is set, as :func:`kproxylat.screen.confirm` does (None: the
+        mode may be set).
     """
 
     modes: Sequence[str]
     backend: str | None
     service: tuple[str, str | None]
     family: int | None
-    confirm: Callable[[str], bool] | None
+    confirm: Callable[[str, str], None] | None
 
 
 class Preparation:
@@ -186,8 +187,8 @@ def sweep_cluster(
     if others:
         _check_old_mode(api, base.node, running.name)
     question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
-    if others and asking.confirm and not asking.confirm(question):
-        raise UsageError("the cluster's mode is not to be set", f"pass --yes, or --mode {running.name}")
+    if others and asking.confirm:
+        asking.confirm(question, f"--mode {running.name}")
     options = replace(options, mode=running)
     rows = [running if name == running.name else find_mode(name, asking.backend or _usual(name)) for name in modes]
     points = plan_points(options, rows, sorted(counts))

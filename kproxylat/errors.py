@@ -1,8 +1,8 @@
 """The exception tree. Each class carries the exit status that the command ends with.
 
-Exit statuses: 0 fine; 1 the user's or the machine's fault; 2 usage; 3 a bug of ours; 4 measured, but the books
-don't close (no exception: the result is there); 5 compared, and B is worse than --fail-if-worse allows; 130 Ctrl-C
-(128 + the signal's number).
+Exit statuses: 0 fine; 1 the user's or the machine's fault, or a declined question; 2 usage, also a question without a
+terminal; 3 an internal error; 4 measured, but the books don't close (no exception: the result is there); 5 compared, and
+B is worse than --fail-if-worse allows; 130 Ctrl-C (128 + the signal's number).
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class UsageError(KproxylatError):
     """The command line asks for something that cannot be."""
 
     exit_code = 2
+
+
+class DeclinedError(KproxylatError):
+    """A person was asked, and did not say yes."""
 
 
 class MachineError(KproxylatError):

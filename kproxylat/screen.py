@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from kproxylat.errors import DeclinedError, UsageError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -32,10 +34,19 @@ def say(message: str) -> None:
     print(plain(message), file=sys.stderr, flush=True)
 
 
-def confirm(question: str) -> bool:
-    """Ask a person; where none answers, the answer is no."""
+def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
+    """Ask a person for leave to go on.
+
+    :param alternative: what to pass so that there is no question.
+    :param outcome: the state in which a refusal leaves things.
+    :raises UsageError: stdin is no terminal, so no person can answer.
+    :raises DeclinedError: the answer is not yes.
+    """
+    if not sys.stdin or not sys.stdin.isatty():
+        raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
     print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise DeclinedError(f"declined: {outcome}", alternative and f"to go on without this question: {alternative}")
 
 
 @contextmanager

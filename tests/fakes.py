@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import shutil
@@ -170,6 +171,14 @@ TREE = {
     "tmp/x": "",
     "run/netns/another": "",
 }
+
+
+class Typed(io.StringIO):
+    """Text that a person types at a terminal."""
+
+    def isatty(self) -> bool:
+        """Say that it is one."""
+        return True
 
 
 def make_world(world: pathlib.Path, programs: dict[str, str | None]) -> None:

@@ -16,7 +16,7 @@ from kproxylat import clustersweep, kernel, lookup, proxymode, rollout, sources,
 from kproxylat.cluster import Api
 from kproxylat.clustersweep import Asking, sweep_cluster
 from kproxylat.dummies import create, delete, plan_creation, read_dummies
-from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.errors import DeclinedError, Interrupted, MachineError
 from kproxylat.liverules import LiveRules
 from kproxylat.model import Destination, Result, to_json
 from kproxylat.modes import find_mode
@@ -24,6 +24,7 @@ from kproxylat.plan import Options
 from kproxylat.proxyconfig import parse_mode
 from kproxylat.sweep import Sweep
 from tests.fake_api import FakeApi
+from tests.fakes import Typed
 from tests.results import COUNTED, change_run, load, with_values
 from tests.test_cli import Captured, call
 from tests.test_proxyconfig import CONFIGMAP, DAEMONSET
@@ -145,7 +146,7 @@ def sweep_it(
     runs: Runs,
     *modes: str,
     counts: tuple[int, ...] = (5, 20),
-    confirm: Callable[[str], bool] | None = None,
+    confirm: Callable[[str, str], None] | None = None,
     backend: str | None = None,
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
     base = Options(find_mode("nftables", None), duration_s=1, rate_pps=1000, output_dir=runs.directory)
@@ -186,11 +187,11 @@ def test_without_dummy_services_the_targets_rule_is_waited_for(api: Api, runs: R
 def test_a_mode_is_not_set_against_somebodys_will(api: Api, runs: Runs) -> None:
     asked: list[str] = []
 
-    def refuse(question: str) -> bool:
+    def refuse(question: str, alternative: str) -> None:
         asked.append(question)
-        return False
+        raise DeclinedError(alternative)
 
-    with pytest.raises(UsageError, match="not to be set"):
+    with pytest.raises(DeclinedError, match="--mode iptables"):
         sweep_it(api, runs, "iptables", "nftables", confirm=refuse)
     assert asked == ["Set kube-proxy's mode in the cluster of context fake to nftables, and back?"]
     assert runs.seen == []
@@ -370,13 +371,17 @@ def test_from_the_command_line(
     assert status == 0, err
     assert "iptables/legacy" in out
     assert "books closed: 2 of 2 runs" in out
-    monkeypatch.setattr("sys.stdin", io.StringIO("no\n"))
+    monkeypatch.setattr("sys.stdin", Typed("no\n"))
     status, _, err = call(capsys, *argv, "--mode", "nftables")
-    assert status == 2
+    assert status == 1
     assert err.endswith(
         "to nftables, and back? [y/N] "
-        "kproxylat: the cluster's mode is not to be set\n  pass --yes, or --mode iptables\n"
+        "kproxylat: declined: nothing was changed\n  to go on without this question: --mode iptables\n"
     )
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    status, _, err = call(capsys, *argv, "--mode", "nftables")
+    assert status == 2
+    assert err.endswith("to nftables, and back?\n  pass --yes, or --mode iptables\n")
     status, out, err = call(capsys, *argv, "--mode", "iptables,nftables", "--yes", "--format", "csv")
     assert status == 0, err
     assert [line.split(",")[:2] for line in out.splitlines()[1:]] == [

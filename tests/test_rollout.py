@@ -18,6 +18,7 @@ from kproxylat.proxyconfig import parse_mode
 from kproxylat.proxymode import CLEAN_UP
 from kproxylat.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
 from tests.fake_api import Call, FakeApi, Refused
+from tests.fakes import Typed
 from tests.test_cli import ROOT, Captured, call
 from tests.test_cli_cluster import RECORDED, cluster, running  # noqa: F401
 from tests.test_proxyconfig import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
@@ -223,9 +224,14 @@ def test_from_the_command_line(
 ) -> None:
     assert cluster is kubeadm
     # Nobody says yes.
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    status, _, err = call(capsys, "mode", "set", "nftables")
+    assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (2, CONFIG), "no terminal"
+    assert err.endswith("and restart kube-proxy?\n  pass --yes\n")
+    monkeypatch.setattr("sys.stdin", Typed("n\n"))
     status, out, err = call(capsys, "mode", "set", "nftables")
     assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (1, CONFIG)
+    assert err.endswith("kproxylat: declined: nothing was changed\n")
     assert '+mode: "nftables"' in out
     assert "restart kube-proxy? [y/N]" in err
     port = Destination("10.96.0.1", 443, "tcp")
