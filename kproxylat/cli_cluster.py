@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kproxylat.cli_options import Cluster, Format, Namespaced, Place, spread
+from kproxylat.errors import refuse_options
 
 mode_app = typer.Typer(
     no_args_is_help=True,
@@ -137,6 +138,15 @@ class How:
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
 
+    def check(self, place: Place) -> None:
+        """Refuse to name a node whose rules nobody waits for.
+
+        :raises UsageError: it is named.
+        """
+        if self.wait is None:
+            node = {"netns": place.netns, "node_container": place.node_container}
+            refuse_options("no node's rules are waited for", "add --wait SECONDS", **node)
+
 
 @services_app.command("create")
 @spread
@@ -164,6 +174,9 @@ def services_create(
     from kproxylat.worker import IMAGE, apply_worker, read_service
 
     check_count(count)
+    if not worker:
+        refuse_options("no worker is made", "add --worker", worker_image=image)
+    how.check(place)
     api = cluster.connect()
     found = read_dummies(api)
     missing = plan_creation(found, count)
@@ -209,6 +222,7 @@ def services_delete(
     from kproxylat.sync import service_ports, wait_for_rules
     from kproxylat.worker import delete_worker
 
+    how.check(place)
     api = cluster.connect()
     if how.dry_run:
         found = read_dummies(api)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from kproxylat import interrupts
-from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError
+from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.screen import say
 
 if TYPE_CHECKING:
@@ -157,12 +157,31 @@ class Place:
 class OnNode(Namespaced, Place):
     """What is measured on a node of a cluster, and how."""
 
-    service: Annotated[str, typer.Option("--service", help="The Service to measure.")] = "worker"
+    service: Annotated[str | None, typer.Option("--service", help="The Service to measure (worker).")] = None
     port: Annotated[str | None, typer.Option("--port", help="Its port, by number or name, if it has several.")] = None
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", metavar="SETTING", help="What may be set for the run, and back: net.ipv4.ip_forward."),
     ] = None
+
+    @property
+    def asked(self) -> tuple[str, str | None]:
+        """The name and the port of the Service to measure."""
+        return "worker" if self.service is None else self.service, self.port
+
+    def check(self, lab: bool, target: str | None = None) -> None:
+        """Refuse options that have no effect in the lab, or because the target needs no look-up.
+
+        :param target: ``--target``.
+        :raises UsageError: one of them was passed.
+        """
+        names = ("kubeconfig", "context", "namespace", "service", "port")
+        cluster: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if lab:
+            node: dict[str, Any] = {name: getattr(self, name) or None for name in ("netns", "node_container", "allow")}
+            refuse_options("--lab makes its own node, without a cluster", "leave out --lab", **node, **cluster)
+        elif target is not None:
+            refuse_options("with --target no cluster is asked", "leave out --target", **cluster)
 
 
 def number(family: Family | None) -> int | None:
@@ -179,9 +198,8 @@ def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others
         raise UsageError("--ruleset is for the lab", "add --lab")
     if every_service and not ruleset:
         raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
-    passed = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
-    if ruleset and passed:
-        raise UsageError("--ruleset brings its own Services", f"leave out {', '.join(passed)}")
+    if ruleset:
+        refuse_options("--ruleset brings its own Services", "", **others)
 
 
 def read_settings(words: list[str] | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typer
 
 from kproxylat import interrupts
 from kproxylat.cli_options import Backend, Form, Format, ModeName, Place, spread
-from kproxylat.errors import WORSE
+from kproxylat.errors import WORSE, refuse_options
 from kproxylat.screen import say
 
 
@@ -91,7 +91,7 @@ def parse(
         str | None, typer.Option("--format", help="table (unless given), json, csv or openmetrics.")
     ] = None,
     csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
-    percentiles: Annotated[str, typer.Option(help="Which ones, 0 to 100.")] = "50,95,99",
+    percentiles: Annotated[str | None, typer.Option(help="Which ones, 0 to 100 (50,95,99).")] = None,
     prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Every interval and slow line, as CSV or JSON.")
@@ -106,7 +106,16 @@ def parse(
     """
     from kproxylat.parsing import Wanted, parse_logs
 
-    wanted = Wanted(output, csv_dialect, percentiles, prints, intervals)
+    wanted = Wanted(output, csv_dialect, "50,95,99" if percentiles is None else percentiles, prints, intervals)
+    for fixed, why in (
+        (prints == "all", "--prints all writes maps as they are"),
+        (intervals, "--intervals writes the log's own figures"),
+        (csv_dialect == "experiment", "--csv-dialect experiment has its own percentiles"),
+    ):
+        if fixed:
+            refuse_options(why, percentiles=percentiles)
+    if intervals and csv_dialect != "run":
+        refuse_options("--intervals has its own columns", csv_dialect=csv_dialect)
     raise typer.Exit(parse_logs(files, wanted, say))
 
 
@@ -137,6 +146,8 @@ def compare(
     from kproxylat.comparison import check_worse, to_json
     from kproxylat.screen import show_comparison
 
+    if force:
+        refuse_options("--force overrules every reason", allow=allow or None)
     found = comparing.compare(a, b, comparing.find_allowed(allow, force), seed)
     worse = fail_if_worse is not None and check_worse(found, fail_if_worse)
     if form is Format.JSON:
@@ -169,5 +180,7 @@ def plot(
     from kproxylat.compare import find_allowed
     from kproxylat.plot import plot as draw
 
+    if not b:
+        refuse_options("without B nothing is compared", "name B", allow=allow or None)
     draw([a, b] if b else [a], output, find_allowed(allow, False), seed)
     say(f"drawn: {output}")

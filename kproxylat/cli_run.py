@@ -47,7 +47,7 @@ from kproxylat.cli_options import (
     spread,
 )
 from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
-from kproxylat.errors import UsageError
+from kproxylat.errors import UsageError, refuse_options
 
 if TYPE_CHECKING:
     from kproxylat.plan import Options
@@ -108,11 +108,13 @@ class Wanted:
 
         position = self.rule_position or self.position
         own = {"services": self.services, "position": position, "worker_ports": self.worker_ports}
-        check_ruleset(self.ruleset, self.every_service, self.lab, **own)
+        check_ruleset(self.ruleset, self.every_service, self.lab, family=self.family, **own)
+        if not self.lab:
+            dummies: dict[str, Any] = {"services": self.services, "worker_ports": self.worker_ports}
+            refuse_options("only the lab makes Services", "add --lab", **dummies)
         if self.lab and self.target is not None and not self.ruleset:
             raise UsageError("--lab brings its own target", "leave out --lab or --target")
-        if self.lab and (node.netns or node.node_container or node.allow):
-            raise UsageError("--lab makes its own node", "leave out --lab, or --netns, --node-container and --allow")
+        node.check(self.lab, self.target)
         generator = self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen")
         protocol = self.protocol or find_generator(generator).protocols[0]
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
@@ -157,8 +159,8 @@ class Wanted:
             return options
         from kproxylat.lookup import look_up
 
-        options, asked = replace(options, node=node.find()), (node.service, node.port)
-        return look_up(options, self.mode, self.backend, self.target, asked, number(self.family), node.connect)
+        options = replace(options, node=node.find())
+        return look_up(options, self.mode, self.backend, self.target, node.asked, number(self.family), node.connect)
 
 
 @spread
@@ -172,7 +174,7 @@ def run(
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
-    clock: VmClock = Clock.NS,
+    clock: VmClock = None,
     node: OnNode,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
@@ -203,7 +205,7 @@ def run(
     if keep and (not wanted.lab or wanted.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     options = wanted.plan(node, keep, output_dir=output_dir, overhead=overhead, arguments=tuple(ARGUMENTS))
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel, [options.mode], options.probe)
+    relay_if(vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [options.mode], options.probe)
     result, ended = measure(wanted.look_up(options, node))
     if form is Format.JSON:
         print(to_json(result))
@@ -217,7 +219,7 @@ def trace(
     mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")],
     backend: Backend = None,
     target: Target = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="The target's: udp or tcp.")] = "udp",
+    protocol: Annotated[str | None, typer.Option("--protocol", help="The target's: udp or tcp (udp).")] = None,
     family: Annotated[Family | None, typer.Option("--family", help="IPv4 or IPv6 (that of --target, or 4).")] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Seconds to trace for.")] = None,
     template: Template = None,
@@ -239,7 +241,9 @@ def trace(
 
     if duration is not None and not 0 < duration <= 86400 * 365:
         raise UsageError(f"a duration of {duration:g} s is not possible", "--duration takes seconds")
-    destination = plan.parse_destination(target, protocol, number(family)) if target else None
+    if target is None:
+        refuse_options("all packets are traced", "add --target", protocol=protocol)
+    destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
     watch.watch(row, destination, duration, output_dir, template, read_settings(settings), probe, node)
 
@@ -266,7 +270,7 @@ def render(
     from kproxylat.plan import load_modules, plan_script
     from kproxylat.render import render_script
 
-    check_vm(vm, Clock.NS, kernel)
+    check_vm(vm, None, kernel)
     options = wanted.plan(node)
     relay_if(vm, False, None, Clock.NS, kernel)
     check_root()

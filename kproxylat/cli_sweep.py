@@ -37,7 +37,7 @@ from kproxylat.cli_options import (
     spread,
 )
 from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
-from kproxylat.errors import UsageError
+from kproxylat.errors import UsageError, refuse_options
 from kproxylat.screen import confirm, say
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def sweep(
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
-    clock: VmClock = Clock.NS,
+    clock: VmClock = None,
     *,
     node: OnNode,
 ) -> None:
@@ -114,7 +114,16 @@ def sweep(
     from kproxylat import sweep as sweeping
     from kproxylat.kernel import detect_clock
 
-    check_ruleset(ruleset, every_service, lab, services=services or None, position=position)
+    check_ruleset(ruleset, every_service, lab, services=services or None, position=position, family=family)
+    node.check(lab)
+    check_vm(vm or vm_if_needed, clock, kernel)
+    if lab:
+        refuse_options("--lab sets no cluster's mode", yes=yes)
+    else:
+        refuse_options("a cluster is measured mode by mode, in the order of --services", seed=seed)
+    measured_clock = clock or Clock(detect_clock()[0])
+    if measured_clock is Clock.INSTRUCTIONS:
+        refuse_options("on the instruction clock the order is not random", seed=seed)
     if not ruleset and target:
         raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
     modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
@@ -133,7 +142,6 @@ def sweep(
         probe=probe,
         arguments=tuple(ARGUMENTS),
     )
-    check_vm(vm or vm_if_needed, clock, kernel)
     points = sweeping.plan_points(options, modes, counts)
     if ruleset:
         from kproxylat.ruleset import read_ruleset
@@ -145,25 +153,24 @@ def sweep(
     if lab and wants_vm(vm, vm_if_needed, [each.mode for each in points], probe):
         from kproxylat.pool import Pool
 
-        usual_s = DURATION_S["ns" if every_service else clock]
+        usual_s = DURATION_S["ns" if every_service else clock or Clock.NS]
         points = [replace(each, duration_s=usual_s if duration is None else duration) for each in points]
         run = ["run", "--lab", "--format=json", f"--output-dir={output_dir}", f"--probe={probe}"]
         run += [f"--family={family}"] if family else []
         run += [f"--source={source}"] if source else []
         run += [f"--ruleset={ruleset}"] if ruleset else [f"--position={position or 'last'}", "--keep"]
         run += ["--every-service"] if every_service else [f"--target={target}"] if target else []
-        place = Pool(clock, kernel, output_dir, lambda each: [*run, *_words(each)])
+        place = Pool(clock or Clock.NS, kernel, output_dir, lambda each: [*run, *_words(each)])
         found, ended = sweeping.sweep(points, repeats, seed, fresh, place)
     elif lab:
         found, ended = sweeping.sweep(points, repeats, seed, fresh)
     else:
-        relay_if(vm, vm_if_needed, output_dir, clock, kernel, [each.mode for each in points], probe)
+        relay_if(vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [each.mode for each in points], probe)
         from kproxylat import clustersweep
 
         names = [each for each in mode.split(",") if each]
         confirming = None if yes else confirm
-        service = (node.service, node.port)
-        asking = clustersweep.Asking(names, backend or None, service, number(family), confirming)
+        asking = clustersweep.Asking(names, backend or None, node.asked, number(family), confirming)
         options = replace(options, node=node.find())
         found, ended = clustersweep.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
     sweeping.show(found, form)
@@ -190,7 +197,7 @@ def whatif(
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
-    clock: VmClock = Clock.INSTRUCTIONS,
+    clock: Annotated[Clock | None, typer.Option("--clock", help="Of --vm: ns, or instructions (that).")] = None,
 ) -> None:
     """Say what the lookups of a captured ruleset cost, and what they would cost in each other mode.
 
@@ -207,11 +214,11 @@ def whatif(
     from kproxylat.ruleset import read_ruleset
     from kproxylat.screen import show_whatif
 
-    check_vm(vm or vm_if_needed, Clock.NS, kernel)
+    check_vm(vm or vm_if_needed, clock, kernel)
     read = read_ruleset(ruleset, mode, backend)
     options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=tuple(ARGUMENTS))
     asking.check(options, packets)
-    relay_if(vm, vm_if_needed, output_dir, clock, kernel, MODES)
+    relay_if(vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
     found, ended = asking.whatif(options, read, MODES, packets)
     path = asking.save(found, output_dir)
     say(f"saved: {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kproxylat import interrupts
-from kproxylat.errors import UsageError
+from kproxylat.errors import refuse_options
 from kproxylat.screen import say
 
 if TYPE_CHECKING:
@@ -30,16 +30,21 @@ class Clock(StrEnum):
 InVm = Annotated[bool, typer.Option("--vm", help="Inside a virtual machine; takes neither root nor KVM.")]
 VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="The same, but only if this machine cannot trace.")]
 KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
-VmClock = Annotated[Clock, typer.Option("--clock", help="Of --vm: instructions counts what is executed, exactly.")]
+VmClock = Annotated[
+    Clock | None, typer.Option("--clock", help="Of --vm (ns): instructions counts what is executed, exactly.")
+]
 ARGUMENTS: list[str] = []
 """Those of the command line under way, without the program's name."""
 _VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
-def check_vm(vm: bool, clock: Clock, kernel: Path | None) -> None:
-    """Refuse what only a virtual machine has, where none is wanted."""
-    if not vm and (clock is Clock.INSTRUCTIONS or kernel):
-        raise UsageError("--clock instructions and --kernel are for a virtual machine", "add --vm")
+def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:
+    """Refuse the options of a virtual machine without one.
+
+    :raises UsageError: one of them was passed.
+    """
+    if not vm:
+        refuse_options("no virtual machine is asked for", "add --vm", clock=clock, kernel=kernel)
 
 
 def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:

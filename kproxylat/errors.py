@@ -1,8 +1,8 @@
 """The exception tree. Each class carries the exit status that the command ends with.
 
 Exit statuses: 0 fine; 1 the user's or the machine's fault, or a declined question; 2 usage, also a question without a
-terminal; 3 an internal error; 4 measured, but the books don't close (no exception: the result is there); 5 compared, and
-B is worse than --fail-if-worse allows; 130 Ctrl-C (128 + the signal's number).
+terminal; 3 an internal error; 4 measured, but the books don't close (no exception: the result is there); 5 compared,
+and B is worse than --fail-if-worse allows; 130 Ctrl-C (128 + the signal's number).
 """
 
 from __future__ import annotations
@@ -78,6 +78,22 @@ class RulesetError(KproxylatError):
 
 class LogError(KproxylatError):
     """A log that cannot be read, or holds no run."""
+
+
+def refuse_options(why: str, alternative: str = "", **options: object) -> None:
+    """Refuse options that would have no effect.
+
+    :param why: the reason, as the first part of a sentence.
+    :param alternative: what else than leaving them out is possible.
+    :param options: option, with ``_`` for ``-`` and without the leading ``--``, -> its value; None or False if it
+        was not passed.
+    :raises UsageError: one of them was passed.
+    """
+    passed = [f"--{name.replace('_', '-')}" for name, value in options.items() if not (value is None or value is False)]
+    if passed:
+        names = ", ".join(passed)
+        remedy = f"leave out {names}, or {alternative}" if alternative else f"leave out {names}"
+        raise UsageError(f"{why}: {names} would have no effect", remedy)
 
 
 class Interrupted(BaseException):

@@ -45,9 +45,12 @@ class Wanted:
             (self.prints == "all" and self.intervals, "--prints all and --intervals exclude each other"),
             (
                 self.intervals and self.output not in (None, "csv", "json"),
-                f"--intervals writes json or csv, no {self.output}",
+                f"--intervals writes json or csv, no {self.output}: pass another --format",
             ),
-            (self.prints == "all" and self.output not in (None, "json"), f"--prints all writes json, no {self.output}"),
+            (
+                self.prints == "all" and self.output not in (None, "json"),
+                f"--prints all writes json, no {self.output}: leave out --format",
+            ),
             (
                 self.csv_dialect != "run" and self.output != "csv",
                 f"--csv-dialect {self.csv_dialect} needs --format csv",
