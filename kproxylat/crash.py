@@ -1,4 +1,4 @@
-"""A report of an internal error, for whoever is to mend it: versions, arguments and traceback in a file."""
+"""A report of an internal error: versions, arguments and traceback in a file."""
 
 from __future__ import annotations
 

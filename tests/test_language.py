@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PHRASES = re.compile(
-    r"\b(nobody|whoever|is no (?!longer)|is told|is said|are told|gone on with|goes on where|lets hope|dearest"
+    r"\b(nobody|whoever|(?<!here )is no (?!longer)|is told|is said|are told|gone on with|goes on where|lets hope|dearest"
     r"|takes? the road)",
     re.IGNORECASE,
 )
@@ -29,13 +29,47 @@ DOCUMENTS = sorted(
 )
 MODULES = sorted((ROOT / "kproxylat").rglob("*.py"))
 NOT_YET_CLEAN: set[str] = {
-    "anonymous", "books", "bpftrace", "changes", "cli", "cli_cluster", "cli_options", "cli_read", "cli_run",
-    "cli_sweep", "cluster", "clustersweep", "comparable", "compare", "comparison", "contrast", "detect", "dump",
-    "guest", "kernel", "lab", "leftovers", "legacy", "logs", "model", "modes", "net", "nodes", "parsing",
-    "plan", "plot", "pool", "proxyconfig", "proxymode", "ranking", "render", "rights", "rollout", "ruleset",
-    "runlog", "screen", "sources", "stats", "target", "traffic", "values", "vm", "whatif",
-}  # fmt: skip
-"""Names of modules, without package, that still have such phrases. Remove a name when its module is rewritten."""
+    "books",
+    "bpftrace",
+    "changes",
+    "cli",
+    "cli_cluster",
+    "cli_options",
+    "cli_read",
+    "cli_run",
+    "cli_sweep",
+    "cluster",
+    "clustersweep",
+    "comparable",
+    "comparison",
+    "contrast",
+    "dump",
+    "guest",
+    "kernel",
+    "lab",
+    "legacy",
+    "model",
+    "net",
+    "nodes",
+    "plan",
+    "plot",
+    "pool",
+    "ranking",
+    "render",
+    "rights",
+    "screen",
+    "sources",
+    "stats",
+    "values",
+    "vm",
+    "whatif",
+}
+"""Modules, such as "system/kernel", that still have such phrases. Remove a name when its module is rewritten."""
+
+
+def name_module(path: Path) -> str:
+    """Return a module's path below kproxylat/, without the suffix."""
+    return str(path.relative_to(ROOT / "kproxylat").with_suffix(""))
 
 
 def find_phrases(text: str) -> list[str]:
@@ -104,7 +138,7 @@ def test_documents(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in MODULES if path.stem not in NOT_YET_CLEAN],
+    [path for path in MODULES if name_module(path) not in NOT_YET_CLEAN],
     ids=lambda path: ".".join(path.relative_to(ROOT / "kproxylat").with_suffix("").parts),
 )
 def test_modules(path: Path) -> None:
@@ -112,4 +146,4 @@ def test_modules(path: Path) -> None:
 
 
 def test_modules_that_are_clean_are_not_excused() -> None:
-    assert {path.stem for path in MODULES if phrases_of(path)} >= NOT_YET_CLEAN
+    assert {name_module(path) for path in MODULES if phrases_of(path)} >= NOT_YET_CLEAN

@@ -56,7 +56,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "compare": {"one": (str(COUNTED),), "two": (LOG, LOG), "forced": (LOG, LOG, "--force")},
     "plot": {"one": (LOG,), "two": (LOG, LOG)},
     "mode show": {"cluster": ()},
-    "mode set": {"cluster": ("nftables",), "clean": ("nftables", "--clean")},
+    "mode set": {"cluster": ("nftables",)},
     "services create": {"cluster": ("--count", "5"), "worker": ("--count", "5", "--worker", "--wait", "7")},
     "services delete": {"cluster": (), "wait": ("--wait", "7")},
     "services list": {"cluster": ()},
@@ -103,7 +103,6 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     },
     "compare": {"forced": {"--allow"}},
     "plot": {"one": {"--allow"}},
-    "mode set": {"cluster": {"--backend"}},
     "services create": {"cluster": NO_NODE | {"--worker-image"}},
     "services delete": {"cluster": NO_NODE},
 }
@@ -265,7 +264,6 @@ RESULT = Result(Run(clock="ns"))
 CHANGE = SimpleNamespace(diff="diff", runs_as="nftables", undoing=lambda _: "undo", old="iptables")
 FINDING = Finding("iptables", "nft", "certain", "reason")
 WHATIF = SimpleNamespace(to_json=lambda: "{}", results=())
-REMOVAL = SimpleNamespace(what="rules")
 DUMMIES = SimpleNamespace(services={}, slices={}, without_slice=[], strange=[])
 
 
@@ -321,15 +319,9 @@ ENTRIES: dict[str, Any] = {
     "proxymode.gather": gather,
     "proxymode.decide": FINDING,
     "rollout.plan_change": CHANGE,
-    "rollout.running_mode": "iptables",
     "rollout.needs_restart": True,
-    "rollout.apply_change": None,
-    "rollout.wait_for_rollout": 1.0,
-    "rollout.wait_for_mode": 1.0,
+    "rollout.set_mode": None,
     "liverules.read_live_rules": (),
-    "leftovers.plan_removals": [REMOVAL],
-    "leftovers.remove": None,
-    "sync.mode_ports": set(),
     "sync.service_ports": set(),
     "sync.wait_for_rules": 1.0,
     "dummies.read_dummies": DUMMIES,
