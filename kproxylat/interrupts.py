@@ -48,7 +48,7 @@ def _handle(signum: int, _frame: object) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """In the block, a signal is raised by :func:`check` and :func:`wait` only."""
+    """In the block, only :func:`check` and :func:`wait` raise a signal, and only in the main thread."""
     _state.depth += 1
     try:
         yield
@@ -72,12 +72,17 @@ def is_shielded() -> bool:
     return _state.shields > 0
 
 
+def pending() -> int:
+    """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
+    return 0 if _state.shields else _state.pending
+
+
 def check() -> None:
-    """Raise the signal that came, if one did.
+    """Raise the signal that came, if one did and this is the main thread: it stops the others.
 
     :raises Interrupted: one did.
     """
-    if _state.pending and not _state.shields:
+    if pending() and threading.current_thread() is threading.main_thread():
         signum, _state.pending = _state.pending, 0
         raise Interrupted(signum)
 

@@ -321,7 +321,7 @@ def test_render_in_a_virtual_machine_writes_nothing(
 
     class Machine(vm.Machine):
         def begin(self) -> None:
-            made.append(self.command())
+            made.append(vm.build_command(self, None))
             raise MachineError("enough")
 
     image = tmp_path / "vmlinuz-6.1"
