@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import itertools
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from kproxylat import interrupts
 from kproxylat.cluster import CONNECTIONS, PATIENCE_S, Api, Object
-from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
+from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab import MAX_SERVICES, dummy_service
 from kproxylat.screen import counting
 
@@ -29,6 +29,8 @@ NAME = re.compile(r"dummy-service-(\d+)")
 SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
 """Ours have the Service's name; those that a controller made have a suffix, and the Service's labels."""
 OWNER = "kubernetes.io/service-name"
+POLL_S = 0.05
+"""How often the main thread looks whether a signal has come while others send requests."""
 
 
 @dataclass(frozen=True)
@@ -223,14 +225,18 @@ def _delete(api: Api, path: str, listed: Object) -> None:
 
 
 def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
-    """Do it for all items, some at a time, with progress; the first error or signal stops the rest.
+    """Call a function for all items, some at a time, and show progress; the first error or signal stops the rest.
 
-    Requests under way are let end, so that what is there afterwards is what was answered.
+    Requests under way are answered first, so that the cluster's state is the one that the answers describe.
+
+    :param work: the function; it sends requests of ``api``.
+    :param text: name of the items, for the progress bar.
+    :raises Interrupted: a signal came. Any error of ``work``.
     """
     failed: list[Exception] = []
 
     def attempt(item: Item) -> None:
-        # Stopped from here: until the main thread hears of the error, the others would go on.
+        # Stop the others here: they would go on until the main thread learns of the error.
         try:
             work(item)
         except Exception as error:
@@ -238,49 +244,35 @@ def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], t
             api.stop()
             raise
 
-    with counting(text, len(items)) as advance, _noting_signals(api), ThreadPoolExecutor(CONNECTIONS) as pool:
-        futures = [pool.submit(attempt, each) for each in items]
+    # A signal must not strike inside the executor while that holds a lock: the threads would wait for ever.
+    with interrupts.deferred(), counting(text, len(items)) as advance, ThreadPoolExecutor(CONNECTIONS) as threads:
+        futures = [threads.submit(attempt, item) for item in items]
         try:
-            for each in as_completed(futures):
-                each.result()
+            for future in _as_completed(futures):
+                future.result()
                 advance()
         except BaseException as error:
             api.stop()
-            pool.shutdown(cancel_futures=True)
-            # What completes first may be one that was stopped because of another.
+            threads.shutdown(cancel_futures=True)
+            # The first future to complete may be one that another's error stopped.
             raise failed[0] if isinstance(error, CancelledError) and failed else error from None
-
-
-@contextmanager
-def _noting_signals(api: Api) -> Iterator[None]:
-    """Let a signal stop the threads, and raise it once they are done.
-
-    Raised at once, it could strike inside the executor while that holds a lock, and the threads would wait for ever.
-
-    :raises Interrupted: a signal came.
-    """
-    if interrupts.is_shielded():
-        try:
-            yield
         finally:
             api.resume()
-        return
-    caught: list[int] = []
+    interrupts.check()
 
-    def note(signum: int, _frame: object) -> None:
-        caught.append(signum)
-        api.stop()
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except CancelledError:
-        if not caught:
-            raise
-    finally:
-        for each, handler in before.items():
-            # As after any first signal: what follows is cleaning up.
-            signal.signal(each, signal.SIG_IGN if caught else handler)
-        api.resume()
-    if caught:
-        raise Interrupted(caught[0])
+def _as_completed(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
+    """Return futures as they complete.
+
+    :raises Interrupted: a signal came first.
+    """
+    completed: SimpleQueue[Future[None]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(completed.put)
+    for _ in futures:
+        ended: Future[None] | None = None
+        while not ended:
+            interrupts.check()
+            with suppress(Empty):
+                ended = completed.get(timeout=POLL_S)
+        yield ended
