@@ -263,7 +263,7 @@ API_COMMANDS = (
         ("a wrong context", 2, "the kubeconfig has no context 'prod'", "--context takes one of: fake"),
         ("a server that is not there", 1, "no API server answers at http://127.0.0.1:", "kubectl config view --minify"),
         ("no permission", 1, "not permitted|403 Forbidden", "docs/rbac.md"),
-        ("no API", 1, "is no Kubernetes API", "kubectl config view --minify"),
+        ("no API", 1, "not a Kubernetes API", "kubectl config view --minify"),
     ],
 )
 @pytest.mark.parametrize("argv", API_COMMANDS, ids=" ".join)

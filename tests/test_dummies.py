@@ -121,7 +121,7 @@ def test_a_conflict_that_does_not_end(api: Api, fake: FakeApi, monkeypatch: pyte
     monkeypatch.setattr(dummies, "PATIENCE_S", 1)
     with pytest.raises(ApiError, match="409 Conflict") as caught:
         delete(api)
-    assert "somebody else changes" in caught.value.remedy
+    assert "another client changes" in caught.value.remedy
     assert len(tries) < 6
 
 
