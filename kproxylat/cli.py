@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -12,7 +11,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__, interrupts
-from kproxylat.cli_vm import ARGUMENTS
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.screen import say
 
@@ -88,11 +86,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
     """
-    gc.freeze()  # what is imported stays: looking through it again would be a twelfth of a short command's time
-    ARGUMENTS[:] = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
     interrupts.install()
     try:
-        build(ARGUMENTS[0] if ARGUMENTS else "")(args=argv, prog_name="kproxylat", standalone_mode=True)
+        app = build(arguments[0] if arguments else "")
+        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
     except KproxylatError as error:
         say(f"kproxylat: {error}")
         if error.remedy:
