@@ -239,7 +239,7 @@ def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: Fake
     for argv in (("create", "--count", "0", "--worker"), ("delete", "--worker")):
         status, _, err = call(capsys, "services", *argv)
         assert status == 1
-        assert "Service default/worker is there, and not kproxylat's: it is not touched" in err
+        assert "kproxylat did not create Service default/worker: it is not touched" in err
     assert cluster.named("services") == ["worker"]
     assert cluster.named("deployments") == []
 

@@ -181,7 +181,7 @@ def test_a_name_that_is_taken(api: Api, fake: FakeApi) -> None:
     worker = json.loads((RECORDED / "service-worker.json").read_text())
     worker["metadata"]["name"] = "dummy-service-1"
     fake.add(worker)
-    with pytest.raises(MachineError, match=r"default/dummy-service-1 is there without the label type=dummy"):
+    with pytest.raises(MachineError, match=r"default/dummy-service-1 exists without the label type=dummy"):
         fill(api, 3)
 
 
