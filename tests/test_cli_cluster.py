@@ -132,8 +132,8 @@ def test_run_with_a_target_asks_no_api(
 @pytest.mark.parametrize(
     ("argv", "said", "wanted"),
     [
-        ((), "there is no Service worker in namespace default", 1),
-        (("-n", "other"), "there is no Service worker in namespace other", 1),
+        ((), "Service worker not found in namespace default", 1),
+        (("-n", "other"), "Service worker not found in namespace other", 1),
         (("--context", "prod"), "no context 'prod'", 2),
         (("--target", "10.96.0.10:1", "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'", 2),
         (("--target", "10.96.0.10:1", "--mode", "nftables", "0"), "duration", 2),
