@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,32 +51,23 @@ def _read_error(text: str, status: int) -> tuple[str, str]:
 
 
 @dataclass
-class _Series:
-    """Runs of one mode and backend, the fewest Services first: the rules of one run grow to those of the next."""
-
-    runs: list[Run]
-    begun: bool = False
-
-
-@dataclass
 class _Worker:
-    """A machine and the series that it measures."""
+    """A machine, and the runs that are left of its series."""
 
     machine: Machine
-    series: _Series | None = None
+    runs: list[Run] = field(default_factory=list)
 
-    def choose(self, series: list[_Series]) -> Run | None:
-        """Take the next run of this machine's series, whose rules it has loaded; else of the first series not begun.
+    def choose(self, series: list[list[Run]], workers: Sequence[_Worker]) -> Run | None:
+        """Take the next run of this machine's series, whose rules it has loaded; else begin the next series.
 
         If all are begun, help with the longest one, but leave its last run to its own machine, which loads it faster.
         """
-        if not self.series or not self.series.runs:
-            self.series = next((candidate for candidate in series if not candidate.begun), None)
-        if self.series:
-            self.series.begun = True
-            return self.series.runs.pop(0)
-        longest = max(series, key=lambda candidate: len(candidate.runs))
-        return longest.runs.pop(0) if len(longest.runs) > 1 else None
+        if not self.runs and series:
+            self.runs = series.pop(0)
+        if self.runs:
+            return self.runs.pop(0)
+        longest = max((worker.runs for worker in workers), key=len)
+        return longest.pop(0) if len(longest) > 1 else None
 
 
 class _Echo(io.StringIO):
@@ -119,11 +110,11 @@ class Pool:
             for machine in machines:
                 # Otherwise each run would load it, and remove it at its end.
                 machine.run(["modprobe", "--quiet", "pktgen"], sys.stdout, sys.stderr, program=True)
-            idle = [_Worker(machine) for machine in machines]
+            idle = workers = [_Worker(machine) for machine in machines]
             busy: dict[Future[Done | None], _Worker] = {}
             while True:
                 for worker in idle:
-                    run = None if cut_short or interrupts.pending() else worker.choose(series)
+                    run = None if cut_short or interrupts.pending() else worker.choose(series, workers)
                     if run:
                         begin(run)
                         busy[threads.submit(self._measure, worker.machine, run)] = worker
@@ -177,12 +168,15 @@ def _show(done: Done) -> None:
         say(f"      {title(done.run[0])}: {text}")
 
 
-def _split(runs: Sequence[Run]) -> list[_Series]:
-    """Sort runs into series, the longest first: begun last, it would keep one machine busy while the others idle."""
+def _split(runs: Sequence[Run]) -> list[list[Run]]:
+    """Sort runs into series of one mode and backend, the fewest Services first: the rules grow from run to run.
+
+    The longest series comes first: begun last, it would keep one machine busy while the others idle.
+    """
     series: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda each: (each[0].services or 0, each[1])):
         series.setdefault((run[0].mode.name, run[0].mode.backend), []).append(run)
-    return [_Series(series[each]) for each in sorted(series, key=lambda each: _LONGEST.index(each[0]))]
+    return [series[each] for each in sorted(series, key=lambda each: _LONGEST.index(each[0]))]
 
 
 def count_machines() -> int:
