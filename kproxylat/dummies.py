@@ -50,14 +50,14 @@ class Dummies:
     def without_slice(self) -> list[int]:
         """Numbers of the Services without an EndpointSlice of their own; one of an earlier Service does not count."""
         covered = {
-            (each["metadata"].get("labels", {}).get(OWNER), owner)
-            for each in self.slices.values()
-            for owner in _owners(each) or {""}
+            (document["metadata"].get("labels", {}).get(OWNER), owner)
+            for document in self.slices.values()
+            for owner in _owners(document) or {""}
         }
         return sorted(
             number
-            for number, each in self.services.items()
-            if covered.isdisjoint((each["metadata"]["name"], owner) for owner in ("", each["metadata"]["uid"]))
+            for number, service in self.services.items()
+            if covered.isdisjoint((service["metadata"]["name"], owner) for owner in ("", service["metadata"]["uid"]))
         )
 
 

@@ -205,6 +205,7 @@ def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
             status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
             threads.submit(interrupt)
             assert status.result() == -signal.SIGTERM
+            threads.submit(interrupts.check).result()
             with pytest.raises(Interrupted) as caught:
                 interrupts.check()
         assert caught.value.exit_code == 128 + signal.SIGTERM
