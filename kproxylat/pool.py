@@ -22,7 +22,7 @@ from kproxylat.plan import Options
 from kproxylat.runlog import make_directory
 from kproxylat.screen import say
 from kproxylat.sweep import Done, Ended, Run, title
-from kproxylat.vm import Machine, boot
+from kproxylat.vm import POLL_S, Machine, boot
 
 MEMORY_KIB = 3 << 20
 """Memory of a machine: the guest's 2 GiB, and QEMU's translated code."""
@@ -120,7 +120,8 @@ class Pool:
                         busy[threads.submit(self._measure, worker.machine, run)] = worker
                 if not busy:
                     break
-                ended = wait(busy, return_when=FIRST_COMPLETED).done
+                # With a limit: Python would not handle a signal that came just before an endless wait.
+                ended = wait(busy, POLL_S, FIRST_COMPLETED).done
                 idle = [busy.pop(future) for future in ended]
                 # Results first: an error ends the sweep.
                 for future in sorted(ended, key=lambda each: each.exception() is not None):

@@ -32,7 +32,7 @@ BOOT_LIMIT_S = 300
 BOOT_S = 45
 """How long a boot takes under emulation, as measured on 2 cores."""
 POLL_S = 0.2
-"""How often a machine's thread looks whether a signal has come or the guest has ended."""
+"""How often a thread that waits for a machine looks whether a signal has come or the guest has ended."""
 SHARE = "kproxylat"
 _GUEST = """\
 mkdir -p /run/host &&

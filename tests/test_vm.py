@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,8 @@ def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
             command = ["sh", "-c", "echo on; exec sleep 60"]
             status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
             threads.submit(interrupt)
+            while not status.done():
+                wait([status], 0.1)
             assert status.result() == -signal.SIGTERM
             threads.submit(interrupts.check).result()
             with pytest.raises(Interrupted) as caught:
