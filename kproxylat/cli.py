@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -12,7 +11,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__, interrupts
-from kproxylat.cli_vm import ARGUMENTS
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.screen import say
 
@@ -31,7 +29,7 @@ COMMANDS = {
     "mode": "cli_cluster",
     "services": "cli_cluster",
 }
-"""Command, or group of commands (``NAME_app``) -> the module that has it."""
+"""Command, or group of commands (``NAME_app``) -> its module."""
 HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
 
     \b
@@ -41,8 +39,8 @@ HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove th
     """
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(passed: bool) -> None:
+    if passed:
         typer.echo(f"kproxylat {__version__}")
         raise typer.Exit
 
@@ -56,15 +54,15 @@ def kproxylat(
 
 
 def _forget_output() -> None:
-    """Nobody reads any more: let what is still to be written go nowhere, rather than fail again at our end."""
+    """Discard the rest of the output: its reader has gone, and a flush at exit would fail again."""
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def build(name: str = "") -> typer.Typer:
-    """Return the program, with just the command of that name if there is one, and else with all.
+    """Return the program with one command, or with all if none has that name.
 
-    Importing every command's module, and reading all its options, would take most of a short command's time.
+    To import every command's module and read all its options would take most of a short command's time.
     """
     app = typer.Typer(
         add_completion=False,
@@ -74,25 +72,25 @@ def build(name: str = "") -> typer.Typer:
         help=HELP,
         callback=kproxylat,
     )
-    for each in [name] if name in COMMANDS else COMMANDS:
-        module = import_module(f"kproxylat.{COMMANDS[each]}")
-        if hasattr(module, f"{each}_app"):
-            app.add_typer(getattr(module, f"{each}_app"), name=each)
+    for command in [name] if name in COMMANDS else COMMANDS:
+        module = import_module(f"kproxylat.{COMMANDS[command]}")
+        if hasattr(module, f"{command}_app"):
+            app.add_typer(getattr(module, f"{command}_app"), name=command)
         else:
-            app.command()(getattr(module, each))
+            app.command()(getattr(module, command))
     return app
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command line; every error becomes one line on stderr, its remedy another, and an exit status.
+    """Run the command line; print an error on one line of stderr and its remedy on another, and set the exit status.
 
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
     """
-    gc.freeze()  # what is imported stays: looking through it again would be a twelfth of a short command's time
-    ARGUMENTS[:] = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else argv
     interrupts.install()
     try:
-        build(ARGUMENTS[0] if ARGUMENTS else "")(args=argv, prog_name="kproxylat", standalone_mode=True)
+        app = build(arguments[0] if arguments else "")
+        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
     except KproxylatError as error:
         say(f"kproxylat: {error}")
         if error.remedy:
@@ -111,6 +109,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Exception as error:
         from kproxylat.crash import report_bug
 
-        report_bug(error, ARGUMENTS)
+        report_bug(error, arguments)
         sys.exit(BUG)
     sys.exit(0)

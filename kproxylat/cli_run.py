@@ -46,7 +46,7 @@ from kproxylat.cli_options import (
     read_settings,
     spread,
 )
-from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
+from kproxylat.cli_vm import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ class Wanted:
 
 @spread
 def run(
+    ctx: typer.Context,
     *,
     wanted: Wanted,
     overhead: WithOverhead = False,
@@ -204,8 +205,8 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not wanted.lab or wanted.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    options = wanted.plan(node, keep, output_dir=output_dir, overhead=overhead, arguments=tuple(ARGUMENTS))
-    relay_if(vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [options.mode], options.probe)
+    options = wanted.plan(node, keep, output_dir=output_dir, overhead=overhead, arguments=ctx.obj)
+    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [options.mode], options.probe)
     result, ended = measure(wanted.look_up(options, node))
     if form is Format.JSON:
         print(to_json(result))
@@ -250,6 +251,7 @@ def trace(
 
 @spread
 def render(
+    ctx: typer.Context,
     *,
     wanted: Wanted,
     vm: InVm = False,
@@ -272,7 +274,7 @@ def render(
 
     check_vm(vm, None, kernel)
     options = wanted.plan(node)
-    relay_if(vm, False, None, Clock.NS, kernel)
+    relay_if(ctx.obj, vm, False, None, Clock.NS, kernel)
     check_root()
     options = wanted.look_up(options, node)
     load_modules(options.mode)

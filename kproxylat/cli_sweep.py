@@ -36,7 +36,7 @@ from kproxylat.cli_options import (
     number,
     spread,
 )
-from kproxylat.cli_vm import ARGUMENTS, Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
+from kproxylat.cli_vm import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.screen import confirm, say
 
@@ -62,6 +62,7 @@ SweepDuration = Annotated[
 
 @spread
 def sweep(
+    ctx: typer.Context,
     duration: SweepDuration = None,
     rate: Rate = 1000,
     warmup: Warmup = 100,
@@ -140,7 +141,7 @@ def sweep(
         warmup=warmup,
         output_dir=output_dir,
         probe=probe,
-        arguments=tuple(ARGUMENTS),
+        arguments=ctx.obj,
     )
     points = sweeping.plan_points(options, modes, counts)
     if ruleset:
@@ -165,7 +166,9 @@ def sweep(
     elif lab:
         found, ended = sweeping.sweep(points, repeats, seed, fresh)
     else:
-        relay_if(vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [each.mode for each in points], probe)
+        relay_if(
+            ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [each.mode for each in points], probe
+        )
         from kproxylat import clustersweep
 
         names = [each for each in mode.split(",") if each]
@@ -186,6 +189,7 @@ def _words(point: Options) -> list[str]:
 
 
 def whatif(
+    ctx: typer.Context,
     ruleset: Annotated[Path, typer.Argument(metavar="RULESET", help="As run --ruleset takes it.")],
     mode: ModeName = None,
     backend: Backend = None,
@@ -216,9 +220,9 @@ def whatif(
 
     check_vm(vm or vm_if_needed, clock, kernel)
     read = read_ruleset(ruleset, mode, backend)
-    options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=tuple(ARGUMENTS))
+    options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=ctx.obj)
     asking.check(options, packets)
-    relay_if(vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
+    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
     found, ended = asking.whatif(options, read, MODES, packets)
     path = asking.save(found, output_dir)
     say(f"saved: {path}")

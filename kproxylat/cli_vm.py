@@ -1,4 +1,4 @@
-"""``--vm``: the command line as it stands, inside a virtual machine."""
+"""``--vm``: the same command line, inside a virtual machine."""
 
 from __future__ import annotations
 
@@ -21,20 +21,16 @@ if TYPE_CHECKING:
 
 
 class Clock(StrEnum):
-    """What a virtual machine's clock counts."""
+    """The unit of a virtual machine's clock."""
 
     NS = "ns"
     INSTRUCTIONS = "instructions"
 
 
-InVm = Annotated[bool, typer.Option("--vm", help="Inside a virtual machine; takes neither root nor KVM.")]
-VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="The same, but only if this machine cannot trace.")]
+InVm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; needs neither root nor KVM.")]
+VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="Run in one only if this machine cannot trace.")]
 KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
-VmClock = Annotated[
-    Clock | None, typer.Option("--clock", help="Of --vm (ns): instructions counts what is executed, exactly.")
-]
-ARGUMENTS: list[str] = []
-"""Those of the command line under way, without the program's name."""
+VmClock = Annotated[Clock | None, typer.Option("--clock", help="Clock of --vm (ns); instructions counts them exactly.")]
 _VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
@@ -48,9 +44,9 @@ def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:
 
 
 def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:
-    """Whether a virtual machine is wanted: in any case, or where this machine cannot measure.
+    """Return whether to use a virtual machine: always with ``vm``; with ``if_needed``, if this machine cannot measure.
 
-    :param modes: what is to be measured, by which kind of ``probe``.
+    :param modes: the modes to measure, by this kind of ``probe``.
     """
     if vm or not if_needed:
         return vm
@@ -62,6 +58,7 @@ def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bo
 
 
 def relay_if(
+    arguments: Iterable[str],
     vm: bool,
     if_needed: bool,
     output_dir: Path | None,
@@ -70,16 +67,18 @@ def relay_if(
     modes: Iterable[Mode] = (),
     probe: str = "auto",
 ) -> None:
-    """Where a virtual machine is wanted, run this very command line inside one, and end as it ends.
+    """Run this command line in a virtual machine, if one is to be used, and exit with its status.
 
-    :param modes: as of :func:`wants_vm`, and ``probe``.
+    :param arguments: the command line, without the program's name.
+    :param output_dir: the directory that the command may write to (None: it writes nothing).
+    :param modes: as in :func:`wants_vm`; so is ``probe``.
     """
     if not wants_vm(vm, if_needed, modes, probe):
         return
     from kproxylat.files import make_directory
     from kproxylat.vm import Machine, boot
 
-    words, inside = iter(ARGUMENTS), []
+    words, inside = iter(arguments), []
     for word in words:
         name, equals, _ = word.partition("=")
         if name not in _VM_FLAGS:

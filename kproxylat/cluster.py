@@ -1,7 +1,7 @@
 """The cluster's API: the only importer of ``kubernetes``.
 
-Of the client we use what reads kubeconfig, gets credentials and keeps connections. Requests and answers are plain JSON
-objects: building and checking the client's models takes longer than the API server does.
+The kubernetes client reads the kubeconfig, gets credentials and keeps connections. Requests and answers are plain JSON
+objects: the client takes longer to build and check its models than the API server takes to answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import random
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,19 +26,36 @@ from kproxylat import __version__, interrupts
 from kproxylat.errors import ApiError, MachineError, UsageError
 
 Object = dict[str, Any]
-"""An object of the API as JSON has it."""
+"""An object of the API, as parsed from JSON."""
 
 CONNECTIONS = 16
 """Requests under way at a time."""
 PATIENCE_S = 120.0
-"""How long a request is tried again; FIRST_S: while the server has not answered anything yet."""
+"""How long a request is repeated."""
 FIRST_S = 10.0
+"""The same, as long as the server has not answered any request."""
 LONGEST_WAIT_S = 10.0
-"""Longest wait between two tries, where the server asks for none."""
+"""Longest wait between two tries, if the server does not ask for another one."""
 CONNECT_S, READ_S = 5.0, 60.0
 PAGE = 500
-"""Objects per page of a list, as kubectl has it."""
+"""Objects per page of a list, as in kubectl."""
 OVERLOADED = (429, 500, 502, 503, 504)
+RANGE_FULL = "range is full"
+REMEDIES: tuple[tuple[int | str, str], ...] = (
+    (RANGE_FULL, "delete Services, or give the cluster a larger service CIDR"),
+    ("Apply failed", "measure it as it is, or delete it and let kproxylat create it again"),
+    (
+        "being terminated",
+        "wait until the namespace is gone and create it again: kubectl create namespace; or use another one (-n)",
+    ),
+    ("exceeded quota", "ask for more, or use another namespace (-n): kubectl describe quota -n {namespace}"),
+    (401, "log in again, or look at the user of context {context}: kubectl auth whoami"),
+    (403, "docs/rbac.md lists the permissions that each command needs"),
+    (404, "check the namespace, and that the cluster's version is recent: kubectl get namespaces"),
+    (409, "another client changes the same object: try again"),
+    *((status, "the API server is overloaded; run the same command again later to resume") for status in OVERLOADED),
+)
+"""Status of a refusal, or text of its message -> remedy. The first row that fits counts."""
 APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML, too."""
 JSON_PATCH = "application/json-patch+json"
@@ -51,9 +67,9 @@ class Api:
     """A cluster's API server.
 
     :param client: the kubernetes client's ``ApiClient``.
-    :param namespace: the context's, or the one that the command line names.
+    :param namespace: the context's namespace, or that of the command line.
     :param context: the context's name, for messages.
-    :param load: makes such a client from the configuration as it is by then.
+    :param load: makes a new client from the present configuration.
     """
 
     def __init__(self, client: Any, namespace: str, context: str, load: Callable[[], Any]) -> None:
@@ -67,7 +83,7 @@ class Api:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let the requests under way end, and start no other: Ctrl-C does this to the threads."""
+        """Let the requests under way end, and start no other one."""
         self._stopped.set()
 
     def resume(self) -> None:
@@ -84,8 +100,9 @@ class Api:
         return self.request("GET", path, query=query)
 
     def find(self, path: str) -> Object | None:
-        """Read an object that may not be there.
+        """Read an object.
 
+        :return: None if it does not exist.
         :raises ApiError: the server refuses for another reason.
         """
         try:
@@ -98,7 +115,7 @@ class Api:
     def list(self, path: str, **query: str | int) -> Iterator[Object]:
         """Read a list page by page.
 
-        A list whose continue token has expired (410) is begun again, and may then give an object twice.
+        If the continue token has expired (410), the list begins again, and may return an object twice.
         """
         token = ""
         while True:
@@ -122,10 +139,10 @@ class Api:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        """Send a request until it is answered: overload, lost connections and conflicts, but DELETE's, are tried again.
+        """Send a request, and again after an overload, a lost connection or a conflict (except that of a DELETE).
 
-        A request whose answer was lost may have been carried out: a second POST may say AlreadyExists, a second
-        DELETE NotFound. Where the server does not take our credentials, they are read anew once.
+        The server may have carried out a request whose answer was lost: a second POST may return AlreadyExists, a
+        second DELETE NotFound. If the server rejects the credentials, they are read again, once.
 
         :raises ApiError: the server refuses it.
         :raises MachineError: the server cannot be reached.
@@ -146,7 +163,7 @@ class Api:
             try:
                 answer = pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
             except urllib3.exceptions.HTTPError as error:
-                # A connection that is lost may come back; where none was ever made, none will be.
+                # A lost connection may come back. Without any so far, the address is probably wrong.
                 lost = isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError))
                 if not (lost or self._answered) or not self.pause(attempt, started_s + self._patience_s):
                     raise self._unreachable(error) from None
@@ -159,12 +176,11 @@ class Api:
                 renewed = True
                 continue
             refused = self._refuse(answer.status, answer.data)
-            # The server's own tries were too few. Field managers' conflicts are called the same, and don't go away.
+            # The object changed in between. Conflicts of field managers have the same reason, but do not go away.
             raced = refused.reason == "Conflict" and "Apply failed" not in str(refused)
             again = answer.status in OVERLOADED or (method in ("POST", "PATCH") and raced)
             # No ClusterIP is left: the server calls that an internal error.
-            if "range is full" in str(refused):
-                refused.remedy, again = "delete Services, or give the cluster a larger service CIDR", False
+            again = again and RANGE_FULL not in str(refused)
             if not again or not self.pause(
                 attempt, started_s + self._patience_s, answer.headers.get("Retry-After", "")
             ):
@@ -176,26 +192,26 @@ class Api:
         return PATIENCE_S if self._answered else FIRST_S
 
     def _headers(self, client: Any, content_type: str) -> dict[str, str]:
-        # By its first word the server names, in managedFields, who wrote what.
+        # The server takes the first word for the field manager's name in managedFields.
         agent = f"kproxylat/{__version__}"
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": agent}
-        # The client asks an exec plugin for a new token when the old one expires: once, not from every thread.
-        with self._auth, _hearing("the exec plugin"):
+        # The client asks an exec plugin for a new token when the old one expires: the lock lets one thread do so.
+        with self._auth, raise_logged_errors("the exec plugin"):
             settings = client.configuration.auth_settings().values()
         return headers | {each["key"]: each["value"] for each in settings if each["in"] == "header"}
 
     def _renew(self, refused: Any) -> None:
-        """Read the credentials anew, in the first thread that comes: a token file or a plugin may have another."""
+        """Read the credentials again, once for all threads: a token file or a plugin may have new ones."""
         with self._auth:
             if self._client is refused:
                 self._client = self._load()
 
     def pause(self, attempt: int, ends_s: float, retry_after: str = "") -> bool:
-        """Wait before the next try: at least as long as the server asks for, or twice as long each time.
+        """Wait before the next try: at least as long as the server asks for, else twice as long each time.
 
         :param attempt: the number of the last try, from 1 on.
-        :param ends_s: of the monotonic clock.
-        :return: False, at once, if that would take longer than ``ends_s``.
+        :param ends_s: latest end of the wait, on the monotonic clock.
+        :return: False, at once, if the wait would end later.
         :raises CancelledError: :meth:`stop` was called.
         """
         asked_s = float(retry_after) if retry_after.isdigit() else 0
@@ -212,38 +228,32 @@ class Api:
         except ValueError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise MachineError(f"what answers at {self._host} is no Kubernetes API", self._look_at())
+            raise MachineError(f"invalid answer from {self._host}: not a Kubernetes API", self._look_at())
         return parsed
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
         """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
         try:
-            said = json.loads(data)
-            message, reason = str(said.get("message", "")), str(said.get("reason", ""))
+            document = json.loads(data)
+            message, reason = str(document.get("message", "")), str(document.get("reason", ""))
         except (ValueError, AttributeError):
             message, reason = data[:200].decode(errors="replace"), ""
-        message = " ".join(message.split()) or "it says nothing more"
-        remedy = {
-            401: f"log in again, or look at the user of context {self.context}: kubectl auth whoami",
-            404: "is the namespace right, and the cluster's version recent? kubectl get namespaces",
-            403: "docs/rbac.md lists the permissions that each command needs",
-            409: "somebody else changes the same object: try again",
-        }.get(status, "")
-        if status in OVERLOADED:
-            remedy = "the server is overloaded or ill: later, the same command goes on where this one stopped"
-        if "exceeded quota" in message:
-            remedy = f"ask for more, or use another namespace (-n): kubectl describe quota -n {self.namespace}"
-        if "being terminated" in message:
-            remedy = "wait until the namespace is gone, and make it anew: kubectl create namespace; or use another (-n)"
-        if "Apply failed" in message:
-            remedy = "measure it as it is, or delete it and let it be made anew"
+        message = " ".join(message.split()) or "no message"
+        remedy = next(
+            (text for cause, text in REMEDIES if cause == status or (isinstance(cause, str) and cause in message)), ""
+        )
         if status == 401:
-            message = "the token has expired, or is none"
-        return ApiError(f"the API server refuses ({status} {reason or 'error'}): {message}", remedy, status, reason)
+            message = "the token has expired or is invalid"
+        return ApiError(
+            f"the API server refuses ({status} {reason or 'error'}): {message}",
+            remedy.format(context=self.context, namespace=self.namespace),
+            status,
+            reason,
+        )
 
     def _unreachable(self, error: Exception) -> MachineError:
-        said = str(error).rsplit(">: ", 1)[-1]
-        return MachineError(f"no API server answers at {self._host}: {said[:160]}", self._look_at())
+        reason = str(error).rsplit(">: ", 1)[-1]
+        return MachineError(f"no API server answers at {self._host}: {reason[:160]}", self._look_at())
 
     def _look_at(self) -> str:
         return f"look at the cluster of context {self.context}: kubectl config view --minify"
@@ -252,21 +262,21 @@ class Api:
 def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Api:
     """Read the configuration as kubectl does: ``--kubeconfig``, KUBECONFIG, ~/.kube/config, or a pod's account.
 
-    :param context: its name (None: the current one).
-    :param namespace: instead of the context's.
-    :raises UsageError: a file or a context that does not exist was asked for.
-    :raises MachineError: there is no configuration, or none that can be read.
+    :param context: name of the context (None: the current one).
+    :param namespace: used instead of the context's.
+    :raises UsageError: the file or the context does not exist.
+    :raises MachineError: the configuration is missing or invalid.
     """
-    load = partial(_load, kubeconfig, context)
-    client, name, found = load()
-    return Api(client, namespace or found or "default", name, lambda: load()[0])
+    client, name, default = load_client(kubeconfig, context)
+    return Api(client, namespace or default or "default", name, lambda: load_client(kubeconfig, context)[0])
 
 
 @contextmanager
-def _hearing(plugin: str) -> Iterator[None]:
-    """Hear what the kubernetes client logs instead of raising it (its kube_config.py): an exec plugin that failed.
+def raise_logged_errors(plugin: str) -> Iterator[None]:
+    """Raise the errors of an exec plugin, which the kubernetes client (its kube_config.py) only logs.
 
-    :raises MachineError: one did.
+    :param plugin: its name, for the message.
+    :raises MachineError: it failed.
     """
     handler = logging.handlers.BufferingHandler(100)
     logging.root.addHandler(handler)
@@ -274,62 +284,115 @@ def _hearing(plugin: str) -> Iterator[None]:
         yield
     finally:
         logging.root.removeHandler(handler)
-    said = [each.getMessage() for each in handler.buffer if each.name == "root" and each.levelno >= logging.ERROR]
-    if said:
-        message = " ".join("; ".join(said).split())[:200]
+    records = [record for record in handler.buffer if record.name == "root" and record.levelno >= logging.ERROR]
+    if records:
+        message = " ".join("; ".join(record.getMessage() for record in records).split())[:200]
         raise MachineError(f"{plugin} failed: {message}", "run it by hand; it is in the kubeconfig's user")
 
 
-def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
-    """Return the kubernetes client, the context's name, and its namespace."""
-    import urllib3
-    from kubernetes.client import ApiClient, Configuration
-    from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
-    from kubernetes.config.kube_config import KubeConfigMerger
+def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
+    """Make the kubernetes client from the configuration files, or in a pod from its account.
+
+    :return: the client, the context's name, and its namespace.
+    :raises UsageError: as :func:`find_files` and :func:`choose_context`.
+    :raises MachineError: the configuration is missing or invalid.
+    """
+    from kubernetes.client import Configuration
+    from kubernetes.config import ConfigException, load_incluster_config
     from yaml import YAMLError
 
-    if kubeconfig and not kubeconfig.is_file():
-        raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
-    files = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
     configuration = Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
+    namespace: str | None
     try:
-        if there := [each for each in files.split(os.pathsep) if Path(each).is_file()]:
-            # An empty one among others is no harm, as in kubectl.
-            files = os.pathsep.join([each for each in there if Path(each).stat().st_size] or there)
-            merger = KubeConfigMerger(files)
-            merged = merger.config.value
-            contexts = [getattr(each, "value", each) for each in merged.get("contexts") or ()]
-            known = {each["name"]: each.get("context") or {} for each in contexts}
-            # Of several files, the first one that names a context is right; the client would take the last one's.
-            current = (each.get("current-context") for each in merger.config_files.values())
-            name = context or next(filter(None, current), "")
-            if name not in known:
-                raise UsageError(
-                    f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
-                    f"--context takes one of: {', '.join(map(str, known))}",
-                )
-            users = [getattr(each, "value", each) for each in merged.get("users") or ()]
-            user = next((each.get("user") or {} for each in users if each["name"] == known[name].get("user")), {})
-            if user.get("as"):
-                raise MachineError(
-                    f"the user of context {name} acts as {user['as']}, which kproxylat cannot do",
-                    "pass the --context of a user who has the rights",
-                )
-            with _hearing(f"exec plugin {(user.get('exec') or {}).get('command')}"):
-                load_kube_config(files, name, configuration, persist_config=False)
-            found = known[name].get("namespace")
-        elif "KUBERNETES_SERVICE_HOST" in os.environ:
-            load_incluster_config(configuration)
-            name, found = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
+        if files := find_files(kubeconfig):
+            name, namespace = _read_files(files, context, configuration)
         else:
-            raise MachineError(
-                f"there is no kubeconfig: {files} does not exist, and this is no pod",
-                "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
-            )
+            load_incluster_config(configuration)
+            name, namespace = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
     except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise MachineError(f"the kubeconfig cannot be used: {said}", "try: kubectl config view") from None
+        reason = " ".join(str(error).split())[:200]
+        raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
+    return _make_client(configuration), name, namespace
+
+
+def find_files(kubeconfig: Path | None) -> list[str]:
+    """Return the kubeconfig files that exist, as kubectl finds them; none in a pod that has only its account.
+
+    :param kubeconfig: a file to use instead (None: those of KUBECONFIG, else ~/.kube/config).
+    :raises UsageError: ``kubeconfig`` does not exist.
+    :raises MachineError: there is no file, and this is not a pod.
+    """
+    if kubeconfig and not kubeconfig.is_file():
+        raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
+    text = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    files = [path for path in text.split(os.pathsep) if Path(path).is_file()]
+    if not files and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        raise MachineError(
+            f"there is no kubeconfig: {text} does not exist, and this is not a pod",
+            "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
+        )
+    # kubectl ignores an empty file among others.
+    return [path for path in files if Path(path).stat().st_size] or files
+
+
+def _read_files(files: Sequence[str], context: str | None, configuration: Any) -> tuple[str, str | None]:
+    """Load a context of the kubeconfig files into the client's configuration; return its name and namespace."""
+    from kubernetes.config import load_kube_config
+    from kubernetes.config.kube_config import KubeConfigMerger
+
+    merger = KubeConfigMerger(os.pathsep.join(files))
+    # If several files name a context, the first one counts; the client would take the last one.
+    current = next(filter(None, (file.get("current-context") for file in merger.config_files.values())), "")
+    name = context or current
+    chosen = choose_context(_read_section(merger, "context"), name)
+    user = _read_section(merger, "user").get(chosen.get("user"), {})
+    refuse_impersonation(name, user)
+    with raise_logged_errors(f"exec plugin {(user.get('exec') or {}).get('command')}"):
+        load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
+    return name, chosen.get("namespace")
+
+
+def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
+    """Return the merged contexts or users by name.
+
+    :param kind: "context" or "user".
+    """
+    entries = [getattr(entry, "value", entry) for entry in merger.config.value.get(f"{kind}s") or ()]
+    return {entry["name"]: entry.get(kind) or {} for entry in entries}
+
+
+def choose_context(contexts: Mapping[Any, Object], name: str) -> Object:
+    """Return the context of a name.
+
+    :param name: the name ("": neither the user nor a file names one).
+    :raises UsageError: the kubeconfig has no such context.
+    """
+    if name not in contexts:
+        raise UsageError(
+            f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
+            f"--context takes one of: {', '.join(map(str, contexts))}",
+        )
+    return contexts[name]
+
+
+def refuse_impersonation(context: str, user: Object) -> None:
+    """Refuse a user that acts as another one: the client would ignore that.
+
+    :raises MachineError: the user does.
+    """
+    if user.get("as"):
+        raise MachineError(
+            f"the user of context {context} acts as {user['as']}, which kproxylat cannot do",
+            "pass the --context of a user who has the rights",
+        )
+
+
+def _make_client(configuration: Any) -> Any:
+    """Return the kubernetes client, without urllib3's warnings of what the kubeconfig asks for."""
+    import urllib3
+    from kubernetes.client import ApiClient
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", urllib3.exceptions.DependencyWarning)
         try:
@@ -337,6 +400,6 @@ def _load(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str |
         except ModuleNotFoundError:
             raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
     if not configuration.verify_ssl:
-        # Somebody has asked for it, and kubectl does not say so at each request, either.
+        # The kubeconfig asks for it, and kubectl does not warn at each request, either.
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return client, name, found
+    return client

@@ -1,24 +1,24 @@
-"""The dummy Services that make a cluster large: created, listed and deleted, as the old scripts name and label them.
+"""The dummy Services that make a cluster large: create, list and delete them, with the old scripts' names and labels.
 
-Each has an EndpointSlice of the same name, without which kube-proxy would write no rules for it. What is done is always
-the difference to what is there, so that an interrupted command is resumed by repeating it.
+Each has an EndpointSlice of the same name, without which kube-proxy would write no rules for it. A command changes only
+what differs from its goal, so the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from kproxylat import interrupts
 from kproxylat.cluster import CONNECTIONS, PATIENCE_S, Api, Object
-from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
+from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab import MAX_SERVICES, dummy_service
 from kproxylat.screen import counting
 
@@ -27,16 +27,19 @@ SELECTOR = "type=dummy"
 LABELS = dict([SELECTOR.split("=")])
 NAME = re.compile(r"dummy-service-(\d+)")
 SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
-"""Ours have the Service's name; those that a controller made have a suffix, and the Service's labels."""
+"""kproxylat's have the Service's name; those of a controller have a suffix, too, and the Service's labels."""
 OWNER = "kubernetes.io/service-name"
+POLL_S = 0.05
+"""How often the main thread looks whether a signal has come while others send requests."""
 
 
 @dataclass(frozen=True)
 class Dummies:
-    """The dummy Services that are there.
+    """The dummy Services that exist.
 
-    :param services: number -> Service. ``slices``: name -> EndpointSlice.
-    :param strange: names of Services with the label, but not of our kind: never touched.
+    :param services: number -> Service.
+    :param slices: name -> EndpointSlice.
+    :param strange: names of Services that have the label, but another kind of name: never touched.
     """
 
     services: dict[int, Object]
@@ -45,21 +48,21 @@ class Dummies:
 
     @property
     def without_slice(self) -> list[int]:
-        """Numbers of the Services that have no EndpointSlice, or only one that an earlier Service of that name left."""
+        """Numbers of the Services without an EndpointSlice of their own; one of an earlier Service does not count."""
         covered = {
-            (each["metadata"].get("labels", {}).get(OWNER), owner)
-            for each in self.slices.values()
-            for owner in _owners(each) or {""}
+            (document["metadata"].get("labels", {}).get(OWNER), owner)
+            for document in self.slices.values()
+            for owner in _owners(document) or {""}
         }
         return sorted(
             number
-            for number, each in self.services.items()
-            if covered.isdisjoint((each["metadata"]["name"], owner) for owner in ("", each["metadata"]["uid"]))
+            for number, service in self.services.items()
+            if covered.isdisjoint((service["metadata"]["name"], owner) for owner in ("", service["metadata"]["uid"]))
         )
 
 
 def paths(api: Api) -> tuple[str, str]:
-    """Return where the namespace's Services and EndpointSlices are."""
+    """Return the API paths of the namespace's Services and EndpointSlices."""
     return (
         f"/api/v1/namespaces/{api.namespace}/services",
         f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices",
@@ -67,7 +70,7 @@ def paths(api: Api) -> tuple[str, str]:
 
 
 def read_dummies(api: Api) -> Dummies:
-    """List the dummy Services of the API's namespace and their EndpointSlices, by their label."""
+    """List the dummy Services of the API's namespace and their EndpointSlices, by label."""
     services, slices = (list(api.list(path, labelSelector=SELECTOR)) for path in paths(api))
     named = {each["metadata"]["name"]: each for each in services}
     ours = {int(hit[1]): each for name, each in named.items() if (hit := NAME.fullmatch(name))}
@@ -79,28 +82,30 @@ def read_dummies(api: Api) -> Dummies:
 def check_count(count: int) -> None:
     """Refuse an impossible number of Services.
 
-    :raises UsageError: it is.
+    :raises UsageError: the number is out of range.
     """
     if not 0 <= count <= MAX_SERVICES:
         raise UsageError(f"{count} Services are not possible", f"--count takes 0 to {MAX_SERVICES}")
 
 
 def choose_numbers(count: int, before: Set[int] = frozenset()) -> set[int]:
-    """Return the numbers of ``count`` Services: those that are there to stay, and the lowest others."""
+    """Return the numbers of at least ``count`` Services: those of ``before``, and the lowest others."""
     others = (number for number in itertools.count() if number not in before)
     return {*before, *itertools.islice(others, max(count - len(before), 0))}
 
 
 def plan_creation(found: Dummies, count: int, before: Set[int] = frozenset()) -> list[int]:
-    """Return which of the numbers of :func:`choose_numbers` lack their Service or its EndpointSlice."""
+    """Return the numbers of :func:`choose_numbers` that lack their Service or its EndpointSlice."""
     numbers = choose_numbers(count, before)
     return sorted(numbers - {*found.services} | numbers & {*found.without_slice})
 
 
 def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
-    """Create what is missing of these numbers.
+    """Create the missing Services and EndpointSlices of these numbers.
 
-    :raises ApiError: the server refuses. ``MachineError``: a name is taken by what is not a dummy Service.
+    :param found: the dummy Services that exist.
+    :raises ApiError: the server refuses.
+    :raises MachineError: another object has the name of a dummy Service.
     """
 
     def make(number: int) -> None:
@@ -111,7 +116,7 @@ def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
 
 
 def service_of(number: int) -> Object:
-    """Return the Service of a number, from 0 on: one TCP port, no selector."""
+    """Return the Service of a number, which counts from 0: one TCP port, no selector."""
     port = {"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}
     return {
         "apiVersion": "v1",
@@ -122,7 +127,10 @@ def service_of(number: int) -> Object:
 
 
 def slice_of(number: int, service: Object) -> Object:
-    """Return the EndpointSlice of a Service as the server has it: one endpoint, which goes when the Service goes."""
+    """Return the EndpointSlice of a Service: one endpoint. It is deleted with the Service.
+
+    :param service: as the server returned it, with its uid.
+    """
     name, uid = service["metadata"]["name"], service["metadata"]["uid"]
     family = (service["spec"].get("ipFamilies") or ["IPv4"])[0]
     address = dummy_service(number).pairs[0][0]
@@ -142,9 +150,9 @@ def slice_of(number: int, service: Object) -> Object:
 
 
 def _post(api: Api, path: str, document: Object) -> Object:
-    """Create an object; one that is there already is fine if it has label and owner: an answer may have been lost.
+    """Create an object, or accept an existing one with the same label and owner: an answer may have been lost.
 
-    That of another owner is an EndpointSlice whose Service was deleted: a garbage collector is about to delete it.
+    If the owner differs, it is an EndpointSlice whose Service was deleted, and the garbage collector will delete it.
     """
     name, ends_s = document["metadata"]["name"], time.monotonic() + PATIENCE_S
     for attempt in itertools.count(1):
@@ -153,16 +161,16 @@ def _post(api: Api, path: str, document: Object) -> Object:
         except ApiError as error:
             if error.reason != "AlreadyExists" or (attempt > 1 and not api.pause(attempt, ends_s)):
                 raise
-        there = api.find(f"{path}/{name}")
-        if there and not _is_ours(there):
+        existing = api.find(f"{path}/{name}")
+        if existing and not _is_ours(existing):
             raise MachineError(
-                f"{document['kind']} {api.namespace}/{name} is there without the label {SELECTOR}: it is not touched",
+                f"{document['kind']} {api.namespace}/{name} exists without the label {SELECTOR}: it is not touched",
                 "use another namespace (-n), or remove it yourself",
             )
-        if there and _owners(there) in (set(), _owners(document)):
-            return there
-        if there:
-            _delete(api, path, there)
+        if existing and _owners(existing) in (set(), _owners(document)):
+            return existing
+        if existing:
+            _delete(api, path, existing)
     raise AssertionError("not reached")
 
 
@@ -172,20 +180,20 @@ def _is_ours(document: Object) -> bool:
 
 
 def _owners(document: Object) -> set[str]:
-    """Return the uids of an object's owners, with the last of whom it is deleted; the old tools' slices have none."""
+    """Return the uids of an object's owners; it is deleted with the last one. The old tools' slices have none."""
     return {each["uid"] for each in document["metadata"].get("ownerReferences") or ()}
 
 
 def delete(api: Api, keep: Set[int] = frozenset()) -> tuple[int, int]:
-    """Delete the dummy Services, and then their EndpointSlices, but for those of the numbers ``keep``.
+    """Delete the dummy Services, and then their EndpointSlices, except those of the numbers ``keep``.
 
-    Each goes only as it was listed, with its label: if it has changed since, it is looked at again.
+    The server deletes an object only as it was listed, with its label; a changed one is read again.
 
-    :return: how many Services and EndpointSlices were there to delete.
+    :return: how many Services and EndpointSlices there were to delete.
     """
     services = [each for number, each in read_dummies(api).services.items() if number not in keep]
     in_parallel(api, lambda each: _delete(api, paths(api)[0], each), services, "Services to delete")
-    # Listed anew: a garbage collector may have removed many with their Services.
+    # List them again: the garbage collector may have removed many with their Services.
     left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) not in keep]
     in_parallel(api, lambda each: _delete(api, paths(api)[1], each), left, "EndpointSlices to delete")
     return len(services), len(left)
@@ -200,7 +208,7 @@ def _delete(api: Api, path: str, listed: Object) -> None:
     document: Object | None = listed
     ends_s = time.monotonic() + PATIENCE_S
     for attempt in itertools.count(1):
-        # Another one of that name is not the one that was listed.
+        # Do not delete another object of the same name.
         if not document or not _is_ours(document) or document["metadata"]["uid"] != listed["metadata"]["uid"]:
             return
         meta = document["metadata"]
@@ -223,14 +231,18 @@ def _delete(api: Api, path: str, listed: Object) -> None:
 
 
 def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
-    """Do it for all items, some at a time, with progress; the first error or signal stops the rest.
+    """Call a function for all items, some at a time, and show progress; the first error or signal stops the rest.
 
-    Requests under way are let end, so that what is there afterwards is what was answered.
+    Requests under way are answered first, so that the cluster's state is the one that the answers describe.
+
+    :param work: the function; it sends requests of ``api``.
+    :param text: name of the items, for the progress bar.
+    :raises Interrupted: a signal came. Any error of ``work``.
     """
     failed: list[Exception] = []
 
     def attempt(item: Item) -> None:
-        # Stopped from here: until the main thread hears of the error, the others would go on.
+        # Stop the others here: they would go on until the main thread learns of the error.
         try:
             work(item)
         except Exception as error:
@@ -238,49 +250,35 @@ def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], t
             api.stop()
             raise
 
-    with counting(text, len(items)) as advance, _noting_signals(api), ThreadPoolExecutor(CONNECTIONS) as pool:
-        futures = [pool.submit(attempt, each) for each in items]
+    # A signal must not strike inside the executor while that holds a lock: the threads would wait for ever.
+    with interrupts.deferred(), counting(text, len(items)) as advance, ThreadPoolExecutor(CONNECTIONS) as threads:
+        futures = [threads.submit(attempt, item) for item in items]
         try:
-            for each in as_completed(futures):
-                each.result()
+            for future in _as_completed(futures):
+                future.result()
                 advance()
         except BaseException as error:
             api.stop()
-            pool.shutdown(cancel_futures=True)
-            # What completes first may be one that was stopped because of another.
+            threads.shutdown(cancel_futures=True)
+            # The first future to complete may be one that another's error stopped.
             raise failed[0] if isinstance(error, CancelledError) and failed else error from None
-
-
-@contextmanager
-def _noting_signals(api: Api) -> Iterator[None]:
-    """Let a signal stop the threads, and raise it once they are done.
-
-    Raised at once, it could strike inside the executor while that holds a lock, and the threads would wait for ever.
-
-    :raises Interrupted: a signal came.
-    """
-    if interrupts.is_shielded():
-        try:
-            yield
         finally:
             api.resume()
-        return
-    caught: list[int] = []
+    interrupts.check()
 
-    def note(signum: int, _frame: object) -> None:
-        caught.append(signum)
-        api.stop()
 
-    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except CancelledError:
-        if not caught:
-            raise
-    finally:
-        for each, handler in before.items():
-            # As after any first signal: what follows is cleaning up.
-            signal.signal(each, signal.SIG_IGN if caught else handler)
-        api.resume()
-    if caught:
-        raise Interrupted(caught[0])
+def _as_completed(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
+    """Return futures as they complete.
+
+    :raises Interrupted: a signal came first.
+    """
+    completed: SimpleQueue[Future[None]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(completed.put)
+    for _ in futures:
+        ended: Future[None] | None = None
+        while not ended:
+            interrupts.check()
+            with suppress(Empty):
+                ended = completed.get(timeout=POLL_S)
+        yield ended

@@ -1,10 +1,10 @@
-"""What runs inside the virtual machine: serve command lines from the host, one after another, in one boot.
+"""The agent inside the virtual machine: it runs the host's command lines one after another, in one boot.
 
-Started by :mod:`kproxylat.vm` as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
+:mod:`kproxylat.vm` starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
 ``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command under
 way. Each line on stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A
-command runs in a fork of this process, so that the imports, the script's template, bpftrace's version and its list of a
-mode's functions, seconds each under emulation, are paid once.
+command runs in a fork of this process. So the imports, the script's template, bpftrace's version and its list of a
+mode's functions, each of which takes seconds under emulation, are loaded once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kproxylat.plan import load_modules
 from kproxylat.render import compile_script
 
 PRELOADED = measure, sweep, watch
-"""What the commands import, here once for all of them."""
+"""Modules that the commands import, here once for all of them."""
 
 
 def emit(**event: Any) -> None:
@@ -36,28 +36,29 @@ def emit(**event: Any) -> None:
 
 
 def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]]:
-    """Fork a child that runs one command line: kproxylat's, or that of another program.
+    """Fork a child that runs one command line.
 
-    :return: its process id; file descriptor to read from -> the event that its text goes into.
+    :param program: whether ``argv`` is another program and its arguments, not kproxylat's arguments.
+    :return: its process id; file descriptor of its output -> name of the event that carries the text.
     """
     pipes = {"out": os.pipe(), "err": os.pipe()}
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            # Were we a reader of our own output, we would not learn that nobody else is any more.
+            # A child that holds the reading end would not get SIGPIPE when the agent closes its own.
             for reader, _ in pipes.values():
                 os.close(reader)
             for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
                 os.dup2(pipes[name][1] if name in pipes else os.open(name, os.O_RDONLY), number)
             os.chdir(cwd)
             if program:
-                os.execvp(argv[0], argv)  # noqa: S606 - no shell is what we want
+                os.execvp(argv[0], argv)  # noqa: S606 - no shell is intended
             cli.main(argv)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         finally:
-            # It is over: a signal now would only cut short what is still to be written.
+            # The command has ended: a signal would only cut its last output short.
             signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ENDING)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -68,7 +69,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
 
 
 def prepare(mode: list[str]) -> None:
-    """Find out, for all runs in a mode, what each would find out anew. What is wrong with it is theirs to say."""
+    """Load a mode's modules and look its functions up, once for all runs. The runs report any error."""
     with suppress(KproxylatError):
         row = find_mode(*mode)
         load_modules(row)
@@ -76,7 +77,7 @@ def prepare(mode: list[str]) -> None:
 
 
 def serve() -> None:
-    """Serve until the host closes our stdin."""
+    """Run the host's orders until it closes stdin."""
     cli.build()
     compile_script()
     with suppress(KproxylatError):

@@ -1,7 +1,7 @@
-"""Signals that ask us to end: raised at once; while there is something to take away, only where we wait.
+"""Signals that end the program: raised at once, or, while there is something to clean up, only at certain calls.
 
-An exception out of a signal's handler comes anywhere: in a lock's release, so that the lock stays held and other
-threads wait for ever, or in a callback of the garbage collector, which swallows it.
+A signal handler's exception may be raised anywhere: while a lock is released, so that other threads wait for it for
+ever, or in a callback of the garbage collector, which ignores it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class _State:
-    """``pending``: the signal that came; ``depth``: of the blocks that defer it, ``shields``: of those that keep it."""
+    """The signal that came, and how many blocks that defer it, or shield from it, are nested at the moment."""
 
     pending: int = 0
     depth: int = 0
@@ -31,16 +31,16 @@ _state = _State()
 
 
 def install() -> None:
-    """Let the signals raise Interrupted from here on."""
+    """Let the signals raise Interrupted from now on."""
     _state.pending = _state.depth = _state.shields = 0
-    for each in ENDING:
-        signal.signal(each, _handle)
+    for signum in ENDING:
+        signal.signal(signum, _handle)
 
 
 def _handle(signum: int, _frame: object) -> None:
-    # Only the first counts, so that the clean-up is not cut short.
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    # Only the first one counts, so that no other cuts the clean-up short.
+    for ending in ENDING:
+        signal.signal(ending, signal.SIG_IGN)
     if not _state.depth:
         raise Interrupted(signum)
     _state.pending = signum
@@ -48,7 +48,7 @@ def _handle(signum: int, _frame: object) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """In the block, a signal is raised by :func:`check` and :func:`wait` only."""
+    """In the block, only :func:`check` and :func:`wait` raise a signal, and only in the main thread."""
     _state.depth += 1
     try:
         yield
@@ -58,7 +58,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """In the block, which takes things away, not even these raise it."""
+    """In the block, which cleans up, not even these raise it."""
     _state.shields += 1
     try:
         with deferred():
@@ -68,16 +68,21 @@ def shielded() -> Iterator[None]:
 
 
 def is_shielded() -> bool:
-    """Whether this is a block that takes things away, and no signal is to end it."""
+    """Return whether the caller is in a block of :func:`shielded`."""
     return _state.shields > 0
 
 
+def pending() -> int:
+    """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
+    return 0 if _state.shields else _state.pending
+
+
 def check() -> None:
-    """Raise the signal that came, if one did.
+    """Raise the signal that came, if one did and this is the main thread: it stops the others.
 
     :raises Interrupted: one did.
     """
-    if _state.pending and not _state.shields:
+    if pending() and threading.current_thread() is threading.main_thread():
         signum, _state.pending = _state.pending, 0
         raise Interrupted(signum)
 
@@ -85,8 +90,8 @@ def check() -> None:
 def wait(event: threading.Event, limit_s: float | None, other: threading.Event | None = None) -> bool:
     """Wait for an event, at most ``limit_s`` seconds (None: as long as it takes).
 
-    :param other: one that ends the waiting, too.
-    :return: whether it came.
+    :param other: another event that ends the wait.
+    :return: whether ``event`` is set.
     :raises Interrupted: a signal came first.
     """
     ends_s = None if limit_s is None else time.monotonic() + limit_s

@@ -1,4 +1,4 @@
-"""Which addresses packets come from on a node: a part of its podCIDR that nobody else has."""
+"""The source addresses of packets on a node: a free part of its podCIDR."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kproxylat.proc import run
 NODES = "/api/v1/nodes"
 PODS = "/api/v1/pods"
 Taken = Mapping[IpNetwork, str]
-"""A network or address -> by what it is taken."""
+"""A network or address -> what uses it."""
 
 
 def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: Iterable[str] = ()) -> IpNetwork:
-    """Return a free slice of the node's podCIDR: the last one, as addresses are given out from the first on.
+    """Return a free part of the node's podCIDR: the last one, because pods get the first addresses.
 
-    :param addresses: how many it has to have beside its first and last.
+    :param addresses: how many addresses it needs beside its first and last.
     :param family: 4 or 6.
-    :param endpoints: of the Service under test, ``IP:PORT`` each.
-    :raises MachineError: there is none, or the API does not say; the message is the reason.
+    :param endpoints: endpoints of the Service under test, each ``IP:PORT``.
+    :raises MachineError: no part is free, or the API does not tell; the message is the reason.
     """
     try:
         document = _find_object(api, node, family)
@@ -32,7 +32,7 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
     except ApiError as error:
         if error.status != 403:
             raise
-        raise MachineError(f"nodes and pods cannot be listed: {error}", error.remedy) from None
+        raise MachineError(f"cannot list nodes and pods: {error}", error.remedy) from None
     pod_cidr = read_pod_cidr(document, family)
     taken = read_taken(node.netns, pod_cidr, bridged=True)
     ips = [each.get("ip", "") for pod in pods for each in (pod.get("status") or {}).get("podIPs") or ()]
@@ -41,22 +41,22 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
     return find_free(pod_cidr, taken, addresses)
 
 
-def _hosts(addresses: Iterable[str], what: str, family: int) -> dict[IpNetwork, str]:
-    return {ip_network(each): f"{what}, {each}" for each in addresses if each and (":" in each) == (family == 6)}
+def _hosts(addresses: Iterable[str], user: str, family: int) -> dict[IpNetwork, str]:
+    return {ip_network(each): f"{user}, {each}" for each in addresses if each and (":" in each) == (family == 6)}
 
 
 def _find_object(api: Api, node: Node, family: int) -> Object:
-    """Return the Node object that has an address of this node's network namespace, or else its name."""
+    """Return the Node object that has an address of this node's network namespace, or else the node's name."""
     listed = json.loads(run("ip", "-json", f"-{family}", "address", "show", netns=node.netns) or "[]")
     own = {info["local"] for link in listed for info in link.get("addr_info", ())}
     objects = list(api.list(NODES))
-    for each in objects:
-        addresses = (each.get("status") or {}).get("addresses") or ()
-        if any(one["type"] == "InternalIP" and one["address"] in own for one in addresses):
-            return each
-    for each in objects:
-        if each["metadata"]["name"] == node.name:
-            return each
+    for document in objects:
+        addresses = (document.get("status") or {}).get("addresses") or ()
+        if any(each["type"] == "InternalIP" and each["address"] in own for each in addresses):
+            return document
+    for document in objects:
+        if document["metadata"]["name"] == node.name:
+            return document
     raise MachineError(
         f"none of the cluster's {len(objects)} nodes has an address of this one, or is named {node.name}"
     )
@@ -65,38 +65,39 @@ def _find_object(api: Api, node: Node, family: int) -> Object:
 def read_pod_cidr(document: Object, family: int) -> IpNetwork:
     """Return a Node object's podCIDR of an IP family.
 
-    :raises MachineError: it has none, as where the cloud's network gives pods their addresses.
+    :raises MachineError: the node has none, for example because the cloud's network gives pods their addresses.
     """
     spec = document.get("spec") or {}
-    for each in spec.get("podCIDRs") or [spec.get("podCIDR") or ""]:
+    for text in spec.get("podCIDRs") or [spec.get("podCIDR") or ""]:
         try:
-            found = ip_network(each)
+            network = ip_network(text)
         except ValueError:
             continue
-        if found.version == family:
-            return found
+        if network.version == family:
+            return network
     raise MachineError(f"node {document['metadata']['name']} has no IPv{family} podCIDR")
 
 
 def read_taken(netns: str | None, network: IpNetwork, bridged: bool) -> dict[IpNetwork, str]:
-    """Return what is taken of a network: by routes of the same size or smaller, and by neighbours.
+    """Return the parts of a network that are in use: by routes of the same size or smaller, and by neighbours.
 
-    A larger route (the default, clusterCIDR's) takes nothing.
+    A larger route (the default route, clusterCIDR's) does not count.
 
-    :param bridged: nor does the network's own, if it has no gateway: it leads to the bridge of this node's pods.
+    :param bridged: whether the network's own route does not count, either, if it has no gateway: it leads to the bridge
+        of this node's pods.
     """
     routes = json.loads(run("ip", "-json", f"-{network.version}", "route", "show", "table", "all", netns=netns) or "[]")
     neighbours = json.loads(run("ip", "-json", f"-{network.version}", "neighbour", "show", netns=netns) or "[]")
     taken = {}
-    for each in routes:
-        place = _parse(each["dst"])
-        bridge = bridged and place == network and not {"gateway", "via", "nexthops"} & set(each) and "type" not in each
-        if place and place.overlaps(network) and place.prefixlen >= network.prefixlen and not bridge:
-            taken[place] = f"a route, {each['dst']} dev {each.get('dev', 'none')}"
-    for each in neighbours:
-        place = _parse(each["dst"])
-        if place and place.overlaps(network) and "FAILED" not in each.get("state", ()):
-            taken[place] = f"a neighbour, {each['dst']} dev {each.get('dev', 'none')}"
+    for route in routes:
+        part = _parse(route["dst"])
+        bridge = bridged and part == network and not {"gateway", "via", "nexthops", "type"} & set(route)
+        if part and part.overlaps(network) and part.prefixlen >= network.prefixlen and not bridge:
+            taken[part] = f"a route, {route['dst']} dev {route.get('dev', 'none')}"
+    for neighbour in neighbours:
+        part = _parse(neighbour["dst"])
+        if part and part.overlaps(network) and "FAILED" not in neighbour.get("state", ()):
+            taken[part] = f"a neighbour, {neighbour['dst']} dev {neighbour.get('dev', 'none')}"
     return taken
 
 
@@ -107,8 +108,8 @@ def _parse(text: str) -> IpNetwork | None:
 def find_free(network: IpNetwork, taken: Taken, addresses: int) -> IpNetwork:
     """Return the last part of a network that is large enough and free.
 
-    :param addresses: how many it has to have beside its first and last.
-    :raises MachineError: there is none.
+    :param addresses: how many addresses it needs beside its first and last.
+    :raises MachineError: no such part is free.
     """
     prefix = network.max_prefixlen - (addresses + 1).bit_length()
     if prefix > network.prefixlen:
@@ -121,9 +122,9 @@ def find_free(network: IpNetwork, taken: Taken, addresses: int) -> IpNetwork:
 
 
 def check_free(netns: str | None, source: IpNetwork) -> None:
-    """Make sure that nothing on the node has an address of a network, before it is routed to us.
+    """Check that nothing on the node uses an address of a network, before kproxylat routes it to its lab.
 
-    :raises MachineError: something has.
+    :raises MachineError: a route or a neighbour does.
     """
-    for what in read_taken(netns, source, bridged=False).values():
-        raise MachineError(f"sources {source} are not free: {what}", "pass a free part of podCIDR: --source CIDR")
+    for user in read_taken(netns, source, bridged=False).values():
+        raise MachineError(f"sources {source} are not free: {user}", "pass a free part of podCIDR: --source CIDR")

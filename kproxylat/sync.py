@@ -1,4 +1,4 @@
-"""kube-proxy's sync is seen, not slept for: the kernel's rules are read until they hold what the API holds."""
+"""Waiting for kube-proxy's sync: read the kernel's rules until they hold the Services of the API."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from kproxylat.screen import counting
 
 LIMIT_S = 300.0
 PAUSE_S = 0.2
-"""Least time between two looks; a look at many rules takes longer, and then half of the time is left to others."""
+"""Least pause between two looks; after a longer look, the pause is as long, so that others get half of the time."""
 _PREFIX = "kubeproxy_sync_proxy_rules_"
 
 
 def service_ports(found: Dummies, *others: Object) -> set[Destination]:
-    """Return what the kernel is to hold of the dummy Services and others: of those that have IPv4 too, that alone."""
+    """Return the ports of the dummy Services and others that the rules should hold; of dual-stack ones only IPv4."""
     return {
         Destination(ip, port["port"], port["protocol"].lower())
         for spec in (each["spec"] for each in (*found.services.values(), *others))
@@ -41,11 +41,11 @@ def _cluster_ips(spec: Object) -> list[str]:
 
 
 def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
-    """Return the Service ports that the running mode's rules translate, and not those of rules left behind.
+    """Return the Service ports that the running mode's rules translate, without those of leftover rules.
 
-    :param node: which node's (None: this machine's).
-    :param mode: what the user says that it is; ``backend``: likewise.
-    :raises MachineError: the rules cannot be read, or it is not clear which of them translate.
+    :param node: the node (None: this machine).
+    :param mode: the mode that the user names, and ``backend`` (None: detected).
+    :raises MachineError: the rules cannot be read, or it is ambiguous which of them translate.
     """
     evidence = gather(None, node=node)
     finding = decide(evidence)
@@ -58,11 +58,11 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
 
 
 def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Destination]] = set.union) -> set[Destination]:
-    """Return the Service ports that a mode's rules translate, on whichever backend; none where they cannot be read.
+    """Return the Service ports that a mode's rules translate, on any backend; none if the rules cannot be read.
 
-    Those that every mode has among them: NodePorts, which ipvs has on the node's own addresses, are not.
+    NodePorts do not count: only ipvs has them, on the node's own addresses.
 
-    :param combine: those of several backends; ``set.intersection`` leaves out what only rules left behind hold.
+    :param combine: combines those of several backends; ``set.intersection`` leaves out those of leftover rules.
     """
     found = [set(each.services) for each in gather(None, node=node).rules or () if each.mode == mode]
     ports = combine(*found) if found else set()
@@ -133,12 +133,14 @@ def wait_for_rules(
     read: Callable[[Node | None], Set[Destination]] = live_ports,
     idle: Callable[[Node | None], bool] = proxy_is_idle,
 ) -> float:
-    """Wait until the rules hold every wanted Service port, no unwanted one, and kube-proxy has no sync before it.
+    """Wait until the rules hold every wanted Service port and no unwanted one, and kube-proxy has no sync to do.
 
-    :param node: whose rules (None: this machine's).
-    :param read: returns the Service ports that the rules hold now. ``idle``: whether kube-proxy is done.
+    :param node: the node (None: this machine).
+    :param read: returns the Service ports that the rules hold now.
+    :param idle: returns whether kube-proxy has no sync to do.
     :return: how long it took, in seconds.
-    :raises MachineError: it took longer than ``limit_s``; says what is missing, or left. Or as :func:`is_idle`.
+    :raises MachineError: it took longer than ``limit_s`` (the message counts the missing and the remaining ports), or as
+        :func:`is_idle`.
     """
     started_s = time.monotonic()
     pause = threading.Event()
@@ -163,13 +165,13 @@ def wait_for_rules(
 
 
 def _late(missing: Set[Destination], left: Set[Destination], limit_s: float) -> MachineError:
-    said = [
-        f"{len(ports)} Service ports are {what}, such as {min(ports)}"
-        for ports, what in ((missing, "missing"), (left, "still there"))
+    counts = [
+        f"{len(ports)} Service ports are {state}, such as {min(ports)}"
+        for ports, state in ((missing, "missing"), (left, "still there"))
         if ports
     ]
     return MachineError(
-        f"kube-proxy's rules are not up to date after {limit_s:g} s: {'; '.join(said) or 'it is still busy'}",
+        f"kube-proxy's rules are not up to date after {limit_s:g} s: {'; '.join(counts) or 'it is still busy'}",
         "a Service without a ready endpoint has no rules; if it has one, kube-proxy's log:\n"
         "  kubectl -n kube-system logs -l k8s-app=kube-proxy --tail=20",
     )

@@ -16,14 +16,14 @@ import queue
 import re
 import shlex
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
 from kproxylat import interrupts
-from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.errors import MachineError, UsageError
 from kproxylat.proc import Background, find
 from kproxylat.rights import find_caller
 from kproxylat.screen import say, waiting
@@ -31,6 +31,8 @@ from kproxylat.screen import say, waiting
 BOOT_LIMIT_S = 300
 BOOT_S = 45
 """How long a boot takes under emulation, as measured on 2 cores."""
+POLL_S = 0.2
+"""How often a thread that waits for a machine looks whether a signal has come or the guest has ended."""
 SHARE = "kproxylat"
 _GUEST = """\
 mkdir -p /run/host &&
@@ -41,16 +43,16 @@ mount --bind /run /run/host/run && {writable}
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
 exec chroot /run/host {python} -m kproxylat.guest
 """
-"""What the guest's shell runs. virtme-ng mounts the root file system without a cache, so that every page that a program
-touches is a trip to the host, and bpftrace takes 15 s to start; below a cached mount of the same files it takes 1 s. To
+"""The script of the guest's shell. virtme-ng mounts the root file system without a cache, so each page that a program
+touches is a trip to the host, and bpftrace takes 15 s to start; in a cached mount of the same files it takes 1 s. To
 open a file is still a trip, and ipset opens /etc/protocols for each element that names one (getprotobyname(3))."""
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
-"""What another root file system has: Python, and a directory with kproxylat and the packages that it needs."""
+"""Paths in another root file system: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
 
 
 def find_runner() -> str:
-    """Return the path of virtme-run: beside this Python, or where programs are.
+    """Return the path of virtme-run: beside this Python, or in PATH.
 
     :raises MachineError: it is not installed.
     """
@@ -59,17 +61,17 @@ def find_runner() -> str:
 
 
 def find_kernel(image: Path | None, root: Path | None) -> Path:
-    """Return the kernel image to boot: the one asked for, else the newest below ``root``/boot.
+    """Return the kernel image to boot: ``image``, else the newest below ``root``/boot.
 
-    :raises MachineError: there is none, it cannot be read, or its modules are not below ``root``.
+    :raises MachineError: no image was found, it cannot be read, or its modules are not below ``root``.
     """
     top = root or Path("/")
     if image is None:
-        # The cloud image has no 9p, by which the guest reads its root file system.
-        images = [each for each in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in each.name]
+        # The guest reads its root file system over 9p, which the cloud image lacks.
+        images = [path for path in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in path.name]
         if not images:
             raise MachineError(f"no kernel image in {top / 'boot'}", f"{APT_KERNEL}, or --kernel IMAGE")
-        image = max(images, key=lambda each: [int(part) for part in re.findall(r"\d+", each.name)])
+        image = max(images, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
     if not os.access(image, os.R_OK):
         raise MachineError(f"kernel image {image} cannot be read", f"{APT_KERNEL}, or another --kernel IMAGE")
     modules = top / "lib/modules" / image.name.removeprefix("vmlinuz-")
@@ -79,20 +81,19 @@ def find_kernel(image: Path | None, root: Path | None) -> Path:
 
 
 def has_kvm() -> bool:
-    """Whether KVM works here. Some hosts show /dev/kvm without the processor's support, and QEMU hangs on it."""
+    """Return whether KVM works. Some hosts have /dev/kvm without the processor's support, and QEMU hangs on it."""
     flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.M)
     return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 class Machine:
-    """A booted guest that runs command lines of ours; a context manager.
+    """A booted guest that runs kproxylat's command lines; a context manager.
 
     :param clock: "ns" or "instructions".
     :param writable: directory of the host that the guest may write to; below ``root`` (None: it writes nowhere).
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
     :ivar inside: path of ``writable`` in the guest ("" without one).
-    :ivar said: set whenever the guest has said something; several machines may share one.
     :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
     """
 
@@ -110,43 +111,8 @@ class Machine:
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
-        self.said = threading.Event()
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._noise: list[str] = []
-
-    def command(self) -> list[str]:
-        """Return virtme-run's command line."""
-        clock = ["-icount", "shift=0,sleep=on"] if self.clock == "instructions" else []
-        accelerator = "kvm" if self.kvm else "tcg"
-        # Page-table isolation makes emulation several times slower: QEMU forgets its translations at every system
-        # call. It protects a guest from its own processes and takes no part in what a softirq executes.
-        # So does the random placement of programs: what was translated is not found again the next time.
-        options = [f"kproxylat.clock={self.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
-        # One instruction is one tick of the TSC. Else the kernel measures it by these timers, each time with another
-        # error of some parts in a million: enough to be off by one in a long call.
-        options += ["tsc_early_khz=1000000", "hpet=disable", "pmtmr=0"] if self.clock == "instructions" else []
-        # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
-        cpu = ["-cpu", "host" if self.kvm else "Nehalem"]
-        caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
-        inside = shlex.quote(self.inside)
-        guest = _GUEST.format(
-            share=SHARE,
-            writable=f"mount --bind {inside} /run/host{inside} &&" if self.writable else "",
-            # What the guest saves belongs to whoever called sudo out here, and it believes their templates.
-            sudo=f"SUDO_UID={caller[0]} SUDO_GID={caller[1]}" if caller else "",
-            package=shlex.quote(PACKAGE if self.root else str(Path(__file__).parent.parent)),
-            python=shlex.quote(PYTHON if self.root else sys.executable),
-        )
-        share = ["-fsdev", f"local,id={SHARE},path={self.root or '/'},security_model=none,readonly=on,multidevs=remap"]
-        share += ["-device", f"virtio-9p-pci,fsdev={SHARE},mount_tag={SHARE}"]
-        command = ["virtme-run", "--kimg", str(self.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
-        command += ["--root", str(self.root)] if self.root else []
-        command += ["--cpus", "1" if self.clock == "instructions" else "2", "--force-9p", "--disable-monitor"]
-        command += [] if self.kvm else ["--disable-kvm"]
-        command += [word for option in options for word in ("--kopt", option)]
-        command += [f"--rwdir={self.writable}"] if self.writable else []
-        command += ["--script-sh", guest, "--qemu-opts", *cpu, *clock, *share]
-        return command
+        self._console: list[str] = []
 
     def __enter__(self) -> Self:
         self.begin()
@@ -159,133 +125,154 @@ class Machine:
         :raises UsageError: a path that cannot be shared. ``MachineError``: a program is missing.
         """
         find("qemu-system-x86_64")
-        for each in filter(None, (self.writable, self.root)):
-            if set(",=") & set(str(each)):
+        for path in filter(None, (self.writable, self.root)):
+            if set(",=") & set(str(path)):
                 raise UsageError(
-                    f"QEMU and virtme-ng take no comma and no = in a path: {each}", "name a directory without them"
+                    f"QEMU and virtme-ng take no comma and no = in a path: {path}", "name a directory without them"
                 )
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        command = self.command()
+        caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
         self._process = Background(
             find_runner(),
-            *command[1:],
+            *build_command(self, caller),
             on_out=self._read,
-            on_err=lambda line: self._noise.append(line),
+            on_err=lambda line: self._console.append(line),
             env={"PATH": search},
         )
 
     def wait_booted(self) -> None:
-        """Wait until the guest takes command lines; if it never does, end it."""
+        """Wait until the guest takes command lines.
+
+        :raises MachineError: it does not within :data:`BOOT_LIMIT_S`; the machine is ended then.
+        """
+        ends_s = time.monotonic() + BOOT_LIMIT_S
         try:
-            self.release = self._next(BOOT_LIMIT_S, "boot")["ready"]
+            while not self.release:
+                interrupts.check()
+                self.release = self._next("boot").get("ready", "")
+                if not self.release and time.monotonic() >= ends_s:
+                    raise MachineError(
+                        f"the virtual machine did not boot within {BOOT_LIMIT_S:.0f} s: {self._last_words()}",
+                        "try again with the machine idle, or another --kernel IMAGE",
+                    )
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._process.write(None)
-        self._process.wait(5)
+        with interrupts.shielded():
+            self._process.write(None)
+            self._process.wait(5)
         self._process.end()
 
     def _read(self, line: str) -> None:
-        """Take a line of the guest's stdout; whatever is no event of ours is kept for an error message."""
+        """Queue an event of the guest's; keep any other line of its console for an error message."""
         try:
             event = json.loads(line)
         except ValueError:
             event = None
         if isinstance(event, dict):
             self._events.put(event)
-            self.said.set()
         else:
-            self._noise.append(line)
+            self._console.append(line)
 
-    def take(self) -> Iterator[dict[str, Any]]:
-        """Take what the guest has said since the last time.
+    def _next(self, action: str) -> dict[str, Any]:
+        """Return the guest's next event; an empty one if none comes within :data:`POLL_S`.
 
-        :raises MachineError: it has ended.
+        :param action: what the guest is doing, for the message.
+        :raises MachineError: the guest ended.
         """
-        while self._process.alive or not self._events.empty():
-            try:
-                yield self._events.get_nowait()
-            except queue.Empty:
-                return
-        raise self._lost("finish")
-
-    def _lost(self, what: str) -> MachineError:
-        return MachineError(
-            f"the virtual machine ended before it could {what}: {self._last_words()}",
-            "it takes 2 GiB of free memory; or try another --kernel IMAGE",
-        )
-
-    def _next(self, limit_s: float | None, what: str) -> dict[str, Any]:
-        """Wait for the guest's next event.
-
-        :raises MachineError: the guest ended, or ``limit_s`` passed.
-        :raises Interrupted: a signal came.
-        """
-        waited_s = 0.0
-        while self._process.alive or not self._events.empty():
-            interrupts.check()
-            try:
-                return self._events.get(timeout=0.5)
-            except queue.Empty:
-                waited_s += 0.5
-            if limit_s is not None and waited_s >= limit_s:
-                raise MachineError(
-                    f"the virtual machine did not {what} within {limit_s:.0f} s: {self._last_words()}",
-                    "try again with the machine idle, or another --kernel IMAGE",
-                )
-        raise self._lost(what)
+        if not self._process.alive and self._events.empty():
+            raise MachineError(
+                f"the virtual machine ended before it could {action}: {self._last_words()}",
+                "it takes 2 GiB of free memory; or try another --kernel IMAGE",
+            )
+        try:
+            return self._events.get(timeout=POLL_S)
+        except queue.Empty:
+            return {}
 
     def _last_words(self) -> str:
-        return " ".join("".join(self._noise[-5:]).split())[-300:] or "(it printed nothing)"
+        return " ".join("".join(self._console[-5:]).split())[-300:] or "(it printed nothing)"
 
-    def signal(self, signum: int) -> None:
-        """Send a signal to the command line under way."""
-        self._process.write(json.dumps({"signal": signum}) + "\n")
+    def run(
+        self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False, mode: Sequence[str] = ()
+    ) -> int:
+        """Run one command line in the guest, and pass a signal on to it. Any thread may call this.
 
-    def order(self, argv: Sequence[str], program: bool = False, mode: Sequence[str] = ()) -> None:
-        """Have one command line run; what it says comes by :meth:`take`, last its status.
-
-        :param mode: name and backend of the mode that it measures, where more runs in it are to come.
+        :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
+        :param out: receives its standard output as it comes. ``err``: its standard error.
+        :param mode: name and backend of the mode that the command measures, if more runs in this mode follow.
+        :return: its exit status.
+        :raises MachineError: the guest ended.
         """
         cwd = "/" if self.root else str(Path.cwd())
         order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
         self._process.write(json.dumps(order) + "\n")
-
-    def run(self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False) -> int:
-        """Run one command line in the guest.
-
-        :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
-        :param out: receives its standard output as it comes. ``err``: its standard error.
-        :return: its exit status.
-        :raises MachineError: the guest died.
-        """
-        self.order(argv, program)
+        forwarded = 0
         while True:
-            try:
-                event = self._next(None, "finish")
-            except Interrupted as interrupt:
-                self.signal(interrupt.exit_code - 128)
-                continue
+            if not forwarded and (forwarded := interrupts.pending()):
+                self._process.write(json.dumps({"signal": forwarded}) + "\n")
+            event = self._next("finish")
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
                 print(text, end="", flush=True, file={"out": out, "err": err}[stream])
 
 
-def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
-    """Boot machines side by side, with a word on how long it takes.
+def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]:
+    """Return the words that follow virtme-run on its command line.
 
-    :param machines: of one kind. ``stack`` ends them.
+    :param machine: the machine to boot.
+    :param caller: user and group that own what the guest saves, and whose templates it trusts (None: root).
+    """
+    counting = machine.clock == "instructions"
+    # Page-table isolation makes emulation several times slower: QEMU discards its translations at every system
+    # call. It protects a guest from its own processes and takes no part in what a softirq executes.
+    # The random placement of programs costs as much: QEMU cannot use its translations of the last run again.
+    accelerator = "kvm" if machine.kvm else "tcg"
+    options = [f"kproxylat.clock={machine.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
+    # One instruction is one tick of the TSC. Without these options the kernel calibrates the TSC by other timers, each
+    # time with an error of some parts in a million: enough to be off by one in a long call.
+    options += ["tsc_early_khz=1000000", "hpet=disable", "pmtmr=0"] if counting else []
+    inside = shlex.quote(machine.inside)
+    guest = _GUEST.format(
+        share=SHARE,
+        writable=f"mount --bind {inside} /run/host{inside} &&" if machine.writable else "",
+        sudo=f"SUDO_UID={caller[0]} SUDO_GID={caller[1]}" if caller else "",
+        package=shlex.quote(PACKAGE if machine.root else str(Path(__file__).parent.parent)),
+        python=shlex.quote(PYTHON if machine.root else sys.executable),
+    )
+    command = ["--kimg", str(machine.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
+    command += ["--root", str(machine.root)] if machine.root else []
+    command += ["--cpus", "1" if counting else "2", "--force-9p", "--disable-monitor"]
+    command += [] if machine.kvm else ["--disable-kvm"]
+    command += [word for option in options for word in ("--kopt", option)]
+    command += [f"--rwdir={machine.writable}"] if machine.writable else []
+    command += ["--script-sh", guest, "--qemu-opts"]
+    # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
+    command += ["-cpu", "host" if machine.kvm else "Nehalem"]
+    command += ["-icount", "shift=0,sleep=on"] if counting else []
+    directory = machine.root or "/"
+    command += ["-fsdev", f"local,id={SHARE},path={directory},security_model=none,readonly=on,multidevs=remap"]
+    command += ["-device", f"virtio-9p-pci,fsdev={SHARE},mount_tag={SHARE}"]
+    return command
+
+
+def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
+    """Boot machines side by side, and print how long it takes.
+
+    :param machines: all with the same clock and kernel.
+    :param stack: ends them.
     :raises MachineError: one did not boot.
     """
-    kvm, many = machines[0].kvm, f"{len(machines)} virtual machines" if len(machines) > 1 else "a virtual machine"
-    how = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
-    say(f"Booting {machines[0].image.name} in {many} ({how})...")
-    for each in machines:
-        each.begin()
-        stack.callback(each.__exit__)
+    kvm, number = machines[0].kvm, len(machines)
+    text = f"{number} virtual machines" if number > 1 else "a virtual machine"
+    duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
+    say(f"Booting {machines[0].image.name} in {text} ({duration})...")
+    for machine in machines:
+        machine.begin()
+        stack.callback(machine.__exit__)
     with waiting("booting", 5 if kvm else BOOT_S):
-        for each in machines:
-            each.wait_booted()
+        for machine in machines:
+            machine.wait_booted()

@@ -16,7 +16,7 @@ RESTRICTED = {
     "runAsUser": 65534,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-"""What a namespace asks for that enforces the Pod Security Standard "restricted"."""
+"""The security context that a namespace with the Pod Security Standard "restricted" requires."""
 IMAGE = "registry.k8s.io/e2e-test-images/agnhost:2.53"
 """Kubernetes' own test image: ``netexec`` listens on TCP and UDP."""
 
@@ -55,20 +55,20 @@ def _path(api: Api, document: Object) -> str:
 
 
 def apply_worker(api: Api, image: str = IMAGE) -> None:
-    """Make the worker, or make it again what it should be, by server-side apply.
+    """Create or repair the worker, by server-side apply.
 
-    :raises MachineError: there is a worker that is not ours.
+    :raises MachineError: there is a worker that kproxylat did not create.
     """
     for document in documents(image):
-        _is_ours(api, document, None)
+        _check_owner(api, document, api.find(_path(api, document)))
     for document in documents(image):
         api.request("PATCH", _path(api, document), document, {"fieldManager": MANAGER}, APPLY_PATCH)
 
 
 def read_service(api: Api) -> Object:
-    """Read the worker's Service, which has its addresses by then.
+    """Read the worker's Service, with the addresses that the server chose.
 
-    :raises ApiError: it is not there.
+    :raises ApiError: it does not exist.
     """
     return api.get(_path(api, documents(IMAGE)[1]))
 
@@ -76,16 +76,16 @@ def read_service(api: Api) -> Object:
 def delete_worker(api: Api) -> int:
     """Delete the worker that :func:`apply_worker` made.
 
-    :return: how many objects were there.
-    :raises MachineError: there is a worker that is not ours.
+    :return: how many objects it deleted.
+    :raises MachineError: there is a worker that kproxylat did not create.
     """
     deleted = 0
     for document in documents(IMAGE):
-        there = api.find(_path(api, document))
-        if there is None:
+        existing = api.find(_path(api, document))
+        if existing is None:
             continue
-        _is_ours(api, document, there)
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": there["metadata"]["uid"]}}
+        _check_owner(api, document, existing)
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": existing["metadata"]["uid"]}}
         try:
             api.request("DELETE", _path(api, document), {"apiVersion": "v1", "kind": "DeleteOptions", **body})
             deleted += 1
@@ -95,10 +95,9 @@ def delete_worker(api: Api) -> int:
     return deleted
 
 
-def _is_ours(api: Api, document: Object, there: Object | None) -> None:
-    there = there or api.find(_path(api, document))
-    if there and not OURS.items() <= (there["metadata"].get("labels") or {}).items():
+def _check_owner(api: Api, document: Object, existing: Object | None) -> None:
+    if existing and not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
         raise MachineError(
-            f"{document['kind']} {api.namespace}/{SERVICE} is there, and not kproxylat's: it is not touched",
+            f"kproxylat did not create {document['kind']} {api.namespace}/{SERVICE}: it is not touched",
             "measure it as it is, or use another namespace (-n)",
         )

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -393,7 +394,7 @@ def test_render_in_a_virtual_machine_writes_nothing(
 
     class Machine(vm.Machine):
         def begin(self) -> None:
-            made.append(self.command())
+            made.append(vm.build_command(self, None))
             raise MachineError("enough")
 
     image = tmp_path / "vmlinuz-6.1"
@@ -405,6 +406,27 @@ def test_render_in_a_virtual_machine_writes_nothing(
     assert (status, err.splitlines()[-1]) == (1, "kproxylat: enough")
     assert not [word for word in made[0] if word.startswith("--rwdir")]
     assert "exec chroot" in made[0][made[0].index("--script-sh") + 1]
+
+
+def test_a_virtual_machine_gets_the_command_line_without_the_options_that_choose_it(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inside: list[list[str]] = []
+
+    class Machine(vm.Machine):
+        def __init__(self, *_: object) -> None:
+            self.image, self.kvm = tmp_path / "vmlinuz-6.1", True
+
+        def run(self, argv: Sequence[str], *_: object, **__: object) -> int:
+            inside.append([*argv])
+            return 4
+
+    monkeypatch.setattr(vm, "Machine", Machine)
+    monkeypatch.setattr(vm, "boot", lambda *_: None)
+    words = ["--kernel", "IMAGE", "--services", "3", "--clock=instructions", "--mode", "ipvs", "--clock", "ns", "2"]
+    status, _, err = call(capsys, "run", "--lab", "--vm", *words, "--output-dir", str(tmp_path))
+    assert (status, err) == (4, "")
+    assert inside == [["run", "--lab", "--services", "3", "--mode", "ipvs", "2", "--output-dir", str(tmp_path)]]
 
 
 SUBCOMMANDS = ("mode show", "mode set", "services create", "services delete", "services list")

@@ -135,8 +135,8 @@ def test_run_with_a_target_asks_no_api(
 @pytest.mark.parametrize(
     ("argv", "said", "wanted"),
     [
-        ((), "there is no Service worker in namespace default", 1),
-        (("-n", "other"), "there is no Service worker in namespace other", 1),
+        ((), "Service worker not found in namespace default", 1),
+        (("-n", "other"), "Service worker not found in namespace other", 1),
         (("--context", "prod"), "no context 'prod'", 2),
         (("--target", "10.96.0.10:1", "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'", 2),
         (("--target", "10.96.0.10:1", "--mode", "nftables", "0"), "duration", 2),
@@ -260,7 +260,7 @@ def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: Fake
     for argv in (("create", "--count", "0", "--worker"), ("delete", "--worker")):
         status, _, err = call(capsys, "services", *argv)
         assert status == 1
-        assert "Service default/worker is there, and not kproxylat's: it is not touched" in err
+        assert "kproxylat did not create Service default/worker: it is not touched" in err
     assert cluster.named("services") == ["worker"]
     assert cluster.named("deployments") == []
 
@@ -284,7 +284,7 @@ API_COMMANDS = (
         ("a wrong context", 2, "the kubeconfig has no context 'prod'", "--context takes one of: fake"),
         ("a server that is not there", 1, "no API server answers at http://127.0.0.1:", "kubectl config view --minify"),
         ("no permission", 1, "not permitted|403 Forbidden", "docs/rbac.md"),
-        ("no API", 1, "is no Kubernetes API", "kubectl config view --minify"),
+        ("no API", 1, "not a Kubernetes API", "kubectl config view --minify"),
     ],
 )
 @pytest.mark.parametrize("argv", API_COMMANDS, ids=" ".join)

@@ -93,7 +93,7 @@ def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monke
     with pytest.raises(ApiError, match="429") as caught:
         api.get(SERVICES)
     assert time.monotonic() - started_s < 1
-    assert "goes on where this one stopped" in caught.value.remedy
+    assert "again later to resume" in caught.value.remedy
 
 
 @pytest.mark.parametrize("retry_after", ["0", "", "soon"])
@@ -152,6 +152,7 @@ def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.Monk
             'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec.ports',
             "measure it as it is",
         ),
+        (409, 'object "a-401" was modified', "another client changes the same object"),
     ],
 )
 def test_remedies(
@@ -241,7 +242,7 @@ def test_no_server_and_no_api(fake: FakeApi, tmp_path: Path, monkeypatch: pytest
     assert time.monotonic() - started_s < 2
 
     monkeypatch.setattr(fake, "answer", lambda *_: (200, [], ""))
-    with pytest.raises(MachineError, match="is no Kubernetes API"):
+    with pytest.raises(MachineError, match="not a Kubernetes API"):
         connect(fake.kubeconfig(tmp_path)).get(SERVICES)
 
 

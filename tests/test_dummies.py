@@ -9,16 +9,17 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kproxylat import cluster, dummies
+from kproxylat import cluster, dummies, interrupts
 from kproxylat.cluster import CONNECTIONS, Api
 from kproxylat.dummies import create, delete, paths, plan_creation, read_dummies, service_of
-from kproxylat.errors import ApiError, MachineError
+from kproxylat.errors import ApiError, Interrupted, MachineError
 from tests.fake_api import Call, FakeApi
 
 LIMIT_S = 300
@@ -120,7 +121,7 @@ def test_a_conflict_that_does_not_end(api: Api, fake: FakeApi, monkeypatch: pyte
     monkeypatch.setattr(dummies, "PATIENCE_S", 1)
     with pytest.raises(ApiError, match="409 Conflict") as caught:
         delete(api)
-    assert "somebody else changes" in caught.value.remedy
+    assert "another client changes" in caught.value.remedy
     assert len(tries) < 6
 
 
@@ -180,7 +181,7 @@ def test_a_name_that_is_taken(api: Api, fake: FakeApi) -> None:
     worker = json.loads((RECORDED / "service-worker.json").read_text())
     worker["metadata"]["name"] = "dummy-service-1"
     fake.add(worker)
-    with pytest.raises(MachineError, match=r"default/dummy-service-1 is there without the label type=dummy"):
+    with pytest.raises(MachineError, match=r"default/dummy-service-1 exists without the label type=dummy"):
         fill(api, 3)
 
 
@@ -190,6 +191,37 @@ def test_a_refusal_stops_the_rest(api: Api, fake: FakeApi) -> None:
         fill(api, 2000)
     assert len(fake.calls) < 2 + 4 * CONNECTIONS, "two lists, and what was under way"
     fake.denied.clear()
+    fill(api, 3)
+    assert fake.named("services") == names(3)
+
+
+def test_a_signal_stops_threads_that_wait_for_an_overloaded_server(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_dummies(api)
+    fake.retry_after = "20"
+    refused: list[str] = []
+
+    def overload(verb: str) -> str:
+        refused.append(verb)
+        if len(refused) == CONNECTIONS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return "overload"
+
+    monkeypatch.setattr(fake, "fault", overload)
+    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+    interrupts.install()
+    started_s = time.monotonic()
+    try:
+        with pytest.raises(Interrupted) as caught:
+            create(api, found, range(100))
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert time.monotonic() - started_s < 5
+    assert len(refused) == CONNECTIONS
+    monkeypatch.setattr(fake, "fault", lambda _: "")
     fill(api, 3)
     assert fake.named("services") == names(3)
 

@@ -111,7 +111,7 @@ def test_a_node_known_by_its_name_alone(api: Api, fake: FakeApi) -> None:
 @pytest.mark.usefixtures("kernel")
 def test_what_may_not_be_listed_is_told(api: Api, nodes: FakeApi, resource: str) -> None:
     nodes.denied.add(("list", resource))
-    with pytest.raises(MachineError, match=r"nodes and pods cannot be listed: .*forbidden"):
+    with pytest.raises(MachineError, match=r"cannot list nodes and pods: .*forbidden"):
         choose_source(api, Node("n1", "x"), 6, 4)
 
 

@@ -116,7 +116,7 @@ def test_dual_stack_and_ports_by_name_and_number(api: Api, fake: FakeApi) -> Non
 
 
 def test_a_service_that_is_not_there(api: Api) -> None:
-    with pytest.raises(MachineError, match="no Service worker in namespace default of context fake") as caught:
+    with pytest.raises(MachineError, match="Service worker not found in namespace default of context fake") as caught:
         read_target(api)
     assert "--service NAME -n NAMESPACE" in caught.value.remedy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -10,16 +11,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kproxylat import __version__, kernel, vm
-from kproxylat.errors import MachineError, UsageError
-from kproxylat.vm import Machine, find_kernel
+from kproxylat import __version__, interrupts, kernel, vm
+from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.vm import Machine, build_command, find_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,24 +71,54 @@ def test_a_kernel_without_its_modules(root: Path) -> None:
         find_kernel(root / "boot/vmlinuz-7.0", root)
 
 
-def test_icount_is_for_the_instruction_clock_only(root: Path) -> None:
-    counting = Machine("instructions", root, root=root).command()
-    assert counting[counting.index("-icount") + 1] == "shift=0,sleep=on"
-    assert counting[counting.index("--cpus") + 1] == "1"
-    assert {"kproxylat.clock=instructions", "tsc_early_khz=1000000"} <= set(counting)
-    assert "--disable-kvm" in counting
-    timing = Machine("ns", root, root=root).command()
-    assert "-icount" not in timing
-    assert timing[timing.index("--cpus") + 1] == "2"
-    assert "kproxylat.clock=ns" in timing
-    assert "tsc_early_khz=1000000" not in timing
+def test_the_command_line_of_a_counting_machine_over_another_root(root: Path) -> None:
+    (root / "out").mkdir()
+    command = build_command(Machine("instructions", root / "out", root=root), (1000, 100))
+    guest = command.pop(command.index("--script-sh") + 1)
+    assert guest.splitlines()[3:] == [
+        "mount --bind /run /run/host/run && mount --bind /out /run/host/out &&",
+        "{ cp /etc/protocols /run/protocols && mount --bind /run/protocols /run/host/etc/protocols; true; } &&",
+        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run "
+        "PYTHONPATH=/opt/kproxylat SUDO_UID=1000 SUDO_GID=100 &&",
+        "exec chroot /run/host /usr/bin/python3 -m kproxylat.guest",
+    ]
+    assert command == [
+        *("--kimg", f"{root}/boot/vmlinuz-6.1.0-56-amd64", "--mods", "auto", "--memory", "2G", "--user", "root"),
+        *("--root", str(root), "--cpus", "1", "--force-9p", "--disable-monitor", "--disable-kvm"),
+        *("--kopt", "kproxylat.clock=instructions", "--kopt", "kproxylat.accelerator=tcg"),
+        *("--kopt", "pti=off", "--kopt", "norandmaps"),
+        *("--kopt", "tsc_early_khz=1000000", "--kopt", "hpet=disable", "--kopt", "pmtmr=0"),
+        *(f"--rwdir={root}/out", "--script-sh", "--qemu-opts", "-cpu", "Nehalem", "-icount", "shift=0,sleep=on"),
+        *("-fsdev", f"local,id=kproxylat,path={root},security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=kproxylat,mount_tag=kproxylat"),
+    ]
+
+
+def test_the_command_line_of_a_timing_machine_over_this_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vm, "has_kvm", lambda: True)
+    monkeypatch.setattr(vm, "find_kernel", lambda *_: root / "boot/vmlinuz-6.1.0-56-amd64")
+    command = build_command(Machine("ns"), None)
+    guest = command.pop(command.index("--script-sh") + 1)
+    assert guest.splitlines()[-2:] == [
+        f"export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={ROOT}  &&",
+        f"exec chroot /run/host {sys.executable} -m kproxylat.guest",
+    ]
+    assert command == [
+        *("--kimg", f"{root}/boot/vmlinuz-6.1.0-56-amd64", "--mods", "auto", "--memory", "2G", "--user", "root"),
+        *("--cpus", "2", "--force-9p", "--disable-monitor"),
+        *("--kopt", "kproxylat.clock=ns", "--kopt", "kproxylat.accelerator=kvm"),
+        *("--kopt", "pti=off", "--kopt", "norandmaps"),
+        *("--script-sh", "--qemu-opts", "-cpu", "host"),
+        *("-fsdev", "local,id=kproxylat,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-device", "virtio-9p-pci,fsdev=kproxylat,mount_tag=kproxylat"),
+    ]
 
 
 def test_odd_paths_stay_single_words(root: Path) -> None:
     odd = root / "a b;$(touch pwned)'\"`&|"
     odd.mkdir()
     machine = Machine("ns", odd, root=root)
-    command = machine.command()
+    command = build_command(machine, None)
     assert f"--rwdir={odd}" in command
     assert machine.inside == f"/{odd.name}"
     guest = command[command.index("--script-sh") + 1]
@@ -111,7 +144,7 @@ def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: py
 
 def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
     machine = Machine("ns", root=root)
-    command = machine.command()
+    command = build_command(machine, None)
     assert (machine.writable, machine.inside) == (None, "")
     assert not [word for word in command if word.startswith("--rwdir")]
     bound = re.findall(r"mount --bind (\S+)", command[command.index("--script-sh") + 1])
@@ -132,6 +165,55 @@ def test_a_machine_that_does_not_boot_says_what_to_do(root: Path, monkeypatch: p
         with pytest.raises(MachineError, match=said) as caught:
             Machine("ns", root=root).__enter__()
         assert "--kernel IMAGE" in caught.value.remedy
+
+
+@pytest.fixture
+def machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Make a machine whose virtme-run boots no kernel, but starts the agent on this machine."""
+    monkeypatch.setattr(vm, "find", lambda program: program)
+    monkeypatch.setattr(vm, "find_runner", lambda: str(root / "virtme-run"))
+    (root / "virtme-run").write_text(f"#!/bin/sh\nexec env PYTHONPATH={ROOT} {sys.executable} -m kproxylat.guest\n")
+    (root / "virtme-run").chmod(0o755)
+    return Machine("ns", root=root)
+
+
+def test_a_machine_runs_one_command_after_another(machine: Machine) -> None:
+    with machine:
+        assert machine.release == platform.release()
+        for status in (0, 5):
+            out, err = io.StringIO(), io.StringIO()
+            script = f"pwd; echo é >&2; exit {status}"
+            assert machine.run(["sh", "-c", script], out, err, program=True) == status
+            assert (out.getvalue(), err.getvalue()) == ("/\n", "é\n")
+
+
+def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
+    """The main thread waits for the thread that runs the command, as in a pool."""
+    out = io.StringIO()
+
+    def interrupt() -> None:
+        deadline_s = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < deadline_s:
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+    interrupts.install()
+    try:
+        with interrupts.deferred(), machine, ThreadPoolExecutor(2) as threads:
+            command = ["sh", "-c", "echo on; exec sleep 60"]
+            status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
+            threads.submit(interrupt)
+            while not status.done():
+                wait([status], 0.1)
+            assert status.result() == -signal.SIGTERM
+            threads.submit(interrupts.check).result()
+            with pytest.raises(Interrupted) as caught:
+                interrupts.check()
+        assert caught.value.exit_code == 128 + signal.SIGTERM
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 class Agent:
