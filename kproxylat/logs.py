@@ -21,7 +21,7 @@ from kproxylat.record import SIGN, build_recorded
 from kproxylat.samples import Collector, RecurringLine, find_quiet_lines, is_damaged
 
 Watch = Callable[[RecurringLine], None]
-_FEW = 1 << 11
+_FEW = 1 << 10
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
 _CELL = r'(?:"(?:[^"]|"")*"|[^",]*)'
