@@ -1,4 +1,4 @@
-"""The dialects of the old scripts: what a run's text says -> the fields of a result. Pure; see docs/logs.md."""
+"""Results of the old scripts' logs: a builder for each dialect. Pure; docs/logs.md describes the dialects."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kproxylat.model import Bucket, Histogram, Map, Percentile, Probe, Result, R
 FUNCTIONS = {
     "iptables": ("ipt_do_table", "ipt"),
     "nftables": ("nft_do_chain", "nft"),
-    "ipvs": ("ipvs", "ipvs"),  # which of its functions differs from kernel to kernel, and the log does not say
+    "ipvs": ("ipvs", "ipvs"),  # the function differs from kernel to kernel, and the log does not name it
 }
-"""Name of the engine in a log -> the kernel function that was traced, and how its maps' names begin."""
+"""Name of the engine in a log -> the traced kernel function, and the prefix of its maps' names."""
 EXPERIMENT_HEADER = (
     "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
 )
@@ -24,12 +24,16 @@ EXPERIMENT_HEADER = (
 
 @dataclass
 class RunText:
-    """What was read of one run, before a dialect says what it means.
+    """The text of one run, before a dialect's builder interprets it.
 
-    :param header: the metadata header's fields, by their words there.
+    :param header: the fields of the metadata header, by name.
     :param report: figures of the report by engine ("" where it names none): count, min, mean, max, in us.
     :param maps: the last print of each map.
-    :param marks: the lines in which a dialect recognized itself, by its name.
+    :param marks: the lines that are a sign of a dialect, by the dialect's name.
+    :param intervals: sums of the interval blocks by engine, or of the table rows under "".
+    :param slow: sums of the slow lines by engine.
+    :param warnings: damage and contradictions, for ``quality.warnings``.
+    :param ended: False if the run was cut short.
     """
 
     header: dict[str, str] = field(default_factory=dict)
@@ -43,12 +47,16 @@ class RunText:
 
 
 def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
-    """Read the metadata header that later scripts wrote."""
+    """Read the metadata header that the later of the old scripts wrote.
+
+    :param text: the run's text.
+    :return: the run; the target if the header names a ClusterIP; the traffic if it names a rate.
+    """
     header = text.header
     position = re.match(r"(\d+) / (\d+)", header.get("Worker position", ""))
     rate, warmup = _int(header.get("Packet rate")), _int(header.get("Warmup packets"))
-    words = [header.get(each, "").split() for each in ("Duration", "Packet rate", "Warmup packets", "Rule position")]
-    arguments = [each[0] for each in takewhile(bool, words)]
+    words = [header.get(name, "").split() for name in ("Duration", "Packet rate", "Warmup packets", "Rule position")]
+    arguments = [value[0] for value in takewhile(bool, words)]
     run = Run(
         started=header["Timestamp"].replace(" ", "T", 1) if "Timestamp" in header else None,
         duration_s=_int(header.get("Duration")),
@@ -65,7 +73,11 @@ def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
 
 
 def build_report(text: RunText) -> Result:
-    """Build the result of a FINAL REPORT (dialect A), or of its interval blocks where it was cut short."""
+    """Build the result of a FINAL REPORT (dialect A), or of the last interval blocks if the run was cut short.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with a probe for each engine.
+    """
     run, target, traffic = read_run(text)
     probes = [
         _build_probe(text, engine, function, prefix)
@@ -86,7 +98,7 @@ def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Prob
         text.warnings.append(f"the report for {engine} lacks figures")
     else:
         last = Sample("")
-    maps = {name: each for name, each in text.maps.items() if re.match(rf"({prefix}|{engine})_", name)}
+    maps = {name: content for name, content in text.maps.items() if re.match(rf"({prefix}|{engine})_", name)}
     total = _find_number(maps, r"_sum(_us)?$")
     count = figures.get("count", last.count)
     probe: dict[str, Any] = {
@@ -106,7 +118,11 @@ def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Prob
 
 
 def build_summary(text: RunText) -> Result:
-    """Build the result of a FINAL SUMMARY REPORT (dialect B), or of its table's rows where it was cut short."""
+    """Build the result of a FINAL SUMMARY REPORT (dialect B), or of the table's rows if the run was cut short.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with one probe if there was a packet.
+    """
     run, target, traffic = read_run(text)
     figures = dict(text.report.get("summary", {}))
     rows = text.intervals.get("")
@@ -120,31 +136,39 @@ def build_summary(text: RunText) -> Result:
     probe["sum"] = total
     if total is not None and count and total // count == probe["mean"]:
         probe["mean"] = total / count
-    histogram = _find_histogram({name: each for name, each in text.maps.items() if name in ("dist_latency", "lat")})
+    histogram = _find_histogram({name: text.maps[name] for name in text.maps if name in ("dist_latency", "lat")})
     probes = [_make_probe(text, "ip_rcv", "", probe, histogram)] if count or histogram.buckets else []
     return _assemble(text, run, target, traffic, probes)
 
 
 def build_single(text: RunText) -> Result:
-    """Build the result of the single-packet script (dialect C): one call for each line, in ns."""
+    """Build the result of the single-packet script (dialect C): one call a line, in ns.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with a probe for each engine.
+    """
     run, target, traffic = read_run(text)
     calls: dict[str, list[int]] = {}
     for line in text.marks["single"]:
-        found = re.match(r"\[(\w+)\] Latency: .*\((\d{1,18}) ns\)$", line)
-        if found:
-            calls.setdefault(found[1], []).append(int(found[2]))
+        call = re.match(r"\[(\w+)\] Latency: .*\((\d{1,18}) ns\)$", line)
+        if call:
+            calls.setdefault(call[1], []).append(int(call[2]))
     if not calls:
         text.warnings.append("no packet was traced")
     probes = []
-    for engine, each in calls.items():
-        figures = {"count": len(each), "min": min(each), "max": max(each), "mean": sum(each) / len(each)}
+    for engine, times in calls.items():
+        figures = {"count": len(times), "min": min(times), "max": max(times), "mean": sum(times) / len(times)}
         function = FUNCTIONS.get(engine, (engine, ""))[0]
-        probes.append(_make_probe(text, function, engine, figures | {"sum": sum(each)}, Histogram(), "ns"))
+        probes.append(_make_probe(text, function, engine, figures | {"sum": sum(times)}, Histogram(), "ns"))
     return _assemble(text, run, target, traffic, probes)
 
 
 def build_dump(text: RunText) -> Result:
-    """Build the result of a text that says nothing but maps."""
+    """Build the result of a text that holds nothing but maps.
+
+    :param text: the run's text.
+    :return: the result, without probes.
+    """
     run, target, traffic = read_run(text)
     return _assemble(text, run, target, traffic, [])
 
@@ -152,17 +176,21 @@ def build_dump(text: RunText) -> Result:
 def build_experiment(text: RunText) -> Result:
     """Build the result of one line of the full experiment's CSV.
 
-    Its percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not estimates. If
-    one of them has a point, or is no power of two, kproxylat wrote the line, and they are estimates without bounds.
+    The old scripts' percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not
+    estimates. If a percentile has a point or is not a power of two, kproxylat wrote the line: then all percentiles are
+    estimates without bounds.
+
+    :param text: the run's text; its last mark is the line.
+    :return: the result, with one probe.
     """
     fields = next(csv.reader(text.marks["experiment"][-1:]))
     row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
     most, mean = _int(row["MaxLatency_us"]), _float(row["MeanLatency_us"])
     percentiles = {}
-    found = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
-    edges = all(each is None or (each.is_integer() and int(each).bit_count() <= 1) for each in found.values())
-    edges = edges and not any("." in row[f"P{name}_us"] for name in found)
-    for name, value in found.items():
+    values = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
+    edges = all(value is None or (value.is_integer() and int(value).bit_count() <= 1) for value in values.values())
+    edges = edges and not any("." in row[f"P{name}_us"] for name in values)
+    for name, value in values.items():
         low = int(value or 0)
         if value is not None and not edges:
             percentiles[name] = Percentile(value, None, None)
@@ -219,24 +247,25 @@ def _make_probe(
 
 
 def _find_number(maps: Mapping[str, Map], pattern: str) -> int | None:
-    for name, each in maps.items():
-        if re.search(pattern, name) and each.kind == "int" and not each.entries[0].key:
-            number: int = each.entries[0].value
+    for name, content in maps.items():
+        if re.search(pattern, name) and content.kind == "int" and not content.entries[0].key:
+            number: int = content.entries[0].value
             return number
     return None
 
 
 def _find_histogram(maps: Mapping[str, Map]) -> Histogram:
-    """Take the logarithmic histogram, which is complete; the linear one ends at 100 us."""
-    for each in maps.values():
-        if each.kind == "hist" and not each.entries[0].key and each.entries[0].value["count"]:
-            return Histogram(tuple(Bucket(**row) for row in each.entries[0].value["buckets"] if row["count"]))
+    """Find the logarithmic histogram, which is complete; the linear one ends at 100 us."""
+    for content in maps.values():
+        entry = content.entries[0]
+        if content.kind == "hist" and not entry.key and entry.value["count"]:
+            return Histogram(tuple(Bucket(**row) for row in entry.value["buckets"] if row["count"]))
     return Histogram()
 
 
 def _int(text: str | None) -> int | None:
-    found = re.match(r"\d{1,18}", text or "")
-    return int(found[0]) if found else None
+    number = re.match(r"\d{1,18}", text or "")
+    return int(number[0]) if number else None
 
 
 def _float(text: str) -> float | None:

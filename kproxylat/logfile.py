@@ -1,11 +1,11 @@
-"""Opens a log, whatever it is stored in, and cuts it into pieces that fit in memory."""
+"""Log files as pieces of whole lines, compressed or not."""
 
 from __future__ import annotations
 
 import gzip
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -14,85 +14,50 @@ from typing import IO, cast
 from kproxylat.errors import LogError
 
 LONG = 1 << 20
-"""Of a line that is longer only so many bytes are read."""
-_PIECE, _BLOCK = 1 << 18, 1 << 12
+"""Longer lines are truncated to this many bytes."""
+_PIECE = 1 << 15
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
-    """Read a stream in pieces of whole lines, none of them much longer than :data:`LONG`; note what cannot be read.
+    """Read a stream in pieces of whole lines.
 
-    What was read before the damage is kept: read1() does not wait for a whole piece, as read() does.
+    :param stream: a log, as :func:`open_log` opens it.
+    :param damage: gets an entry if the stream cannot be read to its end.
+    :return: pieces not much longer than :data:`LONG`. The last line of the last piece may lack its end; a longer line
+        lacks its rest.
     """
-    # From the first large block that is freed glibc's malloc learns to keep such ones (mallopt(3), M_MMAP_THRESHOLD).
-    # Else it gives each piece's memory back to the kernel, and gets it anew page by page.
-    bytes(16 * _PIECE)
+    # read1() returns what is there: data before a damaged place is not lost, as it is with read().
     read = getattr(stream, "read1", stream.read)
-    parts, size, more, skipping = list[bytes](), 0, True, False
+    held, skipping, more = bytearray(), False, True
     while more:
         try:
-            got = read(_PIECE)
+            data = read(_PIECE)
         except (EOFError, OSError, zlib.error) as error:
             damage.append(f"cannot be read to its end: {error}")
-            got = b""
-        more = bool(got)
+            data = b""
+        more = bool(data)
         if skipping:
-            _, end, got = got.partition(b"\n")
-            skipping = not end
-        parts.append(got)
-        size += len(got)
-        if more and size < _PIECE:
-            continue
-        held = b"".join(parts)
-        # Whole blocks of the old scripts' lines, which begin with a blank one or a time, are read faster.
-        last_time = held.rfind(b" Statistics:", size - _BLOCK)
-        ends = (held.rfind(b"\n\n", size - _BLOCK), held.rfind(b"\n", 0, max(last_time, 0)), held.rfind(b"\n"))
-        end_at = next((each + 1 for each in ends if each >= 0), 0) if more else size
-        if not end_at and size > LONG:
-            yield held + b"\n"
-            parts, size, skipping = [], 0, True
-        else:
-            parts, size = [held[end_at:]], size - end_at
-            if end_at:
-                yield held[:end_at]
-
-
-def divide(piece: bytes, odd: Iterable[int]) -> Iterator[tuple[bytes, bool]]:
-    """Divide a piece at some of its lines.
-
-    :param odd: their numbers, from 0, in order.
-    :return: these lines (False), and what stands between them (True); all with their line ends.
-    """
-    begin = number = 0
-    for each in odd:
-        at = _skip_lines(piece, begin, each - number)
-        end = piece.find(b"\n", at) + 1 or len(piece)
-        if at > begin:
-            yield piece[begin:at], True
-        yield piece[at:end], False
-        begin, number = end, each + 1
-    if begin < len(piece):
-        yield piece[begin:], True
-
-
-def _skip_lines(piece: bytes, at: int, number: int) -> int:
-    """Find where the line begins that comes so many lines after the one that begins ``at``."""
-    while number > 9:
-        # Nearly all lines are longer than this; counting their ends takes less time than finding each.
-        end = at + 24 * number
-        passed = piece.count(b"\n", at, end)
-        if not 0 < passed <= number:
-            break
-        at, number = piece.rfind(b"\n", at, end) + 1, number - passed
-    for _ in range(number):
-        at = piece.find(b"\n", at) + 1
-    return at
+            _, line_end, data = data.partition(b"\n")
+            skipping = not line_end
+        ended = data.rfind(b"\n") + 1
+        held += data
+        if not more and held:
+            yield bytes(held)
+        elif ended:
+            yield bytes(held[: len(held) - len(data) + ended])
+            held = bytearray(data[ended:])
+        elif len(held) > LONG:
+            yield bytes(held) + b"\n"
+            held, skipping = bytearray(), True
 
 
 @contextmanager
 def open_log(name: str) -> Iterator[IO[bytes]]:
-    """Open a log, compressed by gzip or not; ``-`` is stdin.
+    """Open a log, compressed by gzip or not.
 
-    :raises LogError: it is not there, no file, or must not be read.
+    :param name: a file, or ``-`` for stdin.
+    :return: a context with the decompressed stream.
+    :raises LogError: the file does not exist, is a directory or cannot be read; or stdin is closed.
     """
     with ExitStack() as stack:
         try:

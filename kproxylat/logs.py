@@ -1,13 +1,13 @@
-"""Reads the logs of runs, of every dialect: table DIALECTS. Memory does not grow with a run's length.
+"""Logs of runs, of every dialect: table DIALECTS.
 
-A damaged place costs only itself; docs/logs.md describes the dialects and how a file is divided into runs.
+Memory does not grow with the length of a run. A damaged line loses only itself. docs/logs.md describes the dialects and
+how a file is divided into runs.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO, NamedTuple
 
@@ -15,47 +15,68 @@ from kproxylat import legacy
 from kproxylat.dump import Print, Reader
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
-from kproxylat.logfile import LONG, divide, open_log, read_pieces
+from kproxylat.logfile import LONG, open_log, read_pieces
 from kproxylat.model import Quality, Result, Sample, Source
 from kproxylat.record import SIGN, build_recorded
-from kproxylat.samples import Collector, count_forms, read_sample, strip_colours
+from kproxylat.samples import Collector, RecurringLine, find_quiet_lines, is_damaged
 
-Watch = Callable[[Sample, str, str], None]
-_FEW = 500
+Watch = Callable[[RecurringLine], None]
+_FEW = 1 << 10
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
 _CELL = r'(?:"(?:[^"]|"")*"|[^",]*)'
 
 
 class Dialect(NamedTuple):
-    """One row of the table: how a run of this dialect is recognized and what it says.
+    """One row of the table: how to recognize a run of this dialect, and how to build its result.
 
-    ``sign`` matches (at its beginning) a line that only this dialect has; such lines are kept in ``RunText.marks``.
-    ``build`` makes the result; source and quality are added to it.
+    :param name: the name, as ``source.dialect`` has it.
+    :param sign: matches the beginning of lines that only this dialect has; ``RunText.marks`` keeps these lines.
+    :param build: builds the result; the reader adds source and quality.
+    :param kinds: other contents that only this dialect has: recurring lines (slow, time, block, row), or ``map``.
+    :param header: the line below which ``sign`` counts, up to the beginning of the next run; None: it counts anywhere.
+    :param line_is_run: each line that matches ``sign`` ends a run.
+    :param has_report: a run ends with a report; without it, the run was cut short.
     """
 
     name: str
     sign: re.Pattern[str]
     build: Callable[[RunText], Result]
+    kinds: frozenset[str] = frozenset()
+    header: str | None = None
+    line_is_run: bool = False
+    has_report: bool = False
 
 
 DIALECTS = (
-    Dialect("kproxylat", SIGN, build_recorded),
+    Dialect("kproxylat", SIGN, build_recorded, has_report=True),
     Dialect(
-        "experiment", re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{9}}\Z'), legacy.build_experiment
-    ),  # below its header
+        "experiment",
+        re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{9}}\Z'),
+        legacy.build_experiment,
+        header=legacy.EXPERIMENT_HEADER,
+        line_is_run=True,
+    ),
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
-    Dialect("summary", re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"), legacy.build_summary),
+    Dialect(
+        "summary",
+        re.compile(r"TIME +\| PACKETS| FINAL SUMMARY REPORT"),
+        legacy.build_summary,
+        kinds=frozenset({"row"}),
+        has_report=True,
+    ),
     Dialect(
         "report",
         re.compile(
             r"  FINAL REPORT|\d\d:\d\d:\d\d (Statistics|SLOW \w+):|Tracing iptables and nftables| +Kube-Proxy Data"
         ),
         legacy.build_report,
+        kinds=frozenset({"slow", "time", "block"}),
+        has_report=True,
     ),
-    Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump),
+    Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump, kinds=frozenset({"map"})),
 )
-"""The first that shows in a run is the run's; maps alone are a "dump"."""
+"""The dialect of a run is the first row that the run shows a sign of."""
 
 _STARTS = {
     "header": re.compile(r" +eBPF Kube-Proxy Latency Experiment"),
@@ -71,23 +92,18 @@ _FIELDS = (
 )
 _FIELD = "|".join(_FIELDS)
 _HEADER = re.compile(rf"(?:\A|(?<=\S))({_FIELD}): *(.+?)(?=\"echo|echo \"|\"|(?:{_FIELD}): |\Z)")
-"""Also in the middle of a line: the old scripts ran some together."""
-_FIGURES = {
+"""A field of the metadata header; also in the middle of a line, because the old scripts ran some lines together."""
+_REPORT_FIGURES = {
     "Total invocations": "count",
     "Min latency": "min",
     "Avg latency": "mean",
     "Max latency": "max",
-    "Total Packets Traced": "count",
-    "Average Latency": "mean",
-    "Maximum Latency": "max",
 }
-_FIGURE = re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?")
-_SECTION = re.compile(r"--- (\w+) MODE ---|No (\w+) traffic observed|No packets (captured|were traced)")
+_SUMMARY_FIGURES = {"Total Packets Traced": "count", "Average Latency": "mean", "Maximum Latency": "max"}
+_FIGURES = _REPORT_FIGURES | _SUMMARY_FIGURES
 _COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
-_LOST = re.compile(r"Lost (\d{1,18}) events|WARNING: Total lost event count: (\d{1,18})")
+_COLOUR_BYTES = re.compile(_COLOUR.pattern.encode())
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
-_LOST_PIECE = re.compile(rb"Lost (\d{1,18}) events")
-_FULL = re.compile(r"WARNING: (Map full|Failed to map_update_elem)")
 
 
 class _Run:
@@ -99,101 +115,180 @@ class _Run:
         self.reader = Reader()
         self.store = store
         self.seen: set[str] = set()
-        self.signs: set[str] = set()
         self.section = ""
         self.lost = self.total_lost = 0
         self.full = False
-        self.last_name = ""
 
     def warn(self, line_no: int, reason: str) -> None:
-        """Note damage, and where; after a hundred only that there is more."""
+        """Note damage and its line; after a hundred notes, only that there is more."""
         if len(self.text.warnings) < _WARNINGS:
             self.text.warnings.append(f"line {line_no}: {reason}"[:200])
         elif len(self.text.warnings) == _WARNINGS:
             self.text.warnings.append(f"line {line_no}: more of this, not listed")
 
+    def has_body(self) -> bool:
+        """Return whether the run has printed recurring lines or maps."""
+        return bool(self.samples.kinds or self.text.maps)
+
+    def keep_maps(self, line_no: int) -> None:
+        """Keep the maps that are complete at this line; of a map that is printed again, the last whole print."""
+        for note in self.reader.take_notes():
+            self.warn(line_no, note)
+        for printed in self.reader.take():
+            self.store(printed)
+            name, is_new = printed.name, printed.name not in self.text.maps
+            if not printed.whole:
+                self.warn(line_no, f"the text ends inside @{name}")
+            if is_new and len(self.text.maps) >= _MAPS:
+                self.warn(line_no, f"more than {_MAPS} maps; @{name} is left out")
+            elif printed.whole or is_new:
+                self.text.maps[name] = printed.map
+
+    def add_fields(self, match: re.Match[str], _: int) -> None:
+        """Keep the fields of the metadata header in a line; the first of each name counts."""
+        for field in _HEADER.finditer(match.string):
+            name = "Warmup packets" if field[1] == "Warmup" else field[1]
+            self.text.header.setdefault(name, field[2].strip())
+            self.seen.add("fields")
+
+    def begin_section(self, section: re.Match[str], _: int) -> None:
+        """Begin a section of the report: ``--- IPTABLES MODE ---``."""
+        self.section = section[1].lower()
+        self.text.report.setdefault(self.section, {})
+
+    def drop_section(self, section: re.Match[str], _: int) -> None:
+        """Note that an engine has no section in the report: ``No iptables traffic observed.``."""
+        self.section = section[1].lower()
+        self.text.report.pop(self.section, None)
+
+    def begin_empty_summary(self, _match: re.Match[str], _: int) -> None:
+        """Begin the summary of a run without a packet."""
+        self.section = ""
+        self.text.report.setdefault("summary", {})
+
+    def add_figure(self, figure: re.Match[str], line_no: int) -> None:
+        """Keep a figure of the report."""
+        if not figure[2]:
+            self.warn(line_no, f"unreadable: {figure.string!r}")
+            return
+        section = "summary" if figure[1] in _SUMMARY_FIGURES else self.section
+        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = int(figure[2])
+
+    def add_lost(self, lost: re.Match[str], _: int) -> None:
+        """Count events that bpftrace lost."""
+        self.lost += int(lost[1])
+
+    def keep_total_lost(self, lost: re.Match[str], _: int) -> None:
+        """Keep the number of lost events that bpftrace prints at its end."""
+        self.total_lost = max(self.total_lost, int(lost[1]))
+
+    def note_full_map(self, _match: re.Match[str], _: int) -> None:
+        """Note that a map was full."""
+        self.full = True
+
+    def note_message(self, message: re.Match[str], line_no: int) -> None:
+        """Keep a message of bpftrace's as a warning."""
+        self.warn(line_no, message.string)
+
+    def note_unreadable(self, match: re.Match[str], line_no: int) -> None:
+        """Note that a line cannot be read."""
+        self.warn(line_no, f"unreadable: {match.string!r}")
+
+
+class _LineKind(NamedTuple):
+    """One row of a table: :meth:`handle` takes the match that :meth:`find` finds in a line, and the line's number."""
+
+    find: Callable[[str], re.Match[str] | None]
+    handle: Callable[[_Run, re.Match[str], int], None]
+
+
+_FACTS = (
+    _LineKind(lambda line: _HEADER.search(line) if ": " in line else None, _Run.add_fields),
+    _LineKind(re.compile(r"--- (\w+) MODE ---").match, _Run.begin_section),
+    _LineKind(re.compile(r"No (\w+) traffic observed").match, _Run.drop_section),
+    _LineKind(re.compile(r"No packets (captured|were traced)").match, _Run.begin_empty_summary),
+    _LineKind(
+        re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?").match, _Run.add_figure
+    ),
+)
+"""Lines of the metadata header and of a report. They show no dialect and belong to no map."""
+_MESSAGES = (
+    _LineKind(re.compile(r"Lost (\d{1,18}) events").match, _Run.add_lost),
+    _LineKind(re.compile(r"WARNING: Total lost event count: (\d{1,18})").match, _Run.keep_total_lost),
+    _LineKind(re.compile(r"WARNING: (Map full|Failed to map_update_elem)").search, _Run.note_full_map),
+    _LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, _Run.note_message),
+    _LineKind(re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, _Run.note_unreadable),
+)
+"""Lines that belong to no map: messages of bpftrace's, and damaged rows and entries of maps."""
+
 
 class LogReader:
-    """Divides a log into runs and reads them; one for each file.
+    """The reader of one log: divides it into runs and builds their results.
 
-    :param name: the file's name, for the results' ``source``.
+    :param name: the file's name, for ``source`` of the results.
     :param store: called with every print of a map, in order (``--prints all``).
-    :param watch: called with every recurring line (``--intervals``): its sample, kind (slow, block, row) and engine.
+    :param watch: called with every recurring line of the kinds slow, block and row (``--intervals``).
     """
 
     def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None, watch: Watch | None = None) -> None:
         self.name, self.store, self.watch = name, store, watch
         self.line_no = self.index = 0
-        self.damage: list[str] = []  # of the file as a whole
-        self.in_experiment = False  # below the header of its CSV
-        self.run = _Run(store, watch)
+        self._header: str | None = None  # the last line that was the header of a dialect
+        self._run = _Run(store, watch)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
         """Read all runs of a log.
 
-        :raises LogError: there is no run in it; or it cannot be read and no run was found before.
+        :param stream: the log, as :func:`open_log` opens it.
+        :return: the result of each run, in order.
+        :raises LogError: the log holds no run.
         """
-        binary = False
-        for piece in read_pieces(stream, self.damage):
+        damage, binary = list[str](), False
+        for piece in read_pieces(stream, damage):
             binary = binary or b"\0" in piece
             yield from self.read_piece(piece)
-        for each in self.damage:
-            self.run.warn(self.line_no, each)
-        said = next((each for each in self.run.text.warnings if "ERROR" in each or "no end" in each), None)
-        yield from self._finish()
+        for reason in damage:
+            self._run.warn(self.line_no, reason)
+        warnings = self._run.text.warnings
+        warning = next((text for text in warnings if "ERROR" in text or "no end" in text), None)
+        yield from self._finish_run()
         if not self.index:
-            what = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
-            reasons = [*([what] if self.line_no else []), *self.damage, *([said] if said else [])]
+            content = "is a binary file" if binary else f"holds no run among its {self.line_no} lines"
+            reasons = [*([content] if self.line_no else []), *damage, *([warning] if warning else [])]
             saved = self.name.endswith(".json")
             remedy = "what run and sweep save as .json is for compare and plot; parse reads the .log beside it"
             raise LogError(f"{self.name}: {'; '.join(reasons) or 'is empty'}", remedy if saved else "")
 
     def read_piece(self, piece: bytes) -> Iterator[Result]:
-        """Read whole lines: the recurring ones between two others at once, and the others one by one."""
-        recurring, odd = not self.watch and (b" us" in piece or b" Statistics:" in piece), list[int]()
-        if recurring:
-            plain = strip_colours(piece)
-            counts, odd = count_forms(plain)
-            if not odd and self._take_piece(plain, counts):
-                return
-        for part, alike in divide(piece, odd):
-            whole = recurring and alike
-            if whole and len(part) > _FEW and self._take_piece(strip_colours(part)):
-                continue
-            *lines, last = part.split(b"\n")
-            for at, line in enumerate(lines, 1):
-                run = self.run
-                yield from self._read_line(line, ended=True)
-                if whole and self.run is not run and self._take_piece(strip_colours(b"\n".join([*lines[at:], b""]))):
-                    break
-            if last:
-                yield from self._read_line(last, ended=False)
+        """Read the next lines of a log.
 
-    def _take_piece(self, piece: bytes, counts: Counter[str] | None = None) -> bool:
-        """Take recurring lines at once, with the same result as one by one; return False if it cannot be done."""
-        run = self.run
-        if "end" in run.seen and (b" Statistics:" in piece or b"|" in piece):
-            return False  # they begin another run
-        counts = counts or count_forms(piece)[0]
-        if (counts["nothing"] or counts["blank"]) and run.reader.counts_text:
+        :param piece: whole lines; only the last line of the log may lack its end.
+        :return: the results of the runs that end in the piece.
+        """
+        middle = piece.find(b"\n", len(piece) // 2) + 1
+        if self._read_recurring_lines(piece):
+            return
+        if len(piece) > _FEW and 0 < middle < len(piece):
+            yield from self.read_piece(piece[:middle])
+            yield from self.read_piece(piece[middle:])
+            return
+        *lines, rest = piece.split(b"\n")
+        for line in lines:
+            yield from self._read_line(line, ended=True)
+        if rest:
+            yield from self._read_line(rest, ended=False)
+
+    def _read_recurring_lines(self, piece: bytes) -> bool:
+        """Read a piece that holds nothing but recurring and quiet lines; return False if it must be divided."""
+        run = self._run
+        plain = _COLOUR_BYTES.sub(b"", piece).replace(b"\r\n", b"\n")
+        # After a report, a block begins another run. In a key or a string, even a blank line counts.
+        if "end" in run.seen or run.reader.counts_text or not run.samples.add_all(plain):
             return False
-        if counts["odd"] or not run.samples.add_piece(piece, counts):
-            return False
-        rows = counts["row"] + counts["idle"]
-        recurring = counts.total() - counts["lost"] - counts["nothing"] - counts["blank"]
-        if recurring:
-            run.signs.update(["summary"] * bool(rows) + ["report"] * (recurring > rows))
-            run.seen.add("body")
-        at = -1
-        while counts["lost"] and (at := piece.find(b"Lost ", at + 1)) >= 0:
-            lost = _LOST_PIECE.match(piece, at)
-            run.lost += int(lost[1]) if lost else 0
-            if lost and len(run.text.warnings) <= _WARNINGS:
-                run.warn(self.line_no + piece.count(b"\n", 0, at) + 1, lost[0].decode())
-        for line in ["No packets traced yet"] * bool(counts["nothing"]) + [""] * min(counts["blank"], 4):
-            run.reader.feed(line)
-        self._take()
-        self.line_no += counts.total()
+        for line in find_quiet_lines(plain):
+            run.reader.feed(line.decode())
+        self.line_no += plain.count(b"\n")
+        run.keep_maps(self.line_no)
         return True
 
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
@@ -202,13 +297,13 @@ class LogReader:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         raw = raw.removesuffix(b"\r").removeprefix(b"^C")
         if len(raw) > LONG:
-            self.run.warn(self.line_no, f"longer than {LONG} bytes; the rest is left out")
+            self._run.warn(self.line_no, f"longer than {LONG} bytes; the rest is left out")
             raw = raw[:LONG]
         if not ended and not raw.endswith((b"|", b" us", b")")):
-            self.run.warn(self.line_no, "the last line has no end and was left out")
+            self._run.warn(self.line_no, "the last line has no end and was left out")
             return
         if raw[:1] != b"@" and b"\x1b" in raw:
-            raw = _COLOUR.sub("", raw.decode("latin-1")).encode("latin-1")
+            raw = _COLOUR_BYTES.sub(b"", raw)
         if raw[:1].isdigit() or raw[:3] == b"  [":
             yield from self._read_recurring(raw)
             return
@@ -216,138 +311,109 @@ class LogReader:
             line = raw.decode()
         except UnicodeDecodeError:
             line = raw.decode(errors="backslashreplace")
-            self.run.warn(self.line_no, "not UTF-8; the bytes are kept as \\xNN")
+            self._run.warn(self.line_no, "not UTF-8; the bytes are kept as \\xNN")
         yield from self._read_text(line)
 
     def _read_recurring(self, raw: bytes) -> Iterator[Result]:
+        """Read a line that begins like a recurring one."""
+        recurring = self._run.samples.read(raw)
+        if recurring and recurring.kind in ("time", "row") and "end" in self._run.seen:
+            yield from self._finish_run()
+        if recurring and self._run.samples.add(recurring):
+            return
         line = raw.decode(errors="backslashreplace")
-        kind = next((each for _, each, _ in read_sample(raw, "")), "")
-        if "end" in self.run.seen and kind in ("time", "row"):  # a slow line may also come after the report
-            yield from self._finish()
-        taken = self.run.samples.add(raw)
-        if taken:
-            self.run.seen.add("body")
-            self.run.signs.add("summary" if kind == "row" else "report")
-        elif taken is None and not self.run.reader.feed(line):
-            self.run.warn(self.line_no, f"unreadable: {line!r}")
-        elif taken is False:
+        if not recurring and not is_damaged(raw):
             yield from self._read_text(line)
+        elif not self._run.reader.feed(line):
+            self._run.warn(self.line_no, f"unreadable: {line!r}")
 
     def _read_text(self, line: str) -> Iterator[Result]:
+        """Read a line that is not recurring."""
         if not line.startswith("@"):
-            slow = _SLOW_INSIDE.search(line, 1) if " SLOW " in line else None
-            if slow and self.run.samples.add(slow[0].encode()):
-                line = line[: slow.start()]
-                self.run.warn(self.line_no, f"unreadable: {line!r} before a slow line")
-                self.run.signs.add("report")
-                self.run.seen.add("body")
-            for what, start in _STARTS.items():
-                if start.match(line):
-                    yield from self._start(what)
-                    self.in_experiment = False
-            self.in_experiment = self.in_experiment or line == legacy.EXPERIMENT_HEADER
-            if self._read_figures(line):
-                self.run.reader.feed(line)
+            line = self._cut_slow_line(line)
+            for start, pattern in _STARTS.items():
+                if pattern.match(line):
+                    yield from self._start_run(start)
+                    self._header = None
+            if self._handle(_FACTS, line):
+                self._run.reader.feed(line)
                 return
-        sign = next((each.name for each in DIALECTS if each.sign.match(line)), "")
-        if sign == "experiment" and not self.in_experiment:
-            sign = ""
-        if sign:
-            self.run.signs.add(sign)
-            marks = self.run.text.marks.setdefault(sign, [])
-            if len(marks) < _MARKS:
-                marks.append(line)
-            elif len(marks) == _MARKS:
-                self.run.warn(self.line_no, f"more than {_MARKS} lines of the dialect {sign}; the rest is left out")
-            if sign == "experiment":
-                yield from self._finish()
+        dialect = self._find_dialect(line)
+        if dialect:
+            self._keep_mark(dialect, line)
+            if dialect.line_is_run:
+                yield from self._finish_run()
                 return
         if _ENDS.match(line):
-            if "end" in self.run.seen:
-                yield from self._finish()
-            self.run.seen.add("end")
-        if not self.run.reader.feed(line) and line:
-            self._check_damage(line)
-        self._take()
+            if "end" in self._run.seen:
+                yield from self._finish_run()
+            self._run.seen.add("end")
+        if not self._run.reader.feed(line) and line:
+            self._handle(_MESSAGES, line)
+        self._run.keep_maps(self.line_no)
 
-    def _start(self, what: str) -> Iterator[Result]:
+    def _cut_slow_line(self, line: str) -> str:
+        """Add the slow line at the end of another line, which it interrupted; return what stands before it."""
+        slow = _SLOW_INSIDE.search(line, 1) if " SLOW " in line else None
+        recurring = self._run.samples.read(slow[0].encode()) if slow else None
+        if slow and recurring and self._run.samples.add(recurring):
+            line = line[: slow.start()]
+            self._run.warn(self.line_no, f"unreadable: {line!r} before a slow line")
+        return line
+
+    def _handle(self, table: Iterable[_LineKind], line: str) -> bool:
+        """Handle a line by all rows of a table that match it; return whether there is one."""
+        is_known = False
+        for kind in table:
+            if match := kind.find(line):
+                kind.handle(self._run, match, self.line_no)
+                is_known = True
+        return is_known
+
+    def _find_dialect(self, line: str) -> Dialect | None:
+        """Find the dialect that a line is a sign of."""
+        for dialect in DIALECTS:
+            if line == dialect.header:
+                self._header = line
+            if dialect.sign.match(line) and dialect.header in (None, self._header):
+                return dialect
+        return None
+
+    def _keep_mark(self, dialect: Dialect, line: str) -> None:
+        marks = self._run.text.marks.setdefault(dialect.name, [])
+        if len(marks) < _MARKS:
+            marks.append(line)
+        elif len(marks) == _MARKS:
+            reason = f"more than {_MARKS} lines of the dialect {dialect.name}; the rest is left out"
+            self._run.warn(self.line_no, reason)
+
+    def _start_run(self, start: str) -> Iterator[Result]:
         """Begin a new run, if this line cannot belong to the present one."""
-        seen = self.run.seen
+        seen = self._run.seen
         if (
-            what in seen
+            start in seen
             or "end" in seen
-            or (what in ("header", "attach", "banner") and "body" in seen)
-            or (what == "header" and seen)
+            or (start in ("header", "attach", "banner") and self._run.has_body())
+            or (start == "header" and seen)
         ):
-            yield from self._finish()
-        self.run.seen.add(what)
+            yield from self._finish_run()
+        self._run.seen.add(start)
 
-    def _read_figures(self, line: str) -> bool:
-        """Read a line of the header or of a report."""
-        run, found = self.run, False
-        for field in _HEADER.finditer(line) if ": " in line else ():
-            name = "Warmup packets" if field[1] == "Warmup" else field[1]
-            run.text.header.setdefault(name, field[2].strip())
-            run.seen.add("fields")
-            found = True
-        section = _SECTION.match(line)
-        if section:
-            run.section = (section[1] or section[2] or "").lower()
-            run.text.report.setdefault(run.section or "summary", {})
-            if section[2]:
-                del run.text.report[run.section]
-            return True
-        figure = _FIGURE.match(line)
-        if figure and not figure[2]:
-            run.warn(self.line_no, f"unreadable: {line!r}")
-        elif figure:
-            section_name = run.section if figure[1].islower() or figure[1][1:].islower() else "summary"
-            run.text.report.setdefault(section_name, {})[_FIGURES[figure[1]]] = int(figure[2])
-        return found or bool(figure)
-
-    def _check_damage(self, line: str) -> None:
-        lost = _LOST.match(line)
-        if lost:
-            self.run.lost += int(lost[1] or 0)
-            self.run.total_lost = max(self.run.total_lost, int(lost[2] or 0))
-        elif _FULL.search(line):
-            self.run.full = True
-        if re.match(r"(\S+: )?(WARNING|ERROR): ", line) or (lost and lost[1]):
-            self.run.warn(self.line_no, line)
-        elif re.match(r"[\[(](-?\d|\.\.\.).*[)\]]|@\w+\b", line):
-            self.run.warn(self.line_no, f"unreadable: {line!r}")
-
-    def _take(self) -> None:
-        for note in self.run.reader.take_notes():
-            self.run.warn(self.line_no, note)
-        for each in self.run.reader.take():
-            self.store(each)
-            known = self.run.text.maps.get(each.name)
-            if not each.whole:
-                self.run.warn(self.line_no, f"the text ends inside @{each.name}")
-            if not known and len(self.run.text.maps) >= _MAPS:
-                self.run.warn(self.line_no, f"more than {_MAPS} maps; @{each.name} is left out")
-            elif each.whole or not known:
-                self.run.text.maps[each.name] = each.map
-            self.run.seen.add("body")
-
-    def _finish(self) -> Iterator[Result]:
-        """End the present run and begin the next."""
-        run = self.run
+    def _finish_run(self) -> Iterator[Result]:
+        """End the present run and begin the next; yield the result, if there is one."""
+        run, text = self._run, self._run.text
         run.reader.end()
-        self._take()
-        self.run = _Run(self.store, self.watch)
-        text = run.text
-        if text.maps:
-            run.signs.add("dump")
-        dialect = next((each for each in DIALECTS if each.name in run.signs), None)
+        run.keep_maps(self.line_no)
+        self._run = _Run(self.store, self.watch)
+        kinds = run.samples.kinds | ({"map"} if text.maps else set())
+        dialect = next((row for row in DIALECTS if row.name in text.marks or row.kinds & kinds), None)
         if dialect is None:
             if "header" in run.seen:
-                self.run.warn(self.line_no, "above is the header of a run that printed nothing")
+                self._run.warn(self.line_no, "above is the header of a run that printed nothing")
             return
-        text.intervals = {name: each.freeze() for name, each in run.samples.intervals.items()}
-        text.slow = {name: each.freeze() for name, each in run.samples.slow.items()}
-        text.ended = dialect.name in ("dump", "single", "experiment") or "end" in run.seen
+        text.intervals = {name: summary.freeze() for name, summary in run.samples.intervals.items()}
+        text.slow = {name: summary.freeze() for name, summary in run.samples.slow.items()}
+        text.ended = "end" in run.seen or not dialect.has_report
         if not text.ended:
             run.warn(self.line_no, "the run ends before its report")
         result = dialect.build(text)
@@ -366,25 +432,28 @@ def read_log(name: str, store: Callable[[Print], None] = lambda _: None) -> Iter
 
     :param name: a file, or ``-`` for stdin.
     :param store: called with every print of a map, in order.
-    :raises LogError: it cannot be read or holds no run.
+    :return: the result of each run, in order.
+    :raises LogError: the file cannot be read, or holds no run.
     """
     with open_log(name) as stream:
         yield from LogReader(name, store).read(stream)
 
 
 def read_intervals(name: str) -> Iterator[tuple[Sample, str, str, int]]:
-    """Read the recurring lines of a log one by one: sample, kind (slow, block, row), engine, index of the run.
+    """Read the recurring lines of a log one by one.
 
-    :raises LogError: it cannot be read to its end, or holds none.
+    :param name: a file, or ``-`` for stdin.
+    :return: for each line its figures, kind (slow, block, row), engine, and the index of its run.
+    :raises LogError: the file cannot be read to its end, or holds no recurring line.
     """
-    damage, found, any_found = list[str](), list[tuple[Sample, str, str, int]](), False
-    reader = LogReader(name, watch=lambda *each: found.append((*each, reader.index)))
+    damage, lines, is_empty = list[str](), list[tuple[Sample, str, str, int]](), True
+    reader = LogReader(name, watch=lambda line: lines.append((*line, reader.index)))
     with open_log(name) as stream:
         for piece in read_pieces(stream, damage):
             for _ in reader.read_piece(piece):
                 pass
-            any_found = any_found or bool(found)
-            yield from found
-            found.clear()
-    if damage or not any_found:
+            is_empty = is_empty and not lines
+            yield from lines
+            lines.clear()
+    if damage or is_empty:
         raise LogError(f"{name}: {damage[0] if damage else 'holds no interval and no slow line'}")

@@ -1,4 +1,4 @@
-"""The parse command: logs in, one of the exporters' texts out; a log that cannot be read does not stop the others."""
+"""The parse command: logs in, the text of an exporter out. A log that cannot be read does not stop the others."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from kproxylat.percentiles import PERCENTILES, add_percentiles
 
 @dataclass
 class Wanted:
-    """The command's options, as they were given.
+    """The options of the command.
 
-    :param output: None is a table; of what is streamed, lines of JSON.
-    :raises UsageError: one of them is not among its choices.
+    :param output: a name in EXPORTERS; None is a table, or lines of JSON for prints and intervals.
+    :param csv_dialect: a name in CSV_DIALECTS.
+    :param percentiles: numbers from 0 to 100, separated by commas.
+    :param prints: ``last``, or ``all``: every print of a map.
+    :param intervals: every recurring line instead of results.
+    :raises UsageError: an option is invalid, or two options exclude each other.
     """
 
     output: str | None
@@ -41,37 +45,39 @@ class Wanted:
         ):
             if value not in choices:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(choices)}")
-        for asked, excluded in (
+        for is_wrong, reason in (
             (self.prints == "all" and self.intervals, "--prints all and --intervals exclude each other"),
             (
                 self.intervals and self.output not in (None, "csv", "json"),
-                f"--intervals writes json or csv, no {self.output}: pass another --format",
+                f"--intervals writes json or csv, not {self.output}: pass another --format",
             ),
             (
                 self.prints == "all" and self.output not in (None, "json"),
-                f"--prints all writes json, no {self.output}: leave out --format",
+                f"--prints all writes json, not {self.output}: leave out --format",
             ),
             (
                 self.csv_dialect != "run" and self.output != "csv",
                 f"--csv-dialect {self.csv_dialect} needs --format csv",
             ),
         ):
-            if asked:
-                raise UsageError(excluded)
+            if is_wrong:
+                raise UsageError(reason)
         try:
-            self.percents = [float(each) for each in self.percentiles.split(",")]
+            self.percents = [float(number) for number in self.percentiles.split(",")]
         except ValueError:
             self.percents = [-1]
-        if not all(0 <= each <= 100 for each in self.percents):
+        if not all(0 <= percent <= 100 for percent in self.percents):
             raise UsageError(f"--percentiles {self.percentiles}: give numbers from 0 to 100, e.g. 50,95,99.9")
 
 
 def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], None]) -> int:
-    """Read logs and write what was asked for on stdout.
+    """Read logs and write them to stdout in the form that the options name.
 
-    :param complain: called with a line for each log that cannot be read.
-    :return: the exit status: 1 if there was one, else 0.
-    :raises MachineError: there is no stdout.
+    :param names: the logs; ``-`` is stdin.
+    :param wanted: the options.
+    :param complain: called with a message for each log that cannot be read.
+    :return: the exit status: 1 if a log could not be read, else 0.
+    :raises MachineError: stdout is closed.
     """
     if not isinstance(sys.stdout, TextIOWrapper):
         raise MachineError("stdout is closed", "send it to a file or a pipe: kproxylat parse FILE > OUT")
@@ -86,8 +92,10 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
                 complain(f"kproxylat: {error}".replace("\n", "?") + (f"\n  {error.remedy}" if error.remedy else ""))
 
     def read_results(name: str) -> Iterator[Result]:
-        percents = PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents  # its columns are fixed
-        return (add_percentiles(each, percents) for each in read_log(name))
+        percents = (
+            PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents
+        )  # the columns of this dialect are fixed
+        return (add_percentiles(result, percents) for result in read_log(name))
 
     sys.stdout.reconfigure(errors="backslashreplace")
     if wanted.prints == "all":
@@ -108,8 +116,8 @@ def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], N
 def _stream_prints(name: str) -> Iterator[str]:
     """Write every print of every map as a line of JSON, in the order of the text."""
 
-    def write(each: Print) -> None:
-        line = {"file": name, "name": each.name, **to_data(each.map), "whole": each.whole}
+    def write(printed: Print) -> None:
+        line = {"file": name, "name": printed.name, **to_data(printed.map), "whole": printed.whole}
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     for _ in read_log(name, write):

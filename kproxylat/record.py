@@ -1,4 +1,4 @@
-"""The last line of our own run logs: what bpftrace's text does not say of a run, as JSON; and how it is read back."""
+"""The record: the last line of our own run logs, which holds as JSON what bpftrace's text lacks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,32 @@ _REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_(us|instructions|linear)\Z")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:
-    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK[, from node]``."""
+    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK[, from node]``.
+
+    :param mode: the mode and the origin of the packets.
+    :param version: kproxylat's version.
+    :param clock: ns or instructions.
+    :return: the text after ``kproxylat: ``.
+    """
     return f"{version}, {mode.name}/{mode.backend}, {clock}{', from node' if mode.origin == 'node' else ''}"
 
 
 def render_record(result: Result) -> str:
-    """Render the line; probes and maps are left out, which the text itself holds."""
+    """Render the record of a result.
+
+    :param result: the result; its probes and maps are left out, because the log's text holds them.
+    :return: the line, with its end.
+    """
     data = {name: value for name, value in asdict(result).items() if name not in ("probes", "maps", "path", "source")}
     return f"{MARK}{json.dumps({'schema': SCHEMA, **data})}\n"
 
 
 def build_recorded(text: RunText) -> Result:
-    """Build the result of one of our own logs: figures from the maps, the rest from the record, if there is one."""
+    """Build the result of one of our own logs: figures from the maps, the rest from the record if there is one.
+
+    :param text: the run's text; gets warnings.
+    :return: the result; without a record, it was cut short.
+    """
     run, target, traffic = read_run(text)
     result = Result(run=run, target=target, traffic=traffic)
     facts = next(filter(None, map(_FACTS.match, text.marks["kproxylat"])), None)
@@ -48,10 +62,12 @@ def build_recorded(text: RunText) -> Result:
     if result.run.kproxylat is None:
         known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, origin=mode.origin, clock=facts[4])
         known = replace(known, cut_short=True)
-        result = replace(result, run=replace(result.run, **{k: v for k, v in asdict(known).items() if v}))
+        result = replace(
+            result, run=replace(result.run, **{name: fact for name, fact in asdict(known).items() if fact})
+        )
     own, others = split_maps(text.maps)
     probes = build_probes(own, mode, facts[4])
-    others = {name: each for name, each in others.items() if not _REPORT_MAP.match(name)}
+    others = {name: others[name] for name in others if not _REPORT_MAP.match(name)}
     return replace(
         result,
         probes=probes,

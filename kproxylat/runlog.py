@@ -1,6 +1,6 @@
-"""Run logs as the old scripts wrote them: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>.log``.
+"""Run logs in the form of the old scripts: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>.log``.
 
-The old header, bpftrace's own text as it came, then the FINAL REPORT; the result lies beside it as ``.json``.
+A log holds the old header, bpftrace's unchanged text, and the FINAL REPORT; the result lies beside it as ``.json``.
 Raw output goes to disk first and is parsed second.
 """
 
@@ -26,11 +26,11 @@ _BAR = 52
 
 
 class RunLog:
-    """A log that is being written.
+    """A log that is being written. No log or result is ever overwritten.
 
-    :param directory: where it goes; made if need be.
-    :param mode: its name's middle.
-    :param started: its name's end.
+    :param directory: the directory of the log; created if it does not exist.
+    :param mode: the middle of the file's name.
+    :param started: the end of the file's name.
     :raises MachineError: the directory or the file cannot be written.
     """
 
@@ -58,20 +58,24 @@ class RunLog:
         give_to_user(self._file.fileno())
 
     def write(self, text: str) -> None:
-        """Append text. A full disk does not stop the run: ``error`` keeps the first failure."""
+        """Append text. A full disk does not stop the run: ``error`` keeps the first failure.
+
+        :param text: whole lines or parts of lines.
+        """
         try:
             self._file.write(text)
         except ValueError:
-            # Closed: a program that is being ended may still have said something.
+            # A program that is being ended may still print after the log was closed.
             if not self._file.closed:
                 raise
         except OSError as error:
             self.error = self.error or error
 
     def save(self, result: Result) -> MachineError | None:
-        """Write the result beside the log.
+        """Append the record, close the log and write the result beside it.
 
-        :return: that it, or a part of the log, could not be written; it still can be shown.
+        :param result: the result of the run.
+        :return: the error if the result or a part of the log could not be written; the result can still be shown.
         """
         path = self.path.with_suffix(".json")
         self.write("\n" + render_record(result))
@@ -87,7 +91,7 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Close the log, whatever became of the run."""
+        """Close the log; ``error`` keeps a failure."""
         try:
             self._file.close()
         except OSError as error:
@@ -95,7 +99,13 @@ class RunLog:
 
 
 def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
-    """Render the old scripts' header: their lines among ``facts`` first, ours (versions, clock) last."""
+    """Render the old scripts' header, followed by our own lines (versions, clock).
+
+    :param mode: the mode that is measured.
+    :param facts: the old scripts' lines: name -> value.
+    :param started: when the run started.
+    :return: the header's lines.
+    """
     clock, emulated = kernel.detect_clock()
     facts = {
         "Timestamp": f"{started:%Y-%m-%d %H:%M:%S}",
@@ -110,7 +120,12 @@ def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> st
 
 
 def render_report(mode: Mode, probe: Probe | None) -> str:
-    """Render the old FINAL REPORT of one probe: whole microseconds, or instructions on that clock."""
+    """Render the old FINAL REPORT of one probe.
+
+    :param mode: the mode, which names the report's section.
+    :param probe: the probe of the lookup, if there is one.
+    :return: the report, in whole microseconds, or in instructions on the instruction clock.
+    """
     title, prefix = mode.report
     head = f"\n{WIDE_RULE}\n  FINAL REPORT\n{WIDE_RULE}\n\n--- {title} MODE ---\n"
     if probe is None or not probe.count or probe.min is None or probe.max is None or probe.mean is None:

@@ -139,7 +139,7 @@ def wait_for_rules(
     :param read: returns the Service ports that the rules hold now.
     :param idle: returns whether kube-proxy has no sync to do.
     :return: how long it took, in seconds.
-    :raises MachineError: it took longer than ``limit_s`` (the message counts the missing and the remaining ports), or as
+    :raises MachineError: it took longer than ``limit_s`` (it counts the missing and the remaining ports), or as
         :func:`is_idle`.
     """
     started_s = time.monotonic()

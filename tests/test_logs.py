@@ -16,10 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kproxylat import logs
 from kproxylat.errors import LogError
-from kproxylat.logs import LogReader, read_intervals, read_log
-from kproxylat.model import Percentile, Result
-from kproxylat.samples import Collector, Numbers, count_forms
+from kproxylat.legacy import RunText
+from kproxylat.logs import Dialect, LogReader, read_intervals, read_log
+from kproxylat.model import Percentile, Result, Run
+from kproxylat.samples import Collector
 
 DUMPS = Path(__file__).parent / "dumps"
 REPORT = (DUMPS / "0.17.0--report_a_both.log").read_bytes()
@@ -95,6 +97,38 @@ def test_experiment() -> None:
     assert (first.run.services, first.run.position, second.run.position) == (100, 12, None)
     percentile = first.probes[0].percentiles["99"]
     assert (percentile.estimate, percentile.lo, percentile.hi) == (None, 128, 156)
+
+
+def build_cost(text: RunText) -> Result:
+    """Build a result whose mode is what the marks of a made-up dialect say."""
+    return Result(Run(mode="+".join(text.marks["cost"]), cut_short=not text.ended))
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "runs"),
+    [
+        (Dialect("cost", re.compile("COST "), build_cost), b"COST 5\nCOST 6\n", [("COST 5+COST 6", False)]),
+        (Dialect("cost", re.compile("COST "), build_cost, has_report=True), b"COST 5\n", [("COST 5", True)]),
+        (
+            Dialect("cost", re.compile(r"\d"), build_cost, header="Costs:", line_is_run=True),
+            b"4\nCosts:\n5\n6\n",
+            [("5", False), ("6", False)],
+        ),
+        (
+            Dialect("cost", re.compile("COST "), lambda _: Result(Run(mode="slow")), kinds=frozenset({"slow"})),
+            b"12:00:00 SLOW iptables: 5 us (tid=1)\n",
+            [("slow", False)],
+        ),
+    ],
+    ids=["sign", "report", "header", "kinds"],
+)
+def test_one_row_adds_a_dialect(
+    row: Dialect, text: bytes, runs: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "DIALECTS", (row, *logs.DIALECTS))
+    results = read(text)
+    assert [result.source.dialect for result in results if result.source] == ["cost"] * len(runs)
+    assert [(result.run.mode, result.run.cut_short) for result in results] == runs
 
 
 @pytest.mark.parametrize("start", [b"", HEADER])
@@ -185,14 +219,35 @@ def write_lines(count: int) -> bytes:
     return "\n".join(lines).replace("ipt" + "ables", "iptables").replace("nfables", "nftables").encode() + b"\n"
 
 
+def read_singly(text: bytes) -> Collector:
+    """Add the recurring lines of a text one by one."""
+    collector = Collector()
+    for raw in text.split(b"\n"):
+        if line := collector.read(raw):
+            assert collector.add(line)
+    return collector
+
+
 def test_pieces_and_lines_give_the_same() -> None:
-    """What is taken as whole pieces is summed up as if it had been read line by line."""
+    """Lines that are added all at once have the sums of lines that are added one by one."""
     text = write_lines(20_000)
-    one = Collector()
-    assert all(one.add(line) is not None for line in text.split(b"\n"))
+    collector = read_singly(text)
     (result,) = read(b"Attaching 1 probe...\n" + text)
-    assert result.slow == {name: each.freeze() for name, each in one.slow.items()}
-    assert result.intervals == {name: each.freeze() for name, each in one.intervals.items()}
+    assert result.slow == {name: summary.freeze() for name, summary in collector.slow.items()}
+    assert result.intervals == {name: summary.freeze() for name, summary in collector.intervals.items()}
+
+
+def test_most_lines_are_added_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, read_line = list[bytes](), LogReader._read_line
+
+    def note_line(self: LogReader, raw: bytes, *, ended: bool) -> Any:
+        single.append(raw)
+        return read_line(self, raw, ended=ended)
+
+    monkeypatch.setattr(LogReader, "_read_line", note_line)
+    text = re.sub(rb"Max: \d+", b"Max: 123", write_lines(20_000))
+    read(b"Attaching 1 probe...\n" + text)
+    assert 0 < len(single) < text.count(b"\n") / 10
 
 
 KINDS = {
@@ -213,19 +268,10 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And hardly a line is read by itself, whatever stands among those that recur."""
     text = b"Attaching 1 probe...\n" + KINDS[kind](write_lines(8000))
-    singly, read_line = [0], LogReader._read_line
-
-    def count_line(self: LogReader, raw: bytes, *, ended: bool) -> Any:
-        singly[0] += 1
-        return read_line(self, raw, ended=ended)
-
-    monkeypatch.setattr(LogReader, "_read_line", count_line)
-    fast = read(text)
-    assert singly[0] < text.count(b"\n") / 20
-    monkeypatch.setattr(LogReader, "_take_piece", lambda *_: False)
-    assert fast == read(text)
+    all_at_once = read(text)
+    monkeypatch.setattr(LogReader, "_read_recurring_lines", lambda *_: False)
+    assert all_at_once == read(text)
 
 
 RECURRING = st.one_of(
@@ -267,24 +313,10 @@ BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
 @given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
 def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
     text = "\n".join(["Attaching 1 probe...", *(line for lines in groups for line in lines), "" if ended else "x"])
-    fast = read(text.encode())
+    all_at_once = read(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LogReader, "_take_piece", lambda *_: False)
-        assert fast == read(text.encode())
-
-
-def test_no_byte_is_counted_twice_for_one_that_is_unknown() -> None:
-    """Blank lines between slow ones could else be taken for a block that holds every line's end."""
-    slow = b"12:00:00 SLOW iptables: 5 us (tid=1)\n"
-    for size in range(1, 40):
-        assert count_forms(slow * 2 + b"\n" + slow * 20 + b"y" * size + b"\n")[1] == [23]
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=1), st.integers(-1, 10**9))
-def test_numbers_of_a_column_are_added_and_compared_at_once(values: list[int], limit: int) -> None:
-    column = Numbers(b"".join(b"|%-12d|\n" % each for each in values), 15, 1, 13)
-    assert column.sum() == sum(values)
-    assert column.find_over(limit) == [15 * at + 1 for at, each in enumerate(values) if each > limit]
+        patch.setattr(LogReader, "_read_recurring_lines", lambda *_: False)
+        assert all_at_once == read(text.encode())
 
 
 @pytest.mark.parametrize("row", [b"%-12d", b"%d"], ids=["columns", "unaligned"])
@@ -324,10 +356,9 @@ def test_rows_as_pieces_and_lines() -> None:
         b"12:00:%02d   | %-12d | %-6d us  | %-6d us\n" % (at % 60, dice.randrange(9), at % 90, dice.randrange(9999))
         for at in range(20_000)
     )
-    one = Collector()
-    assert all(one.add(line) for line in rows.split(b"\n")[:-1])
     (result,) = read(b"TIME       | PACKETS/5s   |\n" + rows)
-    assert result.intervals[""] == one.intervals[""].freeze()
+    assert result.intervals[""] == read_singly(rows).intervals[""].freeze()
+    assert result.intervals[""].lines == 20_000
 
 
 def test_a_foreign_line_among_thousands_costs_only_itself() -> None:
