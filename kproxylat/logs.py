@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import IO, NamedTuple
 
 from kproxylat import legacy
-from kproxylat.dump import Print, Reader
+from kproxylat.dump import Print, PrintAssembler
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
 from kproxylat.logfile import LONG, divide, open_log, read_pieces
@@ -96,7 +96,7 @@ class _Run:
     def __init__(self, store: Callable[[Print], None], watch: Watch | None) -> None:
         self.text = RunText()
         self.samples = Collector(watch)
-        self.reader = Reader()
+        self.reader = PrintAssembler()
         self.store = store
         self.seen: set[str] = set()
         self.signs: set[str] = set()
@@ -318,9 +318,9 @@ class LogReader:
             self.run.warn(self.line_no, f"unreadable: {line!r}")
 
     def _take(self) -> None:
-        for note in self.run.reader.take_notes():
+        for note in self.run.reader.pop_notes():
             self.run.warn(self.line_no, note)
-        for each in self.run.reader.take():
+        for each in self.run.reader.pop_prints():
             self.store(each)
             known = self.run.text.maps.get(each.name)
             if not each.whole:
