@@ -147,7 +147,7 @@ def test_one_namespace_alone(kind: str) -> None:
     script = render_script(plan_of(MODES[1], kind, FLOW, 0, netns_inode=4026532008))
     assert "struct kpl_net { char head[144]; unsigned int inum; };\n" in script
     assert "struct kpl_place { char head[32]; struct kpl_net *net; };\n" in script
-    entry = script[script.index("\t$skb = ") : script.index("\t/* Only the first")]
+    entry = script[script.index("\t$skb = ") : script.index("\t/* The rules look up")]
     assert "if ($place->net->inum != 4026532008) {\n\t\treturn;\n\t}\n" in entry
     everywhere = render_script(plan_of(MODES[1], kind, FLOW, 0))
     added = [line for line in script.splitlines() if line not in everywhere.splitlines()]
