@@ -110,8 +110,8 @@ class KeyReader:
             ksys_read+2
         ]: 5
 
-    A line that looks like a map makes the key doubtful: either the key's string holds that line, or the key was a
-    text that never ends. The key is real if it ends within 9 lines, none of them empty.
+    A line that looks like a map makes the key doubtful: either the key's string holds that line, or the key was only
+    text. It counts as a key if it ends within 9 lines, none of them empty.
 
     Format: bpftrace, ``src/output.cpp`` (keys up to 0.20: ``src/mapkey.cpp``; from 0.24 on ``src/output/text.cpp``).
 
@@ -173,7 +173,7 @@ class KeyReader:
 class PrintAssembler:
     """Assembles prints of maps from the lines of a text: :meth:`feed` lines, :meth:`pop_prints`, :meth:`end` the text.
 
-    Sample: two prints, of which the second one is the dump at exit, after two blank lines::
+    Sample: one print while the program runs; then the dump at exit, which two blank lines precede::
 
         @n[1]: 1
         12:00:01 text of printf()
@@ -184,8 +184,9 @@ class PrintAssembler:
 
         @n[1]: 2
 
-    A string may hold text, blank lines and line ends, so the assembler knows what a line means only when it sees the
-    next ones. Format: see the module.
+    A string may hold line ends, blank lines and text, so often only the next lines decide what a line means.
+
+    Format: see the module's docstring.
     """
 
     def __init__(self) -> None:
