@@ -134,11 +134,10 @@ class KeyReader:
 
     def admits(self, line: str) -> bool:
         """Return whether the key may continue with this line; if not, :meth:`drop` it. Call it once for each line."""
-        begins_key = _begins_key(line)
-        if self._doubtful_lines or (_HEAD.match(line) and not begins_key):
+        if self._doubtful_lines or _HEAD.match(line):
             self._doubtful_lines += 1
         is_text = self._doubtful_lines > _DOUBTFUL_LINES or (self._doubtful_lines > 0 and not line)
-        return not (begins_key or is_text or len(self._lines) > _KEY_LINES)
+        return not (is_text or _begins_key(line) or len(self._lines) > _KEY_LINES)
 
     def add(self, line: str) -> tuple[str, str] | None:
         """Add a line.

@@ -308,8 +308,8 @@ def test_a_key_ends_with_its_bracket() -> None:
 
 
 def test_a_key_that_held_what_looks_like_a_map_is_noted() -> None:
-    key, notes, ended = read_key(["@m[a", "@b: 2", "c]: 1"])
-    assert (ended, key.is_open) == (("m", "a\n@b: 2\nc]: 1"), False)
+    key, notes, ended = read_key(["@m[a", "@b[1]: 2", "c]: 1"])
+    assert (ended, key.is_open) == (("m", "a\n@b[1]: 2\nc]: 1"), False)
     assert notes == ["what looks like a map in the key that began with '@m[a' is a part of it"]
     key.begin("@m[x")
     assert (key.add("y]: 2"), len(notes)) == (("m", "x\ny]: 2"), 1)
