@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import IO, NamedTuple
 
 from kproxylat import legacy
-from kproxylat.dump import Print, Reader
+from kproxylat.dump import Print, PrintAssembler
 from kproxylat.errors import LogError
 from kproxylat.legacy import RunText
 from kproxylat.logfile import LONG, open_log, read_pieces
@@ -112,7 +112,7 @@ class _Run:
     def __init__(self, store: Callable[[Print], None], watch: Watch | None) -> None:
         self.text = RunText()
         self.samples = Collector(watch)
-        self.reader = Reader()
+        self.reader = PrintAssembler()
         self.store = store
         self.seen: set[str] = set()
         self.section = ""
@@ -132,9 +132,9 @@ class _Run:
 
     def keep_maps(self, line_no: int) -> None:
         """Keep the maps that are complete at this line; of a map that is printed again, the last whole print."""
-        for note in self.reader.take_notes():
+        for note in self.reader.pop_notes():
             self.warn(line_no, note)
-        for printed in self.reader.take():
+        for printed in self.reader.pop_prints():
             self.store(printed)
             name, is_new = printed.name, printed.name not in self.text.maps
             if not printed.whole:

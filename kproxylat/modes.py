@@ -1,4 +1,4 @@
-"""Table MODES: what kube-proxy was told (mode) and what the kernel runs (backend) -> which function to trace."""
+"""Table MODES: proxy mode (kube-proxy's setting) and backend (the kernel's) -> the kernel function to trace."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from kproxylat.errors import UsageError
 
 @dataclass(frozen=True)
 class Engine:
-    """A function, or two of the same arguments, that walk the rules, as a range of kernels has them.
+    """The kernel function that walks the rules, or two with equal arguments, as a range of kernels has them.
 
     :param functions: the kernel functions; the first one gives the engine its name.
-    :param since: the first kernel that has them so.
-    :param layout: names of their arguments, as BTF has them, that the expressions rely on.
-    :param skb: expression after ``args``: the packet. ``state``: its ``struct nf_hook_state``.
-    :param priv: that which calls are split by: the ``struct xt_table`` or ``struct nft_chain``.
-    :param offsets: struct and member whose byte offset the script needs, each with the module whose BTF has it.
+    :param since: the first kernel version with these arguments.
+    :param layout: names of the arguments in BTF; the expressions below rely on them.
+    :param skb: expression after ``args`` for the packet.
+    :param state: expression after ``args`` for the packet's ``struct nf_hook_state``.
+    :param priv: expression after ``args`` for the ``struct xt_table`` or ``struct nft_chain``: the script splits
+        calls by it.
+    :param offsets: (module, struct, member) of each byte offset that the script needs; the module's BTF has it.
     """
 
     functions: tuple[str, ...]
@@ -33,18 +35,20 @@ class Mode:
     """One proxy mode on one backend.
 
     :param name: kube-proxy's ``mode``: iptables, nftables, ipvs.
-    :param backend: what the kernel runs: legacy (xtables), nft or ipvs.
-    :param engines: what to trace, the newest kernels' first. ``module``: the module that holds them.
-    :param table: the table of the Service lookup of a packet that enters the node. ``chain``: its base chain.
-    :param hook: number of the lookup's netfilter hook.
-    :param output_chain: the base chain in which the node's own packets are looked up, at OUTPUT.
-    :param modules: modules to load before rules are loaded and probes attached.
+    :param backend: the kernel's implementation of the rules: legacy (xtables), nft or ipvs.
+    :param engines: the functions to trace, those of the newest kernels first.
+    :param module: the kernel module that holds the functions.
+    :param table: the table that looks up the Service of a packet that enters the node.
+    :param chain: the base chain of that lookup.
+    :param hook: number of the netfilter hook of that lookup.
+    :param output_chain: the base chain that looks up the node's own packets, at OUTPUT.
+    :param modules: kernel modules to load before the rules and the probes.
     :param tools: programs that load and show the rules.
     :param counts_hits: whether the rules count packets.
     :param report: section of the old FINAL REPORT: its title and the prefix of its map names.
     :param loading_cost: how long the rules of many Services take to load, compared with other modes; 1 is the shortest.
-    :param misses_looked_up: whether a packet that no Service matches meets the engine at the lookup's hook, too.
-    :param origin: whose packets they are: a "pod"'s, or the "node"'s own.
+    :param misses_looked_up: whether the engine also sees, at the lookup's hook, packets that match no Service.
+    :param origin: where the packets come from: a "pod", or the "node" itself.
     :param family: the packets' IP family, 4 or 6.
     """
 
@@ -66,43 +70,43 @@ class Mode:
     family: int = 4
 
     def for_family(self, family: int) -> Mode:
-        """Return the row as it is for IPv4 (4) or IPv6 (6)."""
+        """Return the row for IPv4 (4) or IPv6 (6)."""
         if family == self.family:
             return self
-        names = IPV6 if family == 6 else {name: each for each, name in IPV6.items()}
+        names = IPV6 if family == 6 else {name6: name4 for name4, name6 in IPV6.items()}
 
         def rename(words: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(names.get(word, word) for word in words)
 
         engines = tuple(
             replace(
-                each,
-                functions=rename(each.functions),
-                offsets=tuple((names.get(module, module), name, member) for module, name, member in each.offsets),
+                engine,
+                functions=rename(engine.functions),
+                offsets=tuple((names.get(module, module), name, member) for module, name, member in engine.offsets),
             )
-            for each in self.engines
+            for engine in self.engines
         )
         module = names.get(self.module, self.module)
         modules, tools = rename(self.modules), rename(self.tools)
         return replace(self, engines=engines, module=module, modules=modules, tools=tools, family=family)
 
     def from_node(self) -> Mode:
-        """Return the row as it is for the node's own packets."""
+        """Return the row for the node's own packets."""
         return replace(self, chain=self.output_chain, hook=3, origin="node", misses_looked_up=True)
 
     @property
     def ip(self) -> str:
-        """The family as nft, ip6tables and others write it: "ip" or "ip6"."""
+        """The IP family in the words of nft, ip6tables and others: "ip" or "ip6"."""
         return "ip6" if self.family == 6 else "ip"
 
     @property
     def iptables(self) -> str:
-        """The program of family and backend in mode iptables, e.g. ``ip6tables-nft``."""
+        """The iptables program of this family and backend, e.g. ``ip6tables-nft``."""
         return f"{self.ip}tables-{self.backend}"
 
     @property
     def engine(self) -> str:
-        """The engine's name, by which results call it on every kernel."""
+        """The engine's name in results, the same on every kernel."""
         return self.engines[0].functions[0]
 
 
@@ -117,15 +121,15 @@ IPV6 = {
     "iptables-nft": "ip6tables-nft",
     "iptables-nft-restore": "ip6tables-nft-restore",
 }
-"""Module, function or tool of IPv4 -> its twin of IPv6; the others serve both."""
+"""Module, function or tool for IPv4 -> its counterpart for IPv6; the others serve both."""
 _XT_NAME = (("ip_tables", "xt_table", "name"),)
-# Kernel, net/ipv4/netfilter/ip_tables.c, and ip6_tables.c: the arguments were put into the order of a hook's in 5.16.
+# Kernel, net/ipv4/netfilter/ip_tables.c and ip6_tables.c: 5.16 put the arguments into the order of a hook's arguments.
 _IPT = (
     Engine(("ipt_do_table",), (5, 16), ("priv", "skb", "state"), "skb", "state", "priv", _XT_NAME),
     Engine(("ipt_do_table",), (4, 9), ("skb", "state", "table"), "skb", "state", "table", _XT_NAME),
 )
-# Kernel, net/netfilter/nf_tables_core.c: unsigned int nft_do_chain(struct nft_pktinfo *pkt, void *priv). Up to 5.11
-# the state is in pkt's struct xt_action_param.
+# Kernel, net/netfilter/nf_tables_core.c: unsigned int nft_do_chain(struct nft_pktinfo *pkt, void *priv). Up to 5.11,
+# pkt's struct xt_action_param holds the state.
 _NFT_NAMES = (
     ("nf_tables", "nft_chain", "table"),
     ("nf_tables", "nft_chain", "name"),
@@ -135,8 +139,8 @@ _NFT = (
     Engine(("nft_do_chain",), (5, 12), ("pkt", "priv"), "pkt->skb", "pkt->state", "priv", _NFT_NAMES),
     Engine(("nft_do_chain",), (4, 9), ("pkt", "priv"), "pkt->skb", "pkt->xt.state", "priv", _NFT_NAMES),
 )
-# Kernel, net/netfilter/ipvs/ip_vs_core.c: one function for all hooks since 5.16, before it one for LOCAL_IN and one
-# for LOCAL_OUT.
+# Kernel, net/netfilter/ipvs/ip_vs_core.c: since 5.16 one function serves all hooks; older kernels have one for LOCAL_IN
+# and one for LOCAL_OUT.
 _IPVS = (
     Engine(("ip_vs_in_hook",), (5, 16), ("priv", "skb", "state"), "skb", "state", "priv"),
     Engine(("ip_vs_remote_request4", "ip_vs_local_request4"), (4, 9), ("priv", "skb", "state"), "skb", "state", "priv"),
@@ -197,7 +201,7 @@ MODES: tuple[Mode, ...] = (
         table=None,
         chain=None,
         # LOCAL_IN, since every ClusterIP is an address of the node. The packet then leaves through LOCAL_OUT, where
-        # the function is called once more, and finds the connection that it made.
+        # the kernel calls the function once more; that call finds the connection that the first one made.
         hook=1,
         output_chain=None,
         modules=("ip_vs", "ip_vs_rr", "nf_conntrack", "nf_tables", "nft_compat", "xt_set", "dummy"),
@@ -206,7 +210,7 @@ MODES: tuple[Mode, ...] = (
         report=("IPVS", "ipvs"),
         # Four tools load the rules.
         loading_cost=2,
-        # Rules in INPUT reject it before.
+        # Rules in INPUT reject such a packet before.
         misses_looked_up=False,
     ),
 )
@@ -215,8 +219,8 @@ MODES: tuple[Mode, ...] = (
 def find_mode(name: str, backend: str | None) -> Mode:
     """Return the row of a mode and backend.
 
-    :param backend: None is only enough where the mode has one backend.
-    :raises UsageError: there is no such mode or backend, or more than one.
+    :param backend: None if the mode has only one backend.
+    :raises UsageError: the mode or the backend is unknown, or the backend is None and the mode has several.
     """
     rows = [row for row in MODES if row.name == name]
     if not rows:
@@ -225,7 +229,7 @@ def find_mode(name: str, backend: str | None) -> Mode:
     backends = [row.backend for row in rows]
     if backend is None and len(rows) > 1:
         raise UsageError(f"mode {name} has several backends", f"pass --backend {' or '.join(backends)}")
-    found = [row for row in rows if backend in (None, row.backend)]
-    if not found:
+    matches = [row for row in rows if backend in (None, row.backend)]
+    if not matches:
         raise UsageError(f"mode {name} has no backend {backend!r}", f"--backend takes: {', '.join(backends)}")
-    return found[0]
+    return matches[0]

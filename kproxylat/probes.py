@@ -1,4 +1,4 @@
-"""The maps of our probe script -> the probes of a result. Pure."""
+"""Builder of a result's probes from the maps of kproxylat's probe script. Pure."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ _OWN_MAPS = {
     "begun": ("int", 1),
     "within": ("int", 1),
 }
-"""Our script's maps: kind (names may look like any) and number of key parts, all of them integers."""
+"""The script's own maps: kind ("": any, since names may look like any kind) and number of key parts, all integers."""
 ENVELOPE = "nf_hook_slow"
-"""The kernel's function that calls everybody who has hooked into a netfilter hook."""
+"""The kernel function that calls everything that has registered at a netfilter hook."""
 NESTING = "ip_vs_in_hook"
+"""The engine whose call at INPUT contains its call at OUTPUT."""
 _SUB_BUCKETS = 5
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 _U64 = (1 << 64) - 1
@@ -48,14 +49,14 @@ Key = tuple[str | None, str | None, str | None]
 
 
 def bucket_bounds(value: int) -> tuple[int, int]:
-    """Return ``[lo, hi)`` of a value's bucket: each power of two in 32 parts, as bpftrace's ``hist(n, 5)`` has them."""
+    """Return ``[lo, hi)`` of a value's bucket: each power of two has 32 buckets, as in bpftrace's ``hist(n, 5)``."""
     shift = max(value.bit_length() - 1 - _SUB_BUCKETS, 0)
     lo = value >> shift << shift
     return lo, lo + (1 << shift)
 
 
 def build_histogram(values: Mapping[int, int]) -> Histogram:
-    """Count values (value -> events) into buckets of at most 3.1 % width."""
+    """Count values (value -> events) in buckets of at most 3.1 % width."""
     counts: Counter[tuple[int, int]] = Counter()
     for value, count in values.items():
         counts[bucket_bounds(value)] += count
@@ -63,29 +64,30 @@ def build_histogram(values: Mapping[int, int]) -> Histogram:
 
 
 def split_maps(maps: Mapping[str, Map]) -> tuple[dict[str, Map], dict[str, Map]]:
-    """Split maps into our script's own, and those of a user's template, which may have taken the same names.
+    """Split maps into the script's own and those of a user's template, which may use the same names.
 
-    :return: own maps, empty where none of them holds calls; and the others.
+    :return: own maps, empty if none of them holds calls; and the others.
     """
-    own = {name: each for name, each in maps.items() if name in _OWN_MAPS and _fits(each, *_OWN_MAPS[name])}
+    own = {name: values for name, values in maps.items() if name in _OWN_MAPS and _fits(values, *_OWN_MAPS[name])}
     if not own.keys() & {"n", "stats", "envelope"}:
         own = {}
-    return own, {name: each for name, each in maps.items() if name not in own}
+    return own, {name: values for name, values in maps.items() if name not in own}
 
 
-def _fits(each: Map, kind: str, parts: int) -> bool:
+def _fits(values: Map, kind: str, parts: int) -> bool:
     keys_fit = all(
-        len(entry.key) == parts and all(isinstance(part, int) for part in entry.key) for entry in each.entries
+        len(entry.key) == parts and all(isinstance(part, int) for part in entry.key) for entry in values.entries
     )
-    return keys_fit and kind in ("", each.kind)
+    return keys_fit and kind in ("", values.kind)
 
 
 def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe, ...]:
-    """Build the probes of a run, the lookup first, then by the time they take; envelopes come last.
+    """Build the probes of a run: the lookup first, then the others by descending sum; envelopes come last.
 
-    :param maps: our own (:func:`split_maps`): ``@n[call, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
+    :param maps: the own maps of :func:`split_maps`: ``@n[call, value]`` or ``@hist``, ``@stats``, ``@min``, ``@max`` by
         ``[call]``; ``@targets[target, call, value]``; ``@table[priv]``, ``@chain[priv]``, ``@hook[priv]``;
         ``@envelope[hook, value]``.
+    :param mode: decides which probe is the lookup.
     :param unit: "ns" or "instructions".
     """
     names, hooks = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}, read_hooks(maps)
@@ -103,10 +105,10 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for target, call, value, count in _counts(maps.get("targets")):
         targets[place(call)][_name_target(target)][str(value)] = count
-    by_target = {key: dict(each) for key, each in targets.items()}
+    by_target = {key: dict(values) for key, values in targets.items()}
     probes = [
-        replace(each, targets=by_target.get((each.table, each.chain, each.hook))) if each.lookup else each
-        for each in probes
+        replace(probe, targets=by_target.get((probe.table, probe.chain, probe.hook))) if probe.lookup else probe
+        for probe in probes
     ]
     parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "stats", "min", "max")}
     for key, stats in parts["stats"].items():
@@ -116,32 +118,34 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
 
 
-def values_by_hook(found: Map | None) -> dict[int, Counter[int]]:
+def values_by_hook(envelope: Map | None) -> dict[int, Counter[int]]:
     """Split ``@envelope[hook, value]``: number of the hook -> value -> events."""
     hooks: dict[int, Counter[int]] = defaultdict(Counter)
-    for hook, value, count in _counts(found):
+    for hook, value, count in _counts(envelope):
         hooks[hook][value] += count
     return hooks
 
 
-def _build_envelopes(found: Map | None, calls: Sequence[Probe], mode: Mode, unit: str) -> Iterator[Probe]:
-    for hook, values in values_by_hook(found).items():
+def _build_envelopes(envelope: Map | None, calls: Sequence[Probe], mode: Mode, unit: str) -> Iterator[Probe]:
+    for hook, values in values_by_hook(envelope).items():
         key = None, None, HOOKS.get(hook, str(hook))
         probe = _exact_probe(key, values, mode, unit)
-        inside = sum(each.sum or 0 for each in calls if each.hook == probe.hook)
+        inside = sum(call.sum or 0 for call in calls if call.hook == probe.hook)
         share = inside / probe.sum if probe.sum else None
         yield replace(probe, engine=ENVELOPE, lookup=False, envelope=True, share=share)
 
 
 def counts_calls(script: str) -> bool:
-    """Tell whether a script has the maps from which probes are built; a template of the user's may not."""
+    """Return whether a script has the maps that probes are built from; a user's template may lack them."""
     return "@n[" in script or "@stats[" in script
 
 
 def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
-    """Sum the engine's calls up over all hooks; None if there were none.
+    """Add up the engine's calls at all hooks.
 
-    ipvs' lookup at INPUT sends the packet on, and so holds its call at OUTPUT: that is left out.
+    The lookup of ipvs at INPUT sends the packet on and so contains the call at OUTPUT, which is not added again.
+
+    :return: None if there were no calls.
     """
     calls = [probe for probe in probes if not probe.envelope]
     if not calls:
@@ -154,7 +158,10 @@ def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
 
 
 def merge_probes(probes: Iterable[Probe]) -> Probe | None:
-    """Add probes of one engine up to one, of no table, chain or hook; None if there are none."""
+    """Merge probes of one engine into one without table, chain and hook.
+
+    :return: None if there are no probes.
+    """
     calls = list(probes)
     if not calls:
         return None
@@ -176,37 +183,38 @@ def merge_probes(probes: Iterable[Probe]) -> Probe | None:
 
 
 def _name_target(words: int) -> str:
-    """Write a target as ``IP:PORT/PROTOCOL``; its words are this machine's numbers of bytes in network order."""
+    """Return a target as ``IP:PORT/PROTOCOL``, given bytes in network order that this machine read as a number."""
     address, rest = ((words >> shift & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for shift in (32, 0))
     return str(Destination(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
 
 
 def read_hooks(maps: Mapping[str, Map]) -> dict[int, int]:
-    """Read ``@hook[priv]``: table or chain -> number of the hook, where it is not in the call."""
+    """Read ``@hook[priv]``, which exists if the call has no hook: table or chain -> number of the hook."""
     return {priv: hook for (priv,), hook in _by_key(maps.get("hook")).items()}
 
 
 def split_call(call: int, hooks: Mapping[int, int]) -> tuple[int, int]:
-    """Split a call, printed as a negative number by some versions: table or chain (64 bits), number of the hook.
+    """Split a call into the table or chain (64 bits) and the number of the hook.
 
-    :param hooks: :func:`read_hooks`.
+    :param call: as printed; some versions of bpftrace print it as a negative number.
+    :param hooks: result of :func:`read_hooks`.
     """
     priv = call & _U64 & ~7
     return priv, hooks.get(priv, call & 7)
 
 
-def _entries(found: Map | None) -> Iterable[Any]:
-    return found.entries if found else ()
+def _entries(values: Map | None) -> Iterable[Any]:
+    return values.entries if values else ()
 
 
-def _counts(found: Map | None) -> Iterator[tuple[int, ...]]:
-    """Yield each entry's key and value as one; a template may have set values to 0, which are no calls."""
-    return ((*entry.key, entry.value) for entry in _entries(found) if entry.value > 0)
+def _counts(values: Map | None) -> Iterator[tuple[int, ...]]:
+    """Yield each entry's key and value as one tuple, except values of 0, which a template sets: they count no calls."""
+    return ((*entry.key, entry.value) for entry in _entries(values) if entry.value > 0)
 
 
-def _by_key(found: Map | None) -> dict[tuple[int, ...], Any]:
-    """Entries by key; a pointer, which some versions print as a negative number, as its 64 bits."""
-    return {(entry.key[0] & _U64, *entry.key[1:]): entry.value for entry in _entries(found)}
+def _by_key(values: Map | None) -> dict[tuple[int, ...], Any]:
+    """Return key -> value; some versions print a pointer in a key as a negative number, here it is its 64 bits."""
+    return {(entry.key[0] & _U64, *entry.key[1:]): entry.value for entry in _entries(values)}
 
 
 def _is_lookup(key: Key, mode: Mode) -> bool:
@@ -214,7 +222,7 @@ def _is_lookup(key: Key, mode: Mode) -> bool:
 
 
 def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe:
-    count, total = values.total(), sum(value * each for value, each in values.items())
+    count, total = values.total(), sum(value * events for value, events in values.items())
     return Probe(
         mode.engine,
         *key,
@@ -234,7 +242,7 @@ def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe
 
 def _summed_probe(key: Key, stats: Mapping[str, int], shape: Mapping[str, Any], mode: Mode, unit: str) -> Probe:
     buckets = shape["hist"]["buckets"] if shape["hist"] else []
-    histogram = Histogram(tuple(Bucket(**each) for each in buckets if each["count"]))
+    histogram = Histogram(tuple(Bucket(**bucket) for bucket in buckets if bucket["count"]))
     return Probe(
         mode.engine,
         *key,

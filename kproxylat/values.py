@@ -1,4 +1,7 @@
-"""The text of one value, key or histogram row of bpftrace's -> Python. Pure."""
+"""Parser of single values, keys and histogram rows in bpftrace's text. Pure.
+
+Format: see :mod:`kproxylat.dump`.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ _DEPTH = 50
 def parse_value(text: str) -> tuple[str, Any]:
     """Parse the value of a map's entry.
 
-    :return: its kind and the value; "str" for whatever has no other form. Only what prints back to the same text
-        becomes a number: ``007``, ``1.50`` and integers of more than 64 bits stay strings. A pointer's ``0x10`` is 16.
+    :return: its kind and the value; "str" if no other form fits. A number has to print back to the same text, so
+        ``007``, ``1.50`` and integers of more than 64 bits stay strings; only a pointer's ``0x10`` becomes 16.
     """
     if INT.match(text) and -(1 << 63) <= int(text) < 1 << 64:
         return "int", int(text)
@@ -66,7 +69,7 @@ def _parse_item(text: str, depth: int) -> Any:
 
 
 def split_parts(text: str, mark: str = ", ") -> list[str]:
-    """Split at a mark outside of brackets; at every mark where the brackets don't pair (a string holds one)."""
+    """Split at each mark outside brackets; if the brackets do not pair (a string holds one), split at every mark."""
     parts = text.split(mark)
     if len(parts) == 1 or not any(bracket in text for bracket in "([{"):
         return parts
@@ -86,11 +89,12 @@ def split_parts(text: str, mark: str = ", ") -> list[str]:
 
 
 def parse_keys(texts: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Parse the keys of one map, which all have the same parts and types, though the text does not show where a
-    string with ``, `` ends: the fewest parts that any key has are the parts of all.
+    """Parse the keys of one map, which all have the same number of parts and the same types.
 
-    :param texts: what stands between the outer brackets, e.g. ``nat, 0``.
-    :return: for each key its parts: int (where the part is one in every key), tuple, a stack's frames, or str.
+    The text does not show where a string with ``, `` ends, so the key with the fewest parts decides their number.
+
+    :param texts: the texts between the outer brackets, e.g. ``nat, 0``.
+    :return: for each key its parts: int (if the part is an int in every key), tuple, a stack's frames, or str.
     """
     keys = _parse_int_keys(texts)
     if keys is not None:
@@ -104,7 +108,7 @@ def parse_keys(texts: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 def _parse_int_keys(texts: Sequence[str]) -> list[tuple[Any, ...]] | None:
-    """Parse keys that are integers only: the commonest by far, and maps of 50,000 are no rarity."""
+    """Parse keys of integers only, by far the most common ones, quickly: many maps have 50,000 keys."""
     width = texts[0].count(", ")
     keys = re.compile(", ".join([r"(0|-?[1-9]\d{0,17})"] * (width + 1)) + r"\Z") if width < 8 else None
     if not keys:
@@ -114,12 +118,12 @@ def _parse_int_keys(texts: Sequence[str]) -> list[tuple[Any, ...]] | None:
 
 
 def _fit(parts: list[str], width: int, numbers: set[int]) -> list[str]:
-    """Join the parts of a key that has too many, in the first column where the integers then stand right."""
+    """Join surplus parts of a key, in the first column that then leaves every integer in its own column."""
     extra = len(parts) - width
     if not extra:
         return parts
-    wrong = [at for at in numbers if _key_kind(parts[at]) != "int"]  # what is joined has to stand before these
-    shifted = [at for at in numbers if _key_kind(parts[at + extra]) != "int"]  # and behind these
+    wrong = [at for at in numbers if _key_kind(parts[at]) != "int"]  # join before these columns
+    shifted = [at for at in numbers if _key_kind(parts[at + extra]) != "int"]  # and after these
     first, last = max(shifted, default=0), min(wrong, default=width - 1)
     at = next((at for at in range(first, last + 1) if at not in numbers), 0)
     return [*parts[:at], ", ".join(parts[at : at + extra + 1]), *parts[at + extra + 1 :]]
@@ -140,14 +144,14 @@ def _parse_column(texts: list[str]) -> list[Any]:
 
 
 def parse_frames(lines: Sequence[str]) -> tuple[str, ...]:
-    """Take the frames of a stack out of its lines."""
+    """Return the frames of a stack, given its lines."""
     return tuple(line.strip() for line in lines if line.strip())
 
 
 def parse_row(line: str) -> dict[str, int | None] | None:
     """Parse a row of a histogram, e.g. ``[1K, 2K)    7 |@@@|`` -> ``{"lo": 1024, "hi": 2048, "count": 7}``.
 
-    :return: None if it is no row, or is cut before its bar.
+    :return: None if the line is not a row, or ends before the bar.
     """
     row = _ROW.match(line)
     if not row:
@@ -166,7 +170,7 @@ def _parse_edge(label: str) -> int | None:
 
 
 def histogram_kind(rows: Iterable[dict[str, int | None]]) -> str:
-    """Tell hist from lhist by the rows of one map: "hist" if powers of two, in ``2**k`` steps each, can be theirs."""
+    """Return "hist" if the rows of one map fit powers of two, each in ``2**k`` steps, and else "lhist"."""
     steps = set(range(6))
     for row in rows:
         lo, hi = row["lo"], row["hi"]
@@ -178,7 +182,7 @@ def histogram_kind(rows: Iterable[dict[str, int | None]]) -> str:
 
 
 def _is_step(lo: int, hi: int, k: int) -> bool:
-    """Is ``[lo, hi)`` a bucket of ``hist(x, k)``? Below ``2**(k+1)`` each value has its own."""
+    """Return whether ``[lo, hi)`` is a bucket of ``hist(x, k)``, where each value below ``2**(k+1)`` has its own."""
     if lo < 2 << k:
         return hi == lo + 1
     width = 1 << (lo.bit_length() - 1 - k)

@@ -1,4 +1,4 @@
-"""bpftrace's moods, played by small programs on the PATH: late, dead, deaf, talkative."""
+"""Runs of bpftrace, played by small programs on the PATH: late, dead, deaf, talkative; and the limits of its output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kproxylat import bpftrace, proc
-from kproxylat.bpftrace import Tracer, count_lost, find_map_limit, find_version, probe_words, trace
+from kproxylat.bpftrace import LineBuffer, Tracer, count_lost, find_map_limit, find_version, probe_words, trace
 from kproxylat.errors import MachineError, TemplateError
 from kproxylat.modes import find_mode
 from kproxylat.render import Script
@@ -183,6 +183,25 @@ def test_20000_lines_come_whole_and_in_order(fake: Fake) -> None:
     assert list(tracer.stdout) == [f"@n[1, 0, {number}]: 1\n" for number in range(1, 20001)]
 
 
+def test_a_line_buffer_keeps_the_last_lines_and_logs_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpftrace, "KEEP_CHARS", 6)
+    monkeypatch.setattr(bpftrace, "LOG_CHARS", 8)
+    logged: list[str] = []
+
+    def log(line: str) -> bool:
+        logged.append(line)
+        return line != "no\n"
+
+    buffer = LineBuffer(log)
+    for line in ("a\n", "no\n", "b\n", "c\n"):
+        buffer.add_out(line)
+    buffer.add_err("e\n")
+    assert (logged, buffer.unlogged) == (["a\n", "no\n", "b\n", "c\n", "e\n"], 0)
+    buffer.add_out("no\n")
+    assert (logged[5:], buffer.unlogged) == ([], 1), "8 characters are logged"
+    assert (list(buffer.stdout), buffer.forgotten, buffer.stderr) == (["c\n", "no\n"], 2, ["e\n"])
+
+
 def test_of_a_flood_on_stdout_the_end_is_kept(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpftrace, "KEEP_CHARS", 1000)
     lines: list[str] = []
@@ -332,7 +351,7 @@ def test_kprobes_are_for_x86_64(
     fake(LISTED.format(last="state"))
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert bpftrace.find_engine.__wrapped__(LEGACY, "fentry")[1] == "fentry"
-    with pytest.raises(MachineError, match="kprobes are for x86-64, and this is aarch64"):
+    with pytest.raises(MachineError, match="kprobes need x86-64; aarch64 stores"):
         bpftrace.find_engine.__wrapped__(LEGACY, "kprobe")
 
 

@@ -1,4 +1,4 @@
-"""bpftrace's text -> maps: what single forms mean."""
+"""The parser of bpftrace's text: single forms of maps, and each of its parts alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kproxylat.dump import parse_dump, read_prints
+from kproxylat.dump import KeyReader, NoiseFilter, PrintAssembler, parse_dump, read_prints
 from kproxylat.logs import LogReader
 
 
@@ -269,3 +269,100 @@ def test_names_are_bounded() -> None:
     names, warnings = read_warnings("".join(f"@m{at}: 1\n" for at in range(10_002)))
     assert len(names) == 10_000
     assert warnings[0].endswith("more than 10000 maps; @m10000 is left out")
+
+
+@pytest.mark.parametrize(
+    ("lines", "noise"),
+    [
+        (["Attaching 3 probes...", "Attached 3 probes", "Lost 5 events", "WARNING: x", "stdin: ERROR: y"], [True] * 5),
+        (["\x1b[31mERROR: red", "__BPFTRACE_NOTIFY_PROBES_ATTACHED"], [True] * 2),
+        (["a.bt:1:2-3: WARNING: x", "    $a = 1;", "         ~~", "    f+1"], [True, True, True, False]),
+        (["a.bt:1:2-3: WARNING: x", "    $a = 1;", "    f+1"], [True, True, False]),
+        (["a.bt:1:2-3: WARNING: x", "text", "    $a = 1;"], [True, False, False]),
+        (["Additional Info - helper: probe_read, retcode: 0", "    $a;", "    ~~"], [True] * 3),
+        (["WARNING: x", "    f+1"], [True, False]),
+        (["a.bt:1:2-3: ERROR: x", "Lost 5 events", "    f+1"], [True, True, False]),
+        (["Attaching", "Attached 3 probes now", "Lost events", "    ~~", ""], [False] * 5),
+    ],
+)
+def test_noise_is_a_message_and_the_source_below_it(lines: list[str], noise: list[bool]) -> None:
+    matches = NoiseFilter().matches
+    assert [matches(line) for line in lines] == noise
+
+
+def read_key(lines: list[str]) -> tuple[KeyReader, list[str], tuple[str, str] | None]:
+    """Feed lines to a key until it ends or does not admit one: the reader, its notes, and the key."""
+    notes: list[str] = []
+    key = KeyReader(notes.append)
+    key.begin(lines[0])
+    for line in lines[1:]:
+        ended = key.add(line) if key.admits(line) else None
+        if ended:
+            return key, notes, ended
+    return key, notes, None
+
+
+def test_a_key_ends_with_its_bracket() -> None:
+    key, notes, ended = read_key(["@m[", "    f+1", "    g+2", "]: 5"])
+    assert (ended, notes, key.is_open) == (("m", "\n    f+1\n    g+2\n]: 5"), [], False)
+
+
+def test_a_key_that_held_what_looks_like_a_map_is_noted() -> None:
+    key, notes, ended = read_key(["@m[a", "@b[1]: 2", "c]: 1"])
+    assert (ended, key.is_open) == (("m", "a\n@b[1]: 2\nc]: 1"), False)
+    assert notes == ["what looks like a map in the key that began with '@m[a' is a part of it"]
+    key.begin("@m[x")
+    assert (key.add("y]: 2"), len(notes)) == (("m", "x\ny]: 2"), 1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "next_line", "admitted"),
+    [
+        (["@m[a"], "", True),
+        (["@m[a"], "@b: 2", True),
+        (["@m[a"], "@b[c", False),
+        (["@m[a", "@b: 2"], "", False),
+        (["@m[a", "@b: 2", *["x"] * 8], "x", False),
+        (["@m[a", "@b: 2", *["x"] * 7], "x", True),
+        (["@m[a", *["x"] * 1000], "x", False),
+        (["@m[a", *["x"] * 999], "x", True),
+    ],
+)
+def test_lines_that_a_key_admits(lines: list[str], next_line: str, admitted: bool) -> None:
+    key, _, _ = read_key(lines)
+    assert key.is_open
+    assert key.admits(next_line) == admitted
+
+
+def test_a_key_that_is_dropped_gives_its_lines_back() -> None:
+    key, notes, _ = read_key(["@m[a", "b", "@c: 1", "d"])
+    assert key.drop() == (["@m[a", "b"], ["@c: 1", "d"])
+    assert notes == ["the key that began with '@m[a' does not end before this line"]
+    assert (key.is_open, key.drop(), len(notes)) == (False, ([], []), 1)
+
+
+def test_an_assembler_gives_each_print_and_note_once() -> None:
+    assembler = PrintAssembler()
+    assert [assembler.feed(line) for line in ("@n: 1", "text", "x@eth0: 7", "")] == [True, False, True, False]
+    assert [each.name for each in assembler.pop_prints()] == ["n"]
+    assert [len(assembler.pop_notes()), assembler.pop_prints(), assembler.pop_notes()] == [1, [], []]
+    assembler.end()
+    assert [each.name for each in assembler.pop_prints()] == ["eth0"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "counts"),
+    [
+        (["@n: 1"], False),
+        (["@m[a"], True),
+        (["@h:"], True),
+        (["@s: x"], False),
+        (["", "", "@s: x"], True),
+        (["", "", "@s: x", "@t: 1"], False),
+    ],
+)
+def test_text_counts_inside_a_key_a_value_or_a_string(lines: list[str], counts: bool) -> None:
+    assembler = PrintAssembler()
+    for line in lines:
+        assembler.feed(line)
+    assert assembler.counts_text == counts

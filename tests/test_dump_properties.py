@@ -1,4 +1,4 @@
-"""Whatever is printed as bpftrace prints it comes back; and no text at all makes the parser fail."""
+"""Property tests of the parser: it reads back all that bpftrace can print, and no text makes it fail."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ DOCUMENTS = sorted(
 MODULES = sorted((ROOT / "kproxylat").rglob("*.py"))
 NOT_YET_CLEAN: set[str] = {
     "books",
-    "bpftrace",
     "changes",
     "cli_cluster",
     "cli_options",
@@ -41,7 +40,6 @@ NOT_YET_CLEAN: set[str] = {
     "comparable",
     "comparison",
     "contrast",
-    "dump",
     "kernel",
     "lab",
     "model",
@@ -50,12 +48,10 @@ NOT_YET_CLEAN: set[str] = {
     "plan",
     "plot",
     "ranking",
-    "render",
     "rights",
     "samples",
     "screen",
     "stats",
-    "values",
     "whatif",
 }
 """Modules, such as "system/kernel", that still have such phrases. Remove a name when its module is rewritten."""

@@ -1,4 +1,4 @@
-"""The script's maps -> probes: figures, keys and their order."""
+"""Probes from the script's maps: figures, keys and their order."""
 
 from __future__ import annotations
 

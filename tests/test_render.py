@@ -1,6 +1,6 @@
-"""Templates to text: golden scripts in tests/scripts, errors that name the line, values that may not get in.
+"""Rendering: golden scripts in tests/scripts, errors that name the line, values that a script must not contain.
 
-``KPROXYLAT_GOLDEN=write`` writes the golden scripts anew, to be reviewed as a diff.
+``KPROXYLAT_GOLDEN=write`` writes the golden scripts again; review the diff.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_one_namespace_alone(kind: str) -> None:
     script = render_script(plan_of(MODES[1], kind, FLOW, 0, netns_inode=4026532008))
     assert "struct kpl_net { char head[144]; unsigned int inum; };\n" in script
     assert "struct kpl_place { char head[32]; struct kpl_net *net; };\n" in script
-    entry = script[script.index("\t$skb = ") : script.index("\t/* Only the first")]
+    entry = script[script.index("\t$skb = ") : script.index("\t/* The rules look up")]
     assert "if ($place->net->inum != 4026532008) {\n\t\treturn;\n\t}\n" in entry
     everywhere = render_script(plan_of(MODES[1], kind, FLOW, 0))
     added = [line for line in script.splitlines() if line not in everywhere.splitlines()]
@@ -201,7 +201,7 @@ def error_of(template: Path, settings: Mapping[str, str] | None = None) -> Templ
 def test_an_unknown_variable_is_named_with_its_line_and_what_there_is(tmp_path: Path) -> None:
     error = error_of(write(tmp_path / "mine.bt.j2", "// one\n// two\n{{ tresold }}\n"), {"threshold": "5"})
     assert str(error) == "template mine.bt.j2, line 3: 'tresold' is undefined"
-    assert error.remedy.startswith("there are: threshold, plan.mode, plan.backend, ")
+    assert error.remedy.startswith("known variables: threshold, plan.mode, plan.backend, ")
     for name in Plan.__dataclass_fields__:
         assert f"plan.{name}" in error.remedy
 
@@ -248,7 +248,7 @@ def test_a_template_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "mine.bt.j2"
     path.write_bytes(b"\xff\xfe\x00")
     error = error_of(path)
-    assert "cannot be read" in str(error)
+    assert str(error).startswith("cannot read template mine.bt.j2: ")
     assert error.remedy
 
 
@@ -316,7 +316,7 @@ def test_other_values_are_refused(value: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "plan", "a b", "a-b", "1a", "a;b", "a\nb", "$(id)", "a.b", '"'])
 def test_names_that_are_none_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="not a name for a variable"):
+    with pytest.raises(UsageError, match="invalid name of a variable"):
         check_settings({name: "5"})
 
 
