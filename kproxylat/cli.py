@@ -61,6 +61,16 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _say_errors(error: BaseException) -> None:
+    """Print an error and its remedy, after those of the errors during whose clean-up it came."""
+    if error.__context__ and not error.__suppress_context__:
+        _say_errors(error.__context__)
+    if isinstance(error, KproxylatError):
+        say(f"kproxylat: {error}")
+        if error.remedy:
+            say(f"  {error.remedy}")
+
+
 def build(name: str = "") -> typer.Typer:
     """Return the program, with just the command of that name if there is one, and else with all.
 
@@ -94,9 +104,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         build(ARGUMENTS[0] if ARGUMENTS else "")(args=argv, prog_name="kproxylat", standalone_mode=True)
     except KproxylatError as error:
-        say(f"kproxylat: {error}")
-        if error.remedy:
-            say(f"  {error.remedy}")
+        _say_errors(error)
         sys.exit(error.exit_code)
     except Interrupted as error:
         say(f"kproxylat: ended by {signal.Signals(error.exit_code - 128).name}")

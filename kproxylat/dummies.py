@@ -279,8 +279,10 @@ def _noting_signals(api: Api) -> Iterator[None]:
             raise
     finally:
         for each, handler in before.items():
+            signal.signal(each, handler)
+        if caught:
             # As after any first signal: what follows is cleaning up.
-            signal.signal(each, signal.SIG_IGN if caught else handler)
+            interrupts.only_remind()
         api.resume()
     if caught:
         raise Interrupted(caught[0])

@@ -6,23 +6,28 @@ threads wait for ever, or in a callback of the garbage collector, which swallows
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from kproxylat.errors import Interrupted
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RUNNING: dict[int, str] = {}
+"""The programs that run now, which a second signal names: any number -> the command."""
 
 
 @dataclass
 class _State:
-    """``pending``: the signal that came; ``depth``: of the blocks that defer it, ``shields``: of those that keep it."""
+    """``pending``: the signal that came; ``depth``: of the blocks that defer it, ``shields``: of those that keep it;
+    ``came``: whether one came, raised or not."""
 
     pending: int = 0
+    came: bool = False
     depth: int = 0
     shields: int = 0
 
@@ -33,17 +38,30 @@ _state = _State()
 def install() -> None:
     """Let the signals raise Interrupted from here on."""
     _state.pending = _state.depth = _state.shields = 0
+    _state.came = False
     for each in ENDING:
         signal.signal(each, _handle)
 
 
 def _handle(signum: int, _frame: object) -> None:
-    # Only the first counts, so that the clean-up is not cut short.
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    only_remind()
     if not _state.depth:
         raise Interrupted(signum)
     _state.pending = signum
+
+
+def only_remind() -> None:
+    """After the first signal, let further ones only print which programs run: they do not cut the clean-up short."""
+    _state.came = True
+    for each in ENDING:
+        signal.signal(each, _remind)
+
+
+def _remind(_signum: int, _frame: object) -> None:
+    programs = ", ".join(list(RUNNING.values())) or "no program"
+    # print() fails if the signal came in the middle of another one.
+    with suppress(OSError):
+        os.write(2, f"kproxylat: still cleaning up; running: {programs}\n".encode(errors="replace"))
 
 
 @contextmanager
@@ -70,6 +88,11 @@ def shielded() -> Iterator[None]:
 def is_shielded() -> bool:
     """Whether this is a block that takes things away, and no signal is to end it."""
     return _state.shields > 0
+
+
+def is_deaf() -> bool:
+    """Whether no signal ends a wait any more: in a shielded block, or after the one signal that counts."""
+    return _state.shields > 0 or (_state.came and not _state.pending)
 
 
 def check() -> None:
