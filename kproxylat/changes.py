@@ -12,7 +12,7 @@ from hashlib import sha256
 from kproxylat import interrupts, kernel
 from kproxylat.detect import is_rule_of, list_rules
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.model import Destination
+from kproxylat.model import Destination, join_host_port
 from kproxylat.net import Lock
 from kproxylat.nodes import Node
 from kproxylat.proc import run
@@ -25,6 +25,10 @@ Note = tuple[str, ...]
 """Kind, network namespace ("": ours), its inode, and what the kind's function of :data:`RESTORERS` takes."""
 
 
+class SupersededError(MachineError):
+    """A change that is not ours to put back any more: somebody has changed the same thing since, or it is gone."""
+
+
 class Changes:
     """The changes of a run, to be put back once.
 
@@ -34,12 +38,10 @@ class Changes:
     def __init__(self, lock: Lock, node: Node) -> None:
         self._lock = lock
         self._node = node
-        self._made: list[Note] = []
+        self._earlier = len(lock.notes)
 
     def _note(self, kind: str, *words: str) -> None:
-        note = (kind, self._node.netns or "", str(self._node.inode), *words)
-        self._lock.note(*note)
-        self._made.append(note)
+        self._lock.note(kind, self._node.netns or "", str(self._node.inode), *words)
 
     def load_module(self, name: str) -> None:
         """Load a kernel module, if it is not there yet.
@@ -94,13 +96,8 @@ class Changes:
         :param kinds: which (none: all).
         :return: what could not be, and why.
         """
-        warnings = []
-        for note in [each for each in reversed(self._made) if not kinds or each[0] in kinds]:
-            self._made.remove(note)
-            try:
-                restore(note)
-            except MachineError as error:
-                warnings.append(str(error))
+        own = self._lock.notes[self._earlier :]
+        _, warnings = put_back(self._lock, [note for note in own if not kinds or note[0] in kinds])
         return tuple(warnings)
 
 
@@ -125,54 +122,102 @@ def _transact(iptables: str, netns: str | None, rules: Sequence[str], before: in
     run(f"{iptables}-restore", "--noflush", "--wait=5", netns=netns, stdin=script)
 
 
-def restore(note: Note) -> str:
+def put_back(lock: Lock, notes: Sequence[Note]) -> tuple[list[str], list[str]]:
+    """Put noted changes back, the last one first. A note leaves the lock only if nothing is left to restore.
+
+    :param notes: some of the lock's, the oldest first.
+    :return: what was put back, as :func:`describe` names it; and warnings of what was not, and why.
+    """
+    restored: list[str] = []
+    warnings: list[str] = []
+    failed = set()
+    for note in reversed([*notes]):
+        # An older change of the same thing can be put back only after the later one.
+        if note[:4] in failed:
+            continue
+        try:
+            restore(note)
+        except SupersededError as error:
+            warnings.append(str(error))
+        except MachineError as error:
+            failed.add(note[:4])
+            warnings.append(f"{describe(note)} is not put back: {error}; the next run or kproxylat cleanup tries again")
+            continue
+        else:
+            restored.append(describe(note))
+        lock.forget(note)
+    return restored, warnings
+
+
+def describe(note: Note) -> str:
+    """Return the change that a note tells, such as ``net.ipv4.ip_forward=1``."""
+    match note:
+        case ("module", _, _, name):
+            return name
+        case ("sysctl", _, _, name, _, value):
+            return f"{name}={value}"
+        case ("rule", _, _, _, ip, port, protocol, _, _):
+            return f"the place of {join_host_port(ip, port)}/{protocol}'s rule"
+    return f"{' '.join(note)[:60]!r}"
+
+
+def restore(note: Note) -> None:
     """Put back what a note tells.
 
-    :return: what it was.
-    :raises MachineError: it is not put back; says why.
+    :raises SupersededError: it is not ours to put back any more.
+    :raises MachineError: it is not put back, and could be later; says why.
     """
     try:
         kind, path, inode, *words = note
-        putting_back = RESTORERS[kind]
+        putting_back = RESTORERS[kind, len(words)]
     except (ValueError, KeyError):
-        raise MachineError(f"the lock's note {note!r:.60} is of another kproxylat") from None
-    node = Node(path or None)
+        raise MachineError("the note in the lock is of another version of kproxylat") from None
     with interrupts.shielded():
-        if str(node.inode) != inode:
-            raise MachineError(f"{kind} is not put back: network namespace {path} is another one by now")
-        return putting_back(node.netns, *words)
+        # Modules belong to no namespace.
+        if kind != "module" and not _is_namespace(path, inode):
+            if path:
+                raise SupersededError(f"{describe(note)} is not put back: namespace {path} is another one by now")
+            raise MachineError("our network namespace is another one by now than that of the run")
+        putting_back(path or None, *words)
 
 
-def _restore_module(_: str | None, name: str) -> str:
+def _is_namespace(path: str, inode: str) -> bool:
+    try:
+        return str(Node(path or None).inode) == inode
+    except MachineError:
+        return False
+
+
+def _restore_module(_: str | None, name: str) -> None:
     if kernel.has_module(name):
         kernel.unload_module(name)
-    return name
 
 
-def _restore_sysctl(netns: str | None, name: str, old: str, new: str) -> str:
+def _restore_sysctl(netns: str | None, name: str, old: str, new: str) -> None:
     value = run("sysctl", "-n", name, netns=netns).strip()
-    if value != new:
-        raise MachineError(f"{name} is not put back to {old}: somebody has set it to {value}")
-    run("sysctl", "-q", "-w", f"{name}={old}", netns=netns)
-    return f"{name}={new}"
+    if value not in (old, new):
+        raise SupersededError(f"{name} is not put back to {old}: somebody has set it to {value}")
+    if value == new:
+        run("sysctl", "-q", "-w", f"{name}={old}", netns=netns)
 
 
-def _restore_rule(netns: str | None, iptables: str, ip: str, port: str, protocol: str, home: str, order: str) -> str:
+def _restore_rule(netns: str | None, iptables: str, ip: str, port: str, protocol: str, home: str, order: str) -> None:
     """Put the target's rule back in its place, if kube-proxy has not written the chain anew since."""
     target = Destination(ip, int(port), protocol)
     try:
         rules = list_rules(iptables, netns)
-    except CommandError:
+    except CommandError as error:
+        if "No chain" not in error.output:
+            raise
         rules = []
     if digest(rules) != order:
-        raise MachineError("kube-proxy rewrote KUBE-SERVICES during the run: its order is left as it is now")
+        raise SupersededError("kube-proxy rewrote KUBE-SERVICES during the run: its order is left as it is now")
     _transact(iptables, netns, [rule for rule in rules if is_rule_of(target, rule)], int(home))
-    return f"the place of {target}'s rule"
 
 
-RESTORERS: dict[str, Callable[..., str]] = {
-    "module": _restore_module,
-    "sysctl": _restore_sysctl,
-    "rule": _restore_rule,
+RESTORERS: dict[tuple[str, int], Callable[..., None]] = {
+    ("module", 1): _restore_module,
+    ("sysctl", 3): _restore_sysctl,
+    ("rule", 6): _restore_rule,
 }
-"""Kind of a note -> what puts it back."""
+"""Kind of a note, and how many words of its own it has -> what puts it back."""

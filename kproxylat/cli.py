@@ -59,6 +59,16 @@ def _forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _say_errors(error: BaseException) -> None:
+    """Print an error and its remedy, after those of the errors during whose clean-up it came."""
+    if error.__context__ and not error.__suppress_context__:
+        _say_errors(error.__context__)
+    if isinstance(error, KproxylatError):
+        say(f"kproxylat: {error}")
+        if error.remedy:
+            say(f"  {error.remedy}")
+
+
 def build(name: str = "") -> typer.Typer:
     """Return the program with one command, or with all if none has that name.
 
@@ -92,9 +102,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         app = build(arguments[0] if arguments else "")
         app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
     except KproxylatError as error:
-        say(f"kproxylat: {error}")
-        if error.remedy:
-            say(f"  {error.remedy}")
+        _say_errors(error)
         sys.exit(error.exit_code)
     except Interrupted as error:
         say(f"kproxylat: ended by {signal.Signals(error.exit_code - 128).name}")

@@ -13,7 +13,7 @@ import typer
 
 from kproxylat import interrupts
 from kproxylat.cli_options import Backend, Form, Format, ModeName, Place, spread
-from kproxylat.errors import WORSE, refuse_options
+from kproxylat.errors import WORSE, MachineError, refuse_options
 from kproxylat.screen import say
 
 
@@ -55,13 +55,21 @@ def cleanup() -> None:
       sudo kproxylat cleanup
     """
     from kproxylat import net
+    from kproxylat.changes import describe
     from kproxylat.kernel import check_root
     from kproxylat.stage import clean_up
 
     check_root()
     with net.lock() as lock:
         removed = clean_up(lock)
-    say(f"removed {', '.join(removed)}" if removed else "nothing was left")
+        if removed or not lock.notes:
+            say(f"removed {', '.join(removed)}" if removed else "nothing was left")
+        if lock.notes:
+            raise MachineError(
+                f"not restored: {', '.join(map(describe, lock.notes))}",
+                f"run kproxylat cleanup again; or restore this yourself, and: rm {net.LOCK}",
+            )
+        interrupts.check()
 
 
 def doctor(form: Form = Format.TABLE) -> None:

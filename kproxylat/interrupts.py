@@ -6,23 +6,30 @@ ever, or in a callback of the garbage collector, which ignores it.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from kproxylat.errors import Interrupted
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RUNNING: dict[int, str] = {}
+"""The programs that run now, which a second signal names: any number -> the command."""
 
 
 @dataclass
 class _State:
-    """The signal that came, and how many blocks that defer it, or shield from it, are nested at the moment."""
+    """The signal that came, and how many blocks that defer it, or shield from it, are nested at the moment.
+
+    ``came``: whether a signal came, even if it was raised since.
+    """
 
     pending: int = 0
+    came: bool = False
     depth: int = 0
     shields: int = 0
 
@@ -33,17 +40,30 @@ _state = _State()
 def install() -> None:
     """Let the signals raise Interrupted from now on."""
     _state.pending = _state.depth = _state.shields = 0
+    _state.came = False
     for signum in ENDING:
         signal.signal(signum, _handle)
 
 
 def _handle(signum: int, _frame: object) -> None:
-    # Only the first one counts, so that no other cuts the clean-up short.
-    for ending in ENDING:
-        signal.signal(ending, signal.SIG_IGN)
+    only_remind()
     if not _state.depth:
         raise Interrupted(signum)
     _state.pending = signum
+
+
+def only_remind() -> None:
+    """After the first signal, let further ones only print which programs run: they do not cut the clean-up short."""
+    _state.came = True
+    for each in ENDING:
+        signal.signal(each, _remind)
+
+
+def _remind(_signum: int, _frame: object) -> None:
+    programs = ", ".join(list(RUNNING.values())) or "no program"
+    # print() fails if the signal came in the middle of another one.
+    with suppress(OSError):
+        os.write(2, f"kproxylat: still cleaning up; running: {programs}\n".encode(errors="replace"))
 
 
 @contextmanager
@@ -75,6 +95,11 @@ def is_shielded() -> bool:
 def pending() -> int:
     """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
     return 0 if _state.shields else _state.pending
+
+
+def is_deaf() -> bool:
+    """Whether no signal ends a wait any more: in a shielded block, or after the one signal that counts."""
+    return _state.shields > 0 or (_state.came and not _state.pending)
 
 
 def check() -> None:

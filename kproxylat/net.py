@@ -15,7 +15,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
@@ -67,25 +67,32 @@ class Network:
 class Lock:
     """The machine's one run: who holds this file's lock. The file says which process that is, and what it changed.
 
-    :ivar notes: what an interrupted run changed and did not put back: words, the first of which says what kind it is.
+    :ivar notes: the changes that this run and earlier ones made and did not restore, the oldest first: words, the
+        first of which says what kind of change it is. The file stays as long as it holds a note.
     """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self.notes = list(_parse_notes(file.read(100_000)))
-        file.seek(0)
-        file.truncate()
-        self._write(os.getpid())
-        for each in self.notes:
-            self.note(*each)
+        self._write()
 
     def note(self, *words: str) -> None:
-        """Add a note, so that whoever comes after our sudden death knows."""
-        self._write(words)
-
-    def _write(self, line: object) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        """Add a note, so that the next run or ``kproxylat cleanup`` can restore the change after a SIGKILL."""
+        self.notes.append(words)
+        self._file.write(json.dumps(words) + "\n")
         self._file.flush()
+
+    def forget(self, note: tuple[str, ...]) -> None:
+        """Remove a note, because nothing is left to restore."""
+        self.notes.remove(note)
+        self._write()
+
+    def _write(self) -> None:
+        """Write the file anew: first over its old text, then cut off the rest. A SIGKILL in between loses no note."""
+        self._file.seek(0)
+        self._file.writelines(json.dumps(line) + "\n" for line in (os.getpid(), *self.notes))
+        self._file.flush()
+        self._file.truncate()
 
 
 def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
@@ -101,15 +108,16 @@ def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def lock() -> Iterator[Lock]:
-    """Hold the machine's one run.
+    """Hold the machine's one run. The lock's file stays if it holds a note.
 
     :raises MachineError: another run holds it, or something that is not ours stands at the lock's path.
     """
     with interrupts.deferred(), _take_lock() as file:
+        held = Lock(file)
         try:
-            yield Lock(file)
+            yield held
         finally:
-            if _is_lock(file):
+            if not held.notes and _is_lock(file):
                 LOCK.unlink()
 
 
@@ -170,8 +178,7 @@ def remove_leftovers() -> list[str]:
     """Remove them; what goes with them are their rules, routes and pktgen threads.
 
     :return: what was removed.
-    :raises CommandError: something could not be removed.
-    :raises MachineError: they are those of a run that is under way.
+    :raises MachineError: something could not be removed (the rest is), or a run that is under way holds them.
     """
     found = find_leftovers()
     if found:
@@ -180,9 +187,16 @@ def remove_leftovers() -> list[str]:
                 pass
         lines = [f"{'netns' if name.startswith(PREFIX) else 'link'} delete {name}" for name in found]
         # A link may go with its namespace before its turn comes: try all, and look afterwards.
-        run("ip", "-force", "-batch", "-", stdin="\n".join(lines) + "\n", ok=(0, 1))
+        with suppress(MachineError):
+            run("ip", "-force", "-batch", "-", stdin="\n".join(lines) + "\n", ok=(0, 1))
+    failures = []
     for name in find_leftovers():
-        run("ip", "netns" if name.startswith(PREFIX) else "link", "delete", name)
+        try:
+            run("ip", "netns" if name.startswith(PREFIX) else "link", "delete", name)
+        except MachineError as error:
+            failures.append(error)
+    if failures:
+        raise MachineError("; ".join(map(str, failures)), failures[0].remedy or "try again: kproxylat cleanup")
     return found
 
 

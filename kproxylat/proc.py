@@ -80,6 +80,10 @@ _PIP_PACKAGES = {"virtme-run": "'kproxylat[vm]'"}
 MAX_LINE = 1 << 20
 """A longer line is read in pieces, so that a program that prints without end does not fill our memory."""
 
+CLEAN_UP_LIMIT_S = 30.0
+"""How long a program may take while no signal can end it, as in the clean-up: one that hangs would need a SIGKILL to
+us, and the rest of the clean-up would be skipped."""
+
 _PIPES: dict[str, Any] = {"_tty_out": False, "_tty_in": False, "_truncate_exc": False, "_new_session": True}
 """Plain pipes, and a session of its own: Ctrl-C on the terminal reaches us alone, and we end our children."""
 
@@ -145,7 +149,7 @@ def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
 
 
 def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
-    """Run a program to its end.
+    """Run a program to its end. Where no signal can end the waiting, it has :data:`CLEAN_UP_LIMIT_S` seconds.
 
     :param argv: the program and its arguments.
     :param netns: the network namespace it runs in, a name of ip(8)'s or a path (None: ours).
@@ -153,8 +157,9 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
     :param ok: exit statuses that are no failure.
     :return: its standard output.
     :raises CommandError: any other exit status; carries what the program said.
-    :raises MachineError: the program is not installed.
+    :raises MachineError: the program is not installed, or did not end within its limit and was killed.
     """
+    limit_s = CLEAN_UP_LIMIT_S if interrupts.is_deaf() else None
     out: list[str] = []
     err: list[str] = []
     process = Background(*argv, on_out=out.append, on_err=err.append, netns=netns)
@@ -162,9 +167,12 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
         if stdin:
             process.write(stdin)
         process.write(None)
-        process.wait(None)
+        ended = process.wait(limit_s)
     finally:
         process.end()
+    if not ended:
+        # Its exit status cannot be asked for: one that SIGKILL does not end has none.
+        raise MachineError(f"{' '.join(argv)[:120]} did not end within {limit_s:g} s and was killed")
     if process.status not in ok:
         raise CommandError(list(argv), process.status, "".join(err or out))
     return "".join(out)
@@ -214,6 +222,7 @@ class Background:
             _env={**os.environ, **(env or {})},
             **_PIPES,
         )
+        interrupts.RUNNING[id(self)] = " ".join(argv)[:120]
         for writer in writers:
             writer.close()
         for thread in (*self._readers, threading.Thread(target=self._await, daemon=True)):
@@ -226,6 +235,7 @@ class Background:
             self._process.wait()
         for thread in self._readers:
             thread.join()
+        interrupts.RUNNING.pop(id(self), None)
         self._ended.set()
 
     @property

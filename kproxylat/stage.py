@@ -6,9 +6,9 @@ import json
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from kproxylat import __version__, doctor, lab, net, sources
+from kproxylat import __version__, doctor, interrupts, lab, net, sources
 from kproxylat.bpftrace import find_engine
-from kproxylat.changes import FORWARD, Changes, restore
+from kproxylat.changes import FORWARD, Changes, put_back
 from kproxylat.conntrack import forget_flows
 from kproxylat.errors import MachineError
 from kproxylat.files import make_directory
@@ -160,17 +160,20 @@ def let_forward(options: Options, changes: Changes) -> None:
 def clean_up(lock: net.Lock, standing: bool = False) -> list[str]:
     """Remove what an earlier run left: namespaces and links; and put back what an interrupted one changed.
 
+    :param lock: keeps the notes of what could not be put back.
     :param standing: let the lab stand.
     :return: the names of what was removed, and what was put back.
     :raises MachineError: something could not be removed, or belongs to a run that is under way.
     """
-    removed = [] if standing else net.remove_leftovers()
-    while lock.notes:
+    removed: list[str] = []
+    with interrupts.shielded():
         try:
-            removed.append(restore(lock.notes.pop()))
-        except MachineError as error:
-            say(f"warning: {error}")
-    return removed
+            removed += [] if standing else net.remove_leftovers()
+        finally:
+            restored, warnings = put_back(lock, lock.notes)
+            for warning in warnings:
+                say(f"warning: {warning}")
+    return removed + restored
 
 
 def check_machine(mode: Mode, probe: str, *uses: str) -> None:

@@ -200,6 +200,7 @@ def enter() -> None:
     path = pathlib.Path
     root = path("root")
     proc.PATH = "bin"
+    proc.CLEAN_UP_LIMIT_S = float(os.environ.get("KPROXYLAT_LIMIT_S", proc.CLEAN_UP_LIMIT_S))
     kernel.ROOT, kernel.BTF = root, root / "sys/kernel/btf"
     kernel.check_root = lambda: None
     kernel.release = lambda: "6.1.0-fake"

@@ -154,8 +154,73 @@ def test_cleanup_after_a_sudden_death(system: Kernel, lock: Lock, monkeypatch: p
     net.LOCK.write_text(net.LOCK.read_text() + '["sysctl", "/run/netns/gone", "1", "a", "0", "1"]\n["later", "x"]\n')
     with net.LOCK.open("r+") as file:
         after = Lock(file)
-    assert clean_up(after) == ["the place of 10.96.100.50:50051/udp's rule", f"{FORWARD[4]}=1", "pktgen"]
+        assert clean_up(after) == ["the place of 10.96.100.50:50051/udp's rule", f"{FORWARD[4]}=1", "pktgen"]
     assert (system.chain, system.settings[FORWARD[4]], removed) == (CHAIN, "0", ["pktgen"])
+    assert after.notes == [("later", "x")], "another version of kproxylat may restore it"
+    assert net.LOCK.read_text().splitlines()[1:] == ['["later", "x"]']
+
+
+def refuse(*argv: str, **_: object) -> str:
+    raise CommandError([*argv], 1, "not now")
+
+
+def test_a_restore_that_fails_keeps_its_note(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Changes(lock, Node())
+    made.set(FORWARD[4], "1")
+    made.move_rule("iptables-nft", TARGET, "first")
+    notes, text = list(lock.notes), net.LOCK.read_text()
+    for module in (changes, detect):
+        monkeypatch.setattr(module, "run", refuse)
+    again = "; the next run or kproxylat cleanup tries again"
+    assert made.put_back() == (
+        f"the place of {TARGET}'s rule is not put back: iptables-nft -t nat -S KUBE-SERVICES"
+        f" ended with status 1: not now{again}",
+        f"{FORWARD[4]}=1 is not put back: sysctl -n {FORWARD[4]} ended with status 1: not now{again}",
+    )
+    assert (lock.notes, net.LOCK.read_text()) == (notes, text)
+    for module in (changes, detect):
+        monkeypatch.setattr(module, "run", system.run)
+    assert made.put_back() == ()
+    assert (system.chain, system.settings[FORWARD[4]], lock.notes) == (CHAIN, "0", [])
+    assert len(net.LOCK.read_text().splitlines()) == 1
+
+
+def test_an_older_change_waits_for_the_later_one(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed run and the one after it raised the same limit."""
+    Changes(lock, Node()).raise_limit(500)
+    after = Changes(lock, Node())
+    after.raise_limit(500)
+    monkeypatch.setattr(changes, "run", refuse)
+    assert len(after.put_back()) == 1
+    monkeypatch.setattr(changes, "run", system.run)
+    assert clean_up(lock) == [f"{CONNTRACK_MAX}=2000", f"{CONNTRACK_MAX}=1500"]
+    assert (system.settings[CONNTRACK_MAX], lock.notes) == ("1000", [])
+
+
+def test_a_change_that_was_noted_but_not_made(system: Kernel, lock: Lock) -> None:
+    lock.note("sysctl", "", str(Node().inode), FORWARD[4], "0", "1")
+    assert clean_up(lock) == [f"{FORWARD[4]}=1"]
+    assert (system.settings[FORWARD[4]], lock.notes) == ("0", [])
+
+
+def test_a_module_is_unloaded_though_its_runs_namespace_is_gone(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(kernel, "has_module", lambda _: True)
+    monkeypatch.setattr(kernel, "unload_module", removed.append)
+    lock.note("module", "/run/netns/gone", "1", "pktgen")
+    assert (clean_up(lock), removed, lock.notes) == (["pktgen"], ["pktgen"], [])
+
+
+UNREADABLE = [("sysctl", "", "1"), ("sysctl", "", "1", FORWARD[4], "0"), ("rule",), ("later", "x")]
+
+
+@pytest.mark.parametrize("note", UNREADABLE)
+def test_a_note_that_this_version_cannot_read(
+    lock: Lock, note: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    lock.note(*note)
+    assert (clean_up(lock), lock.notes) == ([], [note])
+    assert "is not put back: the note in the lock is of another version of kproxylat" in capfd.readouterr().err
 
 
 def test_what_somebody_else_has_set_since_stays(system: Kernel, lock: Lock) -> None:

@@ -136,6 +136,8 @@ def sender(words: str, body: str) -> str:
     return PROGRAMS["tee"].replace(words, body)
 
 
+STEPS = "for step in 1 2 3 4 5 6 7 8 9 10; do"
+"""The loop in which pktgen's fake sends."""
 WAIT = "while :; do sleep 0.02; done"
 DUMP = "exec 9<&-; dump; exit 0"
 LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+\.log"
@@ -300,8 +302,7 @@ def test_output_that_nobody_reads(
 
 def test_a_parent_that_dies(tmp_path: Path) -> None:
     """Nobody is left to read: a run of a minute ends at the next words that it says, and takes everything away."""
-    steps = "for step in 1 2 3 4 5 6 7 8 9 10; do"
-    world = World(tmp_path, {"tee": sender(steps, "for step in $(seq 3000); do")})
+    world = World(tmp_path, {"tee": sender(STEPS, "for step in $(seq 3000); do")})
     agent = Agent("tests.fakes")
     agent.next()
     agent.send(argv=("run", "60", *RUN[2:]), cwd=str(tmp_path), program=False)
@@ -314,6 +315,152 @@ def test_a_parent_that_dies(tmp_path: Path) -> None:
     for stream in (agent.process.stdin, agent.process.stdout):
         assert stream
         stream.close()
+
+
+def kill_run(agent: Agent, world: World) -> None:
+    """Kill a run on a node while all that it may change is changed."""
+    world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
+    agent.send(argv=("run", "20", *NODE_RUN[2:]), cwd=str(world.path), program=False)
+    while "[7/7]" not in (event := agent.next()).get("err", ""):
+        assert "status" not in event, event
+    agent.send(signal=int(signal.SIGKILL))
+    assert agent.finish()[0] == -signal.SIGKILL
+    world.programs({"tee": PROGRAMS["tee"]})
+    assert (world.path / "run/lock").read_text().count("\n") == 5, "all changes are noted"
+
+
+def check_cleanup(agent: Agent, world: World) -> None:
+    """Check that ``cleanup`` restores what the killed run changed."""
+    status, _, err = agent.run("cleanup", cwd=str(world.path))
+    assert status == 0, err
+    (world.path / "ns/host/flows").unlink(missing_ok=True)
+    world.check()
+
+
+DIES = {"bpftrace": after("echo __", "exit 1; echo __")}
+SWEEP = ("sweep", *RUN[1:5], "--mode", "nftables", "--services", "10", "--seed", "1", *RUN[-2:])
+COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
+    "trace": ((*WATCH[:-1], "0.2", *RUN[-2:]), {}, 0),
+    "trace-that-fails": ((*WATCH, *RUN[-2:]), DIES, 1),
+    "run": (RUN, {}, 0),
+    "run-that-fails-before-its-checks": (("run", "--lab", "--mode", "later"), {}, 2),
+    "run-that-fails-at-its-checks": (RUN, {"bpftrace": "exit 126"}, 1),
+    "run-that-fails-in-the-middle": (RUN, DIES, 1),
+    "sweep": (SWEEP, {}, 0),
+    "sweep-that-fails": (SWEEP, DIES, 1),
+    "render": (("render", *RUN[1:7]), {}, 0),
+    "doctor": (("doctor",), {}, 0),
+    "mode-show": (("mode", "show", "--kubeconfig", "nowhere"), {}, 1),
+    "services-list": (("services", "list", "--kubeconfig", "nowhere"), {}, 1),
+    "capture": (("capture", "--output", "captured.json"), {}, 1),
+    "parse": (("parse", "nowhere"), {}, 1),
+    "whatif": (("whatif", "nowhere"), {}, 1),
+    "cleanup": (("cleanup",), {}, 0),
+}
+"""A command after a killed run: its arguments, fakes in the usual ones' place, its exit status."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_run_is_restored_whatever_comes_before_cleanup(agents: list[Agent], tmp_path: Path, name: str) -> None:
+    world = World(tmp_path, flows=100)
+    kill_run(agents[0], world)
+    argv, programs, expected = COMMANDS[name]
+    world.programs(programs)
+    status, _, err = agents[0].run(*argv, cwd=str(tmp_path))
+    assert status == expected, err
+    check_cleanup(agents[0], world)
+
+
+def test_a_cleanup_that_cannot_remove_restores_all_the_same(agents: list[Agent], tmp_path: Path) -> None:
+    world = World(tmp_path, flows=100)
+    kill_run(agents[0], world)
+    world.programs({"ip": PROGRAMS["ip"].replace('"netns delete")', '"netns delete") return 1 ;; x)')})
+    status, _, err = agents[0].run("cleanup", cwd=str(tmp_path))
+    assert (status, (tmp_path / "run/lock").exists()) == (1, False)
+    assert "ip netns delete kproxylat-client ended with status 1" in err
+    assert (tmp_path / "ns/host/sysctls/net.ipv4.ip_forward").read_text() == "0\n"
+    world.programs({"ip": PROGRAMS["ip"]})
+    check_cleanup(agents[0], world)
+
+
+def test_a_run_that_cannot_see_whether_a_lab_stands(agents: list[Agent], tmp_path: Path) -> None:
+    world = World(tmp_path, flows=100)
+    kill_run(agents[0], world)
+    for name in ("kproxylat-node", "kproxylat-backend"):
+        (tmp_path / "run/netns" / name).touch()
+    world.programs({"ip": PROGRAMS["ip"].replace("*-json*link*)", "*-json*link*) exit 2 ;; x)")})
+    status, _, err = agents[0].run(*RUN, cwd=str(tmp_path))
+    assert (status, "-json link show dev kpl-be ended with status 2" in err) == (1, True), err
+    world.programs({"ip": PROGRAMS["ip"]})
+    check_cleanup(agents[0], world)
+
+
+@pytest.mark.parametrize("argv", [("cleanup",), RUN], ids=["cleanup", "run"])
+def test_a_restore_that_fails_is_tried_again(agents: list[Agent], tmp_path: Path, argv: tuple[str, ...]) -> None:
+    world = World(tmp_path, flows=100)
+    kill_run(agents[0], world)
+    refusing = '[ -n "$NETNS" ] || [ "$1" = -n ] || { echo not now >&2; exit 1; }\n'
+    world.programs({"sysctl": refusing + PROGRAMS["sysctl"]})
+    status, _, err = agents[0].run(*argv, cwd=str(tmp_path))
+    again = "ended with status 1: not now; the next run or kproxylat cleanup tries again\n"
+    assert f"net.ipv4.ip_forward=1 is not put back: sysctl -q -w net.ipv4.ip_forward=0 {again}" in err
+    assert status == (1 if argv == ("cleanup",) else 0)
+    if status:
+        assert "kproxylat: not restored: net.ipv4.ip_forward=1, net.netfilter.nf_conntrack_max=" in err
+        assert "pktgen" in err.split("removed ")[1], "the rest is restored"
+    world.programs({"sysctl": PROGRAMS["sysctl"]})
+    check_cleanup(agents[0], world)
+
+
+HAS_CLIENT = "[ -e run/netns/kproxylat-client ]"
+HANGS = {
+    "conntrack": ({"conntrack": WAIT}, ["conntrack -D -f ipv4 -s 10.244.7.128/25"], 1, 0),
+    "modprobe": ({"modprobe": PROGRAMS["modprobe"].replace("-r)", f"-r) {WAIT};")}, ["modprobe -r -q pktgen"], 0, 1),
+    "ip": ({"ip": PROGRAMS["ip"].replace('"netns delete")', f'"netns delete") {WAIT};')},
+           ["ip netns delete kproxylat-client"], 1, 0),
+    "sysctl": ({"sysctl": PROGRAMS["sysctl"].replace("for each", f"{HAS_CLIENT} || {WAIT}\nfor each")},
+               ["sysctl -q -w net.netfilter.nf_conntrack_max=100", "sysctl -q -w net.ipv4.ip_forward=0"], 0, 2),
+}  # fmt: skip
+"""A program that hangs in the clean-up: the fake, the commands that are killed, exit status, notes that stay."""
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in HANGS), ("conntrack", "modprobe", "ip")], ids=" ".join)
+def test_a_program_that_hangs_in_the_clean_up(tmp_path: Path, names: tuple[str, ...]) -> None:
+    world = World(tmp_path, flows=100)
+    world.programs({program: body for name in names for program, body in HANGS[name][0].items()})
+    done = world.start(*NODE_RUN, KPROXYLAT_LIMIT_S="1.5")
+    for name in names:
+        for words in HANGS[name][1]:
+            assert f"{words} did not end within 1.5 s and was killed" in done.stderr
+    assert done.returncode == max(HANGS[name][2] for name in names)
+    assert world.saved() == ["json", "log"]
+    left = sum(HANGS[name][3] for name in names)
+    lock = tmp_path / "run/lock"
+    assert (len(lock.read_text().splitlines()) - 1 if lock.exists() else 0) == left
+    world.programs(PROGRAMS)
+    done = world.start("cleanup")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "ns/host/flows").unlink(missing_ok=True)
+    world.check()
+
+
+def test_a_second_signal_names_what_still_runs(agents: list[Agent], tmp_path: Path) -> None:
+    slow = ": >hanging; for step in $(seq 250); do [ -e go ] || sleep 0.02; done; rmdir"
+    world = World(tmp_path, {"modprobe": PROGRAMS["modprobe"].replace("rmdir", slow)}, flows=100)
+    world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
+    agents[0].send(argv=("run", "20", *NODE_RUN[2:]), cwd=str(tmp_path), program=False)
+    while "[7/7]" not in agents[0].next().get("err", ""):
+        pass
+    agents[0].send(signal=int(signal.SIGINT))
+    while not (tmp_path / "hanging").exists():
+        time.sleep(0.01)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        agents[0].send(signal=int(signum))
+        assert agents[0].next() == {"err": "kproxylat: still cleaning up; running: modprobe -r -q pktgen\n"}
+    (tmp_path / "go").touch()
+    status, out, err = agents[0].finish()
+    assert (status, "closed" in out) == (130, True), err
+    world.check()
 
 
 def test_a_kept_lab(tmp_path: Path) -> None:

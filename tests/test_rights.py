@@ -346,6 +346,23 @@ def test_the_lock_of_a_dead_run_tells_what_it_left(lock_path: Path) -> None:
         assert lock_path.read_text() == f"{os.getpid()}\n{note}", "and it is still told if we die, too"
 
 
+def test_the_lock_stays_while_it_holds_a_note(lock_path: Path) -> None:
+    notes = [("module", "", "1", "pktgen"), ("sysctl", "", "1", "a", "0", "1")]
+    with net.lock() as held:
+        for note in notes:
+            held.note(*note)
+    with net.lock() as held:
+        assert held.notes == notes
+        held.forget(notes[0])
+        assert lock_path.read_text() == f'{os.getpid()}\n["sysctl", "", "1", "a", "0", "1"]\n'
+    with suppress(MachineError), net.lock() as held:
+        assert held.notes == notes[1:]
+        raise MachineError("a run that fails keeps the notes")
+    with net.lock() as held:
+        held.forget(notes[1])
+    assert not lock_path.exists()
+
+
 def test_what_is_saved_follows_no_link(tmp_path: Path) -> None:
     """Root saves into a user's directory, who may have put links there."""
     from datetime import UTC, datetime
