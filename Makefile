@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps python3-venv qemu-system-x86 util-linux
 # These tests take two thirds of the time of all tests without a kernel, so they run in parallel with the rest.
-SLOW := $(addprefix tests/test_,bpftrace.py compare.py dummies.py faults.py)
+SLOW := tests/trace/test_bpftrace.py tests/analysis/test_compare.py tests/cluster/test_dummies.py tests/measure/test_faults.py
 
 .PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-slow pytest-quick check setup packages clean
 help:
@@ -40,7 +40,7 @@ pytest-quick:
 	$(BIN)/python -m pytest --ignore=tests/vm $(addprefix --ignore=,$(SLOW))
 
 test-long: setup
-	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --files-with-matches '^from hypothesis' tests/test_*.py)
+	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --files-with-matches '^from hypothesis' -r tests --include="test_*.py")
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 matrix: PACKAGES += debian-archive-keyring debootstrap

@@ -23,10 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from kproxylat.analysis.series import HASH_EFFECT
 from kproxylat.errors import KproxylatError, MachineError
-from kproxylat.screen import say
-from kproxylat.series import HASH_EFFECT
-from kproxylat.vm import PACKAGE, Machine
+from kproxylat.report.tables import say
+from kproxylat.system.virtual_machine import PACKAGE, Machine
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache/matrix"

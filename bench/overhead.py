@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kproxylat.vm import Machine
+from kproxylat.system.virtual_machine import Machine
 
 TEMPLATE = Path(__file__).with_name("ways.bt.j2")
 WAYS = {

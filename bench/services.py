@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kproxylat.cluster import connect
-from kproxylat.dummies import create, delete, plan_creation, read_dummies, service_of, slice_of
-from tests.fake_api import FakeApi, serving
+from kproxylat.cluster.api import connect
+from kproxylat.cluster.dummies import create, delete, plan_creation, read_dummies, service_of, slice_of
+from tests.support.fake_api import FakeApi, serving
 
 DELAY_S = 0.005
 

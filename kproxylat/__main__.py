@@ -1,6 +1,6 @@
 """``python -m kproxylat`` is the console script."""
 
-from kproxylat.cli import main
+from kproxylat.cli.app import main
 
 if __name__ == "__main__":
     main()

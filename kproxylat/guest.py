@@ -1,6 +1,6 @@
 """The agent inside the virtual machine: it runs the host's command lines one after another, in one boot.
 
-:mod:`kproxylat.vm` starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
+:mod:`kproxylat.system.virtual_machine` starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
 ``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command under
 way. Each line on stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A
 command runs in a fork of this process. So the imports, the script's template, bpftrace's version and its list of a
@@ -18,15 +18,18 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from kproxylat import cli, interrupts, measure, sweep, watch
-from kproxylat.bpftrace import find_engine, find_version
+from kproxylat.cli import app
 from kproxylat.errors import KproxylatError
-from kproxylat.kernel import set_clock
+from kproxylat.measure import run, watch
+from kproxylat.measure.options import load_modules
 from kproxylat.modes import find_mode
-from kproxylat.plan import load_modules
-from kproxylat.render import compile_script
+from kproxylat.sweep import sweep
+from kproxylat.system import interrupts
+from kproxylat.system.kernel import set_clock
+from kproxylat.templates import compile_script
+from kproxylat.trace.bpftrace import find_engine, find_version
 
-PRELOADED = measure, sweep, watch
+PRELOADED = run, sweep, watch
 """Modules that the commands import, here once for all of them."""
 
 
@@ -54,7 +57,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
             os.chdir(cwd)
             if program:
                 os.execvp(argv[0], argv)  # noqa: S606 - no shell is intended
-            cli.main(argv)
+            app.main(argv)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         finally:
@@ -78,7 +81,7 @@ def prepare(mode: list[str]) -> None:
 
 def serve() -> None:
     """Run the host's orders until it closes stdin."""
-    cli.build()
+    app.build()
     compile_script()
     with suppress(KproxylatError):
         find_version()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from kproxylat.cluster import Api, connect
-from tests.fake_api import FakeApi, serving
+from kproxylat.cluster.api import Api, connect
+from tests.support.fake_api import FakeApi, serving
 
 # Started in the background by a script, we and every program that a test starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

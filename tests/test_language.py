@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 PHRASES = re.compile(
     r"\b(nobody|whoever|(?<!here )is no (?!longer)|is told|is said|are told|gone on with|goes on where|lets hope"
     r"|dearest|takes? the road)",

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from hatchling import build
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "yaml": "pyyaml"}
 """Package as it is imported -> its name in pyproject.toml, where they differ."""
 EXTRAS = {"matplotlib": "plot"}
@@ -54,13 +55,13 @@ def test_the_wheel_has_the_templates_and_works(make: Callable[[str], Path], tmp_
     for place in scripts.values():
         module, name = place.split(":")
         assert callable(getattr(importlib.import_module(module), name))
-    code = "from kproxylat import lab, modes, render; print(render.__file__)\n"
-    code += "for mode in modes.MODES: lab.render_ruleset(mode, lab.place_services(1, 'last', 'both'))"
+    code = "from kproxylat import modes, templates; from kproxylat.lab import services; print(templates.__file__)\n"
+    code += "for mode in modes.MODES: services.render_ruleset(mode, services.place_services(1, 'last', 'both'))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/kproxylat/render.py\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/kproxylat/templates.py\n"), done.stderr
 
 
 def test_the_sdist_has_all_that_git_has(make: Callable[[str], Path]) -> None:

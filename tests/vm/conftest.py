@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kproxylat.errors import MachineError
-from kproxylat.vm import Machine
+from kproxylat.system.virtual_machine import Machine
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kproxylat import sender
+from kproxylat.traffic import sender
 from tests.vm.conftest import Done, Guest
 
 pytestmark = pytest.mark.long

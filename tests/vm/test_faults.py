@@ -1,4 +1,4 @@
-"""The fault table's rows that take a real kernel; tests/test_faults.py has the others, with fakes."""
+"""The fault table's rows that take a real kernel; tests/measure/test_faults.py has the others, with fakes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.kernel import CAPABILITIES
 from kproxylat.modes import MODES
+from kproxylat.system.kernel import CAPABILITIES
 from tests.vm.conftest import Done, Guest
 
 pytestmark = pytest.mark.long

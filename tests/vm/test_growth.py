@@ -9,16 +9,16 @@ from itertools import chain
 
 import pytest
 
-from tests.test_lab import iptables_chains, nft_blocks
+from tests.lab.test_services import iptables_chains, nft_blocks
 from tests.vm.conftest import Guest
 
 GROW = """
 import json
 
-from kproxylat.lab import MORE, load_ruleset, place_services, render_ruleset
+from kproxylat.lab.services import MORE, load_ruleset, place_services, render_ruleset
 from kproxylat.modes import find_mode
-from kproxylat.plan import load_modules
-from kproxylat.proc import run
+from kproxylat.measure.options import load_modules
+from kproxylat.system.processes import run
 
 LISTINGS = {
     "iptables": (("iptables-{backend}-save",),),
@@ -42,7 +42,7 @@ print(json.dumps(listed))
 """
 
 
-@pytest.mark.long  # two minutes; tests/test_lab.py compares the texts
+@pytest.mark.long  # two minutes; tests/lab/test_services.py compares the texts
 def test_grown_rules_are_those_loaded_at_once(timing: Guest) -> None:
     done = timing.program(sys.executable, "-c", GROW)
     assert done.status == 0, done.err

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kproxylat.compare import compare
+from kproxylat.analysis.compare import compare
 from tests.vm.conftest import Guest
 
 SIZES = (10, 100, 1000)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat import pool
-from kproxylat.model import to_json
+from kproxylat.results import to_json
+from kproxylat.sweep import pool
 from tests.results import COUNTED, load
+from tests.support import ROOT
 from tests.vm.conftest import Guest
 from tests.vm.test_ways import Trigger
 
-ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"`kproxylat ([^`]+)`", README)
 [DEMO] = re.findall(r"^\t\S*/kproxylat (.+)$", (ROOT / "Makefile").read_text(), re.M)

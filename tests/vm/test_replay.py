@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.modes import find_mode
-from kproxylat.ruleset import read_ruleset
-from tests.test_lab import CAPTURED
-from tests.test_ruleset import OTHERS
+from tests.lab.test_ruleset import OTHERS
+from tests.lab.test_services import CAPTURED
 from tests.vm.conftest import Guest
 from tests.vm.test_readme import COMMANDS
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import ROOT
 from tests.vm.conftest import Guest
 
-DOCS = (Path(__file__).parent.parent.parent / "docs/templates.md").read_text()
+DOCS = (ROOT / "docs/templates.md").read_text()
 EXAMPLES = dict(re.findall(r"^### (\S+)\n```\n(.*?)^```$", DOCS, re.M | re.S))
 PACKETS = 200
 

@@ -1,0 +1,215 @@
+"""Calls of A against calls of B: the difference of each figure and of the whole distribution. Pure.
+
+On the instruction clock values are exact, and the commonest one decides. On any other clock bounds come from bootstrap
+replicates; all of the figures that decide share one rate of false alarms (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import sub, truediv
+from random import Random
+from statistics import fmean
+
+from kproxylat.analysis.comparable import distribution
+from kproxylat.analysis.series import HASH_EFFECT, ROUNDING
+from kproxylat.analysis.stats import (
+    ROUNDS,
+    Distribution,
+    Draws,
+    Interval,
+    bounds,
+    chance_distance,
+    distance,
+    drift,
+    merge_draws,
+)
+from kproxylat.results import Probe
+
+ALARMS = 0.05
+"""How often two samples of the same thing may be said to differ."""
+SHIFT = 0.1
+"""On the instruction clock distributions farther apart than this are worth a word; the commonest value decides."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of both sides, and how they differ.
+
+    :param difference: B less A; its bounds hold at the contrast's ``level`` (None: there are none).
+    :param ratio: B by A, likewise.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+    difference: Interval | None = None
+    ratio: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What was compared (``what``: an engine call, or the lookup at a number of Services) and what came out.
+
+    :param differs: whether the sides differ beyond what chance, rounding or hash seeds make (None: nobody can tell).
+    :param level: of each figure's bounds; 1 where values are exact.
+    :param distance: the greatest difference of the distribution functions; chance alone exceeds ``chance_distance``
+        at most as often as a figure its bounds.
+    :param reason: why ``differs`` is what it is, in a few words.
+    """
+
+    what: str
+    services: tuple[int | None, int | None]
+    figures: tuple[Figure, ...]
+    level: float
+    differs: bool | None
+    reason: str
+    distance: float | None = None
+    chance_distance: float | None = None
+
+    @property
+    def main(self) -> Figure:
+        """The figure that a sentence speaks of: the commonest value, the median, or what there is."""
+        return next((each for each in self.figures if each.name in ("commonest", "p50")), self.figures[0])
+
+
+def contrast(
+    what: str,
+    a: Sequence[Probe],
+    b: Sequence[Probe],
+    rng: Random,
+    services: tuple[int | None, int | None] = (None, None),
+    tests: int = 1,
+    hashed: bool = False,
+    rounds: int = ROUNDS,
+) -> Contrast:
+    """Compare the calls of two sides.
+
+    :param a: one call's probe, or those of repeats. ``b`` likewise.
+    :param tests: how many contrasts share the rate of false alarms; if more than one, only the median decides.
+    :param rounds: of the bootstrap.
+    :param hashed: whether the call looks up in hash tables, whose seeds are others at every load.
+    """
+    sides = [[found for each in side if (found := distribution(each))] for side in (a, b)]
+    if all(each.unit == "instructions" and each.values for each in (*a, *b)):
+        return _contrast_counted(what, a, b, services, hashed)
+    means = [[each.mean for each in side if each.mean is not None] for side in (a, b)]
+    plain = [
+        _plain("min", *(min((each.min for each in side if each.min is not None), default=None) for side in (a, b))),
+        _plain("max", *(max((each.max for each in side if each.max is not None), default=None) for side in (a, b))),
+    ]
+    if not all(means) or any(len(side) < len(probes) for side, probes in zip(sides, (a, b), strict=True)):
+        mean = _plain("mean", *(fmean(side) if side else None for side in means))
+        return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "without a distribution nobody can tell")
+    return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds)
+
+
+def _plain(name: str, a: float | None, b: float | None) -> Figure:
+    """Return a figure without bounds."""
+    if a is None or b is None:
+        return Figure(name, a, b)
+    return Figure(name, a, b, Interval(b - a, b - a, b - a), Interval(b / a, b / a, b / a) if a else None)
+
+
+def _contrast_counted(
+    what: str, a: Sequence[Probe], b: Sequence[Probe], services: tuple[int | None, int | None], hashed: bool
+) -> Contrast:
+    merged = [_merge(side) for side in (a, b)]
+    costs = [values.most_common(1)[0][0] for values in merged]
+    found = [Distribution.of_values(values) for values in merged]
+    figures = [_plain("commonest", *costs), _plain("min", *(float(each.lows[0]) for each in found))]
+    figures += [_plain(f"p{p * 100:g}", *(each.quantile(p)[0] for each in found)) for p in QUANTILES[2:]]
+    figures += [_plain("mean", *(sum(v * n for v, n in each.items()) / each.total() for each in merged))]
+    figures += [_plain("max", *(float(each.lows[-1]) for each in found))]
+    near = [{value for probe in side for value in _find_commonest(_merge([probe]))} for side in (a, b)]
+    apart = min(abs(x - y) for x in near[0] for y in near[1])
+    if apart <= ROUNDING:
+        reason = "the same commonest value"
+        if costs[0] != costs[1]:
+            near_by = abs(costs[0] - costs[1]) <= ROUNDING
+            reason = "within the clock's rounding" if near_by else "two values are nearly as common as each other"
+    else:
+        reason = f"the commonest value differs by {apart:,}, exactly"
+        if hashed and apart <= HASH_EFFECT:
+            reason = f"{apart:,} apart; up to {HASH_EFFECT} instructions cannot be told from hash effects"
+            apart = 0
+    spread = distance(found[0], found[1])
+    if apart <= ROUNDING and spread > SHIFT and reason == "the same commonest value":
+        reason += f", but {spread:.0%} of the calls cost otherwise"
+    return Contrast(what, services, tuple(figures), 1.0, apart > ROUNDING, reason, distance=spread)
+
+
+def _merge(probes: Sequence[Probe]) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for probe in probes:
+        for value, count in (probe.values or {}).items():
+            found[int(value)] += count
+    return found
+
+
+def _find_commonest(values: Mapping[int, int]) -> set[int]:
+    """Return the commonest value, and those that chance may make the commonest the next time: nearly as many, and at
+    least half as many, for of few calls chance may make anything.
+    """
+    most = max(values.values())
+    return {value for value, count in values.items() if count >= max(most - 4 * math.sqrt(2 * most), most / 2)}
+
+
+def _contrast_timed(
+    what: str,
+    sides: Sequence[Sequence[Distribution]],
+    means: Sequence[Sequence[float]],
+    plain: Sequence[Figure],
+    rng: Random,
+    services: tuple[int | None, int | None],
+    tests: int,
+    rounds: int,
+) -> Contrast:
+    single = all(len(side) == 1 for side in sides)
+    quantiles = [p for p in QUANTILES if all(run.has_tail(p) for side in sides for run in side)]
+    # The mean does not decide: a few calls that last a hundred times as long make of it what they like.
+    deciding = [p for p in quantiles if tests == 1 or p == 0.5]
+    with_distance = single and tests == 1
+    level = 1 - ALARMS / max(len(deciding) + with_distance, 1) / tests
+    figures = []
+    for p in quantiles:
+        middles = [[fmean(run.quantile(p)) for run in side] for side in sides]
+        draws = [[run.draw(p, rng, rounds) for run in side] for side in sides]
+        figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng))
+    judged = [each for p, each in zip(quantiles, figures, strict=True) if p in deciding]
+    draws = [[run.draw_mean(mean, rng, rounds) for run, mean in zip(*each, strict=True)]
+             for each in zip(sides, means, strict=True)]  # fmt: skip
+    figures.append(_bound("mean", means, draws, level, rng))
+    wrong = [each.name for each in judged if each.difference and not each.difference.lo <= 0 <= each.difference.hi]
+    apart = by_chance = None
+    if single:
+        one, other = sides[0][0], sides[1][0]
+        apart, by_chance = distance(one, other), chance_distance(one.count, other.count, level)
+        if with_distance and apart > by_chance:
+            wrong.append("the distribution")
+    reason = f"beyond chance: {', '.join(wrong)}" if wrong else "chance alone makes such differences"
+    if not judged:
+        reason = "too few calls to tell"
+    differs = bool(wrong) if judged else None
+    return Contrast(what, services, (*figures, *plain), level, differs, reason, apart, by_chance)
+
+
+def _bound(
+    name: str, middles: Sequence[Sequence[float]], draws: Sequence[Sequence[Draws]], level: float, rng: Random
+) -> Figure:
+    """Bound the difference and the ratio of a figure by the replicates of both sides' runs."""
+    spread = drift(middles)
+    (a_low, a_high), (b_low, b_high) = (merge_draws(side, spread, rng) for side in draws)
+    a, b = fmean(middles[0]), fmean(middles[1])
+    # Where a histogram knows a value within a bucket only, its least and its greatest value bound the difference.
+    exact = a_low is a_high and b_low is b_high
+
+    def bound(operate: Callable[[float, float], float]) -> Interval:
+        lo, hi = bounds(map(operate, b_low, a_high), level)
+        return Interval(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
+
+    return Figure(name, a, b, bound(sub), bound(truediv) if min(a_low) > 0 else None)

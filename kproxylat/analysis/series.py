@@ -1,0 +1,314 @@
+"""Results of a sweep -> series: what a lookup costs over numbers of Services, and whether it is O(1) or O(n). Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from random import Random
+from statistics import fmean
+
+from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
+from kproxylat.analysis.stats import (
+    MANY,
+    ROUNDS,
+    Interval,
+    bounds,
+    choose_pairs,
+    crossing,
+    drift,
+    fit_line,
+    merge_draws,
+    slopes,
+)
+from kproxylat.results import Result
+
+LEVEL = 0.95
+"""How often bounds hold what they are bounds of, unless it says otherwise."""
+ROUNDING = 1
+"""The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
+HASH_EFFECT = 200
+"""Instructions by which a lookup in a hash table may vary between two loads of the same rules: each load draws a seed
+(kernel, ``net/netfilter/nft_set_hash.c``, ``nft_hash_init``); an element before ours in its bucket costs 32 to 46."""
+LINEAR = 0.1
+"""Residuals up to this part of the growth are a line's."""
+FLAT = 0.25
+"""On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
+DECADE = 10
+"""and if that had at least so many times as many Services at its end, and 100 of them."""
+
+Key = tuple[str, str]
+"""Mode and backend."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The lookup at one number of Services.
+
+    :param cost: the commonest value (instructions) or the mean of the runs' medians (ns).
+    :param lo: the least of the repeats' commonest values; the lower bound (ns). ``hi`` likewise.
+    :param residual: the cost less the line's.
+    :param others: the values apart from the commonest and their counts (instructions only).
+    """
+
+    services: int
+    runs: int
+    calls: int
+    cost: float
+    lo: float
+    hi: float
+    residual: float | None = None
+    others: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """The lookup of one mode and backend over numbers of Services.
+
+    :param figure: what a cost is: "commonest" or "median".
+    :param per_service: what each Service adds. On the instruction clock its bounds are the least and the greatest slope
+        between any two points, else bootstrap's at ``level``. ``base``: the cost without any dummy Service, likewise.
+    :param verdict: "O(1)", "O(n)" or "unclear"; ``evidence`` says why in one sentence.
+    """
+
+    mode: str
+    backend: str
+    unit: str
+    figure: str
+    emulated: bool
+    points: tuple[Point, ...]
+    per_service: Interval | None
+    base: Interval | None
+    level: float
+    verdict: str
+    evidence: str
+
+    @property
+    def name(self) -> str:
+        """Mode and backend in one word."""
+        return f"{self.mode}/{self.backend}"
+
+
+def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]]]:
+    """Sort results with a lookup by mode and backend, and by the number of Services, ascending."""
+    groups: dict[Key, dict[int, list[Result]]] = {}
+    for result in sorted(results, key=lambda each: each.run.services or 0):
+        run = result.run
+        if result.lookup and run.services is not None:
+            cells = groups.setdefault((run.mode or "unknown", run.backend or "unknown"), {})
+            cells.setdefault(run.services, []).append(result)
+    return groups
+
+
+def build_series(results: Iterable[Result], seed: int = 0) -> tuple[Series, ...]:
+    """Build the series of a sweep.
+
+    :param seed: of what bootstrap draws.
+    """
+    return tuple(_build_one(key, cells, Random(seed)) for key, cells in group_results(results).items())  # noqa: S311
+
+
+def merge_values(results: Iterable[Result]) -> Counter[int]:
+    """Add the exact values of repeats' lookups up: value -> count."""
+    found: Counter[int] = Counter()
+    for result in results:
+        for value, count in ((result.lookup and result.lookup.values) or {}).items():
+            found[int(value)] += count
+    return found
+
+
+def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Series:
+    runs = [result for cell in cells.values() for result in cell]
+    lookups = [result.lookup for result in runs if result.lookup]
+    unit = lookups[0].unit
+    counting = unit == "instructions"
+    series = Series(
+        *key, unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
+        1.0 if counting else LEVEL, "unclear", ""
+    )  # fmt: skip
+    differing = next((found for result in runs if (found := find_differences(runs[0], result))), None)
+    flawed = next((found for result in runs if (found := find_flaws(result))), None)
+    if differing or any(each.unit != unit for each in lookups):
+        reason, what = next(iter((differing or {"clock": "two units"}).items()))
+        return replace(series, evidence=f"the runs cannot be compared, another {reason}: {what}")
+    if any(distribution(each) is None for each in lookups) or (counting and not all(each.values for each in lookups)):
+        return replace(series, evidence="the runs did not keep their values")
+    series = _judge_counted(series, cells) if counting else _judge_timed(series, cells, rng)
+    if flawed:
+        reason, what = next(iter(flawed.items()))
+        said = "books that do not close" if reason == "books" else "lost events"
+        return replace(series, verdict="unclear", evidence=f"{said}: {what}; {series.evidence}")
+    places = {result.run.position for result in runs}
+    if len(cells) > 1 and len(places) == 1 and None not in places:
+        return replace(series, evidence=f"{series.evidence}; the worker's rule is number {places.pop()} in each")
+    return series
+
+
+def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
+    """Judge exact integers: no average, no chance; what is not on the line is shown."""
+    points = []
+    for services, cell in cells.items():
+        values = merge_values(cell)
+        each = [merge_values([result]).most_common(1)[0][0] for result in cell]
+        cost = values.most_common(1)[0][0]
+        others = {str(value): count for value, count in sorted(values.items()) if abs(value - cost) > ROUNDING}
+        points.append(Point(services, len(cell), values.total(), cost, min(each), max(each), others=others))
+    if len(points) < 2:
+        return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
+    slope, base = fit_line([(point.services, point.cost) for point in points])
+    points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
+    worst = max(abs(point.residual or 0) for point in points)
+    costs = [point.cost for point in points]
+    spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
+    all_slopes = list(slopes([(point.services, point.cost) for point in points]))
+    bases = [point.cost - slope * point.services for point in points]
+    # Seeds let three points rise once in six times, four once in 24; but they put no three points on one line.
+    enough = len(points) > 3 or (len(points) == 3 and worst <= ROUNDING)
+    rising = enough and all(later - sooner > ROUNDING for sooner, later in pairwise(costs))
+    where = f"at all {len(points)} points" if len(points) > 2 else "at both points"
+    if spread <= ROUNDING:
+        verdict, evidence = "O(1)", f"the commonest lookup is the same {where}"
+    elif series.mode != "iptables" and spread <= HASH_EFFECT and not rising:
+        verdict = "O(1)"
+        evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
+    elif len(points) < 3:
+        verdict, evidence = "unclear", f"it grows by {growth:,.0f}, but two points show no line"
+    elif worst <= ROUNDING and growth > 0:
+        verdict, evidence = "O(n)", f"each Service adds {slope:,.6g}, residual {worst:.0f} {where}"
+    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+        evidence = f"it grows at every step, by {spread:,.0f} in all, but hash effects may be up to {HASH_EFFECT}"
+        verdict = "unclear"
+    elif worst <= LINEAR * growth:
+        verdict, evidence = "O(n)", f"a line, with residuals of up to {worst:,.0f} in a growth of {growth:,.0f}"
+    else:
+        verdict, evidence = "unclear", f"no line: residuals of up to {worst:,.0f}, a growth of {growth:,.0f}"
+    return replace(
+        series,
+        points=tuple(points),
+        per_service=Interval(slope, min(all_slopes), max(all_slopes)),
+        base=Interval(base, min(bases), max(bases)),
+        verdict=verdict,
+        evidence=evidence,
+    )
+
+
+def find_crossing(a: Series, b: Series) -> Interval | None:
+    """Find the number of Services at which two series cost the same, with bounds.
+
+    They are those of all lines that leave both ends of a series by no more than its largest residual; exact, where that
+    is the clock's rounding.
+
+    :return: None where the lines do not certainly meet, are none ("unclear"), or a measured point is on the wrong side.
+    """
+    lines = [(each.per_service.estimate, each.base.estimate) for each in (a, b) if each.per_service and each.base]
+    if len(lines) < 2 or (where := crossing(*lines)) is None:
+        return None
+    found = Interval(where, where, where)
+    if any(_worst(each) > ROUNDING for each in (a, b)):
+        met = [crossing(x, y) for x, y in product(*(_lines_within(each) for each in (a, b)))]
+        places = [each for each in met if each is not None]
+        if len(places) < len(met):
+            return None
+        found = Interval(where, min(places), max(places))
+    return found if agrees(a, b, found) else None
+
+
+def _worst(series: Series) -> float:
+    return max(abs(point.residual or 0) for point in series.points)
+
+
+def _lines_within(series: Series) -> list[tuple[float, float]]:
+    """Return the outermost lines that are as far from a series' own at its ends as its farthest point is."""
+    if not series.per_service or not series.base:
+        return []
+    first, last, worst = series.points[0].services, series.points[-1].services, _worst(series)
+    found = []
+    for low, high in product((-worst, worst), repeat=2):
+        slope = (high - low) / (last - first)
+        found.append((series.per_service.estimate + slope, series.base.estimate + low - slope * first))
+    return found
+
+
+def agrees(a: Series, b: Series, where: Interval) -> bool:
+    """Return whether two series may cross there: both have a line, and no measured point is on its wrong side."""
+    if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
+        return False
+    others = {point.services: point for point in b.points}
+    for x in a.points:
+        y = others.get(x.services)
+        if y is None or where.lo <= x.services <= where.hi:
+            continue
+        dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
+        if (x.hi < y.lo) if dearer else (x.lo > y.hi):
+            return False
+    return True
+
+
+def draw_medians(
+    cells: Mapping[int, list[Result]], rng: Random, level: float = LEVEL
+) -> tuple[list[Point], list[list[float]]]:
+    """Draw replicates of the median at each number of Services.
+
+    :return: the points, and for each point its replicates.
+    """
+    runs = {size: [found for each in cell if each.lookup and (found := distribution(each.lookup))]
+            for size, cell in cells.items()}  # fmt: skip
+    middles = {size: [fmean(run.quantile(0.5)) for run in each] for size, each in runs.items()}
+    spread = drift(middles.values())
+    # At 95 % so many leave 12 beyond each bound.
+    rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
+    points, drawn = [], []
+    for size, each in runs.items():
+        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in each], spread, rng)
+        lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
+        calls = sum(run.count for run in each)
+        points.append(Point(size, len(each), calls, fmean(middles[size]), lo, hi))
+        drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
+    return points, drawn
+
+
+def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Fit a line (slope, intercept) to each round of replicates."""
+    sizes = [point.services for point in points]
+    pairs = choose_pairs(len(sizes))
+    return [fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
+
+
+def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
+    """Judge medians of nanoseconds by what bootstrap says of the line through them."""
+    points, drawn = draw_medians(cells, rng)
+    if len(points) < 2:
+        return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
+    slope, base = fit_line([(point.services, point.cost) for point in points])
+    lines = draw_lines(points, drawn)
+    per_service = Interval(slope, *bounds((each for each, _ in lines), LEVEL))
+    base_bounds = Interval(base, *bounds((each for _, each in lines), LEVEL))
+    points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
+    worst = max(abs(point.residual or 0) for point in points)
+    span = points[-1].services - points[0].services
+    growth, most = slope * span, max(abs(per_service.lo), abs(per_service.hi)) * span
+    wide = points[-1].services >= max(DECADE * points[0].services, 100)
+    ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
+    share = most / base if base > 0 else float("inf")
+    verdict = "unclear"
+    if per_service.lo > 0 and len(points) > 2 and worst <= LINEAR * growth and growth > FLAT * base:
+        verdict = "O(n)"
+        evidence = f"the slope is above 0, residuals are at most {worst / growth:.0%} of the growth"
+    elif share < FLAT and wide:
+        verdict, evidence = "O(1)", f"it grows by less than {share:.0%} of the base {ends}"
+    elif share < FLAT:
+        evidence = f"too few Services to tell: it grows by less than {share:.0%} of the base {ends}"
+    elif len(points) < 3:
+        evidence = "two points show no line"
+    elif per_service.lo <= 0:
+        evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
+    elif worst <= LINEAR * growth:
+        evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
+    else:
+        evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
+    if all(point.runs == 1 for point in points):
+        evidence += "; single runs: drift from run to run is not in the bounds (--repeats)"
+    return replace(
+        series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence
+    )

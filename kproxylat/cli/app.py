@@ -1,0 +1,123 @@
+"""The command line: options -> one call -> print. The commands are in cli_*.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Annotated, NoReturn
+
+import typer
+
+from kproxylat import __version__
+from kproxylat.errors import BUG, Interrupted, KproxylatError
+from kproxylat.report.tables import say
+from kproxylat.system import interrupts
+
+COMMANDS = {
+    "run": "run",
+    "sweep": "sweep",
+    "capture": "compare",
+    "whatif": "sweep",
+    "trace": "run",
+    "render": "run",
+    "cleanup": "compare",
+    "doctor": "compare",
+    "parse": "compare",
+    "compare": "compare",
+    "plot": "compare",
+    "mode": "mode",
+    "services": "mode",
+}
+"""Command, or group of commands (``NAME_app``) -> its module."""
+HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
+
+    \b
+    Examples:
+      sudo kproxylat run --target 10.96.0.10:50051 30 10000
+      kproxylat run --lab --vm --mode nftables 2 1000
+    """
+
+
+def _version(passed: bool) -> None:
+    if passed:
+        typer.echo(f"kproxylat {__version__}")
+        raise typer.Exit
+
+
+def kproxylat(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def _forget_output() -> None:
+    """Discard the rest of the output: its reader has gone, and a flush at exit would fail again."""
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say_errors(error: BaseException) -> None:
+    """Print an error and its remedy, after those of the errors during whose clean-up it came."""
+    if error.__context__ and not error.__suppress_context__:
+        _say_errors(error.__context__)
+    if isinstance(error, KproxylatError):
+        say(f"kproxylat: {error}")
+        if error.remedy:
+            say(f"  {error.remedy}")
+
+
+def build(name: str = "") -> typer.Typer:
+    """Return the program with one command, or with all if none has that name.
+
+    To import every command's module and read all its options would take most of a short command's time.
+    """
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help=HELP,
+        callback=kproxylat,
+    )
+    for command in [name] if name in COMMANDS else COMMANDS:
+        module = import_module(f"kproxylat.cli.{COMMANDS[command]}")
+        if hasattr(module, f"{command}_app"):
+            app.add_typer(getattr(module, f"{command}_app"), name=command)
+        else:
+            app.command()(getattr(module, command))
+    return app
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line; print an error on one line of stderr and its remedy on another, and set the exit status.
+
+    :param argv: the arguments without the program's name; ``sys.argv`` if None.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    interrupts.install()
+    try:
+        app = build(arguments[0] if arguments else "")
+        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+    except KproxylatError as error:
+        _say_errors(error)
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        say(f"kproxylat: ended by {signal.Signals(error.exit_code - 128).name}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(1)
+    except OSError as error:
+        say(f"kproxylat: {error}")
+        _forget_output()
+        sys.exit(1)
+    except Exception as error:
+        from kproxylat.system.crash import report_bug
+
+        report_bug(error, arguments)
+        sys.exit(BUG)
+    sys.exit(0)

@@ -1,0 +1,247 @@
+"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
+from kproxylat.report.tables import say
+from kproxylat.system import interrupts
+
+if TYPE_CHECKING:
+    from kproxylat.cluster.api import Api
+    from kproxylat.node.node import Node
+    from kproxylat.results import Result
+
+
+class Position(StrEnum):
+    """Where the worker's rule stands."""
+
+    FIRST = "first"
+    MIDDLE = "middle"
+    LAST = "last"
+
+
+class WorkerPorts(StrEnum):
+    """Protocols of the lab's worker."""
+
+    BOTH = "both"
+    UDP = "udp"
+    TCP = "tcp"
+
+
+class Origin(StrEnum):
+    """Whose packets are sent."""
+
+    POD = "pod"
+    NODE = "node"
+
+
+class Kind(StrEnum):
+    """What the probes are."""
+
+    AUTO = "auto"
+    FENTRY = "fentry"
+    KPROBE = "kprobe"
+
+
+class Family(StrEnum):
+    """IP family."""
+
+    IPV4 = "4"
+    IPV6 = "6"
+
+
+class Format(StrEnum):
+    """How a result is written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+DUMMIES = 100
+"""Services of the lab, if none are asked for."""
+Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
+Rate = Annotated[int, typer.Argument(help="Packets per second.")]
+Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
+InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
+ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
+Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
+Services = Annotated[int | None, typer.Option("--services", help=f"Dummy Services in the lab ({DUMMIES}).")]
+RulePosition = Annotated[
+    Position | None,
+    typer.Option("--position", help="Where the target's rule stands in mode iptables (lab: last; node: as it is)."),
+]
+Ports = Annotated[WorkerPorts | None, typer.Option("--worker-ports", help="Protocols of the lab's worker (both).")]
+Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help="ClusterIP and port; [IPv6]:PORT.")]
+FamilyOption = Annotated[
+    Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
+]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (one of the node's)."),
+]
+Template = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
+ProbeKind = Annotated[Kind, typer.Option("--probe", help="auto takes fentry where the kernel has types (BTF).")]
+Envelope = Annotated[
+    bool,
+    typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
+]
+RulesetFile = Annotated[
+    Path | None,
+    typer.Option("--ruleset", metavar="FILE", help="Rules for the lab: of capture, iptables-save, nft, ipvsadm."),
+]
+EveryService = Annotated[
+    bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
+]
+Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
+
+LOGS = Path("logs/ebpf")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which cluster's API."""
+
+    kubeconfig: Annotated[
+        Path | None, typer.Option("--kubeconfig", help="As kubectl has it (KUBECONFIG, ~/.kube/config).")
+    ] = None
+    context: Annotated[str | None, typer.Option("--context", help="The kubeconfig's context (the current one).")] = None
+
+    def connect(self) -> Api:
+        """Connect to the API: it is where this is called first that it is needed."""
+        from kproxylat.cluster.api import connect
+
+        return connect(self.kubeconfig, self.context, getattr(self, "namespace", None))
+
+
+@dataclass(frozen=True)
+class Namespaced(Cluster):
+    """Which namespace of it."""
+
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace (the context's).")] = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which node, where it is not this machine."""
+
+    node_container: Annotated[
+        str | None,
+        typer.Option("--node-container", metavar="NAME", help="The node is a container: kind, minikube, k3d."),
+    ] = None
+    netns: Annotated[
+        str | None, typer.Option("--netns", metavar="PATH", help="The node is a network namespace on this machine.")
+    ] = None
+
+    def find(self) -> Node:
+        """Find it."""
+        from kproxylat.node.node import find_node
+
+        return find_node(self.netns, self.node_container)
+
+
+@dataclass(frozen=True)
+class OnNode(Namespaced, Place):
+    """What is measured on a node of a cluster, and how."""
+
+    service: Annotated[str | None, typer.Option("--service", help="The Service to measure (worker).")] = None
+    port: Annotated[str | None, typer.Option("--port", help="Its port, by number or name, if it has several.")] = None
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="SETTING", help="What may be set for the run, and back: net.ipv4.ip_forward."),
+    ] = None
+
+    @property
+    def asked(self) -> tuple[str, str | None]:
+        """The name and the port of the Service to measure."""
+        return "worker" if self.service is None else self.service, self.port
+
+    def check(self, lab: bool, target: str | None = None) -> None:
+        """Refuse options that have no effect in the lab, or because the target needs no look-up.
+
+        :param target: ``--target``.
+        :raises UsageError: one of them was passed.
+        """
+        names = ("kubeconfig", "context", "namespace", "service", "port")
+        cluster: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if lab:
+            node: dict[str, Any] = {name: getattr(self, name) or None for name in ("netns", "node_container", "allow")}
+            refuse_options("--lab makes its own node, without a cluster", "leave out --lab", **node, **cluster)
+        elif target is not None:
+            refuse_options("with --target no cluster is asked", "leave out --target", **cluster)
+
+
+def number(family: Family | None) -> int | None:
+    """Return an IP family as the number that it is."""
+    return int(family) if family else None
+
+
+def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others: object) -> None:
+    """Refuse rules that nobody loads, and Services that nobody measures.
+
+    :param others: the options of the lab's own Services, which a ruleset takes the place of.
+    """
+    if ruleset and not lab:
+        raise UsageError("--ruleset is for the lab", "add --lab")
+    if every_service and not ruleset:
+        raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
+    if ruleset:
+        refuse_options("--ruleset brings its own Services", "", **others)
+
+
+def read_settings(words: list[str] | None) -> dict[str, str]:
+    """Read ``--set NAME=VALUE``."""
+    pairs = [word.partition("=") for word in words or []]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise UsageError(f"--set {name} has no value", "it takes NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> None:
+    """End with the status that the results deserve."""
+    if ended:
+        raise ended
+    interrupts.check()
+    open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
+    if open_books:
+        say(f"kproxylat: the books don't close: {open_books[0]}")
+        sys.exit(BOOKS_OPEN)
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of options, which typer does not know: each of their fields becomes an option."""
+    parameters: list[inspect.Parameter] = []
+    shared: dict[str, Any] = {}
+    for each in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(each.annotation):
+            hints = get_type_hints(each.annotation, include_extras=True)
+            shared[each.name] = each.annotation
+            parameters += [
+                inspect.Parameter(one.name, each.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
+                for one in fields(each.annotation)
+            ]
+        else:
+            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
+
+    @wraps(command)
+    def called(**values: Any) -> None:
+        made = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in shared.items()}
+        command(**values, **made)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called

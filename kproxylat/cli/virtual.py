@@ -1,0 +1,94 @@
+"""``--vm``: the same command line, inside a virtual machine."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kproxylat.errors import refuse_options
+from kproxylat.report.tables import say
+from kproxylat.system import interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kproxylat.modes import Mode
+
+
+class Clock(StrEnum):
+    """The unit of a virtual machine's clock."""
+
+    NS = "ns"
+    INSTRUCTIONS = "instructions"
+
+
+InVm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; needs neither root nor KVM.")]
+VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="Run in one only if this machine cannot trace.")]
+KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
+VmClock = Annotated[Clock | None, typer.Option("--clock", help="Clock of --vm (ns); instructions counts them exactly.")]
+_VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
+
+
+def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:
+    """Refuse the options of a virtual machine without one.
+
+    :raises UsageError: one of them was passed.
+    """
+    if not vm:
+        refuse_options("no virtual machine is asked for", "add --vm", clock=clock, kernel=kernel)
+
+
+def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:
+    """Return whether to use a virtual machine: always with ``vm``; with ``if_needed``, if this machine cannot measure.
+
+    :param modes: the modes to measure, by this kind of ``probe``.
+    """
+    if vm or not if_needed:
+        return vm
+    from kproxylat.node.doctor import missing_to_trace
+
+    lacking = ", ".join(missing_to_trace(modes, probe))
+    say(f"This machine lacks {lacking}: using a virtual machine." if lacking else "Using this machine's own kernel.")
+    return bool(lacking)
+
+
+def relay_if(
+    arguments: Iterable[str],
+    vm: bool,
+    if_needed: bool,
+    output_dir: Path | None,
+    clock: Clock,
+    image: Path | None,
+    modes: Iterable[Mode] = (),
+    probe: str = "auto",
+) -> None:
+    """Run this command line in a virtual machine, if one is to be used, and exit with its status.
+
+    :param arguments: the command line, without the program's name.
+    :param output_dir: the directory that the command may write to (None: it writes nothing).
+    :param modes: as in :func:`wants_vm`; so is ``probe``.
+    """
+    if not wants_vm(vm, if_needed, modes, probe):
+        return
+    from kproxylat.system.files import make_directory
+    from kproxylat.system.virtual_machine import Machine, boot
+
+    words, inside = iter(arguments), []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in _VM_FLAGS:
+            inside.append(word)
+        elif _VM_FLAGS[name] and not equals:
+            next(words)
+    if output_dir:
+        make_directory(output_dir)
+    machine = Machine(clock, output_dir, image)
+    with interrupts.deferred(), ExitStack() as stack:
+        boot([machine], stack)
+        status = machine.run(inside, sys.stdout, sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,284 @@
+"""The dummy Services that make a cluster large: create, list and delete them, with the old scripts' names and labels.
+
+Each has an EndpointSlice of the same name, without which kube-proxy would write no rules for it. A command changes only
+what differs from its goal, so the same command resumes an interrupted one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from kproxylat.cluster.api import CONNECTIONS, PATIENCE_S, Api, Object
+from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.lab.services import MAX_SERVICES, dummy_service
+from kproxylat.report.tables import counting
+from kproxylat.system import interrupts
+
+Item = TypeVar("Item")
+SELECTOR = "type=dummy"
+LABELS = dict([SELECTOR.split("=")])
+NAME = re.compile(r"dummy-service-(\d+)")
+SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
+"""kproxylat's have the Service's name; those of a controller have a suffix, too, and the Service's labels."""
+OWNER = "kubernetes.io/service-name"
+POLL_S = 0.05
+"""How often the main thread looks whether a signal has come while others send requests."""
+
+
+@dataclass(frozen=True)
+class Dummies:
+    """The dummy Services that exist.
+
+    :param services: number -> Service.
+    :param slices: name -> EndpointSlice.
+    :param strange: names of Services that have the label, but another kind of name: never touched.
+    """
+
+    services: dict[int, Object]
+    slices: dict[str, Object]
+    strange: tuple[str, ...]
+
+    @property
+    def without_slice(self) -> list[int]:
+        """Numbers of the Services without an EndpointSlice of their own; one of an earlier Service does not count."""
+        covered = {
+            (document["metadata"].get("labels", {}).get(OWNER), owner)
+            for document in self.slices.values()
+            for owner in _owners(document) or {""}
+        }
+        return sorted(
+            number
+            for number, service in self.services.items()
+            if covered.isdisjoint((service["metadata"]["name"], owner) for owner in ("", service["metadata"]["uid"]))
+        )
+
+
+def paths(api: Api) -> tuple[str, str]:
+    """Return the API paths of the namespace's Services and EndpointSlices."""
+    return (
+        f"/api/v1/namespaces/{api.namespace}/services",
+        f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices",
+    )
+
+
+def read_dummies(api: Api) -> Dummies:
+    """List the dummy Services of the API's namespace and their EndpointSlices, by label."""
+    services, slices = (list(api.list(path, labelSelector=SELECTOR)) for path in paths(api))
+    named = {each["metadata"]["name"]: each for each in services}
+    ours = {int(hit[1]): each for name, each in named.items() if (hit := NAME.fullmatch(name))}
+    strange = tuple(sorted(name for name in named if not NAME.fullmatch(name)))
+    owned = {each["metadata"]["name"]: each for each in slices if SLICE_NAME.fullmatch(each["metadata"]["name"])}
+    return Dummies(ours, owned, strange)
+
+
+def check_count(count: int) -> None:
+    """Refuse an impossible number of Services.
+
+    :raises UsageError: the number is out of range.
+    """
+    if not 0 <= count <= MAX_SERVICES:
+        raise UsageError(f"{count} Services are not possible", f"--count takes 0 to {MAX_SERVICES}")
+
+
+def choose_numbers(count: int, before: Set[int] = frozenset()) -> set[int]:
+    """Return the numbers of at least ``count`` Services: those of ``before``, and the lowest others."""
+    others = (number for number in itertools.count() if number not in before)
+    return {*before, *itertools.islice(others, max(count - len(before), 0))}
+
+
+def plan_creation(found: Dummies, count: int, before: Set[int] = frozenset()) -> list[int]:
+    """Return the numbers of :func:`choose_numbers` that lack their Service or its EndpointSlice."""
+    numbers = choose_numbers(count, before)
+    return sorted(numbers - {*found.services} | numbers & {*found.without_slice})
+
+
+def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
+    """Create the missing Services and EndpointSlices of these numbers.
+
+    :param found: the dummy Services that exist.
+    :raises ApiError: the server refuses.
+    :raises MachineError: another object has the name of a dummy Service.
+    """
+
+    def make(number: int) -> None:
+        service = found.services.get(number) or _post(api, paths(api)[0], service_of(number))
+        _post(api, paths(api)[1], slice_of(number, service))
+
+    in_parallel(api, make, numbers, "dummy Services")
+
+
+def service_of(number: int) -> Object:
+    """Return the Service of a number, which counts from 0: one TCP port, no selector."""
+    port = {"name": "http", "port": 80, "targetPort": 80, "protocol": "TCP"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"dummy-service-{number}", "labels": LABELS},
+        "spec": {"ports": [port]},
+    }
+
+
+def slice_of(number: int, service: Object) -> Object:
+    """Return the EndpointSlice of a Service: one endpoint. It is deleted with the Service.
+
+    :param service: as the server returned it, with its uid.
+    """
+    name, uid = service["metadata"]["name"], service["metadata"]["uid"]
+    family = (service["spec"].get("ipFamilies") or ["IPv4"])[0]
+    address = dummy_service(number).pairs[0][0]
+    owner = {"apiVersion": "v1", "kind": "Service", "name": name, "uid": uid}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "labels": {**LABELS, OWNER: name, "endpointslice.kubernetes.io/managed-by": "kproxylat"},
+            "ownerReferences": [owner],
+        },
+        "addressType": family,
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        "endpoints": [{"addresses": [address if family == "IPv4" else f"fd00:245::{number + 1:x}"]}],
+    }
+
+
+def _post(api: Api, path: str, document: Object) -> Object:
+    """Create an object, or accept an existing one with the same label and owner: an answer may have been lost.
+
+    If the owner differs, it is an EndpointSlice whose Service was deleted, and the garbage collector will delete it.
+    """
+    name, ends_s = document["metadata"]["name"], time.monotonic() + PATIENCE_S
+    for attempt in itertools.count(1):
+        try:
+            return api.request("POST", path, document)
+        except ApiError as error:
+            if error.reason != "AlreadyExists" or (attempt > 1 and not api.pause(attempt, ends_s)):
+                raise
+        existing = api.find(f"{path}/{name}")
+        if existing and not _is_ours(existing):
+            raise MachineError(
+                f"{document['kind']} {api.namespace}/{name} exists without the label {SELECTOR}: it is not touched",
+                "use another namespace (-n), or remove it yourself",
+            )
+        if existing and _owners(existing) in (set(), _owners(document)):
+            return existing
+        if existing:
+            _delete(api, path, existing)
+    raise AssertionError("not reached")
+
+
+def _is_ours(document: Object) -> bool:
+    labels: dict[str, Any] = document["metadata"].get("labels") or {}
+    return LABELS.items() <= labels.items()
+
+
+def _owners(document: Object) -> set[str]:
+    """Return the uids of an object's owners; it is deleted with the last one. The old tools' slices have none."""
+    return {each["uid"] for each in document["metadata"].get("ownerReferences") or ()}
+
+
+def delete(api: Api, keep: Set[int] = frozenset()) -> tuple[int, int]:
+    """Delete the dummy Services, and then their EndpointSlices, except those of the numbers ``keep``.
+
+    The server deletes an object only as it was listed, with its label; a changed one is read again.
+
+    :return: how many Services and EndpointSlices there were to delete.
+    """
+    services = [each for number, each in read_dummies(api).services.items() if number not in keep]
+    in_parallel(api, lambda each: _delete(api, paths(api)[0], each), services, "Services to delete")
+    # List them again: the garbage collector may have removed many with their Services.
+    left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) not in keep]
+    in_parallel(api, lambda each: _delete(api, paths(api)[1], each), left, "EndpointSlices to delete")
+    return len(services), len(left)
+
+
+def slice_number(name: str) -> int:
+    """Return the number in an EndpointSlice's name."""
+    return int(name.split("-")[2])
+
+
+def _delete(api: Api, path: str, listed: Object) -> None:
+    document: Object | None = listed
+    ends_s = time.monotonic() + PATIENCE_S
+    for attempt in itertools.count(1):
+        # Do not delete another object of the same name.
+        if not document or not _is_ours(document) or document["metadata"]["uid"] != listed["metadata"]["uid"]:
+            return
+        meta = document["metadata"]
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
+        }
+        try:
+            api.request("DELETE", f"{path}/{meta['name']}", body)
+        except ApiError as error:
+            if error.status == 404:
+                return
+            if error.status != 409 or (attempt > 1 and not api.pause(attempt, ends_s)):
+                raise
+            document = api.find(f"{path}/{meta['name']}")
+        else:
+            return
+
+
+def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
+    """Call a function for all items, some at a time, and show progress; the first error or signal stops the rest.
+
+    Requests under way are answered first, so that the cluster's state is the one that the answers describe.
+
+    :param work: the function; it sends requests of ``api``.
+    :param text: name of the items, for the progress bar.
+    :raises Interrupted: a signal came. Any error of ``work``.
+    """
+    failed: list[Exception] = []
+
+    def attempt(item: Item) -> None:
+        # Stop the others here: they would go on until the main thread learns of the error.
+        try:
+            work(item)
+        except Exception as error:
+            failed.append(error)
+            api.stop()
+            raise
+
+    # A signal must not strike inside the executor while that holds a lock: the threads would wait for ever.
+    with interrupts.deferred(), counting(text, len(items)) as advance, ThreadPoolExecutor(CONNECTIONS) as threads:
+        futures = [threads.submit(attempt, item) for item in items]
+        try:
+            for future in _as_completed(futures):
+                future.result()
+                advance()
+        except BaseException as error:
+            api.stop()
+            threads.shutdown(cancel_futures=True)
+            # The first future to complete may be one that another's error stopped.
+            raise failed[0] if isinstance(error, CancelledError) and failed else error from None
+        finally:
+            api.resume()
+    interrupts.check()
+
+
+def _as_completed(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
+    """Return futures as they complete.
+
+    :raises Interrupted: a signal came first.
+    """
+    completed: SimpleQueue[Future[None]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(completed.put)
+    for _ in futures:
+        ended: Future[None] | None = None
+        while not ended:
+            interrupts.check()
+            with suppress(Empty):
+                ended = completed.get(timeout=POLL_S)
+        yield ended

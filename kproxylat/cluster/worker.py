@@ -1,0 +1,103 @@
+"""A worker Service with a TCP and a UDP port, and a Deployment behind it, for clusters that have no such Service."""
+
+from __future__ import annotations
+
+from kproxylat.cluster.api import APPLY_PATCH, Api, Object
+from kproxylat.cluster.target import SERVICE
+from kproxylat.errors import ApiError, MachineError
+from kproxylat.lab.services import WORKER_PORT
+
+MANAGER = "kproxylat"
+OURS = {"app.kubernetes.io/managed-by": MANAGER}
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 65534,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""The security context that a namespace with the Pod Security Standard "restricted" requires."""
+IMAGE = "registry.k8s.io/e2e-test-images/agnhost:2.53"
+"""Kubernetes' own test image: ``netexec`` listens on TCP and UDP."""
+
+
+def documents(image: str) -> list[Object]:
+    """Return the Deployment and the Service."""
+    labels = {"app": SERVICE}
+    ports = [{"name": "grpc", "protocol": "TCP"}, {"name": "grpc-udp", "protocol": "UDP"}]
+    container = {
+        "name": SERVICE,
+        "image": image,
+        "args": ["netexec", f"--http-port={WORKER_PORT}", f"--udp-port={WORKER_PORT}"],
+        "ports": [{**each, "containerPort": WORKER_PORT} for each in ports],
+        "securityContext": RESTRICTED,
+    }
+    deployment = {
+        "replicas": 1,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+    }
+    service = {
+        "selector": labels,
+        "ports": [{**each, "port": WORKER_PORT, "targetPort": WORKER_PORT} for each in ports],
+    }
+    meta = {"name": SERVICE, "labels": {**labels, **OURS}}
+    return [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": deployment},
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": service},
+    ]
+
+
+def _path(api: Api, document: Object) -> str:
+    version = document["apiVersion"]
+    root = "/api" if "/" not in version else "/apis"
+    return f"{root}/{version}/namespaces/{api.namespace}/{document['kind'].lower()}s/{SERVICE}"
+
+
+def apply_worker(api: Api, image: str = IMAGE) -> None:
+    """Create or repair the worker, by server-side apply.
+
+    :raises MachineError: there is a worker that kproxylat did not create.
+    """
+    for document in documents(image):
+        _check_owner(api, document, api.find(_path(api, document)))
+    for document in documents(image):
+        api.request("PATCH", _path(api, document), document, {"fieldManager": MANAGER}, APPLY_PATCH)
+
+
+def read_service(api: Api) -> Object:
+    """Read the worker's Service, with the addresses that the server chose.
+
+    :raises ApiError: it does not exist.
+    """
+    return api.get(_path(api, documents(IMAGE)[1]))
+
+
+def delete_worker(api: Api) -> int:
+    """Delete the worker that :func:`apply_worker` made.
+
+    :return: how many objects it deleted.
+    :raises MachineError: there is a worker that kproxylat did not create.
+    """
+    deleted = 0
+    for document in documents(IMAGE):
+        existing = api.find(_path(api, document))
+        if existing is None:
+            continue
+        _check_owner(api, document, existing)
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": existing["metadata"]["uid"]}}
+        try:
+            api.request("DELETE", _path(api, document), {"apiVersion": "v1", "kind": "DeleteOptions", **body})
+            deleted += 1
+        except ApiError as error:
+            if error.status != 404:
+                raise
+    return deleted
+
+
+def _check_owner(api: Api, document: Object, existing: Object | None) -> None:
+    if existing and not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
+        raise MachineError(
+            f"kproxylat did not create {document['kind']} {api.namespace}/{SERVICE}: it is not touched",
+            "measure it as it is, or use another namespace (-n)",
+        )

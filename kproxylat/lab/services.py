@@ -1,0 +1,264 @@
+"""A node without a cluster: the rules that kube-proxy would write for N dummy Services and the worker."""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address
+from itertools import takewhile
+from typing import Any
+
+from kproxylat.errors import UsageError
+from kproxylat.modes import Mode
+from kproxylat.results import join_host_port
+from kproxylat.system.processes import run
+from kproxylat.templates import render_rules
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """A cluster's addresses of one IP family.
+
+    :param source: a free part of ``cluster_cidr``, to send from.
+    :param dummy_ip: the first dummy's ClusterIP. ``dummy_endpoint``: its endpoint.
+    """
+
+    cluster_cidr: str
+    service_cidr: str
+    node_ip: str
+    worker_ip: str
+    endpoint_ip: str
+    source: str
+    dummy_ip: IPv4Address | IPv6Address
+    dummy_endpoint: IPv4Address | IPv6Address
+
+
+ADDRESSES = {
+    4: Addresses(
+        cluster_cidr="10.244.0.0/16",
+        service_cidr="10.96.0.0/12",
+        node_ip="10.99.0.2",
+        worker_ip="10.96.100.50",
+        endpoint_ip="10.244.1.10",
+        source="10.244.128.0/17",
+        dummy_ip=IPv4Address("10.97.0.1"),
+        dummy_endpoint=IPv4Address("10.245.0.1"),
+    ),
+    6: Addresses(
+        cluster_cidr="fd00:10:244::/56",
+        service_cidr="fd00:10:96::/108",
+        node_ip="fd00:10:99::2",
+        worker_ip="fd00:10:96::50",
+        endpoint_ip="fd00:10:244:1::10",
+        source="fd00:10:244:80::/64",
+        dummy_ip=IPv6Address("fd00:10:96::1:1"),
+        dummy_endpoint=IPv6Address("fd00:10:245::1:1"),
+    ),
+}
+"""IP family -> the lab's addresses."""
+WORKER_PORT = 50051
+POSITIONS = ("first", "middle", "last")
+WORKER_PORTS = {"both": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
+MAX_SERVICES = 60_000
+LARGE_CLUSTER = 1000
+"""Endpoints above which kube-proxy leaves the comments out of the endpoint rules that it writes from then on; those
+that stand keep theirs (Kubernetes, pkg/proxy/iptables/proxier.go, largeClusterEndpointsThreshold)."""
+
+
+def _hash(text: str, length: int) -> str:
+    """Kubernetes, pkg/proxy/iptables/proxier.go (portProtoHash), pkg/proxy/nftables/proxier.go (hashAndTruncate)."""
+    # Eight letters for each five bytes: encoding the rest would take most of a large ruleset's time.
+    return b32encode(sha256(text.encode()).digest()[: length * 5 // 8]).decode()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One port of a Service.
+
+    :param port_name: ``namespace/name:port``.
+    :param protocol: lower case.
+    :param endpoints: ``IP:PORT`` each.
+    :param commented: whether the rules of its endpoints have comments, in mode iptables.
+    """
+
+    port_name: str
+    protocol: str
+    ip: str
+    port: int
+    endpoints: tuple[str, ...]
+    commented: bool = True
+
+    @cached_property
+    def svc_chain(self) -> str:
+        """The chain that picks an endpoint, in mode iptables."""
+        return "KUBE-SVC-" + _hash(self.port_name + self.protocol, 16)
+
+    def sep_chain(self, endpoint: str) -> str:
+        """The chain that translates to one endpoint, in mode iptables."""
+        return "KUBE-SEP-" + _hash(self.port_name + self.protocol + endpoint, 16)
+
+    @cached_property
+    def nft_chain(self) -> str:
+        """The chain that picks an endpoint, in mode nftables."""
+        name, _, port = self.port_name.partition(":")
+        text = f"{name}/{self.protocol}/{port}"
+        return f"service-{_hash(text, 8)}-{text}"
+
+    @property
+    def address(self) -> str:
+        """``IP:PORT``."""
+        return join_host_port(self.ip, self.port)
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Address and port of each endpoint."""
+        return [(ip.strip("[]"), port) for ip, _, port in (each.rpartition(":") for each in self.endpoints)]
+
+    @property
+    def hairpins(self) -> list[str]:
+        """Elements of mode nftables' set hairpin-connections: an endpoint that talks to itself."""
+        return [f"{ip} . {ip} . {self.protocol} . {port}" for ip, port in self.pairs]
+
+    @property
+    def loop_backs(self) -> list[str]:
+        """The same as elements of mode ipvs' set KUBE-LOOP-BACK."""
+        return [f"{ip},{self.protocol}:{port},{ip}" for ip, port in self.pairs]
+
+
+@lru_cache(None)
+def dummy_service(number: int, commented: bool = True, family: int = 4) -> Service:
+    """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint.
+
+    It is kept with the names of its chains, which a sweep needs for each backend and number of Services.
+    """
+    # 250 to 256 addresses, so that none ends in 0 or 255.
+    offset = number // 250 * 256 + number % 250
+    ip, endpoint = str(ADDRESSES[family].dummy_ip + offset), str(ADDRESSES[family].dummy_endpoint + offset)
+    name = f"default/dummy-service-{number}:http"
+    return Service(name, "tcp", ip, 80, (join_host_port(endpoint, 80),), commented)
+
+
+def worker_services(ports: str, family: int = 4) -> list[Service]:
+    """Return the worker's ports: gRPC over TCP, and the same over UDP for pktgen to hit.
+
+    :param ports: "both", "tcp" or "udp".
+    """
+    names = {"tcp": "grpc", "udp": "grpc-udp"}
+    endpoint = join_host_port(ADDRESSES[family].endpoint_ip, WORKER_PORT)
+    return [
+        Service(f"default/worker:{names[each]}", each, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
+        for each in WORKER_PORTS[ports]
+    ]
+
+
+def place_services(count: int, position: str, ports: str, family: int = 4) -> list[Service]:
+    """Return the worker among ``count`` dummy Services, in the order of KUBE-SERVICES, as in a cluster that grew from
+    the worker on.
+
+    :param position: where the worker stands: "first", "middle" or "last" (of its ports, the UDP one outermost).
+    :param family: of their addresses, 4 or 6.
+    :raises UsageError: as :func:`check_services`.
+    """
+    check_services(count, position, ports)
+    worker = worker_services(ports, family)
+    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER, family) for number in range(count)]
+    before = {"first": 0, "middle": count // 2, "last": count}[position]
+    return dummies[:before] + (worker[::-1] if position == "first" else worker) + dummies[before:]
+
+
+def check_services(count: int, position: str, ports: str) -> None:
+    """Refuse what :func:`place_services` cannot place.
+
+    :raises UsageError: another position or other ports, or an impossible count.
+    """
+    if position not in POSITIONS:
+        raise UsageError(f"unknown position {position!r}", f"it takes one of: {', '.join(POSITIONS)}")
+    if ports not in WORKER_PORTS:
+        raise UsageError(f"unknown worker ports {ports!r}", f"--worker-ports takes one of: {', '.join(WORKER_PORTS)}")
+    if not 0 <= count <= MAX_SERVICES:
+        raise UsageError(f"{count} Services are not possible", f"--services takes 0 to {MAX_SERVICES}")
+
+
+RULESETS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "iptables": (
+        # kube-proxy makes this counter, which its rule in KUBE-FORWARD names.
+        (("nfacct", "add", "ct_state_invalid_dropped_pkts"), ""),
+        (("{ip}tables-{backend}-restore",), "iptables"),
+    ),
+    "nftables": ((("nft", "-f", "-"), "nftables"),),
+    "ipvs": (
+        (("sysctl", "-q", "-p", "-"), "ipvs-sysctl"),
+        (("ip", "-batch", "-"), "ipvs-addresses"),
+        (("ipset", "restore"), "ipvs-sets"),
+        (("{ip}tables-nft-restore",), "ipvs-iptables"),
+        (("ipvsadm", "--restore"), "ipvs-services"),
+    ),
+}
+"""Mode -> the commands that load its rules, each with the template (rules-NAME.j2) of what it reads."""
+MORE: dict[tuple[str, str], tuple[tuple[tuple[str, ...], str], ...]] = {
+    # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
+    ("iptables", "legacy"): ((("{ip}tables-legacy-restore", "--noflush"), "iptables"),),
+    ("nftables", "nft"): RULESETS["nftables"],
+    ("ipvs", "ipvs"): tuple(
+        each for each in RULESETS["ipvs"] if each[1] in ("ipvs-addresses", "ipvs-sets", "ipvs-services")
+    ),
+}
+"""Mode and backend -> the same where other Services' rules are loaded already. There is none for iptables on nft:
+a run that adds 5,000 Services to 5,000 by iptables-nft-restore takes longer than one that loads 10,000."""
+PORTION = 500
+"""Services in one transaction of nft's: for each anonymous map of a transaction the kernel goes through all that is in
+it (net/netfilter/nf_tables_api.c, __nft_set_trans_bind)."""
+
+ONE_MORE_COMMIT = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
+"""Nothing, but one transaction more. nft_do_chain takes one instruction more for each chain after an even number of
+them (net/netfilter/nf_tables_core.c: blob_gen_0 or blob_gen_1, by the generation's cursor)."""
+
+
+def render_ruleset(
+    mode: Mode, services: Sequence[Service], cluster: Addresses | None = None, standing: Collection[Service] = ()
+) -> list[tuple[tuple[str, ...], str]]:
+    """Render what kube-proxy 1.36 writes for these Services.
+
+    :param cluster: the cluster's addresses (None: the lab's own).
+    :param standing: those of them whose rules are loaded already, in a mode of :data:`MORE`.
+    :return: the commands that load it, each with the text that it reads.
+    """
+    variables: dict[str, Any] = {
+        "cluster": cluster or ADDRESSES[mode.family],
+        "family": mode.family,
+        "ip": mode.ip,
+        "bits": 128 if mode.family == 6 else 32,
+        "services": services,
+    }
+    there = {each.port_name for each in standing}
+    new = [each for each in services if each.port_name not in there]
+    # Whoever is last of a bucket's elements to come is found first.
+    last = [*takewhile(lambda each: each.port_name in there, reversed(services))][::-1]
+    size = PORTION if mode.name == "nftables" else len(new)
+    loaded: list[tuple[tuple[str, ...], str]] = []
+    for at in range(0, len(new) or not there, max(size, 1)):
+        again = last if at + size >= len(new) else []
+        portion = {**variables, "added": new[at : at + size], "again": again, "more": bool(there or at)}
+        loaded += [
+            (
+                tuple(word.format(ip=mode.ip, backend=mode.backend) for word in argv),
+                render_rules(name, portion) if name else "",
+            )
+            for argv, name in (MORE[mode.name, mode.backend] if there else RULESETS[mode.name])
+        ]
+    # An odd number of transactions at first, and an even one on top: the parity is the same for any number of Services.
+    odd = len(loaded) % 2 == 1
+    one_more = mode.name == "nftables" and odd == bool(there)
+    return loaded + [ONE_MORE_COMMIT] * one_more
+
+
+def load_ruleset(ruleset: Sequence[tuple[tuple[str, ...], str]], netns: str) -> None:
+    """Load a ruleset into a network namespace.
+
+    :raises CommandError: a tool refuses its part.
+    """
+    for argv, text in ruleset:
+        run(*argv, netns=netns, stdin=text)

@@ -1,0 +1,272 @@
+"""Results of the old scripts' logs: a builder for each dialect. Pure; docs/logs.md describes the dialects."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Any
+
+from kproxylat.results import Bucket, Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
+
+FUNCTIONS = {
+    "iptables": ("ipt_do_table", "ipt"),
+    "nftables": ("nft_do_chain", "nft"),
+    "ipvs": ("ipvs", "ipvs"),  # the function differs from kernel to kernel, and the log does not name it
+}
+"""Name of the engine in a log -> the traced kernel function, and the prefix of its maps' names."""
+EXPERIMENT_HEADER = (
+    "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
+)
+
+
+@dataclass
+class RunText:
+    """The text of one run, before a dialect's builder interprets it.
+
+    :param header: the fields of the metadata header, by name.
+    :param report: figures of the report by engine ("" where it names none): count, min, mean, max, in us.
+    :param maps: the last print of each map.
+    :param marks: the lines that are a sign of a dialect, by the dialect's name.
+    :param intervals: sums of the interval blocks by engine, or of the table rows under "".
+    :param slow: sums of the slow lines by engine.
+    :param warnings: damage and contradictions, for ``quality.warnings``.
+    :param ended: False if the run was cut short.
+    """
+
+    header: dict[str, str] = field(default_factory=dict)
+    report: dict[str, dict[str, int]] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)
+    marks: dict[str, list[str]] = field(default_factory=dict)
+    intervals: Mapping[str, Samples] = field(default_factory=dict)
+    slow: Mapping[str, Samples] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    ended: bool = False
+
+
+def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
+    """Read the metadata header that the later of the old scripts wrote.
+
+    :param text: the run's text.
+    :return: the run; the target if the header names a ClusterIP; the traffic if it names a rate.
+    """
+    header = text.header
+    position = re.match(r"(\d+) / (\d+)", header.get("Worker position", ""))
+    rate, warmup = _int(header.get("Packet rate")), _int(header.get("Warmup packets"))
+    words = [header.get(name, "").split() for name in ("Duration", "Packet rate", "Warmup packets", "Rule position")]
+    arguments = [value[0] for value in takewhile(bool, words)]
+    run = Run(
+        started=header["Timestamp"].replace(" ", "T", 1) if "Timestamp" in header else None,
+        duration_s=_int(header.get("Duration")),
+        mode=header.get("Kube-proxy mode"),
+        backend={"ipvs": "ipvs", "nftables": "nft"}.get(header.get("Kube-proxy mode", "")),
+        position=int(position[1]) if position else None,
+        chain_length=int(position[2]) if position else None,
+        arguments=tuple(arguments[:1] and [arguments[0].removesuffix("s")]) + tuple(arguments[1:]),
+    )
+    address = header.get("Worker ClusterIP")
+    target = Target(address, None, None) if address else None
+    traffic = Traffic("pktgen", None, None, None, None, rate, None, warmup) if rate is not None else None
+    return run, target, traffic
+
+
+def build_report(text: RunText) -> Result:
+    """Build the result of a FINAL REPORT (dialect A), or of the last interval blocks if the run was cut short.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with a probe for each engine.
+    """
+    run, target, traffic = read_run(text)
+    probes = [
+        _build_probe(text, engine, function, prefix)
+        for engine, (function, prefix) in FUNCTIONS.items()
+        if engine in text.report or engine in text.intervals
+    ]
+    if len(probes) == 1 and run.backend is None:
+        run = _replace_backend(run, "legacy" if probes[0].engine == "ipt_do_table" else "nft")
+    return _assemble(text, run, target, traffic, probes)
+
+
+def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Probe:
+    figures = text.report.get(engine, {})
+    last = text.intervals[engine].last if engine in text.intervals else Sample("")
+    if "count" not in figures and last.count:
+        text.warnings.append(f"no report for {engine}: the figures are those of the interval at {last.time}")
+    elif set(figures) < {"count", "min", "mean", "max"} and figures.get("count"):
+        text.warnings.append(f"the report for {engine} lacks figures")
+    else:
+        last = Sample("")
+    maps = {name: content for name, content in text.maps.items() if re.match(rf"({prefix}|{engine})_", name)}
+    total = _find_number(maps, r"_sum(_us)?$")
+    count = figures.get("count", last.count)
+    probe: dict[str, Any] = {
+        "count": count or 0,
+        "min": figures.get("min", last.min),
+        "max": figures.get("max", last.max),
+        "mean": figures.get("mean", last.mean),
+        "sum": total,
+    }
+    if total is not None and count:
+        if total // count != probe["mean"] and probe["mean"] is not None:
+            text.warnings.append(f"{engine}: the sum {total} over {count} calls is not the average {probe['mean']}")
+        else:
+            probe["mean"] = total / count
+    histogram = _find_histogram(maps)
+    return _make_probe(text, function, engine, probe, histogram)
+
+
+def build_summary(text: RunText) -> Result:
+    """Build the result of a FINAL SUMMARY REPORT (dialect B), or of the table's rows if the run was cut short.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with one probe if there was a packet.
+    """
+    run, target, traffic = read_run(text)
+    figures = dict(text.report.get("summary", {}))
+    rows = text.intervals.get("")
+    if "count" not in figures and rows and rows.total:
+        text.warnings.append("no summary: count and maximum are those of the table's rows")
+        worst = rows.worst[0].max if rows.worst else None
+        figures = {"count": rows.total} | ({"max": worst} if worst is not None else {})
+    total = _find_number(text.maps, r"total_lat")
+    count = figures.get("count", 0)
+    probe: dict[str, Any] = {"count": count, "min": None, "max": figures.get("max"), "mean": figures.get("mean")}
+    probe["sum"] = total
+    if total is not None and count and total // count == probe["mean"]:
+        probe["mean"] = total / count
+    histogram = _find_histogram({name: text.maps[name] for name in text.maps if name in ("dist_latency", "lat")})
+    probes = [_make_probe(text, "ip_rcv", "", probe, histogram)] if count or histogram.buckets else []
+    return _assemble(text, run, target, traffic, probes)
+
+
+def build_single(text: RunText) -> Result:
+    """Build the result of the single-packet script (dialect C): one call a line, in ns.
+
+    :param text: the run's text; gets warnings.
+    :return: the result, with a probe for each engine.
+    """
+    run, target, traffic = read_run(text)
+    calls: dict[str, list[int]] = {}
+    for line in text.marks["single"]:
+        call = re.match(r"\[(\w+)\] Latency: .*\((\d{1,18}) ns\)$", line)
+        if call:
+            calls.setdefault(call[1], []).append(int(call[2]))
+    if not calls:
+        text.warnings.append("no packet was traced")
+    probes = []
+    for engine, times in calls.items():
+        figures = {"count": len(times), "min": min(times), "max": max(times), "mean": sum(times) / len(times)}
+        function = FUNCTIONS.get(engine, (engine, ""))[0]
+        probes.append(_make_probe(text, function, engine, figures | {"sum": sum(times)}, Histogram(), "ns"))
+    return _assemble(text, run, target, traffic, probes)
+
+
+def build_dump(text: RunText) -> Result:
+    """Build the result of a text that holds nothing but maps.
+
+    :param text: the run's text.
+    :return: the result, without probes.
+    """
+    run, target, traffic = read_run(text)
+    return _assemble(text, run, target, traffic, [])
+
+
+def build_experiment(text: RunText) -> Result:
+    """Build the result of one line of the full experiment's CSV.
+
+    The old scripts' percentiles are the lower edges of power-of-two buckets: they become bounds ``[lo, 2 lo]``, not
+    estimates. If a percentile has a point or is not a power of two, kproxylat wrote the line: then all percentiles are
+    estimates without bounds.
+
+    :param text: the run's text; its last mark is the line.
+    :return: the result, with one probe.
+    """
+    fields = next(csv.reader(text.marks["experiment"][-1:]))
+    row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
+    most, mean = _int(row["MaxLatency_us"]), _float(row["MeanLatency_us"])
+    percentiles = {}
+    values = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
+    edges = all(value is None or (value.is_integer() and int(value).bit_count() <= 1) for value in values.values())
+    edges = edges and not any("." in row[f"P{name}_us"] for name in values)
+    for name, value in values.items():
+        low = int(value or 0)
+        if value is not None and not edges:
+            percentiles[name] = Percentile(value, None, None)
+        elif value is not None:
+            high = float(2 * low if low > 1 else low + 1)
+            percentiles[name] = Percentile(None, float(low), high if most is None else max(low, min(high, float(most))))
+    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(row["ProxyMode"], row["ProxyMode"])
+    probe = Probe(engine, None, None, None, False, 0, None, most, mean, None, None, "us", Histogram(), percentiles)
+    run = Run(
+        mode=row["ProxyMode"] or None,
+        services=_int(row["ServiceCount"]),
+        position=_int(row["WorkerPosition"]),
+        chain_length=_int(row["TotalRules"]),
+        log=row["LogFile"] or None,
+    )
+    return _assemble(text, run, None, None, [probe])
+
+
+def _assemble(
+    text: RunText, run: Run, target: Target | None, traffic: Traffic | None, probes: Iterable[Probe]
+) -> Result:
+    return Result(
+        run=replace(run, cut_short=not text.ended),
+        target=target,
+        traffic=traffic,
+        probes=tuple(probes),
+        maps=text.maps,
+        intervals=text.intervals,
+        slow=text.slow,
+    )
+
+
+def _replace_backend(run: Run, backend: str) -> Run:
+    return replace(run, backend=backend, mode=run.mode or ("iptables" if backend == "legacy" else None))
+
+
+def _make_probe(
+    text: RunText, function: str, engine: str, figures: dict[str, Any], histogram: Histogram, unit: str = "us"
+) -> Probe:
+    held = sum(bucket.count for bucket in histogram.buckets)
+    if histogram.buckets and held != figures["count"]:
+        text.warnings.append(f"the histogram holds {held} of {figures['count']} calls {engine}".rstrip())
+    return Probe(
+        function,
+        table=None,
+        chain=None,
+        hook=None,
+        lookup=False,
+        mode=None,
+        unit=unit,
+        histogram=histogram,
+        **figures,
+    )
+
+
+def _find_number(maps: Mapping[str, Map], pattern: str) -> int | None:
+    for name, content in maps.items():
+        if re.search(pattern, name) and content.kind == "int" and not content.entries[0].key:
+            number: int = content.entries[0].value
+            return number
+    return None
+
+
+def _find_histogram(maps: Mapping[str, Map]) -> Histogram:
+    """Find the logarithmic histogram, which is complete; the linear one ends at 100 us."""
+    for content in maps.values():
+        entry = content.entries[0]
+        if content.kind == "hist" and not entry.key and entry.value["count"]:
+            return Histogram(tuple(Bucket(**row) for row in entry.value["buckets"] if row["count"]))
+    return Histogram()
+
+
+def _int(text: str | None) -> int | None:
+    number = re.match(r"\d{1,18}", text or "")
+    return int(number[0]) if number else None
+
+
+def _float(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d{1,18}(\.\d{1,18})?", text) else None

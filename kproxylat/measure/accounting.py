@@ -1,0 +1,266 @@
+"""What came out: the result put together, its quality judged, its books closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+
+from kproxylat import __version__
+from kproxylat.modes import Mode
+from kproxylat.node.drops import CLIENT_LINK, DROPS, NO_LOSS, OVERLOAD
+from kproxylat.node.service_rule import ServiceRule
+from kproxylat.results import Accounting, Map, Probe, Quality, Result, Run, Traffic
+from kproxylat.system import kernel
+from kproxylat.trace.bpftrace import Tracer, count_lost, find_version
+from kproxylat.trace.dump import parse_dump
+from kproxylat.trace.percentiles import add_to_maps
+from kproxylat.trace.probes import build_path, build_probes, split_maps
+from kproxylat.traffic.generators import RATE_TOLERANCE
+
+
+def assemble(
+    mode: Mode, kind: str, started: datetime, script: str, tracer: Tracer, reasons: Mapping[int, str] | None = None
+) -> Result:
+    """Parse what bpftrace printed and put the result together, as far as the trace alone goes.
+
+    :param script: the script as :attr:`kproxylat.templates.Plan.anonymous` has it, equal where results can be compared.
+    :param reasons: the names of those for which packets are freed, where the script counts other traffic, too.
+    """
+    clock, emulated = kernel.detect_clock()
+    maps = parse_dump("".join(tracer.stdout))
+    own, others = split_maps(maps)
+    probes = build_probes(own, mode, clock)
+    about = Run(
+        started=started.isoformat(timespec="seconds"),
+        kproxylat=__version__,
+        mode=mode.name,
+        backend=mode.backend,
+        origin=mode.origin,
+        clock=clock,
+        emulated=emulated,
+        kernel=kernel.release(),
+        bpftrace=find_version()[0],
+        probe_kind=kind,
+        script_sha256=sha256(script.encode()).hexdigest(),
+        mitigations=kernel.detect_mitigations(),
+    )
+    rest = None if reasons is None else count_rest(maps, reasons)
+    quality = judge(maps, kind, probes, tracer)
+    maps = add_to_maps(others)
+    return Result(about, None, probes, build_path(probes, clock), accounting=rest, quality=quality, maps=maps)
+
+
+def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accounting:
+    """Begin the books with what the trace alone has counted of other traffic."""
+    entries = maps["reasons"].entries if "reasons" in maps else ()
+    freed = {reasons.get(each.key[0], str(each.key[0])): int(each.value) for each in entries} if reasons else None
+    calls = _read_count(maps, "others") or 0
+    return Accounting(None, None, None, None, None, None, closed=False, other_calls=calls, freed=freed)
+
+
+def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
+    """Look for whatever may have spoiled the numbers.
+
+    :param maps: all that the script printed. ``kind``: of its probes, "fentry" or "kprobe".
+    """
+    said = "".join(tracer.stdout) + "".join(tracer.stderr)
+    full = tuple(f"@{name}" for name, each in maps.items() if len(each.entries) >= tracer.map_limit)
+    # A call whose exit was never seen leaves its time of entry behind.
+    missed = sum(len(maps[name].entries) for name in ("start", "begun") if name in maps)
+    missed += _read_count(maps, "missed") or 0
+    warnings = [line.strip() for line in said.splitlines() if "WARNING" in line and "RLIMIT" not in line][:20]
+    if tracer.forgotten:
+        warnings.append(
+            f"bpftrace printed too much to be kept: {tracer.forgotten} lines, the first, are in the log alone"
+        )
+    if tracer.unlogged:
+        warnings.append(f"bpftrace printed too much to be logged: {tracer.unlogged} lines, the last, are not logged")
+    if full:
+        warnings.append(f"full maps ({tracer.map_limit} keys): {', '.join(full)}; events are missing")
+    if probes and not any(probe.lookup for probe in probes):
+        warnings.append("no call was a Service lookup: are these the rules of the mode that was named?")
+    warnings += check_envelopes(probes)
+    # What the kernel skips of fentry (its recursion_misses) is told to nobody who does not ask for it at the time.
+    known = missed if missed or kind == "kprobe" else None
+    return Quality(count_lost(said), known, _read_count(maps, "strays"), full, tuple(warnings))
+
+
+def _read_count(maps: Mapping[str, Map], name: str) -> int | None:
+    """Return what a map without keys counted; None where it was not printed, or somebody's map has other contents."""
+    entries = maps[name].entries if name in maps else ()
+    value = entries[0].value if len(entries) == 1 and entries[0].key == () else None
+    return value if isinstance(value, int) else None
+
+
+def check_envelopes(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """Return a warning if the lookup and the whole hook around it were not traced equally often."""
+    return tuple(
+        f"the whole hook {whole.hook} was traced {whole.count} times, the lookup {lookup.count}"
+        for lookup in probes
+        for whole in probes
+        if lookup.lookup and whole.envelope and whole.hook == lookup.hook and whole.count != lookup.count
+    )
+
+
+def check_rate(traffic: Traffic, clock: str | None) -> tuple[str, ...]:
+    """Return warnings if not all was sent, or the rate was not kept, with a rate that can be.
+
+    :param clock: "ns" or "instructions"; the latter's figures do not know a rate.
+    """
+    warnings = []
+    if traffic.sent is not None and traffic.asked is not None and traffic.sent < traffic.asked:
+        warnings.append(f"{traffic.sent} of {traffic.asked} packets were sent")
+    pps, rate_pps = traffic.pps, traffic.rate_pps if clock != "instructions" else None
+    if pps is not None and rate_pps and abs(pps / rate_pps - 1) > RATE_TOLERANCE:
+        slower = f"; try {_round_down(pps)} pps" if pps < rate_pps else ""
+        warnings.append(f"asked for {rate_pps} pps, reached {pps:.0f}{slower}")
+    return tuple(warnings)
+
+
+def check_losses(traffic: Traffic, books: Accounting) -> tuple[str, ...]:
+    """Return a warning if packets were lost to load, with a rate at which they should not be.
+
+    Without a count of the packets that passed there is no warning: the drops may be other traffic's.
+    """
+    lost = {name: count for name, count in (books.drops or {}).items() if name in OVERLOAD and count}
+    passed = [count for count in (books.lookups, books.delivered) if count is not None]
+    if not lost or not passed or not traffic.sent or not traffic.pps or min(passed) >= traffic.sent:
+        return ()
+    slower = _round_down(traffic.pps * min(passed) / traffic.sent)
+    said = ", ".join(f"{name} {count}" for name, count in lost.items())
+    return (f"packets were lost ({said}) at {traffic.pps:.0f} pps; try {slower} pps",)
+
+
+def _round_down(pps: float) -> int:
+    """Leave a tenth of a rate that was reached as a margin, and round it down to two digits."""
+    slower = int(pps * 0.9)
+    unit: int = 10 ** max(len(str(slower)) - 2, 0)
+    return max(slower // unit * unit, 1)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The counters at one moment: the target's rule, and the packets counted in namespaces and by the kernel."""
+
+    rule: ServiceRule
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def _tally(before: Snapshot, after: Snapshot) -> dict[str, int]:
+    """Return what was counted between two moments, by name; what cannot be had is left out."""
+    tally = {name: count - before.counts.get(name, 0) for name, count in after.counts.items()}
+    if before.rule.packets is not None and after.rule.packets is not None:
+        tally["rule hits"] = after.rule.packets - before.rule.packets
+    if "untranslated" in tally:
+        tally["untranslated or rejected"] = tally["untranslated"] + tally.get("rejected", 0)
+    return tally
+
+
+def reconcile(
+    mode: Mode,
+    result: Result,
+    before: Snapshot,
+    after: Snapshot,
+    inner: tuple[Snapshot, Snapshot] | None = None,
+    broken: Iterable[str] = (),
+    counts_calls: bool = True,
+) -> Accounting:
+    """Hold the counters against each other: the generator's, the probes', the rules' and the namespaces'.
+
+    On the hit path every packet sent is looked up, hits the target's rule and is delivered; on the miss path it is
+    looked up, and leaves untranslated or is rejected.
+
+    :param before: the counters before the probes were attached, ``after``: after they were gone.
+    :param inner: where others send: the counters just after the probes were attached, and just before they went. Nobody
+        knows what was sent then; the lookups must lie between what was counted in here and in all.
+    :param broken: links of ours that are down or gone.
+    :param counts_calls: whether the script counts the engine's calls at all, as ours does.
+    :return: a count that cannot be had is None and is not held against the others.
+    """
+    sent = result.traffic.sent if result.traffic else None
+    lookups = result.lookup.count if result.lookup else 0 if counts_calls else None
+    tally, is_hit = _tally(before, after), before.rule.path == "hit"
+    if CLIENT_LINK in tally and result.traffic and result.traffic.generator == "pktgen":
+        # What the link did not take pktgen sends again, and calls an error.
+        tally[CLIENT_LINK] = max(tally[CLIENT_LINK] - (result.traffic.errors or 0), 0)
+    least = _tally(*inner) if inner else tally
+    total = lookups if inner else sent
+    own = _count_own(result)
+    wanted = {
+        "lookups": total if is_hit or mode.misses_looked_up else 0,
+        "rule hits": (total or 0) + own if is_hit else 0,
+        "delivered": total if is_hit else 0,
+        "untranslated or rejected": 0 if is_hit else total,
+    }
+    counted = tally if lookups is None else tally | {"lookups": lookups}
+    wrong = [
+        f"{name} {counted[name]} instead of {count}"
+        for name, count in wanted.items()
+        if name in counted and (count is None or not least.get(name, counted[name]) <= count <= counted[name])
+    ]
+    if wrong and total is not None:
+        # Where others send, take of what a count may be the nearest to the lookups.
+        nearest = {name: min(max(wanted.get(name) or 0, least[name]), count) for name, count in tally.items()}
+        causes = _explain(result, counted | (nearest if inner else tally), total, is_hit)
+        causes += [f"link {each} is down or gone" for each in broken]
+        wrong[-1] += f" ({', '.join(causes) or 'unexplained'})"
+    if (before.rule.position, before.rule.chain_length) != (after.rule.position, after.rule.chain_length):
+        wrong.append("kube-proxy's rules changed during the run")
+    if inner and not lookups:
+        wrong.append("no packet of the target was seen")
+    return Accounting(
+        sent,
+        lookups,
+        tally.get("rule hits"),
+        tally.get("delivered"),
+        tally.get("untranslated"),
+        tally.get("rejected"),
+        closed=not wrong and total is not None,
+        difference="; ".join(wrong) or None,
+        entries=tally.get("entries"),
+        strayed=tally.get("strayed"),
+        others=tally.get("others"),
+        drops={name: tally[name] for name in DROPS if name in tally} or None,
+        other_calls=result.accounting.other_calls if result.accounting else None,
+        freed=result.accounting.freed if result.accounting else None,
+    )
+
+
+def _count_own(result: Result) -> int:
+    """Count the node's own packets to the target, which hit the same rule, by OUTPUT, where ours are a pod's."""
+    lookup = result.lookup
+    if not lookup or not lookup.table or lookup.hook == "OUTPUT":
+        return 0
+    return sum(probe.count for probe in result.probes if (probe.table, probe.hook) == (lookup.table, "OUTPUT"))
+
+
+def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: bool) -> list[str]:
+    """Name the counters that explain why counts differ, and how many packets none of them does."""
+    quality, lookups = result.quality, counted.get("lookups")
+    end = counted.get("delivered" if is_hit else "untranslated or rejected")
+    hits = counted.get("rule hits", 0) - _count_own(result) if is_hit else 0
+    causes, unexplained = [], 0
+    lost = total - (max(lookups or 0, hits) if end is None else end)
+    if lost > 0:
+        drops = {name: counted[name] for name in DROPS if counted.get(name, 0) > 0}
+        strayed = counted.get("strayed", 0)
+        told = sum(count for name, count in drops.items() if name not in NO_LOSS) + strayed
+        told += counted.get("untranslated or rejected" if is_hit else "delivered", 0)
+        causes += [f"{name} {count}" for name, count in drops.items()]
+        causes += [f"{strayed} strayed to another address or port"] if strayed else []
+        unexplained += max(lost - told, 0)
+    untraced = 0 if lookups is None else min(max(hits, end or 0), total) - lookups
+    if untraced > 0:
+        traced_not = [f"map {name} was full" for name in quality.full_maps]
+        traced_not += [f"{quality.missed_probes} calls without an exit"] if quality.missed_probes else []
+        traced_not += [f"{quality.lost_events} lost events"] if quality.lost_events else []
+        causes += traced_not
+        unexplained += 0 if traced_not else untraced
+    beyond = max(hits, end or 0, lookups or 0) - total
+    if beyond > 0:
+        others = counted.get("others", 0)
+        causes += [f"{others} of other senders"] if others else []
+        unexplained += max(beyond - others, 0)
+    return causes + ([f"{unexplained} unexplained"] if unexplained else [])

@@ -1,0 +1,80 @@
+"""What the command line leaves out is looked up: the target, kube-proxy's mode and backend, addresses to send from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.proxy_mode import detect_mode
+from kproxylat.cluster.sources import choose_source
+from kproxylat.cluster.target import destination, miss_path, read_target
+from kproxylat.errors import MachineError
+from kproxylat.measure.options import Options, plan_bursts
+from kproxylat.node.network import Network
+from kproxylat.report.tables import say
+from kproxylat.system.kernel import check_root
+from kproxylat.traffic.generators import find_generator
+
+
+def look_up(
+    options: Options,
+    mode: str | None,
+    backend: str | None,
+    target: str | None,
+    service: tuple[str, str | None],
+    family: int | None,
+    open_api: Callable[[], Api],
+) -> Options:
+    """Fill in what the command line leaves out: target and sources from the API, mode and backend from the node.
+
+    :param mode: None: it is detected; ``backend``: likewise.
+    :param target: None: it is looked up; else the API is not asked.
+    :param service: its name and port. ``family``: which of its ClusterIPs (None: the first).
+    :raises MachineError: they cannot be found, or are not clear.
+    """
+    check_root()
+    if not target:
+        api = _open(open_api)
+        read = partial(read_target, api, *service, options.target.protocol, family)
+        found = read()
+        options = replace(options, target=destination(found), found=found, look_up=read)
+        say(f"Service {found.service}: {found.ip}, ports {', '.join(found.ports)}; {len(found.endpoints)} endpoints")
+        missing = miss_path(found)
+        if missing:
+            say(missing)
+        options = find_source(options, api)
+    if mode and (backend or mode != "iptables"):
+        return options
+    row, warnings = detect_mode(None if target else open_api, mode, backend, options.node)
+    for each in warnings:
+        say(f"warning: {each}")
+    row = row.from_node() if options.mode.origin == "node" else row
+    return replace(options, mode=row, warnings=options.warnings + warnings)
+
+
+def _open(open_api: Callable[[], Api]) -> Api:
+    try:
+        return open_api()
+    except MachineError as error:
+        error.remedy += "\n  or, without a cluster's API: --target IP:PORT --mode MODE"
+        raise
+
+
+def find_source(options: Options, api: Api) -> Options:
+    """Choose the sources, if packets are to be sent and none were passed; without a free slice they are masqueraded."""
+    if options.source or not find_generator(options.generator).sends:
+        return options
+    bursts = plan_bursts(options, Network(None, None, None))
+    needed = sum(each.addresses for each in bursts)
+    try:
+        source = choose_source(
+            api, options.node, needed, options.family, options.found.endpoints if options.found else ()
+        )
+    except MachineError as error:
+        warning = f"packets come from {options.sources} and are masqueraded: {error}"
+        say(f"warning: {warning}")
+        return replace(options, warnings=(*options.warnings, warning))
+    say(f"Sources: {source}, a free part of the node's podCIDR")
+    return replace(options, source=source)

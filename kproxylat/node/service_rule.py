@@ -1,0 +1,148 @@
+"""The target's rule in the node's live ruleset. Reading it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kproxylat.errors import CommandError, MachineError
+from kproxylat.modes import Mode
+from kproxylat.node.iptables_save import parse_rule
+from kproxylat.results import Destination, join_host_port
+from kproxylat.system.processes import run
+
+_READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
+"""ipvs sums the counters of its CPUs every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
+
+
+@dataclass(frozen=True)
+class ServiceRule:
+    """The target's rule: in KUBE-SERVICES, in map service-ips, or a virtual server.
+
+    :param found: whether the target has a rule.
+    :param position: the rule's place in the chain, from 1; None in modes nftables and ipvs.
+    :param chain_length: the number of rules in the chain; None in modes nftables and ipvs.
+    :param packets: how many packets the rule has counted; in ipvs, connections. None in mode nftables, whose rules have
+        no counters.
+    """
+
+    found: bool
+    position: int | None = None
+    chain_length: int | None = None
+    packets: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The path that the target's packets take: "hit", or "miss" if no rule matches them."""
+        return "hit" if self.found else "miss"
+
+
+def read_service_rule(
+    mode: Mode, target: Destination, netns: str | None, others: Sequence[Destination] = (), at_rest: bool = True
+) -> ServiceRule:
+    """Find the target's rule in the live ruleset.
+
+    :param netns: the node's network namespace (None: the current one).
+    :param others: further targets. The result then sums the packets of all targets, and has no position.
+    :param at_rest: in mode ipvs, whose counters lag behind, wait until the counter stops changing.
+    :raises CommandError: the rules cannot be read, or KUBE-SERVICES or map service-ips does not exist.
+    :raises MachineError: the counter keeps changing.
+
+    Sample of ``iptables -t nat -v -S KUBE-SERVICES``::
+
+        -A KUBE-SERVICES -d 10.96.100.50/32 -p udp -m comment --comment "default/worker:grpc-udp cluster IP" -m udp
+        --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
+    """
+    if mode.name == "nftables":
+        # To get a single element, nft would read the elements of all sets and maps.
+        listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
+        return ServiceRule({target, *others} <= set(parse_elements(listed)))
+    if mode.name == "ipvs":
+        return _read_virtual_servers((target, *others), netns, _ADDED_UP if at_rest else 1)
+    lines = list_rules(mode.iptables, netns, "-v")
+    matches: dict[Destination, tuple[int, int]] = {}
+    # Most rules are of other Services: to skip them unparsed takes a tenth of the time.
+    address = "" if others else f"-d {target.ip}/"
+    for position, line in enumerate(lines, 1):
+        rule = parse_rule(line) if address in line else None
+        if rule and rule.service and rule.jump != "KUBE-MARK-MASQ":
+            matches.setdefault(rule.service, (position, rule.packets or 0))
+    if not {target, *others} <= set(matches):
+        return ServiceRule(False, None, len(lines), 0)
+    packets = sum(matches[service][1] for service in (target, *others))
+    return ServiceRule(True, None if others else matches[target][0], len(lines), packets)
+
+
+def parse_elements(text: str) -> list[Destination]:
+    """Parse the keys of map service-ips, as ``nft --json list map ip kube-proxy service-ips`` prints it.
+
+    An element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
+
+    :raises MachineError: the text has another form.
+    """
+    try:
+        maps = [each["map"] for each in json.loads(text)["nftables"] if "map" in each]
+        keys = [element[0] for each in maps for element in each.get("elem", ())]
+        # An element with a comment or counter is wrapped once more.
+        plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
+        return [Destination(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
+    except (ValueError, LookupError, TypeError):
+        raise MachineError(f"cannot parse nft's list of map service-ips: {text[:100]!r}") from None
+
+
+def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
+    """Return the rules of KUBE-SERVICES, in the form ``-A KUBE-SERVICES ...``.
+
+    :param iptables: the program for the family and the backend, e.g. ``ip6tables-nft``.
+    :param netns: the node's network namespace (None: the current one).
+    :param options: further options of iptables(8), e.g. ``-v`` for counters.
+    :raises CommandError: the chain does not exist.
+    """
+    listed = run(iptables, "-t", "nat", *options, "-S", "KUBE-SERVICES", netns=netns)
+    return [line for line in listed.split("\n") if line.startswith("-A ")]
+
+
+def is_rule_of(target: Destination, line: str) -> bool:
+    """Return whether a rule of KUBE-SERVICES, as ``-A KUBE-SERVICES ...``, matches the target."""
+    rule = parse_rule(line)
+    return rule is not None and rule.service == target
+
+
+def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, readings: int) -> ServiceRule:
+    """Find the targets' virtual servers in ipvs. They count connections: one for each lookup.
+
+    :param readings: how many readings in a row must be equal.
+    :raises MachineError: the counters keep changing.
+
+    Sample of ``ipvsadm -L -n --stats --exact -u 10.96.100.50:50051``::
+
+        Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes
+          -> RemoteAddress:Port
+        UDP  10.96.100.50:50051               2000     2000        0    92000        0
+          -> 10.244.1.10:50051                2000     2000        0    92000        0
+    """
+    server = join_host_port(targets[0].ip, targets[0].port)
+    one = (f"--{targets[0].protocol}-service", server) if len(targets) == 1 else ()
+    argv = ("ipvsadm", "-L", "-n", "--stats", "--exact", *one)
+    counts: list[int] = []
+    # Readings must stay equal for longer than ipvs takes to sum its counters.
+    while len(counts) < readings or len(set(counts[-readings:])) > 1:
+        if counts:
+            threading.Event().wait(_READING_S)
+        try:
+            listed = re.findall(r"^(TCP|UDP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
+        except CommandError:
+            listed = []
+        connections = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
+        if not set(targets) <= set(connections):
+            run("ipvsadm", "-L", "-n", "--timeout", netns=netns)
+            return ServiceRule(False, packets=0)
+        counts.append(sum(connections[target] for target in targets))
+        if len(counts) > _READINGS:
+            raise MachineError(
+                f"the ipvs connection counter of {targets[0]} keeps changing", "is there other traffic to it?"
+            )
+    return ServiceRule(True, packets=counts[-1])

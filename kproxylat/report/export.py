@@ -1,0 +1,201 @@
+"""Results -> text: table EXPORTERS. Units are converted here and nowhere else; headers and metrics: docs/logs.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from kproxylat.report.openmetrics import export_openmetrics
+from kproxylat.report.tables import plain, sketch_map
+from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text, to_data
+from kproxylat.trace.percentiles import PERCENTILES
+
+_SECONDS = {"ns": 1e-9, "us": 1e-6}
+_ENTRIES = 10
+_SOURCE_FIELDS = ("file", "dialect", "index")
+_RUN_FIELDS = (
+    *("started", "mode", "backend", "target", "services", "position", "chain_length", "duration_s", "rate_pps"),
+    *("clock", "kernel", "cut_short", "probes"),
+)
+_PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
+_AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s")
+_AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
+
+
+def main_probe(result: Result) -> Probe | None:
+    """Choose the probe that stands for a run in one line: the lookup, else that of its mode, else the busiest."""
+    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(result.run.mode or "")
+    probes = sorted(
+        result.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
+    )
+    return probes[-1] if probes else None
+
+
+def export_json(results: Iterable[Result]) -> Iterator[str]:
+    """Write one document, ``{"schema": ..., "results": [...]}``."""
+    yield f'{{"schema": "{SCHEMA}", "results": ['
+    comma = ""
+    for result in results:
+        yield f"{comma}\n{json.dumps(to_data(result), ensure_ascii=False)}"
+        comma = ","
+    yield "\n]}\n"
+
+
+def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILES) -> Iterator[str]:
+    """Write one row a run, for its main probe.
+
+    :param percents: the percentiles that have columns, whatever the results have.
+    """
+    names = [f"{percent:g}" for percent in percents]
+    shown = [f"p{name}{end}" for name in names for end in ("", "_lo", "_hi")]
+    yield csv_row(
+        [*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS, *_AFTER_FIELDS]
+    )
+    for result in results:
+        probe = main_probe(result)
+        row = _describe(result, probe)
+        found = [probe.percentiles.get(name) if probe else None for name in names]
+        bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
+        maps = {name: to_data(each) for name, each in result.maps.items()}
+        quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
+        after = [getattr(result.run, name) for name in _AFTER_FIELDS]
+        yield csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
+
+
+def _describe_around(result: Result, probe: Probe | None) -> list[float | None]:
+    """Fill the columns of the envelope at the main probe's hook, and of what tracing adds."""
+    around = next((each for each in result.probes if probe and each.envelope and each.hook == probe.hook), None)
+    added, middle = result.overhead, probe.middle if probe else None
+    row = (around.mean, around.share) if around else (None, None)
+    adds = (added.empty.estimate, added.script.estimate) if added else (None, None)
+    return [*row, *adds, *(added.untraced(middle) if added and middle is not None else (None, None))]
+
+
+def _describe(result: Result, probe: Probe | None) -> list[Any]:
+    """Fill the columns that do not depend on the percentiles asked for."""
+    known: dict[str, Any] = {
+        **asdict(result.run),
+        "target": target_text(result),
+        "rate_pps": result.traffic.rate_pps if result.traffic else None,
+        "probes": len(result.probes),
+    }
+    source = [getattr(result.source, name, None) for name in _SOURCE_FIELDS]
+    return [*source, *map(known.get, _RUN_FIELDS), *(getattr(probe, name, None) for name in _PROBE_FIELDS)]
+
+
+def export_experiment(results: Iterable[Result]) -> Iterator[str]:
+    """Write the old full experiment's CSV, one row a run.
+
+    Its percentiles are estimates in us, always with a point, which those of the old scripts never have.
+    """
+    from kproxylat.logs.legacy import EXPERIMENT_HEADER
+
+    yield EXPERIMENT_HEADER + "\n"
+    for result in results:
+        probe, run = main_probe(result), result.run
+        row: list[Any] = [run.services, run.mode or run.backend, run.position, run.chain_length]
+        scale = _SECONDS.get(probe.unit, 0) * 1e6 if probe else 0
+        figures: list[float | None] = [probe.mean, probe.max] if probe else [None, None]
+        for name in ("50", "95", "99"):
+            percentile = probe.percentiles.get(name) if probe else None
+            figures.append(percentile.estimate if percentile else None)
+        shown = [None if each is None or not scale else f"{each * scale:.3f}".rstrip("0") for each in figures]
+        row += [each and each.removesuffix(".") for each in shown[:2]]
+        row += [each + "0" if each and each.endswith(".") else each for each in shown[2:]]
+        yield csv_row([*row, run.log or (result.source.file if result.source else None)])
+
+
+def csv_row(row: Iterable[Any]) -> str:
+    """Write one line of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue()
+
+
+def export_table(results: Iterable[Result]) -> Iterator[str]:
+    """Write tables for people, at most 80 columns wide (but for files' names)."""
+    for result in results:
+        source, run = result.source, result.run
+        facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
+        paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
+        if result.maps:
+            paragraphs.append("maps: " + ", ".join(sketch_map(name, each) for name, each in result.maps.items()))
+        paragraphs += _describe_maps(result)
+        for engine, slow in result.slow.items():
+            paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
+        shares = [f"{each.share:.1%} of {each.hook}" for each in result.probes if each.share is not None]
+        paragraphs += [f"the rules take {', '.join(shares)}"] if shares else []
+        paragraphs += _describe_added(result)
+        paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
+        if source:
+            yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
+        yield plain("".join(_draw_probes(result)))
+        for paragraph in filter(None, paragraphs):
+            yield textwrap.fill(plain(paragraph), 80, subsequent_indent="  ") + "\n"
+        yield "\n"
+
+
+def _describe_maps(result: Result) -> Iterator[str]:
+    """Say the percentiles of a map's histograms: of its first entries, so that a large map does not fill the screen."""
+    for name, each in result.maps.items():
+        for entry in each.entries[:_ENTRIES]:
+            key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
+            found = ", ".join(f"p{percent} {_span(one)}" for percent, one in (entry.percentiles or {}).items())
+            if found:
+                yield f"{name}{key}: count {entry.value['count']}, {found}"
+
+
+def _span(each: Percentile) -> str:
+    return f"{_short(each.estimate)} in [{_short(each.lo)}, {_short(each.hi)}]"
+
+
+def _describe_added(result: Result) -> list[str]:
+    """Say what tracing adds, and what a lookup costs without; nothing where that was not measured."""
+    added, probe = result.overhead, main_probe(result)
+    if not added or not probe or probe.middle is None:
+        return []
+    untraced = " to ".join(map(_short, added.untraced(probe.middle)))
+    pair, script = _short(added.empty.estimate), _short(added.script.estimate)
+    return [f"tracing adds {script} {added.unit} to a call (an empty pair of probes {pair}); untraced it is {untraced}"]
+
+
+def _draw_probes(result: Result) -> Iterator[str]:
+    """Draw a table with two lines a probe: the figures, and below the percentiles their bounds.
+
+    Not with rich: importing it takes longer than parsing a log.
+    """
+    names = list(result.probes[0].percentiles) if result.probes else []
+    rows = [["", "count", "min", "mean", "max", *(f"p{name}" for name in names)]] if result.probes else []
+    for probe in result.probes:
+        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        shown = [probe.percentiles.get(name) for name in names]
+        figures = (probe.count, probe.min, probe.mean, probe.max)
+        rows.append([where, *map(_short, figures), *(_short(each.estimate) if each else "" for each in shown)])
+        bounds = (f"[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown)
+        rows.append([f"  in {probe.unit}", "", "", "", "", *bounds])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        line = "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()
+        yield (line if len(line) <= 80 else row[0] + "\n" + line[widths[0] :].strip().rjust(80)) + "\n"
+
+
+def _short(number: float | None) -> str:
+    return "?" if number is None else f"{number:.1f}" if isinstance(number, float) and number % 1 else f"{number:.0f}"
+
+
+EXPORTERS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {
+    "table": export_table,
+    "json": export_json,
+    "csv": export_csv,
+    "openmetrics": export_openmetrics,
+}
+CSV_DIALECTS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {
+    "run": export_csv,
+    "experiment": export_experiment,
+}

@@ -1,0 +1,421 @@
+"""Many runs: modes and backends over numbers of Services, in an order that hides no drift, and resumed where they were
+interrupted.
+
+While a sweep is under way, ``sweep_<YYYYmmdd_HHMMSS>.state`` lies in the output directory: its options as a line of
+JSON, then a line of JSON for each run that is saved. At its end a ``sweep_<YYYYmmdd_HHMMSS>.json`` takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, Protocol
+
+from kproxylat import __version__
+from kproxylat.analysis.series import Series, build_series
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.measure.options import Lab, Options, check_options
+from kproxylat.measure.ranking import split_services
+from kproxylat.measure.run import measure
+from kproxylat.measure.stage import clear
+from kproxylat.modes import MODES, Mode
+from kproxylat.report.export import export_experiment
+from kproxylat.report.tables import say, show_series
+from kproxylat.results import Result, from_json, list_to_json
+from kproxylat.system import kernel
+from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_new, save_over
+from kproxylat.trace.bpftrace import find_version
+
+MAX_REPEATS = 1000
+STATE_FORMAT = 2
+"""Format of a state file. Other formats are not resumed; those of the first, which has no number, had texts as keys."""
+Run = tuple[Options, int]
+"""A point, and the number of its repeat, from 0 on."""
+Ended = Interrupted | MachineError | None
+"""What cut a run or a sweep short: a signal, or a result that could not be saved."""
+
+
+class Key(NamedTuple):
+    """The key of a run in a sweep's state; in the file it is a JSON list.
+
+    :param series: mode and backend. ``services``: number of Services. ``repeat``: number of the repeat, from 0 on.
+    """
+
+    series: str
+    services: int
+    repeat: int
+
+    def __str__(self) -> str:
+        return f"{self.series} {self.services} {self.repeat}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that ended.
+
+    :param seconds: how long it took.
+    """
+
+    run: Run
+    result: Result
+    ended: Ended
+    seconds: float
+
+
+class Place(Protocol):
+    """Where runs are measured, ``at_once`` of them side by side."""
+
+    at_once: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return what must be the same for runs to be comparable: clock, and whether it is emulated; kernel.
+
+        :raises KproxylatError: nothing can be measured there.
+        """
+
+    def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
+        """Measure runs, and return each as it ends; begin none after one that was cut short.
+
+        :param begin: called at the beginning of each.
+        :raises KproxylatError: as :func:`kproxylat.measure.run.measure`.
+        """
+
+
+class Here:
+    """This machine: one run after another, each on the lab of the one before where its rules can grow.
+
+    :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
+        kube-proxy took.
+    """
+
+    at_once = 1
+
+    def __init__(self, prepare: Callable[[Options], tuple[Options, float | None]] | None = None) -> None:
+        self._prepare = prepare
+
+    def describe(self) -> dict[str, Any]:
+        """As :class:`Place` says."""
+        kernel.check_root()
+        return {"clock": list(kernel.detect_clock()), "kernel": kernel.release()}
+
+    def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
+        """As :class:`Place` says."""
+        with ExitStack() as stack:
+            stack.callback(clear)
+            for run in runs:
+                begin(run)
+                begun_s = kernel.user_clock_s()
+                prepared, sync_s = self._prepare(run[0]) if self._prepare else (_keep(run[0]), None)
+                result, ended = measure(prepared, sync_s)
+                yield Done(run, result, ended, kernel.user_clock_s() - begun_s)
+                if ended:
+                    return
+
+
+def _keep(point: Options) -> Options:
+    """Have a point's lab stand after its run, so that its rules grow to the next point's."""
+    return replace(point, lab=replace(point.lab, keep=True)) if point.lab else point
+
+
+@dataclass
+class Sweep:
+    """What came out.
+
+    :param seed: of the order (None: as planned, which on the instruction clock is as good) and of the bootstrap.
+    :param complete: whether all points were measured. ``resumed``: how many of them before an interruption.
+    :param seconds: how long each run took, by its log's name.
+    """
+
+    seed: int | None
+    repeats: int
+    complete: bool = False
+    resumed: int = 0
+    results: list[Result] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """The results by mode and backend, with their verdicts; those of many Services by the Services before each."""
+        every = [part for each in self.results for part in (split_services(each) if each.services else [each])]
+        return build_series(every, self.seed or 0)
+
+    def to_json(self) -> str:
+        """Write one document: the results of all runs, the series, and how it was measured."""
+        about = {name: getattr(self, name) for name in ("seed", "repeats", "complete", "resumed", "seconds")}
+        return list_to_json(self.results, series=self.series, sweep=about)
+
+
+def find_modes(modes: Iterable[str], backends: Iterable[str]) -> list[Mode]:
+    """Return the rows of these modes and backends; of all, where none is named.
+
+    :raises UsageError: a name that no row has, or names that no row has together.
+    """
+    wanted = set(modes), set(backends)
+    known = {row.name for row in MODES}, {row.backend for row in MODES}
+    for kind, names, there in zip(("mode", "backend"), wanted, known, strict=True):
+        if names - there:
+            raise UsageError(f"unknown {kind} {min(names - there)!r}", f"there are: {', '.join(sorted(there))}")
+    rows = [row for row in MODES if row.name in (wanted[0] or known[0]) and row.backend in (wanted[1] or known[1])]
+    if not rows:
+        raise UsageError("no mode has these backends", "leave --backend out")
+    return rows
+
+
+def plan_points(base: Options, modes: Iterable[Mode], services: Iterable[int]) -> list[Options]:
+    """Return what to measure, point by point: each mode at each number of Services.
+
+    :param base: what all points have in common.
+    """
+    lab, counts = base.lab, list(dict.fromkeys(services))
+    return [
+        replace(base, mode=mode, services=count, lab=replace(lab, services=count) if lab else None)
+        for mode in modes
+        for count in counts
+    ]
+
+
+def check_points(points: Iterable[Options], repeats: int = 1) -> None:
+    """Refuse what cannot be, before anything is measured.
+
+    :raises UsageError: as :func:`kproxylat.measure.options.check_options`, or so many repeats are not possible.
+    """
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise UsageError(f"{repeats} repeats are not possible", f"--repeats takes 1 to {MAX_REPEATS}")
+    for point in points:
+        check_options(point)
+
+
+def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[Run]:
+    """Return the runs in the order in which they are measured: each point once in every round.
+
+    :param seed: shuffles each round, so that a drift of the machine does not look like the Services' doing (None: not).
+    """
+    rng, ordered = Random(seed), []  # noqa: S311 - chance for an order
+    for number in range(repeats):
+        ordered += [(point, number) for point in (points if seed is None else rng.sample(points, len(points)))]
+    return ordered
+
+
+class State:
+    """What of a sweep is measured already, on disk.
+
+    :param directory: where logs and results lie.
+    :param options: what must be the same for a run to count.
+    :param seed: which must be the same, too (None: whichever was taken, else as ``shuffle`` says a new one, or none).
+    :param fresh: leave older states alone.
+    :raises MachineError: the directory cannot be written.
+    """
+
+    def __init__(
+        self, directory: Path, options: dict[str, Any], seed: int | None, fresh: bool, shuffle: bool = False
+    ) -> None:
+        make_directory(directory)
+        self.results: dict[Key, Result] = {}
+        self.seconds: dict[Key, float] = {}
+        for path in () if fresh else sorted(directory.glob("sweep_*.state"), reverse=True):
+            if self._read(path, options, seed):
+                return
+        if seed is None and shuffle:
+            seed = Random().getrandbits(32)  # noqa: S311 - chance for an order
+        self.seed = seed
+        self.path = _new_path(directory, ".state")
+        self._write({"format": STATE_FORMAT, "options": options, "seed": seed})
+
+    def _read(self, path: Path, options: dict[str, Any], seed: int | None) -> bool:
+        """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
+        try:
+            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            begun = json.loads(head)
+            if begun["format"] != STATE_FORMAT or begun["options"] != options or seed not in (None, begun["seed"]):
+                return False
+            self.path, self.seed = path, begun["seed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for line in lines:
+            run = _read_line(line)
+            if run is None:
+                continue
+            key, seconds, name = run
+            try:
+                self.results[key] = from_json((path.parent / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            self.seconds[key] = seconds
+        return True
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with explain_errors(self.path):
+            with self.path.open("a", encoding="utf-8") as file:
+                # The line before may be torn: begin a new one.
+                file.write(("\n" if file.tell() else "") + json.dumps(line))
+            give_to_user(self.path)
+
+    def add(self, key: Key, result: Result, seconds: float) -> None:
+        """Note a run that is measured and saved."""
+        self.results[key], self.seconds[key] = result, seconds
+        if not result.run.cut_short and result.run.log:
+            name = Path(result.run.log).with_suffix(".json").name
+            self._write({"point": key, "seconds": round(seconds, 1), "result": name})
+
+    def close(self, keys: Iterable[Key], text: str) -> Path:
+        """Save the sweep's document, and forget the runs that are in it; also lines that cannot be read."""
+        path = _new_path(self.path.parent, ".json")
+        finished = set(keys)
+        save_new(path, text + "\n")
+        with explain_errors(self.path):
+            head, *lines = self.path.read_text(encoding="utf-8").splitlines()
+            unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]
+            if unfinished:
+                self.path.write_text("\n".join([head, *unfinished]), encoding="utf-8")
+            else:
+                self.path.unlink()
+        return path
+
+
+def _read_line(line: str) -> tuple[Key, float, str] | None:
+    """Return a run's key, its seconds and its result's file name from a line of a state; None for an invalid line."""
+    try:
+        run = json.loads(line)
+        series, services, repeat = run["point"]
+        return Key(str(series), int(services), int(repeat)), float(run["seconds"]), Path(run["result"]).name
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _new_path(directory: Path, suffix: str) -> Path:
+    """Name a file after the time; another one, where a sweep of the same second has that name."""
+    stamp = f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
+    paths = (directory / f"{stamp}{f'_{number}' if number > 1 else ''}{suffix}" for number in count(1))
+    return next(path for path in paths if not path.exists())
+
+
+def show(found: Sweep, form: str) -> None:
+    """Write a sweep to stdout.
+
+    :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
+    """
+    if form == "json":
+        print(found.to_json())
+    elif form == "csv":
+        print("".join(export_experiment(found.results)), end="")
+        if any(result.run.clock == "instructions" for result in found.results):
+            say("The old CSV has microseconds only: its figures are empty on the instruction clock")
+    else:
+        show_series(found.series)
+        if any(result.services for result in found.results):
+            print("Services: those before the one that is looked up; the document has each by name")
+        closed = sum(bool(result.accounting and result.accounting.closed) for result in found.results)
+        print(f"books closed: {closed} of {len(found.results)} runs")
+
+
+def _series(point: Options) -> str:
+    """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
+    return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
+
+
+def title(point: Options) -> str:
+    """Name a point for people: ``iptables on nft, 100 Services``."""
+    return f"{_series(point).replace('/', ' on ')}, {point.services:,} Services"
+
+
+def _key(point: Options, repeat: int) -> Key:
+    return Key(_series(point), point.services or 0, repeat)
+
+
+def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same for the runs of a sweep to belong together; ``about`` is the place's share."""
+    lab = point.lab or Lab()
+    rules = lab.ruleset and {**lab.ruleset.digest, "targets": [str(each) for each in point.targets or (point.target,)]}
+    return {
+        **({"ruleset": rules} if rules else {}),
+        **{name: getattr(point, name) for name in ("duration_s", "rate_pps", "warmup", "generator", "probe")},
+        **{"position": point.position or lab.position, "worker_ports": lab.worker_ports},
+        "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
+        **{**about, "bpftrace": find_version()[0], "kproxylat": __version__},
+    }
+
+
+def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
+    """Estimate the time that runs take by that of measured ones: of the same series with as many Services or the next
+    larger number, else of the nearest number; where more Services than ever are to come, it is the least that is left.
+    """
+    known = [(key.series, key.services, seconds) for key, seconds in state.seconds.items()]
+    if not known:
+        return ""
+    left_s = 0.0
+    for point, _ in runs:
+        size, series = point.services or 0, _series(point)
+        larger = [each for each in known if each[0] == series and each[1] >= size]
+        left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
+    most = max(each[1] for each in known)
+    words = "about" if all((point.services or 0) <= most for point, _ in runs) else "more than"
+    minutes, seconds = divmod(round(left_s), 60)
+    return f"; {words} {f'{minutes} min ' if minutes else ''}{seconds} s left"
+
+
+def sweep(
+    points: Sequence[Options],
+    repeats: int = 1,
+    seed: int | None = None,
+    fresh: bool = False,
+    place: Place | None = None,
+    in_order: bool = False,
+) -> tuple[Sweep, Ended]:
+    """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
+
+    :param seed: of the order on the ns clock (None: the interrupted sweep's, or a new one).
+    :param fresh: measure all of them.
+    :param place: where (None: here).
+    :param in_order: keep the points' order, and measure each as often as it has to be, since going to the next takes
+        minutes: this is a cluster.
+    :return: what was measured, and what cut the sweep short.
+    :raises KproxylatError: as :func:`kproxylat.measure.run.measure`.
+    """
+    place = place or Here()
+    about = place.describe()
+    shuffle = not in_order and about["clock"][0] != "instructions"
+    state = State(points[0].output_dir, _describe(points[0], about), seed if shuffle else None, fresh, shuffle)
+    runs = order_points(points, repeats, state.seed)
+    if in_order:
+        runs.sort(key=lambda each: points.index(each[0]))
+    left = [each for each in runs if _key(*each) not in state.results]
+    found = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
+    if found.resumed:
+        say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
+    if state.seed is not None:
+        say(f"Order randomised, seed {state.seed}")
+    numbers = count(found.resumed + 1)
+
+    def begin(run: Run) -> None:
+        undone = [each for each in runs if _key(*each) not in state.results]
+        say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{_time_left(undone, state, place.at_once)}")
+
+    ended: Ended = None
+    try:
+        for done in place.measure(left, begin):
+            state.add(_key(*done.run), done.result, done.seconds)
+            ended = ended or done.ended
+    except (KproxylatError, Interrupted):
+        kept = sum(_key(*each) in state.results for each in runs)
+        say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")
+        raise
+    for key in [_key(*run) for run in runs if _key(*run) in state.results]:
+        result = state.results[key]
+        found.results.append(result)
+        found.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
+    if ended:
+        return found, ended
+    found.complete = True
+    saved = state.close([_key(*run) for run in runs], found.to_json())
+    say(f"saved: {saved}")
+    if in_order:
+        table = saved.with_suffix(".csv")
+        save_over(table, "".join(export_experiment(found.results)))
+        say(f"saved: {table}")
+    return found, None

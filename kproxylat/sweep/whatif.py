@@ -1,0 +1,153 @@
+"""What the lookups of a captured ruleset cost, and what they would cost in each other mode and backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+
+from kproxylat.analysis.series import Series, build_series, find_crossing
+from kproxylat.errors import Interrupted, KproxylatError, UsageError
+from kproxylat.lab.ruleset import Ruleset
+from kproxylat.measure.options import Options, check_options
+from kproxylat.measure.ranking import split_services
+from kproxylat.measure.replay import plan_replay
+from kproxylat.measure.run import measure
+from kproxylat.modes import Mode
+from kproxylat.report.tables import say
+from kproxylat.results import Result, ServiceCost, list_to_json
+from kproxylat.system.files import save_new
+
+MAX_PACKETS = 10_000
+MAX_MEASURED = 1000
+"""Of more Services than these, so many are measured, evenly spread over the rules."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One mode on one backend: what the lookups of the ruleset's Services cost, each Service alike.
+
+    :param captured: whether the rules are the captured ones, not what kube-proxy 1.36 would write.
+    :param equal_at: with so many Services before it, a Service's lookup costs the same as now (None: nowhere).
+    """
+
+    mode: str
+    backend: str
+    captured: bool
+    least: int
+    mean: float
+    most: int
+    per_service: float | None
+    base: float | None
+    verdict: str
+    equal_at: float | None
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What came out.
+
+    :param results: a result for each Service in each mode, ``run.services`` the number of those before it: a sweep's
+        shape, which compare and plot take.
+    :param dearest: the Services as they are now, the dearest first.
+    :param notes: what of the captured rules is left out, a sentence each.
+    """
+
+    source: str
+    unit: str
+    services: int
+    alternatives: tuple[Alternative, ...]
+    series: tuple[Series, ...]
+    dearest: tuple[ServiceCost, ...]
+    results: tuple[Result, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Write one document: results and series as a sweep's, and what if."""
+        names = ("source", "unit", "services", "alternatives", "dearest", "notes")
+        return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})
+
+
+def check(base: Options, packets: int) -> None:
+    """Refuse what cannot be, before anything is measured.
+
+    :raises UsageError: it cannot.
+    """
+    if not 1 <= packets <= MAX_PACKETS:
+        raise UsageError(f"{packets} packets to each Service are not possible", f"--packets takes 1 to {MAX_PACKETS}")
+    check_options(replace(base, duration_s=1))
+
+
+def whatif(
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int
+) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
+    """Measure the ruleset as it is, and its Services in other modes.
+
+    :param base: what all runs have in common.
+    :param modes: the other modes. ``packets``: how many to send to each Service.
+    :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
+    :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
+    """
+    others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
+    found: list[Result] = []
+    ended: Interrupted | KproxylatError | None = None
+    for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
+        kind = "rewritten" if rules.rewritten else "as captured"
+        say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(found) + 1} of {len(others) + 1}")
+        options = plan_replay(replace(base, mode=rules.mode), rules, None, True, "", "")
+        step = -(-len(options.targets) // MAX_MEASURED)
+        targets = options.targets[::step]
+        if step > 1:
+            say(f"      {len(targets)} of {len(options.targets)} Services are measured")
+        seconds = packets * len(targets) / base.rate_pps
+        try:
+            result, ended = measure(replace(options, targets=targets, target=targets[0], duration_s=seconds))
+        except (KproxylatError, Interrupted) as error:
+            if not found:
+                raise
+            say(f"      {len(found)} of {len(others) + 1} are measured, and shown")
+            ended = error
+            break
+        found.append(result)
+        if ended:
+            break
+    return judge(ruleset, found), ended
+
+
+def judge(ruleset: Ruleset, found: Sequence[Result]) -> WhatIf:
+    """Put the runs side by side; the first is the ruleset as it is. Pure."""
+    results = [each for result in found for each in split_services(result)]
+    series = build_series(results)
+    lines = {(each.mode, each.backend): each for each in series}
+    now = lines.get((ruleset.mode.name, ruleset.mode.backend))
+    alternatives = []
+    for result in found:
+        key = result.run.mode or "", result.run.backend or ""
+        costs = [each.cost for each in result.services]
+        if not costs:
+            continue
+        own = lines[key]
+        per, start = own.per_service, own.base
+        equal = find_crossing(now, own) if now and now is not own else None
+        alternatives.append(
+            Alternative(*key, result is found[0], min(costs), fmean(costs), max(costs), per.estimate if per else None,
+                        start.estimate if start else None, own.verdict, equal.estimate if equal else None)
+        )  # fmt: skip
+    unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
+    dearest = found[0].services
+    notes = ruleset.rewrite(ruleset.mode).notes
+    return WhatIf(
+        ruleset.source, unit, len(ruleset.services), tuple(alternatives), series, dearest, tuple(results), notes
+    )
+
+
+def save(found: WhatIf, directory: Path) -> Path:
+    """Save the document.
+
+    :raises MachineError: it cannot be written.
+    """
+    path = directory / f"whatif_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
+    save_new(path, found.to_json() + "\n")
+    return path

@@ -1,0 +1,278 @@
+"""A Linux kernel in a virtual machine over this machine's root file system, for a host that cannot trace.
+
+virtme-ng boots a distribution's kernel under QEMU, with KVM where it can, emulated (TCG) where not, without root. The
+guest sees the host's files read-only (9p), and the output directory writable.
+
+On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed instruction, so
+that a difference of ``nsecs`` counts instructions. ``sleep=on`` keeps that clock behind the real one while the guest
+waits for the host's disk; ``sleep=off`` would let every time limit in the guest run out at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, Self
+
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.report.tables import say, waiting
+from kproxylat.system import interrupts
+from kproxylat.system.processes import Background, find
+from kproxylat.system.trust import find_caller
+
+BOOT_LIMIT_S = 300
+BOOT_S = 45
+"""How long a boot takes under emulation, as measured on 2 cores."""
+POLL_S = 0.2
+"""How often a thread that waits for a machine looks whether a signal has come or the guest has ended."""
+SHARE = "kproxylat"
+_GUEST = """\
+mkdir -p /run/host &&
+mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
+for each in proc sys dev; do mount --rbind /$each /run/host/$each; done &&
+mount --bind /run /run/host/run && {writable}
+{{ cp /etc/protocols /run/protocols && mount --bind /run/protocols /run/host/etc/protocols; true; }} &&
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
+exec chroot /run/host {python} -m kproxylat.guest
+"""
+"""The script of the guest's shell. virtme-ng mounts the root file system without a cache, so each page that a program
+touches is a trip to the host, and bpftrace takes 15 s to start; in a cached mount of the same files it takes 1 s. To
+open a file is still a trip, and ipset opens /etc/protocols for each element that names one (getprotobyname(3))."""
+PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
+"""Paths in another root file system: Python, and a directory with kproxylat and the packages that it needs."""
+APT_KERNEL = "apt-get install linux-image-amd64"
+
+
+def find_runner() -> str:
+    """Return the path of virtme-run: beside this Python, or in PATH.
+
+    :raises MachineError: it is not installed.
+    """
+    program = Path(sys.executable).parent / "virtme-run"
+    return str(program) if program.exists() else find("virtme-run")
+
+
+def find_kernel(image: Path | None, root: Path | None) -> Path:
+    """Return the kernel image to boot: ``image``, else the newest below ``root``/boot.
+
+    :raises MachineError: no image was found, it cannot be read, or its modules are not below ``root``.
+    """
+    top = root or Path("/")
+    if image is None:
+        # The guest reads its root file system over 9p, which the cloud image lacks.
+        images = [path for path in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in path.name]
+        if not images:
+            raise MachineError(f"no kernel image in {top / 'boot'}", f"{APT_KERNEL}, or --kernel IMAGE")
+        image = max(images, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    if not os.access(image, os.R_OK):
+        raise MachineError(f"kernel image {image} cannot be read", f"{APT_KERNEL}, or another --kernel IMAGE")
+    modules = top / "lib/modules" / image.name.removeprefix("vmlinuz-")
+    if not modules.is_dir():
+        raise MachineError(f"the modules of {image.name} are not in {modules}", "name an image that is installed there")
+    return image
+
+
+def has_kvm() -> bool:
+    """Return whether KVM works. Some hosts have /dev/kvm without the processor's support, and QEMU hangs on it."""
+    flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.M)
+    return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+class Machine:
+    """A booted guest that runs kproxylat's command lines; a context manager.
+
+    :param clock: "ns" or "instructions".
+    :param writable: directory of the host that the guest may write to; below ``root`` (None: it writes nowhere).
+    :param kernel: kernel image (None: the newest in /boot).
+    :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
+    :ivar inside: path of ``writable`` in the guest ("" without one).
+    :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
+    """
+
+    def __init__(
+        self,
+        clock: str,
+        writable: Path | None = None,
+        kernel: Path | None = None,
+        root: Path | None = None,
+    ) -> None:
+        self.image = find_kernel(kernel, root)
+        self.root = root.resolve() if root else None
+        self.clock = clock
+        self.writable = writable.resolve() if writable else None
+        self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
+        self.kvm = clock == "ns" and has_kvm()
+        self.release = ""
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._console: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.begin()
+        self.wait_booted()
+        return self
+
+    def begin(self) -> None:
+        """Begin to boot.
+
+        :raises UsageError: a path that cannot be shared. ``MachineError``: a program is missing.
+        """
+        find("qemu-system-x86_64")
+        for path in filter(None, (self.writable, self.root)):
+            if set(",=") & set(str(path)):
+                raise UsageError(
+                    f"QEMU and virtme-ng take no comma and no = in a path: {path}", "name a directory without them"
+                )
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
+        self._process = Background(
+            find_runner(),
+            *build_command(self, caller),
+            on_out=self._read,
+            on_err=lambda line: self._console.append(line),
+            env={"PATH": search},
+        )
+
+    def wait_booted(self) -> None:
+        """Wait until the guest takes command lines.
+
+        :raises MachineError: it does not within :data:`BOOT_LIMIT_S`; the machine is ended then.
+        """
+        ends_s = time.monotonic() + BOOT_LIMIT_S
+        try:
+            while not self.release:
+                interrupts.check()
+                self.release = self._next("boot").get("ready", "")
+                if not self.release and time.monotonic() >= ends_s:
+                    raise MachineError(
+                        f"the virtual machine did not boot within {BOOT_LIMIT_S:.0f} s: {self._last_words()}",
+                        "try again with the machine idle, or another --kernel IMAGE",
+                    )
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with interrupts.shielded():
+            self._process.write(None)
+            self._process.wait(5)
+        self._process.end()
+
+    def _read(self, line: str) -> None:
+        """Queue an event of the guest's; keep any other line of its console for an error message."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict):
+            self._events.put(event)
+        else:
+            self._console.append(line)
+
+    def _next(self, action: str) -> dict[str, Any]:
+        """Return the guest's next event; an empty one if none comes within :data:`POLL_S`.
+
+        :param action: what the guest is doing, for the message.
+        :raises MachineError: the guest ended.
+        """
+        if not self._process.alive and self._events.empty():
+            raise MachineError(
+                f"the virtual machine ended before it could {action}: {self._last_words()}",
+                "it takes 2 GiB of free memory; or try another --kernel IMAGE",
+            )
+        try:
+            return self._events.get(timeout=POLL_S)
+        except queue.Empty:
+            return {}
+
+    def _last_words(self) -> str:
+        return " ".join("".join(self._console[-5:]).split())[-300:] or "(it printed nothing)"
+
+    def run(
+        self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False, mode: Sequence[str] = ()
+    ) -> int:
+        """Run one command line in the guest, and pass a signal on to it. Any thread may call this.
+
+        :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
+        :param out: receives its standard output as it comes. ``err``: its standard error.
+        :param mode: name and backend of the mode that the command measures, if more runs in this mode follow.
+        :return: its exit status.
+        :raises MachineError: the guest ended.
+        """
+        cwd = "/" if self.root else str(Path.cwd())
+        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
+        self._process.write(json.dumps(order) + "\n")
+        forwarded = 0
+        while True:
+            if not forwarded and (forwarded := interrupts.pending()):
+                self._process.write(json.dumps({"signal": forwarded}) + "\n")
+            event = self._next("finish")
+            if "status" in event:
+                return int(event["status"])
+            for stream, text in event.items():
+                print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+
+
+def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]:
+    """Return the words that follow virtme-run on its command line.
+
+    :param machine: the machine to boot.
+    :param caller: user and group that own what the guest saves, and whose templates it trusts (None: root).
+    """
+    counting = machine.clock == "instructions"
+    # Page-table isolation makes emulation several times slower: QEMU discards its translations at every system
+    # call. It protects a guest from its own processes and takes no part in what a softirq executes.
+    # The random placement of programs costs as much: QEMU cannot use its translations of the last run again.
+    accelerator = "kvm" if machine.kvm else "tcg"
+    options = [f"kproxylat.clock={machine.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
+    # One instruction is one tick of the TSC. Without these options the kernel calibrates the TSC by other timers, each
+    # time with an error of some parts in a million: enough to be off by one in a long call.
+    options += ["tsc_early_khz=1000000", "hpet=disable", "pmtmr=0"] if counting else []
+    inside = shlex.quote(machine.inside)
+    guest = _GUEST.format(
+        share=SHARE,
+        writable=f"mount --bind {inside} /run/host{inside} &&" if machine.writable else "",
+        sudo=f"SUDO_UID={caller[0]} SUDO_GID={caller[1]}" if caller else "",
+        package=shlex.quote(PACKAGE if machine.root else str(Path(__file__).parents[2])),
+        python=shlex.quote(PYTHON if machine.root else sys.executable),
+    )
+    command = ["--kimg", str(machine.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
+    command += ["--root", str(machine.root)] if machine.root else []
+    command += ["--cpus", "1" if counting else "2", "--force-9p", "--disable-monitor"]
+    command += [] if machine.kvm else ["--disable-kvm"]
+    command += [word for option in options for word in ("--kopt", option)]
+    command += [f"--rwdir={machine.writable}"] if machine.writable else []
+    command += ["--script-sh", guest, "--qemu-opts"]
+    # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
+    command += ["-cpu", "host" if machine.kvm else "Nehalem"]
+    command += ["-icount", "shift=0,sleep=on"] if counting else []
+    directory = machine.root or "/"
+    command += ["-fsdev", f"local,id={SHARE},path={directory},security_model=none,readonly=on,multidevs=remap"]
+    command += ["-device", f"virtio-9p-pci,fsdev={SHARE},mount_tag={SHARE}"]
+    return command
+
+
+def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
+    """Boot machines side by side, and print how long it takes.
+
+    :param machines: all with the same clock and kernel.
+    :param stack: ends them.
+    :raises MachineError: one did not boot.
+    """
+    kvm, number = machines[0].kvm, len(machines)
+    text = f"{number} virtual machines" if number > 1 else "a virtual machine"
+    duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
+    say(f"Booting {machines[0].image.name} in {text} ({duration})...")
+    for machine in machines:
+        machine.begin()
+        stack.callback(machine.__exit__)
+    with waiting("booting", 5 if kvm else BOOT_S):
+        for machine in machines:
+            machine.wait_booted()

@@ -1,0 +1,330 @@
+"""The commands that speak to a cluster, from the command line to the fake API and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from kproxylat.cluster import proxy_mode, sync
+from kproxylat.errors import MachineError
+from kproxylat.measure.options import Options
+from kproxylat.node.live_rules import LiveRules
+from kproxylat.results import Destination, Result, Run
+from tests.cli.test_app import Captured, call
+from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
+from tests.support import TESTS
+from tests.support.fake_api import FakeApi
+
+RECORDED = TESTS / "kube-api"
+RULES = LiveRules("iptables", "nft", 5, {})
+
+
+@pytest.fixture
+def cluster(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
+    """A cluster as kubeadm makes it, and this machine as a node whose kube-proxy is not reached."""
+    for each in (CONFIGMAP, DAEMONSET):
+        fake.add(copy.deepcopy(each))
+    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
+    monkeypatch.setattr("kproxylat.cli.app.signal.signal", lambda *_: None)
+    running(monkeypatch, None, RULES)
+    return fake
+
+
+def running(monkeypatch: pytest.MonkeyPatch, mode: str | None, *rules: LiveRules) -> None:
+    """Let a kube-proxy in a mode run on this machine (None: none), and the kernel hold rules."""
+
+    def read_proxy(path: str, netns: str | None = None) -> str:
+        assert netns is None
+        if mode is None:
+            raise MachineError("no kube-proxy answers on port 10249 of this machine: Connection refused")
+        return (RECORDED / "metrics.txt").read_text() if path == "/metrics" else mode
+
+    for module in (proxy_mode, sync):
+        monkeypatch.setattr(module, "read_proxy", read_proxy)
+    monkeypatch.setattr(proxy_mode, "read_live_rules", lambda _: rules)
+
+
+def test_mode_show(capsys: Captured, cluster: FakeApi) -> None:
+    status, out, _ = call(capsys, "mode", "show")
+    assert status == 0
+    assert out.splitlines() == [
+        "kube-proxy mode iptables, backend nft: certain",
+        "  the kernel holds only rules of iptables on nft",
+        "ConfigMap kube-proxy, config.conf: empty, the default: iptables",
+        "this kernel's rules: iptables on nft (5 rules, 0 Service ports)",
+        "not asked: /proxyMode: no kube-proxy answers on port 10249 of this machine: Connection refused",
+    ]
+    assert cluster.calls
+
+
+def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster.port
+    running(monkeypatch, "nftables", RULES, LiveRules("nftables", "nft", 4, {}))
+    status, out, _ = call(capsys, "mode", "show", "--format", "json")
+    answer = json.loads(out)
+    assert (status, answer["mode"], answer["sure"]) == (0, "nftables", "likely")
+    assert "set to iptables but runs nftables" in answer["warnings"][0]
+    assert "left behind" in answer["warnings"][1]
+    assert answer["settle"] == "sudo kproxylat mode show --probe"
+    status, out, _ = call(capsys, "mode", "show")
+    assert f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {proxy_mode.CLEAN_UP}\n" in out
+
+
+def test_mode_show_without_a_cluster(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without a kubeconfig still has its kernel; without that, too, nothing is known, and the status says so."""
+    assert cluster.port
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    status, out, _ = call(capsys, "mode", "show")
+    assert status == 0
+    assert "not asked: the cluster's API: there is no kubeconfig" in out
+    running(monkeypatch, None)
+    status, out, _ = call(capsys, "mode", "show")
+    assert (status, out.splitlines()[0]) == (1, "kube-proxy mode ?, backend ?: unknown")
+
+
+def test_a_wrong_context_is_told(capsys: Captured, cluster: FakeApi) -> None:
+    assert cluster.port
+    status, out, err = call(capsys, "mode", "show", "--context", "prod")
+    assert (status, out) == (2, "")
+    assert err == "kproxylat: the kubeconfig has no context 'prod'\n  --context takes one of: fake\n"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What would be measured."""
+    found: list[Options] = []
+
+    def measure(options: Options) -> tuple[Result, None]:
+        found.append(options)
+        return Result(Run(), options.found), None
+
+    monkeypatch.setattr("kproxylat.measure.run.measure", measure)
+    monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
+    return found
+
+
+def test_run_looks_target_and_mode_up(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
+    for each in RECORDED.glob("*worker*.json"):
+        cluster.add(each)
+    status, _, err = call(capsys, "run", "2", "1000", "--service", "worker-dual", "--format", "json")
+    assert status == 0
+    [options] = measured
+    assert (options.mode.name, options.mode.backend) == ("iptables", "nft")
+    assert options.target == Destination("10.96.100.52", 50051, "udp")
+    assert "ports grpc 50051/TCP, grpc-udp 50051/UDP; 1 endpoints" in err
+    status, _, err = call(capsys, "run", "2", "1000", "--mode", "iptables")
+    assert status == 0
+    assert "miss path: Service default/worker has no UDP port" in err
+    assert "packets come from 198.18.0.0/15 and are masqueraded: none of the cluster's 0 nodes has an address" in err
+    assert [each.masqueraded for each in measured] == [True, True]
+    assert "masqueraded: none of the cluster" in measured[0].warnings[0]
+
+
+def test_run_with_a_target_asks_no_api(
+    capsys: Captured, cluster: FakeApi, measured: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(monkeypatch, "nftables", LiveRules("nftables", "nft", 4, {}))
+    status, _, _ = call(capsys, "run", "--target", "10.96.0.10:50051", "2", "1000")
+    assert (status, measured[0].mode.name, cluster.calls) == (0, "nftables", [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said", "wanted"),
+    [
+        ((), "Service worker not found in namespace default", 1),
+        (("-n", "other"), "Service worker not found in namespace other", 1),
+        (("--context", "prod"), "no context 'prod'", 2),
+        (("--target", "10.96.0.10:1", "--mode", "nftables", "--backend", "legacy"), "no backend 'legacy'", 2),
+        (("--target", "10.96.0.10:1", "--mode", "nftables", "0"), "duration", 2),
+    ],
+)
+def test_bad_input_of_run(
+    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...], said: str, wanted: int
+) -> None:
+    assert cluster.port
+    status, out, err = call(capsys, "run", *argv)
+    assert (status, out, measured) == (wanted, "", [])
+    assert said in err
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "rules", "argv", "said"),
+    [
+        ("iptables", ("legacy", "nft"), (), "ambiguous: the kernel holds the rules of iptables on legacy and iptables"),
+        ("iptables", (), (), "mode iptables on an unknown backend"),
+        (
+            "nftables",
+            (),
+            ("--mode", "iptables"),
+            "--mode iptables was passed, but the running kube-proxy reports nftables",
+        ),
+        (None, (), (), "no source knows of a kube-proxy"),
+    ],
+)
+def test_a_mode_that_is_not_clear(
+    capsys: Captured,
+    cluster: FakeApi,
+    measured: list[Options],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str | None,
+    rules: tuple[str, ...],
+    argv: tuple[str, ...],
+    said: str,
+) -> None:
+    assert cluster.port
+    running(monkeypatch, mode, *(LiveRules("iptables", each, 5, {}) for each in rules))
+    status, out, err = call(capsys, "run", "--target", "10.96.0.10:50051", *argv)
+    assert (status, out, measured) == (1, "", [])
+    assert said in err
+    assert err.splitlines()[1].startswith("  ")
+
+
+def test_services_from_the_command_line(capsys: Captured, cluster: FakeApi) -> None:
+    assert call(capsys, "services", "create", "--count", "3", "--dry-run")[1] == (
+        "would create 3 dummy Services and their EndpointSlices in namespace default; 0 are there\n"
+    )
+    assert cluster.named("services") == []
+    status, out, _ = call(capsys, "services", "create", "--count", "3", "-n", "team")
+    assert (status, cluster.named("services", "team")) == (0, [f"dummy-service-{number}" for number in range(3)])
+    assert out.startswith("created 3 dummy Services and their EndpointSlices in namespace team; 0 were there: ")
+    status, out, err = call(capsys, "services", "list", "-n", "team")
+    assert [line.split() for line in out.splitlines()][2][0] == "dummy-service-2"
+    assert err == "3 dummy Services in namespace team; without EndpointSlice: 0\n"
+    assert json.loads(call(capsys, "services", "list", "-n", "team", "--format", "json")[1])["count"] == 3
+    assert "would delete 3 dummy" in call(capsys, "services", "delete", "-n", "team", "--dry-run")[1]
+    assert len(cluster.named("services", "team")) == 3
+    status, out, _ = call(capsys, "services", "delete", "-n", "team")
+    assert (status, cluster.named("services", "team")) == (0, [])
+    assert out == "deleted 3 dummy Services and 3 EndpointSlices in namespace team\n"
+    status, _, err = call(capsys, "services", "create", "--count", "60001")
+    assert (status, err.splitlines()[1]) == (2, "  --count takes 0 to 60000")
+
+
+def test_a_namespace_keeps_its_name_in_messages(capsys: Captured, cluster: FakeApi) -> None:
+    assert cluster.port
+    command = ("services", "create", "--count", "1", "-n", "shared-software")
+    objects = "1 dummy Services and their EndpointSlices in namespace shared-software"
+    assert call(capsys, *command, "--dry-run")[1] == f"would create {objects}; 0 are there\n"
+    assert call(capsys, *command)[1].startswith(f"created {objects}; 0 were there: ")
+
+
+def test_the_workers_rules_are_waited_for_too(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.2", 80, "tcp"): 0}))
+    status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
+    assert status == 1
+    assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
+
+
+def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.1", 80, "tcp"): 0}))
+    status, out, err = call(capsys, "services", "create", "--count", "1", "--wait", "0")
+    assert status == 0, err
+    assert "kube-proxy's rules hold them: " in out
+
+
+def test_run_without_a_cluster_names_the_other_way(
+    capsys: Captured, cluster: FakeApi, measured: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.port
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    status, out, err = call(capsys, "run", "2", "1000")
+    assert (status, out, measured) == (1, "", [])
+    assert err.startswith("kproxylat: there is no kubeconfig: /nowhere does not exist")
+    assert err.endswith("\n  or, without a cluster's API: --target IP:PORT --mode MODE\n")
+
+
+def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: FakeApi) -> None:
+    for _ in range(2):
+        status, out, _ = call(capsys, "services", "create", "--count", "0", "--worker")
+        assert (status, out.splitlines()[0]) == (0, "applied Service worker and Deployment worker")
+    assert cluster.named("services") == cluster.named("deployments") == ["worker"]
+    service = cluster.objects["", "services", "default", "worker"]
+    assert {(each["port"], each["protocol"]) for each in service["spec"]["ports"]} == {(50051, "TCP"), (50051, "UDP")}
+    assert {"fieldManager": "kproxylat"} in cluster.queries
+    assert call(capsys, "services", "delete")[0] == 0
+    assert cluster.named("services") == ["worker"]
+    assert "deleted 2 objects of the worker" in call(capsys, "services", "delete", "--worker")[1]
+    assert cluster.named("services") == cluster.named("deployments") == []
+    cluster.add(RECORDED / "service-worker.json")
+    for argv in (("create", "--count", "0", "--worker"), ("delete", "--worker")):
+        status, _, err = call(capsys, "services", *argv)
+        assert status == 1
+        assert "kproxylat did not create Service default/worker: it is not touched" in err
+    assert cluster.named("services") == ["worker"]
+    assert cluster.named("deployments") == []
+
+
+API_COMMANDS = (
+    ("services", "create", "--count", "1"),
+    ("services", "list"),
+    ("services", "delete"),
+    ("mode", "set", "nftables", "--yes"),
+    ("run", "2", "1000"),
+    ("render",),
+    ("sweep", "2", "1000", "--services", "1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "said", "remedy"),
+    [
+        ("no kubeconfig", 1, "there is no kubeconfig: ", "pass --kubeconfig FILE"),
+        ("an expired token", 1, "refuses (401 Unauthorized): the token has expired", "log in again"),
+        ("a wrong context", 2, "the kubeconfig has no context 'prod'", "--context takes one of: fake"),
+        ("a server that is not there", 1, "no API server answers at http://127.0.0.1:", "kubectl config view --minify"),
+        ("no permission", 1, "not permitted|403 Forbidden", "docs/rbac.md"),
+        ("no API", 1, "not a Kubernetes API", "kubectl config view --minify"),
+    ],
+)
+@pytest.mark.parametrize("argv", API_COMMANDS, ids=" ".join)
+def test_bad_input_of_every_command(
+    capsys: Captured,
+    cluster: FakeApi,
+    measured: list[Options],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    argv: tuple[str, ...],
+    wrong: str,
+    status: int,
+    said: str,
+    remedy: str,
+) -> None:
+    """One clear line, the remedy, and the status; nothing is changed or measured."""
+    monkeypatch.setattr("kproxylat.sweep.on_cluster.check_root", lambda: None)
+    monkeypatch.setattr("kproxylat.measure.defaults.check_root", lambda: None)
+    for each in RECORDED.glob("*worker.json"):
+        cluster.add(each)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if wrong == "no kubeconfig":
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    elif wrong == "an expired token":
+        cluster.kubeconfig(tmp_path, token="old")  # noqa: S106
+    elif wrong == "a server that is not there":
+        cluster.kubeconfig(tmp_path, port=port)
+    elif wrong == "no permission":
+        cluster.permitted = set()
+    elif wrong == "no API":
+        monkeypatch.setattr(cluster, "answer", lambda *_: (200, [], ""))
+    before = copy.deepcopy(cluster.objects)
+    found, out, err = call(capsys, *argv, *(("--context", "prod") if wrong == "a wrong context" else ()))
+    assert (found, out, measured, cluster.objects) == (status, "", [], before), err
+    [line, *remedies] = err.splitlines()
+    assert re.search(re.escape(said).replace(r"\|", "|"), line)
+    assert line.startswith("kproxylat: ")
+    assert remedy in remedies[0]
+    assert all(each.startswith("  ") for each in remedies)
+    assert len(remedies) <= 2

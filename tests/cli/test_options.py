@@ -1,0 +1,399 @@
+"""Every option of every command, in every place: it changes what the command does, or it is refused by name.
+
+A command does what it prints, and calls of the entry points in ENTRIES. An option is used if it changes these; else it
+has to end the command with status 2 and a message that names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+
+from kproxylat.cli import app
+from kproxylat.cluster.proxy_mode import Evidence, Finding
+from kproxylat.modes import find_mode
+from kproxylat.node.node import Node
+from kproxylat.results import Result, Run, Target
+from tests.cli.test_app import RULES, Captured, call, nothing_starts  # noqa: F401
+from tests.results import COUNTED
+from tests.support import ROOT
+
+LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
+TEMPLATE = str(ROOT / "templates/overhead.bt.j2")
+LAB = ("--lab",)
+NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
+REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
+POINTS = ("--services", "10,20")
+PLACES: dict[str, dict[str, tuple[str, ...]]] = {
+    "run": {"lab": LAB, "ruleset": REPLAY, "vm": (*LAB, "--vm"), "node": NODE, "cluster": ()},
+    "render": {"lab": LAB, "ruleset": REPLAY, "vm": (*LAB, "--vm"), "node": NODE, "cluster": ()},
+    "sweep": {
+        "lab": (*LAB, *POINTS),
+        "ruleset": REPLAY,
+        "vm": (*LAB, *POINTS, "--vm"),
+        "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
+        "cluster": POINTS,
+    },
+    "whatif": {"here": (RULES,), "vm": (RULES, "--vm")},
+    "trace": {"all packets": ("--mode", "iptables", "--backend", "nft"), "target": (*NODE, "--backend", "nft")},
+    "capture": {"node": ()},
+    "cleanup": {"here": ()},
+    "doctor": {"here": ()},
+    "parse": {
+        "table": (LOG,),
+        "csv": (LOG, "--format", "csv"),
+        "experiment": (LOG, "--format", "csv", "--csv-dialect", "experiment"),
+        "prints": (LOG, "--prints", "all"),
+        "intervals": (LOG, "--intervals"),
+    },
+    "compare": {"one": (str(COUNTED),), "two": (LOG, LOG), "forced": (LOG, LOG, "--force")},
+    "plot": {"one": (LOG,), "two": (LOG, LOG)},
+    "mode show": {"cluster": ()},
+    "mode set": {"cluster": ("nftables",)},
+    "services create": {"cluster": ("--count", "5"), "worker": ("--count", "5", "--worker", "--wait", "7")},
+    "services delete": {"cluster": (), "wait": ("--wait", "7")},
+    "services list": {"cluster": ()},
+}
+"""Command -> place -> the words that bring the command there."""
+API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
+IN_LAB = API | {"--netns", "--node-container", "--allow"}
+NO_VM = {"--kernel", "--clock"}
+NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service"}
+NO_NODE = {"--netns", "--node-container"}
+NO_PERCENTILES = {"--percentiles"}
+OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"}
+"""Options that a ruleset takes the place of."""
+REFUSED: dict[str, dict[str, set[str]]] = {
+    "run": {
+        "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
+        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--mode", "--generator"},
+        "vm": IN_LAB | {"--target", "--every-service", "--keep"},
+        "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
+        "cluster": NO_VM | NO_LAB | {"--keep"},
+    },
+    "render": {
+        "lab": IN_LAB | {"--kernel", "--target", "--every-service"},
+        "ruleset": IN_LAB | OWN | {"--kernel", "--target", "--mode", "--generator"},
+        "vm": IN_LAB | {"--target", "--every-service"},
+        "node": API | NO_LAB | {"--kernel", "--lab", "--family"},
+        "cluster": NO_LAB | {"--kernel"},
+    },
+    "sweep": {
+        "lab": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
+        "ruleset": IN_LAB | NO_VM | {"--target", "--services", "--position", "--family", "--yes", "--mode"},
+        "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
+        "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
+        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed"},
+    },
+    "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}},
+    "trace": {"all packets": {"--protocol"}, "target": {"--family"}},
+    "parse": {
+        "table": {"--csv-dialect"},
+        "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
+        "csv": {"--prints"},
+        "prints": NO_PERCENTILES | {"--intervals", "--csv-dialect", "--format"},
+        "intervals": NO_PERCENTILES | {"--prints", "--csv-dialect"},
+    },
+    "compare": {"forced": {"--allow"}},
+    "plot": {"one": {"--allow"}},
+    "services create": {"cluster": NO_NODE | {"--worker-image"}},
+    "services delete": {"cluster": NO_NODE},
+}
+"""Command -> place -> the options that are refused there; all others are used."""
+IMPLIED = {
+    *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
+    ("sweep", "instructions", "--vm-if-needed"),
+    *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
+}
+"""Command, place and a parameter that the place's own words pass already, or more than it."""
+SAMPLES: dict[str, tuple[str, ...]] = {
+    "duration": ("7",),
+    "rate": ("7", "700"),
+    "warmup": ("7", "700", "70"),
+    "rule_position": ("7", "700", "70", "first"),
+    "mode": ("nftables",),
+    "ruleset": (RULES,),
+    "a": (LOG,),
+    "b": (LOG,),
+    "files": (LOG,),
+    "--allow": ("--allow", "net.ipv4.ip_forward"),
+    "compare --allow": ("--allow", "kernel"),
+    "plot --allow": ("--allow", "kernel"),
+    "--backend": ("--backend", "legacy"),
+    "--clock": ("--clock", "instructions"),
+    "whatif --clock": ("--clock", "ns"),
+    "--context": ("--context", "prod"),
+    "--count": ("--count", "6"),
+    "--csv-dialect": ("--csv-dialect", "experiment"),
+    "trace --duration": ("--duration", "7"),
+    "--fail-if-worse": ("--fail-if-worse", "7"),
+    "--family": ("--family", "6"),
+    "--format": ("--format", "json"),
+    "--from": ("--from", "node"),
+    "--generator": ("--generator", "sockets"),
+    "run ruleset --generator": ("--generator", "pktgen"),
+    "render ruleset --generator": ("--generator", "pktgen"),
+    "parse prints --format": ("--format", "csv"),
+    "parse intervals --format": ("--format", "csv"),
+    "--kernel": ("--kernel", "/boot/vmlinuz-7"),
+    "--kubeconfig": ("--kubeconfig", "/nowhere"),
+    "--mode": ("--mode", "nftables"),
+    "--namespace": ("--namespace", "prod"),
+    "--netns": ("--netns", "/run/netns/x"),
+    "--node-container": ("--node-container", "kind-worker"),
+    "--output": ("--output", "other.png"),
+    "--output-dir": ("--output-dir", "other"),
+    "--packets": ("--packets", "7"),
+    "--percentiles": ("--percentiles", "7"),
+    "--port": ("--port", "7"),
+    "--position": ("--position", "first"),
+    "--prints": ("--prints", "all"),
+    "--probe": ("--probe", "kprobe"),
+    "--protocol": ("--protocol", "tcp"),
+    "--rate": ("--rate", "7"),
+    "--repeats": ("--repeats", "7"),
+    "--ruleset": ("--ruleset", RULES),
+    "--seed": ("--seed", "7"),
+    "--service": ("--service", "other"),
+    "--services": ("--services", "7"),
+    "--set": ("--set", "name=value"),
+    "--source": ("--source", "10.244.7.128/25"),
+    "--target": ("--target", "10.96.0.9:80"),
+    "--template": ("--template", TEMPLATE),
+    "--timeout": ("--timeout", "7"),
+    "--wait": ("--wait", "8"),
+    "--worker-image": ("--worker-image", "other"),
+    "--worker-ports": ("--worker-ports", "udp"),
+}  # fmt: skip
+"""Option or argument, after a command and a place if need be -> words that pass it; a flag needs none."""
+WITH = {
+    "--protocol": ("--generator", "sockets"),
+    "--family": ("--generator", "sockets"),
+    "--ruleset": ("--every-service",),
+}
+"""Option -> the words without which it cannot stand."""
+
+
+def list_parameters() -> dict[str, list[Any]]:
+    """Return the parameters of every command, as click has them."""
+    found: dict[str, list[Any]] = {}
+
+    def walk(command: Any, name: str) -> None:
+        for each, below in getattr(command, "commands", {}).items():
+            walk(below, f"{name} {each}".strip())
+        if not hasattr(command, "commands"):
+            found[name] = [each for each in command.params if each.name != "help"]
+
+    walk(typer.main.get_command(app.build()), "")
+    return found
+
+
+PARAMETERS = list_parameters()
+
+
+def name_of(parameter: Any) -> str:
+    """Return an argument's name, or the longest of an option's."""
+    return str(max(parameter.opts, key=len))
+
+
+def words_of(command: str, place: str, parameter: Any) -> tuple[str, ...]:
+    """Return the words that pass a parameter.
+
+    :raises KeyError: SAMPLES lacks it.
+    """
+    name = name_of(parameter)
+    if getattr(parameter, "is_flag", False):
+        return (name,)
+    for key in (f"{command} {place} {name}", f"{command} {name}"):
+        if key in SAMPLES:
+            return SAMPLES[key]
+    return SAMPLES[name]
+
+
+def describe(value: object) -> str:
+    """Write a value, without the command line that it came from, and without addresses in memory."""
+    if is_dataclass(value) and not isinstance(value, type):
+        members = [(each.name, getattr(value, each.name)) for each in fields(value) if each.name != "arguments"]
+        return f"{type(value).__name__}({', '.join(f'{name}={describe(each)}' for name, each in members)})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(describe, value)))}}}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+class Api:
+    """An API that was connected to."""
+
+    context, namespace = "context", "namespace"
+
+    def __repr__(self) -> str:
+        return "Api()"
+
+
+class Machine:
+    """A virtual machine that runs nothing."""
+
+    def __init__(self, *options: object) -> None:
+        DONE.append(f"Machine {describe(options)}")
+
+    def run(self, argv: list[str], *_: object) -> int:
+        """Note the command line."""
+        DONE.append(f"inside {argv}")
+        return 0
+
+
+class Pool:
+    """Virtual machines that run nothing."""
+
+    def __init__(self, clock: object, kernel: object, output_dir: object, order: Callable[[Any], list[str]]) -> None:
+        self.order = order
+        DONE.append(f"Pool {clock} {kernel} {output_dir}")
+
+
+DONE: list[str] = []
+"""What the entry points were called with since it was cleared."""
+RESULT = Result(Run(clock="ns"))
+CHANGE = SimpleNamespace(diff="diff", runs_as="nftables", undoing=lambda _: "undo", old="iptables")
+FINDING = Finding("iptables", "nft", "certain", "reason")
+WHATIF = SimpleNamespace(to_json=lambda: "{}", results=())
+DUMMIES = SimpleNamespace(services={}, slices={}, without_slice=[], strange=[])
+
+
+def sweep(points: list[Any], *options: Any) -> tuple[Any, None]:
+    """Note what would be swept, and each point's words for a virtual machine."""
+    place = options[-1]
+    own = [place.order(point) for point in points] if isinstance(place, Pool) else []
+    DONE.append(f"sweep {describe(points)} {own} {describe([each for each in options if not isinstance(each, Pool)])}")
+    return SimpleNamespace(results=[]), None
+
+
+def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node | None = None) -> Evidence:
+    """Ask the API, and note what is asked for."""
+    DONE.append(f"gather {open_api and open_api()} {probe} {node}")
+    return Evidence()
+
+
+ENTRIES: dict[str, Any] = {
+    "kernel.check_root": None,
+    "kernel.detect_clock": ("ns", False),
+    "plan.check_trusted": None,
+    "lookup.check_root": None,
+    "lookup.read_target": Target("10.96.0.10", 53, "udp", "prod/worker", ("53/UDP",), ("10.244.0.2:53",)),
+    "lookup.choose_source": "10.244.7.0/24",
+    "lookup.detect_mode": (find_mode("iptables", "nft"), ()),
+    "lookup.find_source": lambda options, _: options,
+    "cluster.connect": Api(),
+    "nodes.find_node": lambda netns, container: Node(netns, container or "here"),
+    "measure.measure": (RESULT, None),
+    "sweep.sweep": sweep,
+    "sweep.show": None,
+    "clustersweep.sweep_cluster": (SimpleNamespace(results=[]), None),
+    "pool.Pool": Pool,
+    "vm.Machine": Machine,
+    "vm.boot": None,
+    "doctor.missing_to_trace": ["bpftrace"],
+    "doctor.examine": [],
+    "doctor.to_json": "{}",
+    "watch.watch": None,
+    "plan.load_modules": None,
+    "plan.plan_script": lambda options: describe(options),
+    "render.render_script": "",
+    "whatif.whatif": (WHATIF, None),
+    "whatif.save": Path("saved.json"),
+    "screen.show_whatif": None,
+    "screen.confirm": None,
+    "capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
+    "capture.save": None,
+    "compare.compare": (),
+    "comparison.check_worse": False,
+    "comparison.to_json": "{}",
+    "plot.plot": None,
+    "proxymode.gather": gather,
+    "proxymode.decide": FINDING,
+    "rollout.plan_change": CHANGE,
+    "rollout.needs_restart": True,
+    "rollout.set_mode": None,
+    "liverules.read_live_rules": (),
+    "sync.service_ports": set(),
+    "sync.wait_for_rules": 1.0,
+    "dummies.read_dummies": DUMMIES,
+    "dummies.plan_creation": [1],
+    "dummies.create": None,
+    "dummies.delete": (0, 0),
+    "worker.apply_worker": None,
+    "worker.read_service": {},
+    "worker.delete_worker": 1,
+}
+"""What commands call -> what stands in for it, or what it returns; its arguments are noted."""
+
+
+@pytest.fixture(autouse=True)
+def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let commands do nothing but note what they would do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.monotonic", count().__next__)
+
+    def note(name: str, answer: Any) -> Callable[..., Any]:
+        def noted(*words: Any, **more: Any) -> Any:
+            if name not in ("sweep.sweep", "kernel.detect_clock"):
+                DONE.append(f"{name} {describe(words)} {describe(sorted(more.items()))}")
+            return answer(*words, **more) if callable(answer) else answer
+
+        return noted
+
+    for name, answer in ENTRIES.items():
+        monkeypatch.setattr(f"kproxylat.{name}", answer if isinstance(answer, type) else note(name, answer))
+
+
+def run(capsys: Captured, *words: str) -> tuple[int, str, str]:
+    """Run a command: its status, all that it did, and its stderr."""
+    DONE.clear()
+    status, out, err = call(capsys, *words)
+    return status, "\n".join((*DONE, out)), err
+
+
+def test_every_command_has_its_places() -> None:
+    assert set(PLACES) == set(PARAMETERS)
+    for command, places in REFUSED.items():
+        names = set(map(name_of, PARAMETERS[command]))
+        assert set(places) <= set(PLACES[command])
+        assert set().union(*places.values()) <= names | API, command
+
+
+ROWS = [
+    pytest.param(command, place, parameter, id=f"{command}-{place}-{name_of(parameter)}")
+    for command, places in PLACES.items()
+    for place, base in places.items()
+    for parameter in PARAMETERS[command]
+    if not {*parameter.opts} & {*base} and not (parameter.param_type_name == "argument" and parameter.required)
+    if (command, place, name_of(parameter)) not in IMPLIED
+]
+
+
+@pytest.mark.parametrize(("command", "place", "parameter"), ROWS)
+def test_an_option_is_used_or_refused(capsys: Captured, command: str, place: str, parameter: Any) -> None:
+    base, name = (*command.split(), *PLACES[command][place]), name_of(parameter)
+    words = words_of(command, place, parameter)
+    refused = name in REFUSED.get(command, {}).get(place, ())
+    extra = () if refused else WITH.get(name, ())
+    extra = (
+        () if {*extra} & {*base} or not {*extra} & {each for one in PARAMETERS[command] for each in one.opts} else extra
+    )
+    status, done, err = run(capsys, *base, *extra, *words)
+    if refused:
+        assert (status, done) == (2, ""), err
+        assert name in err or name.removeprefix("rule_") in err
+        return
+    assert status != 2, err
+    assert "internal error" not in err
+    without = [word for word in extra if name != "--ruleset"]
+    assert done != run(capsys, *base, *without)[1], f"{name} has no effect, and is not refused"

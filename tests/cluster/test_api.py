@@ -1,0 +1,480 @@
+"""The API over real HTTP, through the kubernetes client's configuration: kubeconfig, paging, faults, refusals."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxylat.cluster import api as cluster
+from kproxylat.cluster.api import Api, connect
+from kproxylat.errors import ApiError, MachineError, UsageError
+from tests.support import TESTS, fake_api
+from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
+
+SERVICES = "/api/v1/namespaces/default/services"
+RECORDED = TESTS / "kube-api"
+
+
+def service(name: str) -> dict[str, object]:
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}}
+
+
+class AlreadyExists(Exception):  # noqa: N818
+    pass
+
+
+def create(api: Api, name: str) -> None:
+    try:
+        api.request("POST", SERVICES, service(name))
+    except ApiError as error:
+        raise AlreadyExists if error.reason == "AlreadyExists" else error from None
+
+
+def test_objects_come_and_go(api: Api, fake: FakeApi) -> None:
+    fake.add(RECORDED / "service-worker.json")
+    assert api.get(f"{SERVICES}/worker")["spec"]["clusterIP"] == "10.96.100.50"
+    assert api.find(f"{SERVICES}/other") is None
+    assert api.request("POST", SERVICES, service("a"))["metadata"]["uid"]
+    with pytest.raises(ApiError, match=r"409 AlreadyExists.*already exists"):
+        api.request("POST", SERVICES, service("a"))
+    api.request("DELETE", f"{SERVICES}/a")
+    assert fake.named("services") == ["worker"]
+
+
+def test_a_list_is_read_in_pages_and_again_when_its_token_expires(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "PAGE", 10)
+    for number in range(35):
+        fake.add({**service(f"s{number:02}"), "metadata": {"name": f"s{number:02}", "namespace": "default"}})
+    assert len(list(api.list(SERVICES))) == 35
+    assert [each.get("limit") for each in fake.queries] == ["10"] * 4
+    fake.expire_continue = 1
+    assert {each["metadata"]["name"] for each in api.list(SERVICES)} == {f"s{number:02}" for number in range(35)}
+
+
+def test_faults_are_tried_again(api: Api, fake: FakeApi) -> None:
+    api.get(SERVICES)
+    fake.fault_rate = 0.4
+    for number in range(30):
+        # Where the first answer was lost after the server had done it, the second says so.
+        with suppress(AlreadyExists):
+            create(api, f"s{number}")
+    fake.fault_rate = 0
+    assert len(list(api.list(SERVICES))) == 30
+    assert len(fake.faults) > 4
+
+
+def test_retry_after_is_kept(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = iter(["overload", ""])
+    monkeypatch.setattr(fake, "fault", lambda _: next(faults))
+    fake.retry_after = "1"
+    started_s = time.monotonic()
+    api.get(SERVICES)
+    assert 1 <= time.monotonic() - started_s < 1.5
+
+
+def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "fault", lambda _: "overload")
+    fake.retry_after = "150"
+    started_s = time.monotonic()
+    with pytest.raises(ApiError, match="429") as caught:
+        api.get(SERVICES)
+    assert time.monotonic() - started_s < 1
+    assert "again later to resume" in caught.value.remedy
+
+
+@pytest.mark.parametrize("retry_after", ["0", "", "soon"])
+def test_many_short_waits_are_survived(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str
+) -> None:
+    """Priority and fairness may refuse more than ten times, a second each: here, faster."""
+    fake.retry_after = retry_after
+    faults = iter(["overload"] * 25 + [""])
+    monkeypatch.setattr(cluster, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(fake, "fault", lambda _: next(faults))
+    api.get(SERVICES)
+    assert next(faults, None) is None
+
+
+def test_a_server_that_never_answers_is_told_soon(
+    fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.FIRST_S == 10
+    monkeypatch.setattr(cluster, "FIRST_S", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        nobody = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]))
+        started_s = time.monotonic()
+        with pytest.raises(MachineError, match=r"no API server answers at .*Read timed out"):
+            nobody.get(SERVICES)
+        assert time.monotonic() - started_s < 0.6
+
+
+def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real server's words; that it is an internal error does not mean that it goes away."""
+    said = "Internal error occurred: failed to allocate a serviceIP: range is full"
+
+    def refuse(*_: object) -> None:
+        raise Refused(500, said)
+
+    monkeypatch.setattr(fake, "_create", refuse)
+    with pytest.raises(ApiError, match="range is full") as caught:
+        create(api, "a")
+    assert "service CIDR" in caught.value.remedy
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "remedy"),
+    [
+        (403, 'services "a" is forbidden: exceeded quota: q, used: services=5', "kubectl describe quota -n default"),
+        (
+            403,
+            'services "a" is forbidden: unable to create new content in namespace x because it is being terminated',
+            "wait until the namespace is gone",
+        ),
+        (
+            409,
+            'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec.ports',
+            "measure it as it is",
+        ),
+        (409, 'object "a-401" was modified', "another client changes the same object"),
+    ],
+)
+def test_remedies(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, status: int, said: str, remedy: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refused(status, said, "Forbidden" if status == 403 else "Invalid")
+
+    monkeypatch.setattr(fake, "_create", refuse)
+    with pytest.raises(ApiError) as caught:
+        create(api, "a")
+    assert remedy in caught.value.remedy
+
+
+def test_a_patch_that_lost_a_race_is_tried_again_and_field_managers_conflicts_are_not(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["Operation cannot be fulfilled on services: the object has been modified", "Apply failed with 1 conflict"]
+    patch = fake._patch
+
+    def refuse(*argv: Any) -> object:
+        if said:
+            raise Refused(409, said.pop(0), "Conflict")
+        return patch(*argv)
+
+    monkeypatch.setattr(fake, "_patch", refuse)
+    create(api, "a")
+    with pytest.raises(ApiError, match="Apply failed"):
+        api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    said = said or ["Operation cannot be fulfilled on services: the object has been modified"]
+    api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
+    assert fake.objects["", "services", "default", "a"]["metadata"]["labels"] == {"x": "y"}
+
+
+def test_the_server_hears_who_we_are(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, heard = fake.answer, []
+
+    def listen(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
+        heard.append(headers["user-agent"].partition("/")[0])
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(fake, "answer", listen)
+    create(api, "a")
+    assert heard == ["kproxylat"]
+
+
+def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "fault", lambda _: api.stop() or "overload")
+    fake.retry_after = "10"
+    started_s = time.monotonic()
+    with pytest.raises(CancelledError):
+        api.get(SERVICES)
+    assert time.monotonic() - started_s < 1
+
+
+def test_tries_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster.PATIENCE_S == 120
+    monkeypatch.setattr(cluster, "PATIENCE_S", 1)
+    monkeypatch.setattr(fake, "fault", lambda _: "overload")
+    with pytest.raises(ApiError, match="429 TooManyRequests") as caught:
+        api.get(SERVICES)
+    assert caught.value.status == 429
+
+
+def test_refusals_are_one_line_and_a_remedy(api: Api, fake: FakeApi, tmp_path: Path) -> None:
+    fake.denied.add(("list", "services"))
+    with pytest.raises(ApiError) as caught:
+        api.get(SERVICES)
+    assert str(caught.value) == (
+        'the API server refuses (403 Forbidden): services is forbidden: User "fake" cannot list resource "services"'
+        ' in API group "" in the namespace "default"'
+    )
+    assert "docs/rbac.md" in caught.value.remedy
+    expired = connect(fake.kubeconfig(tmp_path, token="old"))  # noqa: S106
+    with pytest.raises(ApiError, match=r"401 Unauthorized.*token has expired") as caught:
+        expired.get(SERVICES)
+    assert "kubectl auth whoami" in caught.value.remedy
+
+
+def test_no_server_and_no_api(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = connect(fake.kubeconfig(tmp_path, port=free.getsockname()[1]))
+    started_s = time.monotonic()
+    with pytest.raises(MachineError, match=r"no API server answers at http://127.0.0.1:\d+: .*Connection refused"):
+        nobody.get(SERVICES)
+    assert time.monotonic() - started_s < 2
+
+    monkeypatch.setattr(fake, "answer", lambda *_: (200, [], ""))
+    with pytest.raises(MachineError, match="not a Kubernetes API"):
+        connect(fake.kubeconfig(tmp_path)).get(SERVICES)
+
+
+def test_kubeconfig_contexts_and_namespaces(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fake.kubeconfig(tmp_path, namespace="team")
+    assert connect(path).namespace == "team"
+    assert connect(path, namespace="mine").namespace == "mine"
+    assert connect(path, "fake").context == "fake"
+    with pytest.raises(UsageError, match="no context 'prod'") as caught:
+        connect(path, "prod")
+    assert caught.value.remedy == "--context takes one of: fake"
+    with pytest.raises(UsageError, match="does not exist"):
+        connect(tmp_path / "nowhere")
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'nowhere'}{os.pathsep}{path}")
+    assert connect().namespace == "team"
+    document = json.loads(path.read_text())
+    del document["current-context"]
+    path.write_text(json.dumps(document))
+    assert connect(path, "fake").namespace == "team"
+    with pytest.raises(UsageError, match="no current context"):
+        connect(path)
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "{}", "[]", "current-context: x", "\x00"])
+def test_a_broken_kubeconfig(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises((MachineError, UsageError)) as caught:
+        connect(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_no_kubeconfig_and_in_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(MachineError, match="there is no kubeconfig") as caught:
+        connect()
+    assert "under sudo" in caught.value.remedy
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    with pytest.raises(MachineError, match="token file does not exist"):
+        connect()
+
+
+def test_credentials_of_an_exec_plugin(fake: FakeApi, tmp_path: Path) -> None:
+    """The plugin is asked once, not once a request."""
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": TOKEN}}
+    script = f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); print({json.dumps(answer)!r})"
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": sys.executable,
+        "args": ["-c", script],
+        "interactiveMode": "Never",
+    }
+    document["users"][0]["user"] = {"exec": plugin}
+    path.write_text(json.dumps(document))
+    api = connect(path)
+    for _ in range(3):
+        api.get(SERVICES)
+    assert (tmp_path / "asked").read_text() == "x"
+
+
+def with_user(fake: FakeApi, directory: Path, user: dict[str, object]) -> Api:
+    path = fake.kubeconfig(directory)
+    document = json.loads(path.read_text())
+    document["users"][0]["user"] = user
+    path.write_text(json.dumps(document))
+    return connect(path)
+
+
+def plugin(command: str, *args: str) -> dict[str, object]:
+    version = "client.authentication.k8s.io/v1"
+    return {"exec": {"apiVersion": version, "command": command, "args": [*args], "interactiveMode": "Never"}}
+
+
+@pytest.mark.parametrize("kind", ["tokenFile", "exec"])
+def test_a_new_token_is_read_when_the_old_one_is_refused(
+    fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    token = tmp_path / "token"
+    answer = '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "%s"}}'
+    script = f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); print({answer!r} % open({str(token)!r}).read())"
+    token.write_text(TOKEN)
+    user = {"tokenFile": str(token)} if kind == "tokenFile" else plugin(sys.executable, "-c", script)
+    api = with_user(fake, tmp_path, user)
+    api.get(SERVICES)
+    monkeypatch.setattr(fake_api, "TOKEN", "new")
+    with pytest.raises(ApiError, match="401 Unauthorized"):
+        api.get(SERVICES)
+    token.write_text("new")
+    (tmp_path / "asked").write_text("")
+    # Each of many threads is refused: one of them asks.
+    with ThreadPoolExecutor(8) as pool:
+        assert [each["kind"] for each in pool.map(lambda _: api.get(SERVICES), range(8))] == ["List"] * 8
+    assert (tmp_path / "asked").read_text() == ("x" if kind == "exec" else "")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("/nowhere/aws",), "exec plugin /nowhere/aws failed: .*No such file or directory"),
+        ((sys.executable, "-c", "exit('log in first')"), "exec plugin .* failed: .*log in first"),
+        ((sys.executable, "-c", "print('x')"), "exec plugin .* failed: .*decode"),
+    ],
+)
+def test_a_plugin_that_fails(
+    fake: FakeApi, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(MachineError, match=said) as caught:
+        with_user(fake, tmp_path, plugin(*command))
+    assert caught.value.remedy
+    assert capfd.readouterr().err == ""
+
+
+def test_a_proxy_is_used(fake: FakeApi, tmp_path: Path) -> None:
+    """A proxy gets the whole address of what is asked for."""
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"] = {"server": "http://api.invalid", "proxy-url": f"http://127.0.0.1:{fake.port}"}
+    path.write_text(json.dumps(document))
+    assert list(connect(path).list(SERVICES)) == []
+
+
+def test_proxies_of_the_environment(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"] = {"server": "http://api.invalid"}
+    path.write_text(json.dumps(document))
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{fake.port}")
+    assert list(connect(path).list(SERVICES)) == []
+    monkeypatch.setenv("no_proxy", ".example,api.invalid")
+    with pytest.raises(MachineError, match=r"no API server answers at http://api\.invalid"):
+        connect(path).get(SERVICES)
+
+
+def test_a_socks_proxy_that_takes_more(fake: FakeApi, tmp_path: Path) -> None:
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    document["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1"
+    path.write_text(json.dumps(document))
+    with pytest.raises(MachineError) as caught:
+        connect(path).get(SERVICES)
+    assert (str(caught.value), caught.value.remedy) == (
+        "a SOCKS proxy takes the Python package PySocks",
+        "pip install PySocks",
+    )
+
+
+def test_several_files_are_one_configuration(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kubectl has it: the first file that says something, of a name or of the current context, is right."""
+    whole = json.loads(fake.kubeconfig(tmp_path, namespace="team").read_text())
+    other = {"name": "other", "context": {"cluster": "fake", "user": "fake", "namespace": "others"}}
+    first = {**whole, "users": [], "clusters": None}
+    second = {**whole, "contexts": [other, {"name": "fake", "context": {}}], "current-context": "other"}
+    paths = [tmp_path / each for each in ("nowhere", "first", "second", "empty")]
+    for path, document in zip(paths[1:], (first, second, None), strict=True):
+        path.write_text(json.dumps(document) if document else "")
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, [*paths, ""])))
+    api = connect()
+    assert (api.context, api.namespace) == ("fake", "team")
+    assert list(api.list(SERVICES)) == []
+    assert connect(context="other").namespace == "others"
+    paths[1].write_text(json.dumps({**first, "current-context": ""}))
+    assert connect().context == "other"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that vouches for itself, for 127.0.0.1, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2", "-subj", "/CN=fake")
+    files = ("-nodes", "-keyout", str(path), "-out", str(path.with_suffix(".crt")))
+    words = ["openssl", "req", "-x509", *made, *files, "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(words, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_suffix(".crt").read_text())
+    return path
+
+
+def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The server's certificate is checked, unless the kubeconfig says otherwise; ours is shown."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    tls.load_cert_chain(certificate)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with serving(FakeApi(anonymous=True), tls) as fake:
+        path = fake.kubeconfig(tmp_path)
+        document = json.loads(path.read_text())
+        server = {"server": f"https://127.0.0.1:{fake.port}"}
+        encoded = base64.b64encode(certificate.read_bytes()).decode()
+        document["users"][0]["user"] = {"client-certificate-data": encoded, "client-key-data": encoded}
+        for cluster_, said in (
+            ({**server, "certificate-authority": certificate.name}, None),
+            ({**server, "certificate-authority-data": encoded}, None),
+            ({**server, "insecure-skip-tls-verify": True}, None),
+            (server, "certificate verify failed"),
+            (
+                {**server, "certificate-authority-data": encoded, "tls-server-name": "x"},
+                "certificate verify failed",
+            ),
+        ):
+            document["clusters"][0]["cluster"] = cluster_
+            path = certificate.with_name("kubeconfig")
+            path.write_text(json.dumps(document))
+            if said:
+                with pytest.raises(MachineError, match=said):
+                    connect(path).get(SERVICES)
+            else:
+                assert list(connect(path).list(SERVICES)) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's token, namespace and CA, and no kubeconfig."""
+    from kubernetes.config import incluster_config
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    for name, text in (("token", TOKEN), ("namespace", "team"), ("ca.crt", certificate.read_text())):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr(cluster, "IN_CLUSTER", tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    with serving(FakeApi(), tls) as fake:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(fake.port))
+        api = connect()
+        assert (api.namespace, list(api.list(SERVICES))) == ("team", [])
+
+
+def test_whom_one_acts_for_is_not_ignored(fake: FakeApi, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="user of context fake acts as jane"):
+        with_user(fake, tmp_path, {"token": TOKEN, "as": "jane"})

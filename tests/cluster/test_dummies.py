@@ -1,0 +1,286 @@
+"""The dummy Services against the fake API, faults and interruptions included: none missing, none left, no duplicate."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxylat.cluster import api as cluster
+from kproxylat.cluster import dummies
+from kproxylat.cluster.api import CONNECTIONS, Api
+from kproxylat.cluster.dummies import create, delete, paths, plan_creation, read_dummies, service_of
+from kproxylat.errors import ApiError, Interrupted, MachineError
+from kproxylat.system import interrupts
+from tests.support import TESTS
+from tests.support.fake_api import Call, FakeApi
+
+LIMIT_S = 300
+COUNT = 10_000
+INTERRUPTIONS, INTERRUPTED = 20, 400
+"""How often, half of them while creating and half while deleting; and how many Services there are to be then."""
+RECORDED = TESTS / "kube-api"
+
+
+def fill(api: Api, count: int) -> None:
+    found = read_dummies(api)
+    create(api, found, plan_creation(found, count))
+
+
+def names(count: int) -> list[str]:
+    return sorted(f"dummy-service-{number}" for number in range(count))
+
+
+def test_services_and_slices_as_the_old_tools_name_them(api: Api, fake: FakeApi) -> None:
+    fill(api, 3)
+    assert fake.named("services") == fake.named("endpointslices") == names(3)
+    service = fake.objects["", "services", "default", "dummy-service-2"]
+    endpoints = fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-2"]
+    assert service["metadata"]["labels"] == {"type": "dummy"}
+    assert "selector" not in service["spec"]
+    assert endpoints["metadata"]["labels"]["type"] == "dummy"
+    assert endpoints["metadata"]["labels"]["kubernetes.io/service-name"] == "dummy-service-2"
+    assert endpoints["metadata"]["ownerReferences"][0]["uid"] == service["metadata"]["uid"]
+    assert endpoints["endpoints"] == [{"addresses": ["10.245.0.3"]}]
+
+
+def test_what_is_there_is_not_created_again(api: Api, fake: FakeApi) -> None:
+    fill(api, 5)
+    del fake.objects["", "services", "default", "dummy-service-1"]
+    del fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-3"]
+    fake.calls.clear()
+    fill(api, 6)
+    assert fake.named("services") == fake.named("endpointslices") == names(6)
+    # The Services 1 and 5, and the slices of 1 (twice: one of the old Service is there), 3 and 5.
+    assert Counter(call.resource for call in fake.calls if call.verb == "create") == {
+        "services": 2,
+        "endpointslices": 4,
+    }
+    fake.calls.clear()
+    fill(api, 4)
+    assert {call.verb for call in fake.calls} == {"list"}
+
+
+def owners_are_there(fake: FakeApi) -> bool:
+    """Whether each slice is its Service's, so that a garbage collector takes none away."""
+    before = fake.named("endpointslices")
+    fake.collect_garbage()
+    return fake.named("endpointslices") == before == fake.named("services")
+
+
+def test_slices_of_services_that_are_gone_do_not_count(api: Api, fake: FakeApi) -> None:
+    """Deleting was interrupted between its stages, and the garbage collector has not come yet."""
+    fill(api, 4)
+    for number in (0, 1, 2):
+        del fake.objects["", "services", "default", f"dummy-service-{number}"]
+    # Of an old tool: nobody's, and so the Service's of that name.
+    del fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-2"]["metadata"]["ownerReferences"]
+    fill(api, 4)
+    assert owners_are_there(fake)
+    assert fake.named("services") == names(4)
+    # Interrupted again, between a new Service and its slice.
+    del fake.objects["", "services", "default", "dummy-service-1"]
+    create_service(api, 1)
+    assert read_dummies(api).without_slice == [1]
+    fill(api, 4)
+    assert owners_are_there(fake)
+
+
+def create_service(api: Api, number: int) -> None:
+    api.request("POST", paths(api)[0], service_of(number))
+
+
+@pytest.mark.parametrize("when", ["create", "get", "delete"])
+def test_the_garbage_collector_comes_in_between(api: Api, fake: FakeApi, when: str) -> None:
+    fill(api, 1)
+    del fake.objects["", "services", "default", "dummy-service-0"]
+    fake.after = lambda call: fake.collect_garbage() if call.verb == when else None
+    fill(api, 1)
+    assert owners_are_there(fake)
+    assert fake.named("services") == names(1)
+
+
+def test_a_conflict_that_does_not_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(api, 1)
+    answer, tries = fake.answer, []
+
+    def refuse(method: str, *rest: Any) -> Any:
+        if method != "DELETE":
+            return answer(method, *rest)
+        tries.append(method)
+        return 409, {"kind": "Status", "message": "Operation cannot be fulfilled", "reason": "Conflict"}, ""
+
+    monkeypatch.setattr(fake, "answer", refuse)
+    monkeypatch.setattr(dummies, "PATIENCE_S", 1)
+    with pytest.raises(ApiError, match="409 Conflict") as caught:
+        delete(api)
+    assert "another client changes" in caught.value.remedy
+    assert len(tries) < 6
+
+
+def test_ipv6_services_get_ipv6_endpoints(api: Api, fake: FakeApi) -> None:
+    service = {"metadata": {"name": "dummy-service-15", "uid": "x"}, "spec": {"ipFamilies": ["IPv6", "IPv4"]}}
+    from kproxylat.cluster.dummies import slice_of
+
+    made = slice_of(15, service)
+    assert (made["addressType"], made["endpoints"]) == ("IPv6", [{"addresses": ["fd00:245::10"]}])
+    assert api.namespace
+    assert fake.port
+
+
+def test_only_what_has_label_and_name_is_deleted(api: Api, fake: FakeApi) -> None:
+    fill(api, 4)
+    worker = fake.add(RECORDED / "service-worker.json")
+    bare = fake.objects["", "services", "default", "dummy-service-1"]["metadata"]
+    del bare["labels"]
+    strange = copy.deepcopy(worker)
+    strange["metadata"] |= {"name": "theirs", "labels": {"type": "dummy"}}
+    fake.add(strange)
+    assert read_dummies(api).strange == ("theirs",)
+    delete(api)
+    assert fake.named("services") == ["dummy-service-1", "theirs", "worker"]
+    deleted = {call.name for call in fake.calls if call.verb == "delete" and call.resource == "services"}
+    assert deleted == {"dummy-service-0", "dummy-service-2", "dummy-service-3"}
+
+
+def test_a_label_lost_between_listing_and_deleting_saves_the_service(api: Api, fake: FakeApi) -> None:
+    fill(api, 3)
+
+    def change(call: Call) -> None:
+        """Somebody adopts number 0, and changes number 1, while number 2 goes."""
+        if call.verb == "delete":
+            fake.after = None
+            for number, labels in ((0, {}), (1, {"type": "dummy", "a": "b"})):
+                document = fake.objects["", "services", "default", f"dummy-service-{number}"]
+                document["metadata"]["labels"] = labels
+                fake._stamp(document)
+
+    services = read_dummies(api).services
+    fake.after = change
+    from kproxylat.cluster.dummies import _delete, paths
+
+    for number in (2, 0, 1):
+        _delete(api, paths(api)[0], services[number])
+    assert fake.named("services") == ["dummy-service-0"]
+
+
+def test_keeping_the_first(api: Api, fake: FakeApi) -> None:
+    fill(api, 12)
+    delete(api, {*range(10)})
+    assert fake.named("services") == fake.named("endpointslices") == names(10)
+
+
+def test_a_name_that_is_taken(api: Api, fake: FakeApi) -> None:
+    worker = json.loads((RECORDED / "service-worker.json").read_text())
+    worker["metadata"]["name"] = "dummy-service-1"
+    fake.add(worker)
+    with pytest.raises(MachineError, match=r"default/dummy-service-1 exists without the label type=dummy"):
+        fill(api, 3)
+
+
+def test_a_refusal_stops_the_rest(api: Api, fake: FakeApi) -> None:
+    fake.denied.add(("create", "services"))
+    with pytest.raises(ApiError, match="403 Forbidden"):
+        fill(api, 2000)
+    assert len(fake.calls) < 2 + 4 * CONNECTIONS, "two lists, and what was under way"
+    fake.denied.clear()
+    fill(api, 3)
+    assert fake.named("services") == names(3)
+
+
+def test_a_signal_stops_threads_that_wait_for_an_overloaded_server(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_dummies(api)
+    fake.retry_after = "20"
+    refused: list[str] = []
+
+    def overload(verb: str) -> str:
+        refused.append(verb)
+        if len(refused) == CONNECTIONS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return "overload"
+
+    monkeypatch.setattr(fake, "fault", overload)
+    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+    interrupts.install()
+    started_s = time.monotonic()
+    try:
+        with pytest.raises(Interrupted) as caught:
+            create(api, found, range(100))
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert time.monotonic() - started_s < 5
+    assert len(refused) == CONNECTIONS
+    monkeypatch.setattr(fake, "fault", lambda _: "")
+    fill(api, 3)
+    assert fake.named("services") == names(3)
+
+
+def test_many_with_faults(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request in twenty fails: refused, overloaded, answered late, or its connection lost before or after."""
+    monkeypatch.setattr(cluster, "PAGE", max(COUNT // 10, 50))
+    api.get("/api/v1/nodes")
+    fake.fault_rate = 0.05
+    fill(api, COUNT)
+    assert fake.named("services") == fake.named("endpointslices") == names(COUNT)
+    assert len({each["metadata"]["uid"] for each in fake.objects.values()}) == 2 * COUNT
+    found = read_dummies(api)
+    assert (len(found.services), len(found.slices), found.without_slice) == (COUNT, COUNT, [])
+    delete(api)
+    assert fake.objects == {}
+    assert sum(fake.faults.values()) > COUNT / 10
+
+
+def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, tmp_path: Path) -> None:
+    """A real process gets a real SIGINT; whatever is there then, the same command completes it."""
+    draw, each_way = random.Random(7), INTERRUPTIONS // 2
+    environment = {**os.environ, "KUBECONFIG": str(fake.kubeconfig(tmp_path))}
+    fake.fault_rate = 0.05
+    interrupted = 0
+    for verb, argv in (("create", ("create", "--count", str(INTERRUPTED))), ("delete", ("delete",))):
+        for number in range(each_way):
+            done = len(fake.objects)
+            left = 2 * INTERRUPTED - done if verb == "create" else done
+            wanted = done + draw.randrange(1, max(left // (each_way - number + 3), 2)) * (1 if verb == "create" else -1)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kproxylat", "services", *argv],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+            def interrupt(
+                call: Call, verb: str = verb, wanted: int = wanted, process: subprocess.Popen[str] = process
+            ) -> None:
+                reached = len(fake.objects) >= wanted if verb == "create" else len(fake.objects) <= wanted
+                if call.verb == verb and reached:
+                    fake.after = None
+                    process.send_signal(signal.SIGINT)
+
+            fake.after = interrupt
+            _, err = process.communicate(timeout=LIMIT_S)
+            fake.after = None
+            assert process.returncode in (0, 130), err
+            assert "Traceback" not in err
+            interrupted += process.returncode == 130
+            if draw.random() < 0.5:
+                fake.collect_garbage()
+        process = subprocess.Popen([sys.executable, "-m", "kproxylat", "services", *argv], env=environment)
+        assert process.wait(LIMIT_S) == 0
+        wanted_names = names(INTERRUPTED) if verb == "create" else []
+        fake.collect_garbage()
+        assert fake.named("services") == fake.named("endpointslices") == wanted_names
+    assert interrupted >= INTERRUPTIONS

@@ -1,0 +1,173 @@
+"""kube-proxy's settings as distributions keep them, read from the fake API."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, read_configured
+from kproxylat.errors import MachineError
+from tests.support import TESTS
+from tests.support.fake_api import FakeApi
+
+RECORDED = TESTS / "kube-api"
+CONFIGMAP = json.loads((RECORDED / "configmap-kube-proxy.json").read_text())
+DAEMONSET = json.loads((RECORDED / "daemonset-kube-proxy.json").read_text())
+NODE = json.loads((RECORDED / "node.json").read_text())
+CONFIG = CONFIGMAP["data"]["config.conf"]
+
+
+def configmap(name: str = "kube-proxy", **data: str) -> dict[str, Any]:
+    return {**copy.deepcopy(CONFIGMAP), "metadata": {"name": name, "namespace": "kube-system"}, "data": data}
+
+
+def daemonset(command: list[str], volume: str = "kube-proxy", name: str = "kube-proxy") -> dict[str, Any]:
+    found = copy.deepcopy(DAEMONSET)
+    found["metadata"]["name"] = name
+    spec = found["spec"]["template"]["spec"]
+    spec["containers"][0] |= {"command": command, "name": name}
+    spec["volumes"][0]["configMap"]["name"] = volume
+    return found
+
+
+def pod(command: list[str], labels: dict[str, str], node: str = "node") -> dict[str, Any]:
+    meta = {"name": f"kube-proxy-{node}", "namespace": "kube-system", "labels": labels}
+    spec = {"containers": [{"name": "kube-proxy", "command": command}], "nodeName": node}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+def node(name: str, arguments: str) -> dict[str, Any]:
+    return {**copy.deepcopy(NODE), "metadata": {"name": name, "annotations": {"k3s.io/node-args": arguments}}}
+
+
+WITH_CONFIG = ["/usr/local/bin/kube-proxy", "--config=/var/lib/kube-proxy/config.conf"]
+IPVS = ["kube-proxy", "--proxy-mode=ipvs"]
+CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
+    "kubeadm": ([CONFIGMAP, DAEMONSET], [("ConfigMap kube-proxy, config.conf: empty, the default", "iptables")]),
+    "kubeadm, nftables": (
+        [configmap(**{"config.conf": change_mode(CONFIG, "nftables")}), DAEMONSET],
+        [("ConfigMap kube-proxy, config.conf", "nftables")],
+    ),
+    "the older key": ([configmap(config="mode: ipvs\n"), DAEMONSET], [("ConfigMap kube-proxy, config", "ipvs")]),
+    "EKS": (
+        [
+            configmap("kube-proxy-config", config='mode: "iptables"\n'),
+            configmap("kube-proxy", kubeconfig="x"),
+            daemonset(["kube-proxy", "--v=2", "--config=/var/lib/kube-proxy-config/config"], "kube-proxy-config"),
+        ],
+        [("ConfigMap kube-proxy-config, config", "iptables")],
+    ),
+    "flags win where there is no --config": (
+        [CONFIGMAP, daemonset(["kube-proxy", "--proxy-mode", "nftables"])],
+        [("DaemonSet kube-proxy: --proxy-mode", "nftables")],
+    ),
+    "no flag at all": (
+        [daemonset(["kube-proxy"])],
+        [("DaemonSet kube-proxy: no --proxy-mode, the default", "iptables")],
+    ),
+    "--config wins over flags": (
+        [CONFIGMAP, daemonset([*WITH_CONFIG, "--proxy-mode=ipvs"])],
+        [("ConfigMap kube-proxy, config.conf: empty, the default", "iptables")],
+    ),
+    "a ConfigMap alone": ([CONFIGMAP], [("ConfigMap kube-proxy, config.conf: empty, the default", "iptables")]),
+    "GKE's static pod": (
+        [pod(["/bin/sh", "-c", "exec kube-proxy --proxy-mode=iptables 1>>/var/log/x"], {"component": "kube-proxy"})],
+        [("pod kube-proxy-node: --proxy-mode", "iptables")],
+    ),
+    "RKE2's static pod": (
+        [pod(["kube-proxy", "--cluster-cidr=10.42.0.0/16", "--proxy-mode=ipvs"], {"component": "kube-proxy"})],
+        [("pod kube-proxy-node: --proxy-mode", "ipvs")],
+    ),
+    "static pods of several nodes, this one's": (
+        [pod(["kube-proxy"], {"component": "kube-proxy"}, "a"), pod(IPVS, {"component": "kube-proxy"}, "here")],
+        [("pod kube-proxy-here: --proxy-mode", "ipvs")],
+    ),
+    "static pods of other nodes, which disagree": (
+        [pod(IPVS if name == "c" else ["kube-proxy"], {"component": "kube-proxy"}, name) for name in "abc"],
+        [("pod kube-proxy-a: no --proxy-mode, the default", "iptables"), ("pod kube-proxy-c: --proxy-mode", "ipvs")],
+    ),
+    "k3s": ([node("a", '["server"]')], [("node a: k3s.io/node-args, the default", "iptables")]),
+    "k3s, told": (
+        [node("a", '["agent","--kube-proxy-arg","proxy-mode=ipvs"]')],
+        [("node a: k3s.io/node-args", "ipvs")],
+    ),
+    "k3s, this node": (
+        [node("a", '["server"]'), node("here", '["agent","--kube-proxy-arg=proxy-mode=nftables"]')],
+        [("node here: k3s.io/node-args", "nftables")],
+    ),
+    "k3s without kube-proxy": ([node("a", '["server","--disable-kube-proxy"]')], []),
+    "a broken annotation": ([node("a", '["server"')], []),
+    "nothing": ([], []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_distributions(api: Api, fake: FakeApi, case: str) -> None:
+    objects, wanted = CASES[case]
+    for each in objects:
+        fake.add(copy.deepcopy(each))
+    found = read_configured(api, "here")
+    assert [(each.source, each.mode) for each in found.settings] == wanted
+    assert found.unasked == []
+    assert bool(found.workloads) == (bool(wanted) and case != "a ConfigMap alone")
+    assert {call.verb for call in fake.calls} <= {"get", "list"}
+
+
+def test_replacements(api: Api, fake: FakeApi) -> None:
+    fake.add(daemonset(["cilium-agent"], name="cilium"))
+    assert read_configured(api, "here").replacements == ["Cilium (DaemonSet cilium)"]
+    fake.add(configmap("cilium-config", **{"kube-proxy-replacement": "true"}))
+    assert read_configured(api, "here").replacements == ["Cilium (ConfigMap cilium-config: kube-proxy-replacement)"]
+    fake.add(configmap("cilium-config", **{"kube-proxy-replacement": "false"}))
+    for each in (CONFIGMAP, DAEMONSET):
+        fake.add(copy.deepcopy(each))
+    assert read_configured(api, "here").replacements == []
+
+
+def test_missing_permissions_are_named(api: Api, fake: FakeApi) -> None:
+    fake.add(copy.deepcopy(CONFIGMAP))
+    fake.denied |= {("list", "daemonsets"), ("list", "pods"), ("list", "nodes"), ("get", "configmaps")}
+    found = read_configured(api, "here")
+    assert found.settings == []
+    said = " ".join(found.unasked)
+    for resource in ("daemonsets", "pods", "nodes", "configmaps"):
+        assert f'resource "{resource}"' in said
+
+
+def test_only_the_mode_changes() -> None:
+    changed = change_mode(CONFIG, "nftables")
+    assert parse_mode(changed) == "nftables"
+    difference = set(changed.splitlines()) ^ set(CONFIG.splitlines())
+    assert difference == {'mode: ""', 'mode: "nftables"'}
+    assert change_mode("a: 1\n", "ipvs") == 'a: 1\nmode: "ipvs"\n'
+    assert parse_mode(change_mode("mode: iptables # ours\n", "ipvs")) == "ipvs"
+    assert change_mode("mode: iptables # ours\r\na: 1\r\n", "ipvs") == 'mode: "ipvs" # ours\r\na: 1\r\n'
+    assert change_mode("a: |\n  mode: x\nmode:\n", "ipvs") == 'a: |\n  mode: x\nmode: "ipvs"\n'
+    with pytest.raises(MachineError, match="does not hold a KubeProxyConfiguration"):
+        change_mode("- a\n", "ipvs")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"mode": "iptables"}',
+        '{"a": 1}',
+        '"mode": iptables\n',
+        "mode : iptables\n",
+        "mode: >-\n  iptables\n",
+        "mode: &a iptables\n",
+        "mode: iptables\nmode: ipvs\n",
+    ],
+)
+def test_what_is_not_one_plain_line_is_not_changed(text: str) -> None:
+    with pytest.raises(MachineError, match="not on one line of the form mode: NAME") as caught:
+        change_mode(text, "nftables")
+    assert "edit it by hand" in caught.value.remedy
+
+
+def test_flags() -> None:
+    assert parse_flags(["--a=1", "--b", "2", "--c", "--d"]) == {"a": "1", "b": "2", "c": "true", "d": "true"}

@@ -1,0 +1,189 @@
+"""docs/rbac.md against the calls that the commands make: enough, and not more than that."""
+
+from __future__ import annotations
+
+import copy
+import re
+import socket
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from kproxylat.cluster import dummies, sources
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.dummies import Dummies, create, delete, paths, read_dummies
+from kproxylat.cluster.proxy_config import read_configured
+from kproxylat.cluster.rollout import apply_change, plan_change, wait_for_rollout
+from kproxylat.cluster.sources import choose_source
+from kproxylat.cluster.target import read_target
+from kproxylat.cluster.worker import apply_worker, delete_worker
+from kproxylat.measure.options import Options
+from kproxylat.node.node import Node
+from tests.cli.test_app import Captured, call
+from tests.cli.test_mode import cluster, measured  # noqa: F401
+from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
+from tests.cluster.test_sources import node_of
+from tests.support import ROOT, TESTS
+from tests.support.fake_api import FakeApi
+
+DOCS = ROOT / "docs/rbac.md"
+RECORDED = TESTS / "kube-api"
+MANIFESTS = dict(re.findall(r"^## (.+?)\n.*?```yaml\n(.*?)```", DOCS.read_text(), re.M | re.S))
+Right = tuple[str, str, str, str, str]
+
+
+def rights(text: str) -> set[Right]:
+    """Return verb, group, resource, namespace ("" for a ClusterRole) and name ("" for any) of each rule."""
+    return {
+        (verb, group, resource, role["metadata"].get("namespace", ""), name)
+        for role in yaml.safe_load_all(text)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", [""])
+    }
+
+
+def made(fake: FakeApi) -> set[Right]:
+    """Return the rights that the calls took; by its name each object of kube-system, which are not the user's."""
+    return {each if each.namespace == "kube-system" else each._replace(name="") for each in fake.calls}
+
+
+def mode_show(api: Api, fake: FakeApi) -> None:
+    """On a cluster with a DaemonSet, and on one that has nothing of kube-proxy."""
+    read_configured(api, "here")
+    kubeadm(fake)
+    read_configured(api, "here")
+
+
+def kubeadm(fake: FakeApi) -> None:
+    for each in (CONFIGMAP, DAEMONSET):
+        fake.add(copy.deepcopy(each))
+
+
+def run(api: Api, fake: FakeApi) -> None:
+    for each in RECORDED.glob("*worker-udp.json"):
+        fake.add(each)
+    read_target(api, "worker-udp")
+    node = node_of("here", "192.0.2.2", "10.244.1.0/24")
+    fake.add(node)
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(sources, "run", lambda *_, **__: "[]")
+        choose_source(api, Node(None, "here"), 6, 4)
+
+
+def sweep(api: Api, fake: FakeApi) -> None:
+    """All of what it calls; tests/sweep/test_on_cluster.py holds that it calls nothing else."""
+    for each in (run, mode_set, services_create):
+        each(api, fake)
+    fake_calls = fake.calls[:]
+    services_delete(api, fake)
+    fake.calls[:0] = fake_calls
+
+
+def services_list(api: Api, _: FakeApi) -> None:
+    read_dummies(api)
+
+
+def services_create(api: Api, fake: FakeApi) -> None:
+    """Of two at a time, each finds that the other was faster; of an earlier Service, a slice is left."""
+    read_dummies(api)
+    nothing = Dummies({}, {}, ())
+    for _ in range(2):
+        create(api, nothing, [0])
+    del fake.objects["", "services", "default", "dummy-service-0"]
+    create(api, nothing, [0])
+
+
+def services_delete(api: Api, fake: FakeApi) -> None:
+    """With both changed in between."""
+    services_create(api, fake)
+    fake.calls.clear()
+    found = read_dummies(api)
+    for path, document in zip(paths(api), (found.services[0], *found.slices.values()), strict=True):
+        stale = copy.deepcopy(document)
+        stale["metadata"]["resourceVersion"] = "1"
+        dummies._delete(api, path, stale)
+    delete(api)
+
+
+def worker_delete(api: Api, fake: FakeApi) -> None:
+    apply_worker(api)
+    fake.calls.clear()
+    delete_worker(api)
+
+
+def mode_set(api: Api, fake: FakeApi) -> None:
+    kubeadm(fake)
+    fake.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
+    change = plan_change(api, "nftables")
+    apply_change(api, change)
+    wait_for_rollout(api, change)
+
+
+WAYS: dict[str, Callable[[Api, FakeApi], None]] = {
+    "mode show": mode_show,
+    "run": run,
+    "sweep": sweep,
+    "services list": services_list,
+    "services create": services_create,
+    "services create --worker": lambda api, _: apply_worker(api),
+    "services delete": services_delete,
+    "services delete --worker": worker_delete,
+    "mode set": mode_set,
+}
+
+
+def test_every_command_is_documented() -> None:
+    assert set(MANIFESTS) == set(WAYS)
+
+
+@pytest.mark.parametrize("command", WAYS)
+def test_the_least_that_is_enough(api: Api, fake: FakeApi, command: str) -> None:
+    WAYS[command](api, fake)
+    assert made(fake) == rights(MANIFESTS[command])
+
+
+COMMANDS = (
+    (("mode", "show"), ["mode show"], 0),
+    (("mode", "set", "nftables", "--dry-run"), ["mode set"], 0),
+    (("mode", "set", "nftables", "--yes"), ["mode set"], 0),
+    (("run", "2", "1000", "--service", "worker-dual"), ["run", "mode show"], 0),
+    (("run", "2", "1000", "--service", "worker-dual", "--mode", "nftables"), ["run"], 0),
+    (("run", "2", "1000", "--target", "10.96.0.10:1", "--mode", "nftables"), [], 0),
+    (("services", "create", "--count", "3"), ["services create"], 0),
+    (("services", "create", "--count", "3", "--dry-run"), ["services list"], 0),
+    (
+        ("services", "create", "--count", "3", "--worker", "--wait", "0"),
+        ["services create", "services create --worker"],
+        1,
+    ),
+    (("services", "list"), ["services list"], 0),
+    (("services", "delete"), ["services delete"], 0),
+    (("services", "delete", "--wait", "0"), ["services delete"], 0),
+    (("services", "delete", "--worker"), ["services delete", "services delete --worker"], 0),
+)
+"""Command line, the manifests that it takes, and its status where this machine holds no Service's rules."""
+
+
+@pytest.mark.parametrize(("argv", "manifests", "wanted"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
+def test_the_commands_themselves_take_no_more(
+    capsys: Captured,
+    cluster: FakeApi,  # noqa: F811
+    measured: list[Options],  # noqa: F811
+    argv: tuple[str, ...],
+    manifests: list[str],
+    wanted: int,
+) -> None:
+    """From the first word to the last, against a server that permits what the manifests have, and no more."""
+    for each in RECORDED.glob("*worker-dual.json"):
+        cluster.add(each)
+    cluster.add(node_of(socket.gethostname(), "192.0.2.2", "10.244.1.0/24"))
+    cluster.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
+    cluster.permitted = set().union(*(rights(MANIFESTS[each]) for each in manifests))
+    status, _, err = call(capsys, *argv)
+    assert (status, "Forbidden" in err) == (wanted, False), err
+    assert bool(cluster.calls) == bool(manifests)
+    assert len(measured) == (argv[0] == "run")

@@ -1,0 +1,161 @@
+"""Addresses to send from: a part of podCIDR that no route, neighbour, pod or endpoint has; else the reason why not."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kproxylat.cluster import sources
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.sources import check_free, choose_source, find_free, read_pod_cidr
+from kproxylat.errors import MachineError
+from kproxylat.node.node import Node
+from tests.support.fake_api import FakeApi
+
+CIDR = IPv4Network("10.244.1.0/24")
+DEFAULT = {"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}
+CLUSTER = {"dst": "10.244.0.0/16", "gateway": "192.0.2.9", "dev": "eth0"}
+BRIDGE = {"dst": "10.244.1.0/24", "dev": "cni0", "scope": "link"}
+LOCAL = {"type": "local", "dst": "10.244.1.1", "dev": "cni0", "table": "local"}
+BROADCAST = {"type": "broadcast", "dst": "10.244.1.255", "dev": "cni0", "table": "local"}
+ADDRESSES = [{"ifname": "eth0", "addr_info": [{"family": "inet", "local": "192.0.2.2"}]}]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
+    """What ip(8) lists on the node in namespace n1, by the object asked for."""
+    listed = {"address": ADDRESSES, "route": [DEFAULT, CLUSTER, BRIDGE, LOCAL, BROADCAST], "neighbour": []}
+
+    def run(*argv: str, netns: str | None) -> str:
+        assert (argv[:3], netns) == (("ip", "-json", "-4"), "n1")
+        # It prints nothing at all where there is nothing.
+        return json.dumps(listed[argv[3]]) if listed[argv[3]] else ""
+
+    monkeypatch.setattr(sources, "run", run)
+    return listed
+
+
+def node_of(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
+    spec = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)} if pod_cidrs else {}
+    status = {"addresses": [{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": address}]}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec, "status": status}
+
+
+def pod_of(name: str, node: str, *ips: str) -> dict[str, Any]:
+    status = {"podIPs": [{"ip": ip} for ip in ips]}
+    meta = {"name": name, "namespace": "default"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"nodeName": node}, "status": status}
+
+
+@pytest.fixture
+def nodes(fake: FakeApi) -> FakeApi:
+    fake.add(node_of("elsewhere", "192.0.2.3", "10.244.2.0/24"))
+    fake.add(node_of("here", "192.0.2.2", "fd00:1::/64", "10.244.1.0/24"))
+    return fake
+
+
+@pytest.mark.usefixtures("nodes", "kernel")
+def test_the_last_free_part(api: Api) -> None:
+    """The very last one holds the bridge's broadcast address."""
+    assert choose_source(api, Node("n1", "x"), 6, 4) == IPv4Network("10.244.1.240/29")
+    assert choose_source(api, Node("n1", "x"), 7, 4) == IPv4Network("10.244.1.224/28")
+    assert choose_source(api, Node("n1", "x"), 1, 4) == IPv4Network("10.244.1.248/30")
+
+
+def test_what_others_have_is_left_to_them(api: Api, nodes: FakeApi, kernel: dict[str, list[dict[str, Any]]]) -> None:
+    def choose() -> str:
+        return str(choose_source(api, Node("n1", "x"), 6, 4, ["10.244.1.229:50051"]))
+
+    nodes.add(pod_of("idle", "here", "10.244.1.241", "fd00:1::5"))
+    nodes.add(pod_of("far", "elsewhere", "10.244.1.233"))
+    assert choose() == "10.244.1.232/29", "not a pod's; those of another node are not asked for"
+    kernel["neighbour"] += [
+        {"dst": "10.244.1.234", "dev": "cni0", "state": ["STALE"]},
+        {"dst": "10.244.1.217", "dev": "cni0", "state": ["FAILED"]},
+    ]
+    assert choose() == "10.244.1.216/29", "not a neighbour's, nor the endpoint's; a neighbour that failed is nobody"
+    kernel["route"].append({"dst": "10.244.1.192/26", "gateway": "192.0.2.3", "dev": "eth0"})
+    assert choose() == "10.244.1.184/29", "not what is routed elsewhere"
+    kernel["route"].append({"type": "blackhole", "dst": "10.244.1.128/25"})
+    assert choose() == "10.244.1.120/29"
+    kernel["route"][2] = {**BRIDGE, "gateway": "192.0.2.3"}
+    with pytest.raises(MachineError, match=r"podCIDR 10.244.1.0/24 has no free part of 6 addresses"):
+        choose()
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"spec": {}}, "node here has no IPv4 podCIDR"),
+    ({"spec": {"podCIDR": "fd00:1::/64"}}, "node here has no IPv4 podCIDR"),
+    ({"spec": {"podCIDR": "10.244.1.0/30"}}, "podCIDR 10.244.1.0/30 has no free part of 6 addresses"),
+    ({"status": {}, "metadata": {"name": "other"}}, "none of the cluster's 1 nodes has an address of this one, or is"),
+])  # fmt: skip
+@pytest.mark.usefixtures("kernel")
+def test_no_slice_to_be_had(api: Api, fake: FakeApi, change: dict[str, Any], said: str) -> None:
+    fake.add({**node_of("here", "192.0.2.2", "10.244.1.0/24"), **change})
+    with pytest.raises(MachineError, match=said):
+        choose_source(api, Node("n1", "here"), 6, 4)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_node_known_by_its_name_alone(api: Api, fake: FakeApi) -> None:
+    fake.add(node_of("here", "203.0.113.7", "10.244.1.0/24"))
+    assert choose_source(api, Node("n1", "here"), 6, 4).subnet_of(CIDR)
+
+
+@pytest.mark.parametrize("resource", ["nodes", "pods"])
+@pytest.mark.usefixtures("kernel")
+def test_what_may_not_be_listed_is_told(api: Api, nodes: FakeApi, resource: str) -> None:
+    nodes.denied.add(("list", resource))
+    with pytest.raises(MachineError, match=r"cannot list nodes and pods: .*forbidden"):
+        choose_source(api, Node("n1", "x"), 6, 4)
+
+
+@given(st.lists(st.integers(0, 255)), st.integers(1, 300))
+def test_a_free_part_is_free_and_large_enough(taken: list[int], addresses: int) -> None:
+    hosts = {IPv4Network(int(CIDR.network_address) + each): "" for each in taken}
+    try:
+        found = find_free(CIDR, hosts, addresses)
+    except MachineError:
+        size = 1 << (addresses + 1).bit_length()
+        assert size >= 256 or {each // size for each in taken} == {*range(256 // size)}
+    else:
+        assert found.subnet_of(CIDR)
+        assert found.num_addresses - 2 >= addresses > found.num_addresses // 2 - 2
+        assert not any(found.overlaps(each) for each in hosts)
+
+
+@pytest.mark.parametrize(("source", "said"), [
+    ("10.244.1.0/24", "a route, 10.244.1.0/24 dev cni0"),
+    ("10.244.0.0/16", "sources 10.244.0.0/16 are not free: a route, 10.244.0.0/16"),
+    ("10.244.1.248/29", "a route, 10.244.1.255 dev cni0"),
+    ("10.244.1.240/29", "a neighbour, 10.244.1.241 dev cni0"),
+])  # fmt: skip
+def test_passed_sources_that_are_taken(kernel: dict[str, list[dict[str, Any]]], source: str, said: str) -> None:
+    kernel["neighbour"].append({"dst": "10.244.1.241", "dev": "cni0", "state": ["REACHABLE"]})
+    with pytest.raises(MachineError, match=said) as caught:
+        check_free("n1", IPv4Network(source))
+    assert "--source" in caught.value.remedy
+
+
+@pytest.mark.usefixtures("kernel")
+def test_passed_sources_that_are_free() -> None:
+    for each in ("10.244.1.240/29", "10.244.7.0/24", "198.18.0.0/15"):
+        check_free("n1", IPv4Network(each))
+
+
+def test_an_ipv6_part_of_a_dual_stack_node() -> None:
+    document = node_of("here", "192.0.2.2", "10.244.1.0/24", "fd00:10:244:1::/64")
+    cidr = read_pod_cidr(document, 6)
+    assert cidr == IPv6Network("fd00:10:244:1::/64")
+    last = IPv6Network("fd00:10:244:1:ffff:ffff:ffff:fff8/125")
+    assert find_free(cidr, {}, 6) == last
+    assert find_free(cidr, {IPv6Network(f"{last[3]}/128"): "a neighbour"}, 6) == IPv6Network(
+        "fd00:10:244:1:ffff:ffff:ffff:fff0/125"
+    )
+    with pytest.raises(MachineError, match="no IPv6 podCIDR"):
+        read_pod_cidr(node_of("here", "192.0.2.2", "10.244.1.0/24"), 6)

@@ -1,0 +1,181 @@
+"""Waiting for kube-proxy: it ends when the rules hold what the API holds, and says what is missing where they don't."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+
+import pytest
+
+from kproxylat.cluster import sync
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.dummies import create, plan_creation, read_dummies
+from kproxylat.cluster.proxy_mode import Evidence
+from kproxylat.cluster.sync import is_idle, live_ports, mode_ports, service_ports, wait_for_rules
+from kproxylat.errors import MachineError
+from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
+from kproxylat.results import Destination
+from tests.support import TESTS
+from tests.support.fake_api import FakeApi
+
+METRICS = (TESTS / "kube-api/metrics.txt").read_text()
+PORTS = {Destination(f"10.97.0.{number}", 80, "tcp") for number in range(1, 6)}
+OTHER = Destination("10.96.0.1", 443, "tcp")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "PAUSE_S", 0.01)
+
+
+def test_it_ends_when_the_last_rule_is_there() -> None:
+    looks: list[Set[Destination]] = [set(), set(list(PORTS)[:4]), PORTS | {OTHER}, PORTS]
+    left = iter(looks)
+    assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
+    assert next(left) == PORTS  # The fourth look was not needed.
+
+
+def test_what_is_wanted_is_not_unwanted() -> None:
+    """A ClusterIP may be given out again."""
+    wait_for_rules(PORTS, {*PORTS, OTHER}, 0, read=lambda _: PORTS, idle=lambda _: True)
+
+
+def test_progress_is_how_many_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    @contextmanager
+    def counting(_: str, total: int) -> Iterator[Callable[[], None]]:
+        told.append(total)
+        yield lambda: told.append("one")
+
+    monkeypatch.setattr(sync, "counting", counting)
+    looks: Iterator[Set[Destination]] = iter([{OTHER}, {OTHER, *list(PORTS)[:3]}, set(list(PORTS)[:2]), PORTS])
+    wait_for_rules(PORTS, {OTHER}, read=lambda _: next(looks), idle=lambda _: True)
+    assert told == [6, *["one"] * 6]
+
+
+def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
+    looks, busy = iter([PORTS, {OTHER}, {OTHER}]), iter([False, True])
+    wait_for_rules(set(), PORTS, read=lambda _: next(looks), idle=lambda _: next(busy))
+    with pytest.raises(StopIteration):
+        next(looks)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted", "held", "idle", "said"),
+    [
+        (PORTS, set(), {OTHER}, True, "5 Service ports are missing, such as 10.97.0.1:80/tcp"),
+        (
+            {OTHER},
+            PORTS,
+            PORTS,
+            True,
+            "1 Service ports are missing, such as 10.96.0.1:443/tcp; 5 Service ports are still",
+        ),
+        (set(), set(), set(), False, "it is still busy"),
+    ],
+)
+def test_a_timeout_says_what_is_missing(
+    wanted: set[Destination], unwanted: set[Destination], held: set[Destination], idle: bool, said: str
+) -> None:
+    with pytest.raises(MachineError, match=r"not up to date after 0\.05 s") as caught:
+        wait_for_rules(wanted, unwanted, 0.05, read=lambda _: held, idle=lambda _: idle)
+    assert said in str(caught.value)
+    assert "kubectl -n kube-system logs" in caught.value.remedy
+
+
+def test_recorded_metrics() -> None:
+    assert is_idle(METRICS)
+    assert not is_idle(METRICS.replace("service_changes_pending 0", "service_changes_pending 2"))
+    # Queued after the last sync began, of one family.
+    assert not is_idle(
+        METRICS.replace(
+            'queued_timestamp_seconds{ip_family="IPv6"} 1.795', 'queued_timestamp_seconds{ip_family="IPv6"} 1.995'
+        )
+    )
+    assert is_idle("")
+    with pytest.raises(MachineError, match="cannot read kube-proxy's /metrics: ") as caught:
+        is_idle("<html>no metrics</html>\n")
+    assert "curl http://localhost:10249/metrics" in caught.value.remedy
+    assert "\n" not in str(caught.value)
+    # Just started: a labelled gauge is not there before it is set.
+    started = re.sub(r"(?m)^kubeproxy_sync_proxy_rules_last_\w*timestamp_seconds.*\n", "", METRICS)
+    assert started != METRICS
+    assert not is_idle(started)
+    assert not is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 0\n")
+    assert is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1.7e+09\n")
+
+
+def test_a_wait_ends_with_the_error_of_unreadable_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"/metrics": METRICS}
+    monkeypatch.setattr(sync, "read_proxy", lambda path, **_: answers[path])
+    wait_for_rules(PORTS, read=lambda _: PORTS)
+    answers["/metrics"] = "not metrics"
+    with pytest.raises(MachineError, match="cannot read kube-proxy's /metrics"):
+        wait_for_rules(PORTS, read=lambda _: PORTS)
+
+
+def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
+    create(api, read_dummies(api), plan_creation(read_dummies(api), 3))
+    assert fake.named("services")
+    found = read_dummies(api)
+    addresses = {each["spec"]["clusterIP"] for each in found.services.values()}
+    assert service_ports(found) == {Destination(address, 80, "tcp") for address in addresses}
+    found.services[0]["spec"]["clusterIPs"] = ["fd00::1"]
+    found.services[1]["spec"]["clusterIPs"] = ["fd00::2", "10.97.9.9"]
+    names = {each.ip for each in service_ports(found)}
+    assert len(names) == 3
+    assert {"fd00::1", "10.97.9.9"} < names
+
+
+def test_what_every_mode_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports of Services without endpoints, and NodePorts, are ipvs' alone; load balancers' are in all of them."""
+    balancer = Destination("203.0.113.7", 80, "tcp")
+    endpoint = "  -> 0A630002:192B      Masq    1      0          0\n"
+    said = f"TCP  0A600001:01BB rr\n{endpoint}TCP  CB007107:0050 rr\n{endpoint}UDP  0A606433:C383 rr\n"
+    said += f"TCP  C0000209:7580 rr\n{endpoint}"
+    links = [
+        {"ifname": "eth0", "addr_info": [{"local": "192.0.2.9"}]},
+        {"ifname": "kube-ipvs0", "addr_info": [{"local": "10.96.0.1"}, {"local": "203.0.113.7"}]},
+        {"ifname": "lo"},
+    ]
+    monkeypatch.setattr(sync, "run", lambda *_, **__: json.dumps(links))
+    rule = '[0:0] -A KUBE-SERVICES -d {}/32 -p tcp -m comment --comment "x" -m tcp --dport {} -j KUBE-{}-X'
+    nat = "\n".join([rule.format("10.96.0.1", 443, "SVC"), rule.format(balancer.ip, 80, "EXT")])
+    firewalled = nat.replace("EXT", "FW")
+    elements = [({"concat": [each.ip, "tcp", each.port]}, {"goto": {}}) for each in (OTHER, balancer)]
+    service_ips = json.dumps({"nftables": [{"map": {"elem": elements}}]})
+    for rules in (
+        *(parse_ip_vs(said), parse_service_ips(service_ips), parse_nat(nat, "nft"), parse_nat(firewalled, "legacy")),
+    ):
+        assert rules
+        monkeypatch.setattr(sync, "gather", lambda _, rules=rules, **__: Evidence(rules=(rules,)))
+        assert mode_ports(None, rules.mode) == {OTHER, balancer}
+
+
+def test_what_only_rules_left_behind_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Destination("10.96.7.7", 1, "udp")], 0))
+    rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
+    assert mode_ports(None, "iptables", set.intersection) == {OTHER}
+    assert mode_ports(None, "iptables") == {*left.services, *PORTS}
+    assert mode_ports(None, "nftables", set.intersection) == set()
+
+
+def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = (
+        LiveRules("iptables", "legacy", 6, dict.fromkeys(PORTS, 0)),
+        LiveRules("nftables", "nft", 1, {OTHER: None}),
+    )
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("nftables", rules=rules))
+    assert live_ports() == {OTHER}
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(rules=rules))
+    with pytest.raises(MachineError, match="ambiguous: the kernel holds the rules of iptables on legacy and nftables"):
+        live_ports()
+    assert live_ports(mode="nftables") == {OTHER}
+    assert live_ports(mode="iptables", backend="legacy") == PORTS
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=("this kernel's rules: it takes root",)))
+    with pytest.raises(MachineError, match="takes root"):
+        live_ports()

@@ -1,0 +1,374 @@
+"""What a measurement takes of this machine: a machine that has it all, and each thing taken away from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kproxylat.cli import app
+from kproxylat.errors import MachineError
+from kproxylat.measure import stage
+from kproxylat.modes import MODES, find_mode
+from kproxylat.node import checks, doctor, network
+from kproxylat.node.doctor import CHECKS, Finding, examine, missing_to_trace, possible_modes, require
+from kproxylat.system import kernel, processes
+from kproxylat.trace import bpftrace
+
+TREE = {
+    "proc/modules": "nf_tables 1 0 - Live 0x0\n",
+    "proc/self/status": "CapEff:\t000001ffffffffff\n",
+    "proc/sys/kernel/ftrace_enabled": "1\n",
+    "proc/sys/net/x": "",
+    "sys/bus/event_source/devices/kprobe/type": "8\n",
+    "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
+    "sys/devices/system/cpu/vulnerabilities/meltdown": "Mitigation: PTI\n",
+    "sys/fs/bpf/x": "",
+    "sys/kernel/btf/nf_tables": "",
+    "sys/kernel/btf/vmlinux": "",
+    "sys/kernel/debug/tracing/x": "",
+    "sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
+    "sys/kernel/tracing/available_filter_functions": "",
+}
+PROGRAMS = {
+    "bpftrace": "echo bpftrace v0.23.2",
+    "iptables": "echo 'iptables v1.8.9 (nf_tables)'",
+    "modprobe": 'for name; do :; done; case " $ABSENT " in *" $name "*) exit 1; esac',
+}
+PLAIN = (
+    "conntrack",
+    "grep",
+    "hping3",
+    "virtme-run",
+    "ip",
+    "nft",
+    "nsenter",
+    "sysctl",
+    "qemu-system-x86_64",
+    *{t for mode in MODES for family in (4, 6) for t in mode.for_family(family).tools},
+)
+USES = ("trace", "fentry", "kprobe", "run", "hping3", "node")
+COMMANDS = {"apt-get", "dnf", "docker", "echo", "grubby", "kproxylat", "mokutil", "mount", "sed", "sudo", "sysctl"}
+LEGACY = find_mode("iptables", "legacy")
+Edit = Callable[[Path], object]
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Make a machine that has everything, and look at it in place of this one."""
+    for name, text in TREE.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "proc/self/ns").mkdir()
+    for name in ("user", "pid"):
+        (tmp_path / "proc/self/ns" / name).touch()
+    inodes = {name: (tmp_path / "proc/self/ns" / name).stat().st_ino for name in ("user", "pid")}
+    monkeypatch.setattr(checks, "INITIAL", inodes)
+    (tmp_path / "bin").mkdir()
+    for name, body in {**dict.fromkeys(PLAIN, "exit 0"), **PROGRAMS}.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+    (tmp_path / "bin/setpriv").symlink_to(shutil.which("setpriv", path=processes.PATH) or "/usr/bin/setpriv")
+    monkeypatch.setattr(processes, "PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(kernel, "ROOT", tmp_path)
+    monkeypatch.setattr(kernel, "release", lambda: "6.1.0-56-amd64")
+    monkeypatch.setattr(checks.virtual_machine, "find_kernel", lambda *_: Path("vmlinuz-6.1.0-56-amd64"))
+    monkeypatch.setattr(network, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(network, "NETNS", tmp_path / "netns")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(checks.virtual_machine.sys, "executable", str(tmp_path / "python"))
+    bpftrace.find_version.cache_clear()
+    yield tmp_path
+    bpftrace.find_version.cache_clear()
+
+
+def states() -> dict[str, Finding]:
+    return {each.name: each for each in examine()}
+
+
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+def test_a_machine_that_has_everything(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = examine()
+    assert [(each.name, each.state, each.found) for each in findings if each.state != "ok"] == []
+    assert possible_modes(findings) == ["iptables on legacy", "iptables on nft", "nftables on nft", "ipvs on ipvs"]
+    assert missing_to_trace() == []
+    for mode in MODES:
+        require(mode, "trace", "run", "node")
+    with pytest.raises(SystemExit) as ended:
+        app.main(["doctor", "--format", "json"])
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["schema"], err) == ("kproxylat/1", "")
+    assert len(document["possible"]) == len(MODES)
+    assert document["checks"][0] == {
+        "name": "rights",
+        "state": "ok",
+        "found": "root, with what it takes",
+        "breaks": "every measurement",
+        "apt": "sudo kproxylat ...",
+        "dnf": "sudo kproxylat ...",
+    }
+    assert not (good / "lock").exists(), "looking changes nothing"
+
+
+def remove(name: str) -> Edit:
+    def edit(root: Path) -> None:
+        path = root / name
+        path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+
+    return edit
+
+
+def write(name: str, text: str) -> Edit:
+    def edit(root: Path) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o755)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "state", "found"),
+    [
+        ("rights", write("proc/self/status", "CapEff:\t0000000000001000\n"), "missing", "SYS_ADMIN"),
+        ("bpftrace", remove("bin/bpftrace"), "missing", "bpftrace not found"),
+        ("bpftrace", write("bin/bpftrace", "#!/bin/sh\necho bpftrace v0.9.4\n"), "missing", "too old"),
+        ("setpriv", remove("bin/setpriv"), "missing", "setpriv not found"),
+        ("modprobe", remove("bin/modprobe"), "missing", "modprobe not found"),
+        ("ip", remove("bin/ip"), "missing", "ip not found"),
+        ("nft", remove("bin/nft"), "missing", "nft not found"),
+        ("nsenter", remove("bin/nsenter"), "missing", "nsenter not found"),
+        ("sysctl", remove("bin/sysctl"), "missing", "sysctl not found"),
+        ("conntrack", remove("bin/conntrack"), "missing", "conntrack not found"),
+        ("BTF", remove("sys/kernel/btf/vmlinux"), "missing", "CONFIG_DEBUG_INFO_BTF"),
+        ("BTF", remove("sys/kernel/btf/nf_tables"), "missing", "CONFIG_DEBUG_INFO_BTF_MODULES"),
+        ("function tracing", remove("proc/sys/kernel/ftrace_enabled"), "missing", "CONFIG_FUNCTION_TRACER"),
+        ("function tracing", write("proc/sys/kernel/ftrace_enabled", "0\n"), "missing", "switched off"),
+        ("tracefs", remove("sys/kernel/tracing/available_filter_functions"), "missing", "not mounted"),
+        ("kprobes", remove("sys/bus/event_source/devices/kprobe"), "missing", "CONFIG_KPROBE_EVENTS"),
+        ("hping3", remove("bin/hping3"), "missing", "hping3 not found"),
+        ("hping3", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing", "lacks CAP_NET_RAW"),
+        ("iptables on legacy: rights", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing",
+            "lacks CAP_NET_RAW"),
+        ("lockdown", write("sys/kernel/security/lockdown", "none [confidentiality]"), "missing", "locked down"),
+        ("user namespace", write("proc/self/ns/other", ""), "missing", "user namespace"),
+        ("iptables on legacy: tools", remove("bin/nfacct"), "missing", "nfacct not found"),
+        ("iptables", remove("bin/iptables"), "warning", "iptables not found"),
+        ("clock source", write(
+            "sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet"), "warning", "hpet"),
+        ("mitigations", write("sys/devices/system/cpu/vulnerabilities/mds", "Vulnerable\n"), "warning", "mds"),
+        ("leftovers", write("netns/kproxylat-client", ""), "warning", "kproxylat-client"),
+        ("leftovers", write("lock", "123"), "warning", "lock"),
+        ("surroundings", write(".dockerenv", ""), "warning", "/.dockerenv"),
+        ("surroundings", remove("sys/fs/bpf"), "warning", "no /sys/fs/bpf"),
+        ("surroundings", remove("sys/kernel/debug"), "warning", "no /sys/kernel/debug"),
+        ("virtual machine", remove("bin/qemu-system-x86_64"), "warning", "qemu-system-x86_64 not found"),
+        ("virtual machine", remove("bin/virtme-run"), "warning", "virtme-run not found"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)  # fmt: skip
+def test_what_is_missing_is_found_and_stops_what_needs_it(
+    good: Path, monkeypatch: pytest.MonkeyPatch, name: str, edit: Edit, state: str, found: str
+) -> None:
+    edit(good)
+    if name == "user namespace":
+        monkeypatch.setattr(checks, "INITIAL", {"user": 1, "pid": checks.INITIAL["pid"]})
+    finding = states()[name]
+    assert finding.state == state
+    assert found in finding.found
+    assert finding.apt
+    assert finding.dnf
+    check = next(each for each in CHECKS if each.name == name)
+    if state == "missing":
+        assert doctor.possible_modes(examine()) == [] or check.mode or check.use in ("node", "kprobe", "hping3")
+        with pytest.raises(MachineError) as caught:
+            require(LEGACY, *USES)
+        assert found in str(caught.value)
+        assert caught.value.remedy
+    else:
+        require(LEGACY, *USES)
+
+
+def test_a_kind_of_probe_needs_its_own_alone(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "load_modules", lambda _: None)
+    monkeypatch.setattr(stage, "find_engine", lambda mode, probe: (mode.engines[0], probe))
+    write("proc/sys/kernel/ftrace_enabled", "0\n")(good)
+    stage.check_machine(LEGACY, "kprobe", "run")
+    assert missing_to_trace([LEGACY], "kprobe") == []
+    assert missing_to_trace([LEGACY]) == ["function tracing"]
+    with pytest.raises(MachineError, match="function tracing is switched off"):
+        stage.check_machine(LEGACY, "fentry", "run")
+    write("proc/sys/kernel/ftrace_enabled", "1\n")(good)
+    remove("sys/bus/event_source/devices/kprobe")(good)
+    stage.check_machine(LEGACY, "fentry", "run")
+    assert len(possible_modes(examine())) == len(MODES)
+    with pytest.raises(MachineError, match="CONFIG_KPROBE_EVENTS"):
+        stage.check_machine(LEGACY, "kprobe", "run")
+    # Of Debian's 5.10 the modules have no types: there it is kprobes.
+    remove("sys/kernel/btf/nf_tables")(good)
+    monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
+    assert possible_modes(examine()) == []
+    assert missing_to_trace() == ["kprobes"]
+
+
+def test_what_is_built_in_is_no_missing_module(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel whose modules are not installed; a module's own symbols have its name behind them."""
+    monkeypatch.setenv("ABSENT", "nf_tables nf_conntrack xt_set")
+    monkeypatch.setattr(doctor, "find_engine", lambda *_: None)
+    nft = find_mode("nftables", None)
+    with pytest.raises(MachineError, match="no module nf_tables, nf_conntrack"):
+        require(nft, "trace")
+    kernel._is_built_in.cache_clear()
+    write("proc/kallsyms", "0 T nft_do_chain\n0 t set_match_v4\t[xt_set]\n")(good)
+    write(f"lib/modules/{kernel.release()}/modules.builtin", "kernel/net/netfilter/nf-conntrack.ko\n")(good)
+    require(nft, "trace")
+    assert not kernel.has_module("xt_set")
+
+
+def test_every_tool_has_a_package() -> None:
+    rows = [mode.for_family(family) for mode in MODES for family in (4, 6)]
+    tools = {tool for row in rows for tool in row.tools}
+    tools |= {row.iptables for row in rows if row.name == "iptables"}
+    assert tools <= set(processes.PACKAGES)
+    some = "ip6tables-legacy-restore", "ip6tables-legacy-save", "ip6tables-nft-save", "virtme-run"
+    dnf = "dnf install iptables-legacy iptables-nft && pip install 'kproxylat[vm]'"
+    assert processes.install(*some) == ("apt-get install iptables && pip install 'kproxylat[vm]'", dnf)
+    assert processes.install("virtme-run")[0] == "pip install 'kproxylat[vm]'"
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(("release", "state"), [
+    ("4.8.0", "missing"), ("4.9.0", "warning"), ("5.4.0", "warning"),
+    ("5.10.0-32-amd64", "ok"), ("5.11.0", "ok"), ("6.18.44-x", "ok"),
+])  # fmt: skip
+def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, state: str) -> None:
+    monkeypatch.setattr(kernel, "release", lambda: release)
+    assert states()["kernel"].state == state
+
+
+@pytest.mark.usefixtures("good")
+def test_a_mode_whose_modules_are_missing_is_the_only_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABSENT", "xt_nfacct iptable_nat")
+    assert possible_modes(examine()) == ["nftables on nft", "ipvs on ipvs"]
+    require(find_mode("nftables", None), "trace", "run")
+    with pytest.raises(MachineError, match="no module iptable_nat, xt_nfacct") as caught:
+        require(LEGACY, "trace", "run")
+    assert caught.value.remedy.endswith("; or: kproxylat run --lab --vm measures in a virtual machine")
+    assert missing_to_trace([find_mode("nftables", None)]) == []
+    assert missing_to_trace([LEGACY, LEGACY]) == ["iptables on legacy: kernel"]
+
+
+@pytest.mark.usefixtures("good")
+def test_pktgen_is_for_sending_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABSENT", "pktgen")
+    assert len(possible_modes(examine())) == len(MODES), "sockets send, too"
+    assert missing_to_trace() == ["pktgen"]
+    require(LEGACY, "trace", "run")
+    with pytest.raises(MachineError, match="pktgen"):
+        require(LEGACY, "pktgen")
+
+
+def test_conntrack_room(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "CONNTRACK", good / "proc/sys/net/netfilter")
+    (good / "bin/cat").symlink_to("/bin/cat")
+    (good / "proc/sys/net/netfilter").mkdir()
+    (good / "proc/sys/net/netfilter/nf_conntrack_max").write_text("16384\n")
+    (good / "proc/sys/net/netfilter/nf_conntrack_count").write_text("144\n")
+    assert states()["conntrack room"].state == "warning"
+    assert "room for 16,240" in states()["conntrack room"].found
+    (good / "proc/sys/net/netfilter/nf_conntrack_max").write_text("262144\n")
+    assert states()["conntrack room"].state == "ok"
+
+
+def test_nodes_that_are_containers(good: Path) -> None:
+    assert states()["node containers"].found == "none"
+    write("bin/docker", "#!/bin/sh\necho kind-worker io.x-k8s.kind.cluster=kind\n")(good)
+    (good / "bin/docker").chmod(0o755)
+    found = states()["node containers"]
+    assert (found.state, found.found) == ("ok", "kind-worker (kind)")
+    assert found.apt == "kproxylat run --node-container NAME"
+
+
+def test_the_command_fits_the_system(good: Path) -> None:
+    remove("bin/conntrack")(good)
+    for dnf, command in ((False, "apt-get install conntrack"), (True, "dnf install conntrack-tools")):
+        if dnf:
+            write("bin/dnf", "#!/bin/sh\n")(good)
+        with pytest.raises(MachineError) as caught:
+            require(LEGACY, "node")
+        assert caught.value.remedy == command
+
+
+def test_an_ordinary_user_without_any_tool(
+    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary(monkeypatch)
+    shutil.rmtree(good / "bin")
+    (good / "sys/kernel/tracing/available_filter_functions").unlink()
+    with pytest.raises(SystemExit) as ended:
+        app.main(["doctor"])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (1, "")
+    assert "root" in out
+    assert "apt-get install bpftrace" in out
+    assert "dnf install bpftrace" in out
+    assert "can be measured here: nothing" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("good")
+def test_what_may_not_be_seen_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary(monkeypatch)
+
+    def refuse(_: str) -> bool:
+        raise PermissionError("/sys/kernel/tracing: Permission denied")
+
+    monkeypatch.setattr(checks, "_exists", refuse)
+    assert states()["tracefs"].state == "warning"
+
+
+def test_names_are_unique_and_every_row_says_what_it_breaks_and_what_mends_it() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+    for check in CHECKS:
+        assert check.breaks
+        assert check.apt
+        assert check.use in (*USES, "pktgen", "")
+        for command in (check.apt, check.dnf or check.apt):
+            assert command.split()[0] in COMMANDS
+
+
+def test_modules_without_types_are_no_obstacle_where_we_know_the_offsets(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove("sys/kernel/btf/nf_tables")(good)
+    monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
+    assert states()["BTF"].state == "warning"
+    assert "kprobes" in states()["BTF"].found
+    require(LEGACY, "trace", "run", "node")
+    monkeypatch.setattr(kernel, "release", lambda: "5.9.0")
+    with pytest.raises(MachineError, match="none of the loaded modules has BTF"):
+        require(LEGACY, "trace")
+
+
+def test_the_modes_family_and_origin_keep_its_checks(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(LEGACY.for_family(6).from_node(), "trace", "run", "node")
+    monkeypatch.setenv("ABSENT", "ip6_tables")
+    require(LEGACY.from_node(), "trace", "run", "node")
+    with pytest.raises(MachineError, match="no module ip6_tables"):
+        require(LEGACY.for_family(6).from_node(), "trace", "run")
+    remove("bin/ip6tables-legacy")(good)
+    monkeypatch.delenv("ABSENT")
+    with pytest.raises(MachineError, match="ip6tables-legacy not found"):
+        require(LEGACY.for_family(6), "trace", "run")

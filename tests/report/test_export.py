@@ -1,0 +1,278 @@
+"""Results -> json, csv, openmetrics, table; and back, where something reads it back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as text_format
+
+from kproxylat.errors import LogError
+from kproxylat.logs.reader import LogReader, read_log
+from kproxylat.report.export import (
+    EXPORTERS,
+    export_csv,
+    export_experiment,
+    export_json,
+    export_openmetrics,
+    export_table,
+)
+from kproxylat.report.tables import show_result
+from kproxylat.results import (
+    Bounded,
+    Bucket,
+    Histogram,
+    Overhead,
+    Percentile,
+    Probe,
+    Result,
+    Run,
+    Target,
+    from_json,
+    to_json,
+)
+from kproxylat.trace.percentiles import add_percentiles
+from tests.support import TESTS
+
+DUMPS = TESTS / "dumps"
+
+
+def results() -> list[Result]:
+    names = ("0.17.0--report_a_both.log", "0.27.1--report_b_basic.log", "0.23.2--scalars.txt", "0.27.1--tseries.txt")
+    found = [each for name in names for each in read_log(str(DUMPS / name))]
+    return [add_percentiles(each, (50, 95, 99)) for each in found]
+
+
+def ours(count: int, unit: str = "ns") -> Result:
+    """A result of our own measuring: the lookup of one target."""
+    histogram = Histogram((Bucket(512, 1024, count), Bucket(1024, 2048, 1)))
+    probe = Probe(
+        *("nft_do_chain", "nat", "services", "PREROUTING", True, count + 1, 600, 1100, 700.0, 600),
+        *(600 * count + 1100, unit, histogram),
+    )
+    return Result(Run(mode="nftables", backend="nft"), Target("10.96.0.10", 50051, "UDP"), (probe,))
+
+
+def test_json() -> None:
+    document = json.loads("".join(export_json(results())))
+    assert document["schema"] == "kproxylat/1"
+    assert len(document["results"]) == 4
+    report, _, scalars, _ = document["results"]
+    assert report["maps"]["ipt_sum"] == {"kind": "int", "entries": [{"key": [], "value": 528}]}
+    assert report["maps"]["ipt_latency_us"]["entries"][0]["value"]["buckets"][0] == {"lo": 2, "hi": 4, "count": 1}
+    assert scalars["maps"]["int_u64"]["entries"][0]["value"] == (1 << 64) - 1
+    assert json.loads("".join(export_json([])))["results"] == []
+
+
+def test_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO("".join(export_csv(results())))))
+    assert [row["dialect"] for row in rows] == ["report", "summary", "dump", "dump"]
+    assert (rows[0]["engine"], rows[0]["count"], rows[0]["sum"], rows[0]["probes"]) == (
+        "ipt_do_table",
+        "13",
+        "528",
+        "2",
+    )
+    assert float(rows[0]["p50_lo"]) <= float(rows[0]["p50"]) <= float(rows[0]["p50_hi"])
+    assert json.loads(rows[2]["maps"])["str"] == {"kind": "str", "entries": [{"key": [], "value": "plain text"}]}
+
+
+def test_the_csvs_header_depends_on_the_options_alone() -> None:
+    both = [
+        list(csv.reader(io.StringIO("".join(export_csv(each, (90,)))))) for each in (results(), results()[::-1], [])
+    ]
+    assert both[0][0] == both[1][0] == both[2][0]
+    assert [each for each in both[0][0] if each.startswith("p9")] == ["p90", "p90_lo", "p90_hi"]
+
+
+def test_experiment_csv_can_be_read_back() -> None:
+    text = "".join(export_experiment(results()[:1]))
+    assert text.splitlines()[0].startswith("ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,")
+    (back,) = LogReader("x.csv").read(io.BytesIO(text.encode()))
+    assert back.probes[0].max == 123
+    assert back.source
+    assert back.source.dialect == "experiment"
+
+
+def test_estimates_that_are_powers_of_two_are_read_back_as_estimates() -> None:
+    each = results()[0]
+    found = {name: Percentile(value, value, value) for name, value in (("50", 8.0), ("95", 16.0), ("99", 16.0))}
+    result = replace(each, probes=tuple(replace(probe, percentiles=found) for probe in each.probes))
+    (back,) = LogReader("x.csv").read(io.BytesIO("".join(export_experiment([result])).encode()))
+    assert {name: one.estimate for name, one in back.probes[0].percentiles.items()} == {"50": 8, "95": 16, "99": 16}
+
+
+def test_openmetrics_is_accepted() -> None:
+    text = "".join(export_openmetrics([*results(), ours(5), ours(7)]))
+    families = {each.name: each for each in text_string_to_metric_families(text)}
+    latency = families["kproxylat_latency_seconds"]
+    assert latency.type == "histogram"
+    labels = {
+        "mode": "nftables",
+        "backend": "nft",
+        "table": "nat",
+        "hook": "PREROUTING",
+        "target": "10.96.0.10:50051/UDP",
+    }
+    samples = {
+        (each.name.rpartition("_")[2], each.labels.get("le")): each.value
+        for each in latency.samples
+        if {name: value for name, value in each.labels.items() if name != "le"} == labels
+    }
+    assert samples["bucket", "1.024e-06"] == 12
+    assert samples["bucket", "2.048e-06"] == samples["bucket", "+Inf"] == samples["count", None] == 14
+    assert abs(samples["sum", None] - (600 * 12 + 2200) * 1e-9) < 1e-15
+    assert families["kproxylat_map"].type == "gauge"
+    assert [each.name for each in text_format(text)], "the textfile collector reads the older text format"
+
+
+def test_every_map_is_in_every_export() -> None:
+    for path in sorted(DUMPS.glob("*--*.*")):
+        try:
+            found = list(read_log(str(path)))
+        except LogError:
+            continue
+        names = {name for each in found for name in each.maps}
+        document = json.loads("".join(export_json(found)))
+        assert {name for each in document["results"] for name in each["maps"]} == names
+        rows = list(csv.DictReader(io.StringIO("".join(export_csv(found)))))
+        assert {name for row in rows for name in json.loads(row["maps"])} == names
+        families = list(text_string_to_metric_families("".join(export_openmetrics(found))))
+        samples = [each for family in families for each in family.samples if "map" in each.labels]
+        assert {each.labels["map"] for each in samples} == names
+        table = "".join(export_table(found))
+        assert all(name in table for name in names)
+
+
+def test_percentiles_of_maps_are_in_json_csv_and_table() -> None:
+    text = (
+        b"@h[eth0]:\n[1]                    2 |@@@@|\n[2, 4)                 3 |@@@@@@|\n\n"
+        b"@l:\n[0, 5)                 9 |@@@@@@|\n[5, ...)               1 |@|\n\n@n: 5\n"
+    )
+    (found,) = LogReader("x").read(io.BytesIO(text))
+    result = add_percentiles(found, [50, 99])
+    maps = json.loads("".join(export_json([result])))["results"][0]["maps"]
+    (entry,) = maps["h"]["entries"]
+    assert entry["percentiles"]["50"] == {"estimate": 2 + 2 * 0.5 / 3, "lo": 2, "hi": 4}
+    assert maps["l"]["entries"][0]["percentiles"]["99"] == {"estimate": None, "lo": 0, "hi": None}
+    assert maps["n"]["entries"] == [{"key": [], "value": 5}]
+    assert json.loads(next(csv.DictReader(io.StringIO("".join(export_csv([result])))))["maps"]) == maps
+    table = "".join(export_table([result]))
+    assert "h[eth0]: count 5, p50 2.3 in [2, 4], p99 " in table
+    assert from_json(to_json(result)).maps["h"].entries[0].percentiles == result.maps["h"].entries[0].percentiles
+
+
+def test_openmetrics_has_histograms_stats_and_texts_of_maps() -> None:
+    text = (
+        "@hist[7]:\n[1]                    2 |@@@@|\n[2, 4)                 3 |@@@@@@|\n\n"
+        "@name[x]: some\n@s: count 3, average 2, total 6\n\n"
+    )
+    (result,) = LogReader("x").read(io.BytesIO(b"Attaching 1 probe...\n" + text.encode()))
+    families = text_string_to_metric_families("".join(export_openmetrics([result])))
+    samples = {
+        (each.name, each.labels["map"], *each.labels.values()): each.value for f in families for each in f.samples
+    }
+    shown = {(key[0], key[1], value) for key, value in samples.items()}
+    assert ("kproxylat_map_events_bucket", "hist", 5) in shown
+    assert {("kproxylat_map", "s", 3), ("kproxylat_map", "s", 2), ("kproxylat_map", "s", 6)} <= shown
+    assert ("kproxylat_map_text", "name", 1) in shown
+    assert {("kproxylat_map_entries", name, 1) for name in ("hist", "name", "s")} <= shown
+
+
+def test_openmetrics_of_instructions_is_another_metric() -> None:
+    text = "".join(export_openmetrics([ours(5, "instructions")]))
+    names = [each.name for each in text_string_to_metric_families(text)]
+    assert names == ["kproxylat_latency_instructions"]
+
+
+def test_histograms_add_up_where_their_edges_meet() -> None:
+    fine = replace(ours(1).probes[0], histogram=Histogram((Bucket(512, 600, 1), Bucket(600, 1024, 1))))
+    text = "".join(export_openmetrics([ours(1), replace(ours(1), probes=(fine,))]))
+    (family,) = text_string_to_metric_families(text)
+    rows = {each.labels["le"]: each.value for each in family.samples if "le" in each.labels}
+    assert rows == {"1.024e-06": 3, "2.048e-06": 4, "+Inf": 4}
+
+
+def test_table_fits_eighty_columns() -> None:
+    strings = list(read_log(str(DUMPS / "0.27.1--string_values.txt")))  # one holds an escape sequence
+    text = "".join(export_table([*results(), *strings, ours(5)]))
+    lines = [line for line in text.splitlines() if not line.startswith(str(DUMPS))]
+    assert max(map(len, lines)) <= 80
+    assert "ipt_do_table     13    3  40.6  123" in text
+    assert "\x1b" not in text
+    assert "528" in text
+
+
+def test_every_exporter_takes_an_empty_result() -> None:
+    for export in EXPORTERS.values():
+        assert isinstance("".join(export([Result(Run())])), str)
+
+
+def around() -> Result:
+    """A result with the whole hook around the lookup, and with what tracing adds."""
+    result = ours(3, "instructions")
+    call = replace(result.probes[0], mode=700)
+    whole = replace(
+        call, engine="nf_hook_slow", table=None, chain=None, lookup=False, mean=5000.0, envelope=True, share=0.14
+    )
+    added = Overhead("instructions", "PREROUTING", 4, 1, Bounded(250, 250, 250), Bounded(1900, 1900, 1900), 400)
+    return replace(result, probes=(call, whole), overhead=added)
+
+
+def test_the_whole_hook_and_what_tracing_adds_are_in_every_export() -> None:
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([around()]))))
+    shown = {name: row[name] for name in ("hook", "mean", "envelope_mean", "rules_share")}
+    assert shown == {"hook": "PREROUTING", "mean": "700.0", "envelope_mean": "5000.0", "rules_share": "0.14"}
+    assert [row[name] for name in ("empty_adds", "script_adds", "untraced_lo", "untraced_hi")] == [
+        *("250", "1900", "50", "300")
+    ]
+    later = replace(ours(3), run=replace(ours(3).run, position_after=2, chain_length_after=9, sync_s=1.5))
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([later]))))
+    assert [row[name] for name in ("position_after", "chain_length_after", "sync_s")] == ["2", "9", "1.5"]
+    (document,) = json.loads("".join(export_json([around()])))["results"]
+    assert document["probes"][1]["share"] == 0.14
+    assert document["overhead"]["script"] == {"estimate": 1900, "lo": 1900, "hi": 1900}
+    families = {
+        each.name: each for each in text_string_to_metric_families("".join(export_openmetrics([around(), around()])))
+    }
+    counts = {
+        name: [each.value for each in families[name].samples if each.name.endswith("_count")]
+        for name in ("kproxylat_latency_instructions", "kproxylat_envelope_instructions")
+    }
+    assert counts == {"kproxylat_latency_instructions": [8.0], "kproxylat_envelope_instructions": [8.0]}
+    (share,) = families["kproxylat_rules_share"].samples
+    assert (share.labels["hook"], share.value) == ("PREROUTING", 0.14)
+    added = {each.labels["probes"]: each.value for each in families["kproxylat_added_instructions"].samples}
+    assert added == {"empty": 250.0, "script": 1900.0}
+    text = "".join(export_table([around()]))
+    assert "the rules take 14.0% of PREROUTING" in text
+    said = "tracing adds 1900 instructions to a call (an empty pair of probes 250); untraced it is 50 to 300"
+    assert said in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_without_them_their_columns_are_empty_and_their_metrics_absent() -> None:
+    (row,) = csv.DictReader(io.StringIO("".join(export_csv([ours(3)]))))
+    assert {row[name] for name in ("envelope_mean", "rules_share", "empty_adds", "untraced_lo")} == {""}
+    text = "".join(export_openmetrics([ours(3)]))
+    assert "kproxylat_added" not in text
+    assert "kproxylat_rules_share" not in text
+
+
+def test_the_screens_tables_of_them_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(around())
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(r"^ ?PREROUTING .* 14\.0%$", out, re.M), out
+    assert re.search(r"^ ?nat \*\s+PREROUTING\s+700\s+50\s+300$", out, re.M), out
+    assert "an empty pair of probes 250;" in " ".join(out.split())
+    ns = replace(around(), overhead=Overhead("ns", "INPUT", 4, 1, Bounded(20.5, 18, 23), Bounded(650, 600, 700.25), 40))
+    show_result(ns)
+    out = capsys.readouterr().out
+    assert "20.5 (18 to 23)" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80

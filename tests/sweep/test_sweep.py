@@ -1,0 +1,329 @@
+"""The sweep around its runs: order, repeats, resume after an interruption, what it saves. Runs are fakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.replay import plan_backends
+from kproxylat.results import Result, list_from_json, to_json
+from kproxylat.sweep import sweep
+from kproxylat.system import kernel
+from tests.results import COUNTED, change_run, load, with_values
+from tests.sweep.test_whatif import RULES, measured
+
+COST = {("iptables", "legacy"): 26, ("iptables", "nft"): 84, ("nftables", "nft"): 0}
+
+
+class Machine:
+    """Measures as the real one does: a log's name and a result on disk for each run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.measured: list[str] = []
+        self.end_after: int | None = None
+        self.fail = False
+
+    def measure(self, options: Options, _: float | None) -> tuple[Result, Interrupted | None]:
+        assert options.lab
+        mode, services = options.mode, options.lab.services
+        if self.end_after == len(self.measured) and self.fail:
+            raise MachineError("the machine broke")
+        self.measured.append(f"{mode.name}/{mode.backend} {services}")
+        log = self.directory / f"ebpf_{mode.name}_{len(list(self.directory.glob('ebpf_*'))):03}.log"
+        value = 2000 + COST[mode.name, mode.backend] * services
+        ended = Interrupted(2) if not self.fail and self.end_after == len(self.measured) else None
+        result = change_run(
+            with_values(load(COUNTED)[0], {value: 2000}, services),
+            mode=mode.name, backend=mode.backend, script_sha256=mode.engine, log=str(log), cut_short=bool(ended),
+        )  # fmt: skip
+        log.with_suffix(".json").write_text(to_json(result))
+        return result, ended
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    monkeypatch.setattr(sweep, "measure", made.measure)
+    monkeypatch.setattr(kernel, "check_root", lambda: None)
+    monkeypatch.setattr(kernel, "detect_clock", lambda: ("instructions", True))
+    monkeypatch.setattr(kernel, "user_clock_s", monotonic)
+    monkeypatch.setattr(sweep, "find_version", lambda: ("v0.17.0", (0, 17)))
+    return made
+
+
+def points(directory: Path, *sizes: int, rate: int = 1000) -> list[Options]:
+    modes = sweep.find_modes(("iptables", "nftables"), ())
+    base = Options(modes[0], lab=Lab(), duration_s=2, rate_pps=rate, output_dir=directory)
+    return sweep.plan_points(base, modes, sizes or (10, 100, 1000))
+
+
+def states(directory: Path) -> list[str]:
+    return [each.name for each in directory.glob("sweep_*.state")]
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_whole_sweep_is_one_document_on_disk_too(tmp_path: Path) -> None:
+    found, interrupted = sweep.sweep(points(tmp_path))
+    assert (interrupted, found.complete, found.seed, len(found.results)) == (None, True, None, 9)
+    document = json.loads(found.to_json())
+    assert document["schema"] == "kproxylat/1"
+    assert [(each["mode"], each["backend"], each["verdict"]) for each in document["series"]] == [
+        ("iptables", "legacy", "O(n)"), ("iptables", "nft", "O(n)"), ("nftables", "nft", "O(1)"),
+    ]  # fmt: skip
+    assert [each["per_service"]["estimate"] for each in document["series"]] == [26, 84, 0]
+    assert document["sweep"]["complete"] is True
+    assert len(document["sweep"]["seconds"]) == 9
+    [saved] = tmp_path.glob("sweep_*.json")
+    assert json.loads(saved.read_text()) == document
+    assert tuple(list_from_json(saved.read_text())) == tuple(found.results)
+    assert not states(tmp_path)
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.end_after = 5
+    found, interrupted = sweep.sweep(points(tmp_path))
+    assert interrupted
+    assert not found.complete
+    assert len(found.results) == 5
+    assert not list(tmp_path.glob("sweep_*.json"))
+    machine.end_after = None
+    found, interrupted = sweep.sweep(points(tmp_path))
+    # The fifth was cut short, and is measured again.
+    assert len(machine.measured) == 10
+    assert machine.measured[4] == machine.measured[5]
+    assert (found.complete, found.resumed, len(found.results)) == (True, 4, 9)
+    assert "4 of 9 runs are there" in capsys.readouterr().err
+    assert [each.run.services for each in found.results] == [10, 100, 1000] * 3
+    assert not states(tmp_path)
+    sweep.sweep(points(tmp_path))
+    assert len(machine.measured) == 19, "a whole sweep is not gone on with"
+
+
+def test_a_failure_keeps_what_was_measured(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.end_after, machine.fail = 3, True
+    with pytest.raises(MachineError, match="broke"):
+        sweep.sweep(points(tmp_path))
+    assert "3 of 9 runs are kept" in capsys.readouterr().err
+    machine.fail, machine.end_after = False, None
+    found, _ = sweep.sweep(points(tmp_path))
+    assert found.resumed == 3
+    assert len(machine.measured) == 9
+
+
+@pytest.mark.parametrize("other", ["rate", "kernel", "fresh"])
+def test_other_options_measure_anew(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path))
+    machine.end_after = None
+    if other == "kernel":
+        monkeypatch.setattr(kernel, "release", lambda: "6.99")
+    found, _ = sweep.sweep(points(tmp_path, rate=999 if other == "rate" else 1000), fresh=other == "fresh")
+    assert found.resumed == 0
+    assert len(machine.measured) == 14
+    assert len(states(tmp_path)) == 1, "the older state is left alone"
+
+
+def test_more_services_take_over_what_is_there(machine: Machine, tmp_path: Path) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path, 10, 100, 1000))
+    machine.end_after = None
+    found, _ = sweep.sweep(points(tmp_path, 10, 5000))
+    assert found.resumed == 2
+    assert [each.run.services for each in found.results] == [10, 5000] * 3
+    # What this sweep did not want is still there for the first one.
+    found, _ = sweep.sweep(points(tmp_path, 10, 100, 1000))
+    assert found.resumed == 2
+    assert not states(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        '{"point": ["iptables/legacy", 10, 0], "seconds": 1, "result": "gone.json"}\n',
+        '{"point": [["iptables/legacy"], 10, 0], "seconds": 1, "result": "gone.json"}\n',
+        '{"point": 7}\n',
+        "[]\n",
+    ],
+)
+def test_a_torn_state_costs_only_what_is_torn(machine: Machine, tmp_path: Path, damage: str) -> None:
+    machine.end_after, machine.fail = 2, True
+    with pytest.raises(MachineError):
+        sweep.sweep(points(tmp_path))
+    machine.fail = False
+    [state] = tmp_path.glob("*.state")
+    head, _, second = state.read_text().splitlines()
+    state.write_text("\n".join([head, second, damage]))
+    found, _ = sweep.sweep(points(tmp_path))
+    assert (found.resumed, found.complete) == (1, True)
+    (tmp_path / "sweep_20260101_000000.state").write_text(damage)
+    assert sweep.sweep(points(tmp_path))[0].complete
+
+
+def test_the_spacing_of_a_states_json_does_not_matter(machine: Machine, tmp_path: Path) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path))
+    machine.end_after = None
+    [state] = tmp_path.glob("*.state")
+    lines = [json.dumps(json.loads(line), separators=(",", ":")) for line in state.read_text().splitlines()]
+    state.write_text("\n".join(lines))
+    found, _ = sweep.sweep(points(tmp_path))
+    assert (found.resumed, found.complete) == (4, True)
+    assert not states(tmp_path), "the finished points are forgotten"
+
+
+def test_a_state_of_an_older_version_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    machine.end_after = 5
+    sweep.sweep(points(tmp_path))
+    machine.end_after = None
+    [state] = tmp_path.glob("*.state")
+    head, *lines = [json.loads(line) for line in state.read_text().splitlines()]
+    del head["format"]
+    for line in lines:
+        line["point"] = " ".join(str(part) for part in line["point"])
+    older = "\n".join(json.dumps(line) for line in [head, *lines])
+    state.write_text(older)
+    found, _ = sweep.sweep(points(tmp_path))
+    assert (found.resumed, found.complete) == (0, True)
+    assert state.read_text() == older
+
+
+def test_the_clock_of_time_takes_a_random_order_that_can_be_had_again(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel, "detect_clock", lambda: ("ns", False))
+    first, _ = sweep.sweep(points(tmp_path), 2)
+    assert first.seed is not None
+    assert f"seed {first.seed}" in capsys.readouterr().err
+    assert json.loads(first.to_json())["sweep"]["seed"] == first.seed
+    order = machine.measured[:]
+    assert order != [f"{p.mode.name}/{p.mode.backend} {p.lab.services}" for p in points(tmp_path) if p.lab] * 2
+    assert sorted(order[:9]) == sorted(order[9:]), "each round has every point once"
+    machine.measured.clear()
+    sweep.sweep(points(tmp_path), 2, seed=first.seed)
+    assert machine.measured == order
+    machine.measured.clear()
+    sweep.sweep(points(tmp_path), 2, seed=first.seed + 1)
+    assert machine.measured != order
+
+
+def test_a_resumed_sweep_keeps_its_order(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "detect_clock", lambda: ("ns", False))
+    machine.end_after = 4
+    first, _ = sweep.sweep(points(tmp_path), 3)
+    machine.end_after = None
+    second, _ = sweep.sweep(points(tmp_path), 3)
+    assert (second.seed, second.resumed, len(second.results)) == (first.seed, 3, 27)
+
+
+def test_another_seed_is_another_sweep(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "detect_clock", lambda: ("ns", False))
+    machine.end_after = 4
+    first, _ = sweep.sweep(points(tmp_path), seed=5)
+    assert first.seed == 5
+    machine.end_after = 7
+    other, _ = sweep.sweep(points(tmp_path), seed=6)
+    assert (other.seed, other.resumed) == (6, 0)
+    machine.end_after = None
+    again, _ = sweep.sweep(points(tmp_path), seed=5)
+    assert (again.seed, again.resumed) == (5, 3)
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    times = iter(range(0, 100_000, 50))
+    monkeypatch.setattr(kernel, "user_clock_s", lambda: next(times))
+    sweep.sweep(points(tmp_path))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("==")]
+    assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
+    assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
+    assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
+    assert said[8].endswith("1,000 Services; about 50 s left")
+
+
+def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
+    """The same series tells most, the longest having been first."""
+    state = sweep.State(tmp_path, {}, None, fresh=True)
+    state.seconds = {
+        sweep.Key("iptables/legacy", 1000, 0): 100,
+        sweep.Key("nftables/nft", 100, 0): 300,
+        sweep.Key("nftables/nft", 10, 0): 20,
+    }
+    runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.backend == "legacy"]
+    assert sweep._time_left(runs, state, 2) == "; about 50 s left"
+    runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.name == "iptables"]
+    assert sweep._time_left(runs, state, 1) == "; about 6 min 40 s left", "nothing is known of the other backend"
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = sweep.sweep(points(tmp_path, 10))
+    sweep.show(found, "csv")
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["ServiceCount"], row["ProxyMode"]) for row in rows] == [
+        ("10", "iptables"), ("10", "iptables"), ("10", "nftables"),
+    ]  # fmt: skip
+    assert rows[0]["MeanLatency_us"] == "", "instructions are no microseconds"
+    assert "empty on the instruction clock" in err
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_table_says_whether_books_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = sweep.sweep(points(tmp_path))
+    found.results[0] = replace(found.results[0], accounting=None)
+    sweep.show(found, "table")
+    assert "books closed: 8 of 9 runs" in capsys.readouterr().out
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 repeats"):
+        sweep.check_points(points(tmp_path), 0)
+    assert [each.lab.services for each in points(tmp_path, 10, 10) if each.lab] == [10] * 3, "each number once"
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("target", [None, "10.97.0.1:80"])
+def test_a_ruleset_is_swept_on_each_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str | None
+) -> None:
+    base = Options(RULES.mode, lab=Lab(), duration_s=2, rate_pps=1000, output_dir=tmp_path)
+    every = plan_backends(base, RULES, (), target, target is None)
+    assert [each.services for each in every] == [105, 105]
+
+    def measure(point: Options, _: float | None) -> tuple[Result, None]:
+        result = measured(point.mode)
+        return (result if point.targets else replace(result, services=())), None
+
+    monkeypatch.setattr(sweep, "measure", measure)
+    found, ended = sweep.sweep(every)
+    assert ended is None
+    said = capsys.readouterr().err
+    assert "run 1 of 2: iptables on legacy, 105 Services" in said
+    assert "run 2 of 2: iptables on nft, 105 Services; about" in said
+    assert [len(each.points) for each in found.series] == ([104, 104] if target is None else [1, 1])
+    document = json.loads(found.to_json())
+    assert [len(each["points"]) for each in document["series"]] == [len(each.points) for each in found.series]
+    assert len(list_from_json(found.to_json())) == 2
+    sweep.show(found, "table")
+    table = capsys.readouterr().out
+    assert ("before the one that is looked up" in table) is (target is None)
+    assert ("iptables/nft: each Service adds 84, residual 0 at all 104 points" in table) is (target is None)
+    sweep.show(found, "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["ServiceCount"] for row in rows] == ["105", "105"]

@@ -1,0 +1,54 @@
+"""Programs that we run: their time limit while no signal can end them, and what a second signal says of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from kproxylat.errors import Interrupted, MachineError
+from kproxylat.system import interrupts, processes
+
+
+@pytest.fixture(autouse=True)
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+    monkeypatch.setattr(processes, "CLEAN_UP_LIMIT_S", 0.2)
+    interrupts.install()
+    yield
+    interrupts.install()
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+LIMIT = r"^sleep 60 did not end within 0\.2 s and was killed$"
+
+
+def test_a_program_that_a_signal_can_end_has_no_limit() -> None:
+    assert processes.run("sh", "-c", "sleep 0.5; echo done") == "done\n"
+
+
+def test_in_a_shielded_block_a_program_has_a_limit() -> None:
+    with interrupts.shielded(), pytest.raises(MachineError, match=LIMIT):
+        processes.run("sleep", "60")
+    assert interrupts.RUNNING == {}
+
+
+def test_after_the_signal_that_counts_a_program_has_a_limit(capfd: pytest.CaptureFixture[str]) -> None:
+    with interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            processes.run("sleep", "60")
+        with pytest.raises(MachineError, match=LIMIT):
+            processes.run("sleep", "60")
+    assert capfd.readouterr().err == ""
+    for signum in interrupts.ENDING:
+        os.kill(os.getpid(), signum)
+    assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * 3
+
+
+def test_what_it_printed_until_then_does_not_count() -> None:
+    with interrupts.shielded(), pytest.raises(MachineError, match="did not end within"):
+        processes.run("sh", "-c", "echo some; trap '' TERM; sleep 60")
