@@ -24,8 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kproxylat.analysis.series import HASH_EFFECT
+from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
-from kproxylat.report.tables import say
 from kproxylat.system.virtual_machine import PACKAGE, Machine
 
 HERE = Path(__file__).parent

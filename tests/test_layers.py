@@ -112,7 +112,9 @@ def test_importers(library: str, importers: set[str]) -> None:
 
 @pytest.mark.parametrize("library", ["subprocess", "pty", "numpy", "requests"])
 def test_no_module_imports(library: str) -> None:
-    assert [module for module in MODULES if library in {source.split(".")[0] for source, _ in list_imports(module)}] == []
+    assert [
+        module for module in MODULES if library in {source.split(".")[0] for source, _ in list_imports(module)}
+    ] == []
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

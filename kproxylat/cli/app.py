@@ -11,8 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
+from kproxylat.console import say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
-from kproxylat.report.tables import say
 from kproxylat.system import interrupts
 
 COMMANDS = {

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from kproxylat.cli.options import Backend, Form, Format, ModeName, Place, spread
+from kproxylat.console import say
 from kproxylat.errors import WORSE, MachineError, refuse_options
-from kproxylat.report.tables import say
 from kproxylat.system import interrupts
 
 
@@ -36,8 +36,8 @@ def capture(
       sudo kproxylat capture --anonymous --output node-7.json
       sudo kproxylat capture --node-container kind-worker
     """
+    from kproxylat.console import waiting
     from kproxylat.lab import capture as capturing
-    from kproxylat.report.tables import waiting
 
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
@@ -80,8 +80,9 @@ def doctor(form: Form = Format.TABLE) -> None:
       kproxylat doctor
       kproxylat doctor --format json
     """
+    from kproxylat.console import waiting
     from kproxylat.node import doctor as checks
-    from kproxylat.report.tables import show_findings, waiting
+    from kproxylat.report.tables import show_findings
 
     with waiting("looking", 4), interrupts.deferred():
         findings = checks.examine()

@@ -93,7 +93,7 @@ def mode_set(
       sudo kproxylat mode set nftables --dry-run
     """
     from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
-    from kproxylat.report.tables import confirm, say
+    from kproxylat.console import confirm, say
 
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
@@ -253,7 +253,7 @@ def services_list(
       kproxylat services list --format json | jq .count
     """
     from kproxylat.cluster.dummies import read_dummies
-    from kproxylat.report.tables import say
+    from kproxylat.console import say
 
     api = cluster.connect()
     found = read_dummies(api)

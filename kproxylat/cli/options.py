@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
-from kproxylat.report.tables import say
 from kproxylat.system import interrupts
 
 if TYPE_CHECKING:

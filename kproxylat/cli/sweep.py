@@ -37,8 +37,8 @@ from kproxylat.cli.options import (
     spread,
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
+from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
-from kproxylat.report.tables import confirm, say
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kproxylat.console import say
 from kproxylat.errors import refuse_options
-from kproxylat.report.tables import say
 from kproxylat.system import interrupts
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from kproxylat.cluster.api import CONNECTIONS, PATIENCE_S, Api, Object
+from kproxylat.console import counting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab.services import MAX_SERVICES, dummy_service
-from kproxylat.report.tables import counting
 from kproxylat.system import interrupts
 
 Item = TypeVar("Item")

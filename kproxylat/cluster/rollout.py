@@ -25,10 +25,10 @@ from kproxylat.cluster.proxy_config import (
 )
 from kproxylat.cluster.proxy_mode import Finding, decide, gather
 from kproxylat.cluster.sync import mode_ports, wait_for_rules
+from kproxylat.console import waiting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
-from kproxylat.report.tables import waiting
 from kproxylat.system import interrupts
 
 MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}

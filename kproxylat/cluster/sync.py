@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from kproxylat.cluster.api import Object
 from kproxylat.cluster.dummies import Dummies
 from kproxylat.cluster.proxy_mode import AMBIGUOUS, BACKENDS, decide, gather
+from kproxylat.console import counting
 from kproxylat.errors import MachineError
 from kproxylat.node.live_rules import LINK, METRICS_PORT, read_proxy
 from kproxylat.node.node import Node
-from kproxylat.report.tables import counting
 from kproxylat.results import Destination
 from kproxylat.system import interrupts
 from kproxylat.system.processes import run

@@ -13,9 +13,9 @@ from operator import sub
 from random import Random
 
 from kproxylat.analysis.stats import Distribution, bounds
+from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.modes import Mode
-from kproxylat.report.tables import say
 from kproxylat.results import HOOKS, Bounded, Map, Overhead, Result
 from kproxylat.templates import OVERHEAD_SCRIPT, Plan, render_script
 from kproxylat.trace.bpftrace import trace

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
+from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, assemble, check_losses, check_rate, reconcile
@@ -21,7 +22,6 @@ from kproxylat.node import network
 from kproxylat.node.changes import CONNTRACK_MAX
 from kproxylat.node.drops import ENTRIES, read_drops
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
-from kproxylat.report.tables import say
 from kproxylat.results import Quality, Result, ServiceCost, Target, Traffic
 from kproxylat.system import interrupts
 from kproxylat.templates import render_script

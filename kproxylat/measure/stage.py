@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kproxylat import __version__
 from kproxylat.cluster import sources
+from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
@@ -16,7 +17,6 @@ from kproxylat.modes import Mode
 from kproxylat.node import doctor
 from kproxylat.node import network as net
 from kproxylat.node.changes import FORWARD, Changes, put_back
-from kproxylat.report.tables import say
 from kproxylat.system import interrupts
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run

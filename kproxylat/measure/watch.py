@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import assemble
@@ -18,7 +19,6 @@ from kproxylat.measure.stage import check_machine
 from kproxylat.modes import Mode
 from kproxylat.node import network
 from kproxylat.node.node import Node
-from kproxylat.report.tables import say
 from kproxylat.results import Destination, Probe, Result, Target
 from kproxylat.system import interrupts
 from kproxylat.templates import render_script

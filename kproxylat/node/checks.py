@@ -25,13 +25,13 @@ class OddError(MachineError):
     """Something is odd, or cannot be seen, but need not be in the way."""
 
 
-def _read(path: str) -> str:
-    return (kernel.ROOT / path).read_text().strip()
+def read_path(path: str) -> str:
+    return (ROOT / path).read_text().strip()
 
 
-def _exists(path: str) -> bool:
+def path_exists(path: str) -> bool:
     """Whether a path exists; one that this user may not see raises PermissionError."""
-    return (kernel.ROOT / path).exists()
+    return (ROOT / path).exists()
 
 
 def see_rights() -> str:
@@ -63,9 +63,11 @@ def see_release() -> str:
 
 def see_btf() -> str:
     """Type information, of the kernel and of its modules."""
-    if not _exists("sys/kernel/btf/vmlinux"):
+    if not path_exists("sys/kernel/btf/vmlinux"):
         raise MachineError("no BTF (CONFIG_DEBUG_INFO_BTF)")
-    loaded = {line.split()[0] for line in _read("proc/modules").splitlines()} if _exists("proc/modules") else set()
+    loaded = (
+        {line.split()[0] for line in read_path("proc/modules").splitlines()} if path_exists("proc/modules") else set()
+    )
     typed = {each.name for each in (kernel.ROOT / "sys/kernel/btf").iterdir()}
     if loaded and not loaded & typed:
         if kernel.version_numbers() in kernel.UNTYPED:
@@ -76,9 +78,9 @@ def see_btf() -> str:
 
 def see_tracing() -> str:
     """Function tracing: fentry and fexit patch a function's ftrace call site."""
-    if not _exists("proc/sys/kernel/ftrace_enabled"):
+    if not path_exists("proc/sys/kernel/ftrace_enabled"):
         raise MachineError("no function tracing (CONFIG_FUNCTION_TRACER)")
-    if _read("proc/sys/kernel/ftrace_enabled") == "0":
+    if read_path("proc/sys/kernel/ftrace_enabled") == "0":
         raise MachineError("function tracing is switched off (kernel.ftrace_enabled=0)")
     return "on"
 
@@ -86,7 +88,7 @@ def see_tracing() -> str:
 def see_tracefs() -> str:
     """The file system where bpftrace looks functions up."""
     for each in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
-        if _exists(f"{each}/available_filter_functions"):
+        if path_exists(f"{each}/available_filter_functions"):
             return f"/{each}"
     raise MachineError("tracefs is not mounted")
 
@@ -99,20 +101,20 @@ def read_drop_reasons() -> dict[int, str]:
     :raises MachineError: tracefs is not mounted.
     """
     path = f"{see_tracefs().removeprefix('/')}/events/skb/kfree_skb/format"
-    found = re.findall(r'{ (\w+), "(\w+)" }', _read(path)) if _exists(path) else []
+    found = re.findall(r'{ (\w+), "(\w+)" }', read_path(path)) if path_exists(path) else []
     return {int(number, 0): name for number, name in found if number[0].isdigit()}
 
 
 def see_kprobes() -> str:
     """Kprobes."""
-    if not _exists("sys/bus/event_source/devices/kprobe"):
+    if not path_exists("sys/bus/event_source/devices/kprobe"):
         raise MachineError("no kprobes (CONFIG_KPROBE_EVENTS)")
     return "on"
 
 
 def see_lockdown() -> str:
     """Lockdown: in state confidentiality BPF may not read the kernel's memory."""
-    state = _read("sys/kernel/security/lockdown") if _exists("sys/kernel/security/lockdown") else "[none]"
+    state = read_path("sys/kernel/security/lockdown") if path_exists("sys/kernel/security/lockdown") else "[none]"
     if "[confidentiality]" in state:
         raise MachineError("the kernel is locked down: confidentiality")
     return state[state.index("[") + 1 : state.index("]")]
@@ -134,7 +136,7 @@ def see_module(*names: str) -> str:
 
 def see_clock_source() -> str:
     """What nanoseconds are read from."""
-    source = _read("sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = read_path("sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source in ("hpet", "acpi_pm", "jiffies", "pit"):
         raise OddError(source)
     return source
@@ -156,7 +158,7 @@ def see_iptables() -> str:
 
 def see_conntrack_room() -> str:
     """How many more flows conntrack takes."""
-    if not _exists("proc/sys/net/netfilter/nf_conntrack_max"):
+    if not path_exists("proc/sys/net/netfilter/nf_conntrack_max"):
         return "not loaded yet"
     room = kernel.conntrack_room(None)
     if room < DEFAULT_FLOWS:
@@ -182,8 +184,8 @@ def see_user_namespace() -> str:
 def see_surroundings() -> str:
     """Signs of a container, and file systems that are not mounted."""
     odd = ["process ids of its own"] if (kernel.ROOT / "proc/self/ns/pid").stat().st_ino != INITIAL["pid"] else []
-    odd += [f"/{each}" for each in (".dockerenv", "run/.containerenv") if _exists(each)]
-    odd += [f"no /{each}" for each in ("sys/kernel/debug/tracing", "sys/fs/bpf") if not _exists(each)]
+    odd += [f"/{each}" for each in (".dockerenv", "run/.containerenv") if path_exists(each)]
+    odd += [f"no /{each}" for each in ("sys/kernel/debug/tracing", "sys/fs/bpf") if not path_exists(each)]
     odd += [] if os.access(kernel.ROOT / "proc/sys/net", os.W_OK) or os.geteuid() else ["a read-only /proc/sys"]
     if odd:
         raise OddError(", ".join(odd))

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from kproxylat.console import plain
 from kproxylat.report.openmetrics import export_openmetrics
-from kproxylat.report.tables import plain, sketch_map
+from kproxylat.report.tables import sketch_map
 from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text, to_data
 from kproxylat.trace.percentiles import PERCENTILES
 

@@ -23,13 +23,13 @@ from kproxylat.cluster.rollout import (
 )
 from kproxylat.cluster.sync import live_ports, service_ports, wait_for_rules
 from kproxylat.cluster.target import miss_path
+from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import Options
 from kproxylat.modes import Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
-from kproxylat.report.tables import say
 from kproxylat.results import Destination
 from kproxylat.sweep.sweep import Ended, Here, Sweep, plan_points, sweep
 from kproxylat.system import interrupts
@@ -42,7 +42,7 @@ class Asking:
 
     :param modes: kube-proxy's, one after another (none: the one that it is in). ``backend``: None: it is detected.
     :param service: the target's name and port. ``family``: which of its ClusterIPs (None: the first).
-    :param confirm: asks a person before the cluster's mode is set, as :func:`kproxylat.report.tables.confirm` does (None: the
+    :param confirm: asks a person before the cluster's mode is set, as :func:`kproxylat.console.confirm` does (None: the
         mode may be set).
     """
 

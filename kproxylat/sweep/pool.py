@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Options
-from kproxylat.report.tables import say
 from kproxylat.results import from_json
 from kproxylat.sweep.sweep import Done, Ended, Run, title
 from kproxylat.system import interrupts

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kproxylat import __version__
 from kproxylat.analysis.series import Series, build_series
+from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.measure.options import Lab, Options, check_options
 from kproxylat.measure.ranking import split_services
@@ -26,7 +27,7 @@ from kproxylat.measure.run import measure
 from kproxylat.measure.stage import clear
 from kproxylat.modes import MODES, Mode
 from kproxylat.report.export import export_experiment
-from kproxylat.report.tables import say, show_series
+from kproxylat.report.tables import show_series
 from kproxylat.results import Result, from_json, list_to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_new, save_over

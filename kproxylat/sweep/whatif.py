@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from kproxylat.analysis.series import Series, build_series, find_crossing
+from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.measure.options import Options, check_options
@@ -16,7 +17,6 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import Mode
-from kproxylat.report.tables import say
 from kproxylat.results import Result, ServiceCost, list_to_json
 from kproxylat.system.files import save_new
 

@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from kproxylat import __version__
+from kproxylat.console import say
 from kproxylat.errors import KproxylatError
-from kproxylat.report.tables import say
 from kproxylat.system.files import give_to_user, make_directory
 from kproxylat.system.trust import find_caller
 

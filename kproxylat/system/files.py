@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from kproxylat.console import say
 from kproxylat.errors import MachineError
-from kproxylat.report.tables import say
 from kproxylat.system.trust import find_caller
 
 

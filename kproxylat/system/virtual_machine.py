@@ -22,8 +22,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Self
 
+from kproxylat.console import say, waiting
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.report.tables import say, waiting
 from kproxylat.system import interrupts
 from kproxylat.system.processes import Background, find
 from kproxylat.system.trust import find_caller

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from kproxylat.console import say, waiting
 from kproxylat.errors import Interrupted, MachineError
-from kproxylat.report.tables import say, waiting
 from kproxylat.traffic.generators import GENERATORS, Burst, Sent
 
 

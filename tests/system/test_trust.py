@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kproxylat.cli import app
+from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError, TemplateError
 from kproxylat.lab import services
 from kproxylat.logs import writer
@@ -24,7 +25,7 @@ from kproxylat.measure.options import check_template
 from kproxylat.modes import find_mode
 from kproxylat.node import network, service_rule
 from kproxylat.node.service_rule import read_service_rule
-from kproxylat.report.tables import say, show_result
+from kproxylat.report.tables import show_result
 from kproxylat.results import Destination, Probe, Quality, Result, Run
 from kproxylat.system import files, processes
 from kproxylat.system.trust import check_trusted, find_caller

@@ -1,0 +1,88 @@
+"""Messages to a person: words on stderr, questions, progress."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from kproxylat.errors import DeclinedError, UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+def plain(text: str) -> str:
+    """Show what a terminal would obey, as ``\\x1b``: names of files and chains, bpftrace's words may hold anything."""
+    shown = (each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+    return text if text.isprintable() else "".join(shown)
+
+
+def say(message: str) -> None:
+    """Print a line on stderr, where everything goes that is no result."""
+    print(plain(message), file=sys.stderr, flush=True)
+
+
+def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
+    """Ask a person for leave to go on.
+
+    :param alternative: what to pass so that there is no question.
+    :param outcome: the state in which a refusal leaves things.
+    :raises UsageError: stdin is no terminal, so no person can answer.
+    :raises DeclinedError: the answer is not yes.
+    """
+    if not sys.stdin or not sys.stdin.isatty():
+        raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
+    print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise DeclinedError(f"declined: {outcome}", alternative and f"to go on without this question: {alternative}")
+
+
+@contextmanager
+def waiting(text: str, expected_s: float) -> Iterator[None]:
+    """Show a bar with the time left while the block runs, if a person is watching and it takes long.
+
+    :param expected_s: how long it should take.
+    """
+    if expected_s < 2 or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = TextColumn("      {task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    ended = threading.Event()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(text, total=expected_s)
+
+        def advance() -> None:
+            while not ended.wait(0.25):
+                progress.advance(task, min(0.25, max(expected_s - progress.tasks[0].completed, 0)))
+
+        thread = threading.Thread(target=advance, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextmanager
+def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar while a person is watching and ``total`` things get done.
+
+    :return: what to call when one of them is done.
+    """
+    if not total or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda: progress.advance(task)
