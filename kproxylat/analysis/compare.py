@@ -24,7 +24,8 @@ from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
 from kproxylat.report.export import main_probe
-from kproxylat.results import Probe, Result, list_from_json, target_text
+from kproxylat.results import Probe, Result, target_text
+from kproxylat.results_json import list_from_json
 
 Key = tuple[str, str]
 Cells = dict[int | None, list[Result]]

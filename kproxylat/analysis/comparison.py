@@ -10,7 +10,7 @@ from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
 from kproxylat.analysis.stats import Interval
 from kproxylat.errors import UsageError
-from kproxylat.results import build
+from kproxylat.results_json import build
 
 SCHEMA = "kproxylat-comparison/1"
 _TWICE = 2

@@ -13,7 +13,8 @@ from typing import Any
 from kproxylat.errors import LogError, MachineError, UsageError
 from kproxylat.logs.reader import read_intervals, read_log
 from kproxylat.report.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
-from kproxylat.results import Result, to_data
+from kproxylat.results import Result
+from kproxylat.results_json import to_data
 from kproxylat.trace.dump import Print
 from kproxylat.trace.percentiles import PERCENTILES, add_percentiles
 

@@ -200,7 +200,7 @@ def run(
     """
     from kproxylat.measure.run import measure
     from kproxylat.report.tables import show_result
-    from kproxylat.results import to_json
+    from kproxylat.results_json import to_json
 
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not wanted.lab or wanted.ruleset or vm or vm_if_needed):

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 
 from kproxylat.logs.legacy import RunText, read_run
 from kproxylat.modes import MODES, Mode
-from kproxylat.results import SCHEMA, Result, Run, from_json
+from kproxylat.results import SCHEMA, Result, Run
+from kproxylat.results_json import from_json
 from kproxylat.trace.percentiles import add_to_maps
 from kproxylat.trace.probes import build_path, build_probes, split_maps
 

@@ -16,7 +16,8 @@ from kproxylat import __version__
 from kproxylat.errors import MachineError
 from kproxylat.logs.record import render_facts, render_record
 from kproxylat.modes import Mode
-from kproxylat.results import Probe, Result, to_json
+from kproxylat.results import Probe, Result
+from kproxylat.results_json import to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import give_to_user, make_directory, write_new
 from kproxylat.trace.bpftrace import find_version

@@ -13,7 +13,8 @@ from typing import Any
 from kproxylat.console import plain
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.tables import sketch_map
-from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text, to_data
+from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
+from kproxylat.results_json import to_data
 from kproxylat.trace.percentiles import PERCENTILES
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}

@@ -18,7 +18,7 @@ from typing import Any
 from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Options
-from kproxylat.results import from_json
+from kproxylat.results_json import from_json
 from kproxylat.sweep.sweep import Done, Ended, Run, title
 from kproxylat.system import interrupts
 from kproxylat.system.files import make_directory

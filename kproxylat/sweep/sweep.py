@@ -28,7 +28,8 @@ from kproxylat.measure.stage import clear
 from kproxylat.modes import MODES, Mode
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
-from kproxylat.results import Result, from_json, list_to_json
+from kproxylat.results import Result
+from kproxylat.results_json import from_json, list_to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_new, save_over
 from kproxylat.trace.bpftrace import find_version

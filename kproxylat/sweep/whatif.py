@@ -17,7 +17,8 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import Mode
-from kproxylat.results import Result, ServiceCost, list_to_json
+from kproxylat.results import Result, ServiceCost
+from kproxylat.results_json import list_to_json
 from kproxylat.system.files import save_new
 
 MAX_PACKETS = 10_000

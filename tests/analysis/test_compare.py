@@ -17,7 +17,8 @@ from kproxylat.analysis.comparison import Comparison, check_worse
 from kproxylat.analysis.contrast import ALARMS, contrast
 from kproxylat.cli import app
 from kproxylat.errors import LogError, UsageError
-from kproxylat.results import Accounting, Probe, Quality, Result, Traffic, list_to_json, to_json
+from kproxylat.results import Accounting, Probe, Quality, Result, Traffic
+from kproxylat.results_json import list_to_json, to_json
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support import TESTS
 

@@ -23,19 +23,8 @@ from kproxylat.report.export import (
     export_table,
 )
 from kproxylat.report.tables import show_result
-from kproxylat.results import (
-    Bounded,
-    Bucket,
-    Histogram,
-    Overhead,
-    Percentile,
-    Probe,
-    Result,
-    Run,
-    Target,
-    from_json,
-    to_json,
-)
+from kproxylat.results import Bounded, Bucket, Histogram, Overhead, Percentile, Probe, Result, Run, Target
+from kproxylat.results_json import from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
 from tests.support import TESTS
 

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kproxylat.results import Result, list_from_json
+from kproxylat.results import Result
+from kproxylat.results_json import list_from_json
 
 HERE = Path(__file__).parent
 COUNTED, TIMED = HERE / "counted.json", HERE / "timed.json.gz"

@@ -21,7 +21,8 @@ from kproxylat.measure import defaults
 from kproxylat.measure.options import Options
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination, Result, to_json
+from kproxylat.results import Destination, Result
+from kproxylat.results_json import to_json
 from kproxylat.sweep import on_cluster, sweep
 from kproxylat.sweep.on_cluster import Asking, sweep_cluster
 from kproxylat.sweep.sweep import Sweep

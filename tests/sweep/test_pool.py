@@ -14,7 +14,7 @@ import pytest
 
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Lab, Options
-from kproxylat.results import to_json
+from kproxylat.results_json import to_json
 from kproxylat.sweep import pool, sweep
 from kproxylat.sweep.pool import Pool
 from kproxylat.system import interrupts

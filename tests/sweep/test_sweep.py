@@ -14,7 +14,8 @@ import pytest
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure.options import Lab, Options
 from kproxylat.measure.replay import plan_backends
-from kproxylat.results import Result, list_from_json, to_json
+from kproxylat.results import Result
+from kproxylat.results_json import list_from_json, to_json
 from kproxylat.sweep import sweep
 from kproxylat.system import kernel
 from tests.results import COUNTED, change_run, load, with_values

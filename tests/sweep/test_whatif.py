@@ -20,7 +20,8 @@ from kproxylat.measure.run import _check_shares
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
-from kproxylat.results import Accounting, Probe, Result, Run, Traffic, from_json, to_json
+from kproxylat.results import Accounting, Probe, Result, Run, Traffic
+from kproxylat.results_json import from_json, to_json
 from kproxylat.sweep.whatif import judge, save, whatif
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kproxylat.logs.reader import read_log
-from kproxylat.results import from_json
+from kproxylat.results_json import from_json
 from tests.vm.conftest import Guest
 
 HOOKS = {"iptables": ["PREROUTING", "FORWARD", "POSTROUTING"], "ipvs": ["INPUT", "OUTPUT"]}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.results import to_json
+from kproxylat.results_json import to_json
 from kproxylat.sweep import pool
 from tests.results import COUNTED, load
 from tests.support import ROOT
