@@ -26,8 +26,8 @@ from kproxylat.modes import find_mode
 from kproxylat.sweep import sweep
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import set_clock
-from kproxylat.templates import compile_script
-from kproxylat.trace.bpftrace import find_engine, find_version
+from kproxylat.trace.engine import find_engine, find_version
+from kproxylat.trace.script import compile_script
 
 PRELOADED = run, sweep, watch
 """Modules that the commands import, here once for all of them."""

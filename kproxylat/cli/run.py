@@ -271,7 +271,7 @@ def render(
     """
     from kproxylat.measure.options import load_modules, plan_script
     from kproxylat.system.kernel import check_root
-    from kproxylat.templates import render_script
+    from kproxylat.trace.script import render_script
 
     check_vm(vm, None, kernel)
     options = wanted.plan(node)

@@ -20,7 +20,7 @@ from kproxylat.results import Probe, Result
 from kproxylat.results_json import to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import give_to_user, make_directory, write_new
-from kproxylat.trace.bpftrace import find_version
+from kproxylat.trace.engine import find_version
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="

@@ -19,8 +19,9 @@ from kproxylat.node.node import Node
 from kproxylat.results import Destination, IpNetwork, Target
 from kproxylat.system import kernel
 from kproxylat.system.trust import check_trusted
-from kproxylat.templates import PORT_STEP, Flow, Plan, check_settings, network_words
-from kproxylat.trace.bpftrace import find_engine, find_version, probe_words
+from kproxylat.trace.engine import find_engine, find_version, probe_words
+from kproxylat.trace.plan import PORT_STEP, Flow, Plan, network_words
+from kproxylat.trace.script import check_settings
 from kproxylat.traffic.generators import MAX_RATE_PPS, Burst, find_generator
 
 LAB_SOURCE = {family: ip_network(each.source) for family, each in lab.ADDRESSES.items()}

@@ -17,10 +17,11 @@ from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.modes import Mode
 from kproxylat.results import HOOKS, Bounded, Map, Overhead, Result
-from kproxylat.templates import OVERHEAD_SCRIPT, Plan, render_script
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.dump import parse_dump
+from kproxylat.trace.plan import Plan
 from kproxylat.trace.probes import ENVELOPE, read_hooks, split_call, values_by_hook
+from kproxylat.trace.script import OVERHEAD_SCRIPT, render_script
 from kproxylat.traffic.generators import Burst, Sent
 
 INNER = {"none": "without a probe", "empty": "with an empty pair of probes", "script": "with our script"}

@@ -11,7 +11,7 @@ from functools import partial
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
-from kproxylat.measure.accounting import Snapshot, assemble, check_losses, check_rate, reconcile
+from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
 from kproxylat.measure.options import Options, check_options, plan_bursts, plan_script
 from kproxylat.measure.overhead import add_overhead
@@ -24,9 +24,10 @@ from kproxylat.node.drops import ENTRIES, read_drops
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Quality, Result, ServiceCost, Target, Traffic
 from kproxylat.system import interrupts
-from kproxylat.templates import render_script
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.probes import counts_calls
+from kproxylat.trace.result import assemble
+from kproxylat.trace.script import render_script
 from kproxylat.traffic.generators import GENERATORS, Sent
 from kproxylat.traffic.sending import send
 

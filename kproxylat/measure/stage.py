@@ -20,7 +20,7 @@ from kproxylat.node.changes import FORWARD, Changes, put_back
 from kproxylat.system import interrupts
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
-from kproxylat.trace.bpftrace import find_engine
+from kproxylat.trace.engine import find_engine
 from kproxylat.traffic.generators import GENERATORS
 
 

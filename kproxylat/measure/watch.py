@@ -13,7 +13,6 @@ from pathlib import Path
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.logs.writer import RunLog, log_header, render_report
-from kproxylat.measure.accounting import assemble
 from kproxylat.measure.options import ANY_SOURCE, make_flow, make_plan
 from kproxylat.measure.stage import check_machine
 from kproxylat.modes import Mode
@@ -21,10 +20,11 @@ from kproxylat.node import network
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, Probe, Result, Target
 from kproxylat.system import interrupts
-from kproxylat.templates import render_script
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, merge_probes, split_maps
+from kproxylat.trace.result import assemble
+from kproxylat.trace.script import render_script
 
 INTERVAL_S = 5
 _HEAD = re.compile(r"(\d\d:\d\d:\d\d) Statistics:$")

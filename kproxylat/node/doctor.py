@@ -19,7 +19,7 @@ from kproxylat.node.checks import OddError
 from kproxylat.results import SCHEMA
 from kproxylat.system import kernel
 from kproxylat.system.processes import find, has_apt, install
-from kproxylat.trace.bpftrace import find_engine, find_version
+from kproxylat.trace.engine import find_engine, find_version
 
 _KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
 _MODULES = (

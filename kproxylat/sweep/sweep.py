@@ -32,7 +32,7 @@ from kproxylat.results import Result
 from kproxylat.results_json import from_json, list_to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_new, save_over
-from kproxylat.trace.bpftrace import find_version
+from kproxylat.trace.engine import find_version
 
 MAX_REPEATS = 1000
 STATE_FORMAT = 2

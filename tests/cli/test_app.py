@@ -19,7 +19,7 @@ from kproxylat.measure import options as plan
 from kproxylat.measure.options import Options
 from kproxylat.node import network
 from kproxylat.system import kernel, processes, virtual_machine
-from kproxylat.templates import render_script
+from kproxylat.trace.script import render_script
 from tests.support import ROOT
 from tests.support.fakes import PROGRAMS, make_world
 

@@ -8,21 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.measure.accounting import (
-    Snapshot,
-    check_envelopes,
-    check_losses,
-    check_rate,
-    count_rest,
-    judge,
-    reconcile,
-)
+from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.modes import find_mode
 from kproxylat.node import checks
 from kproxylat.node.service_rule import ServiceRule
 from kproxylat.results import Accounting, Probe, Quality, Result, Run, Traffic
 from kproxylat.system import kernel
 from kproxylat.trace.dump import parse_dump
+from kproxylat.trace.result import check_envelopes, count_rest, judge
 
 SENT = 2000
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)

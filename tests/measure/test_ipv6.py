@@ -18,7 +18,7 @@ from kproxylat.node import drops, network, service_rule
 from kproxylat.node.network import Network
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Destination, Result, Run, Target, target_text
-from kproxylat.templates import network_words
+from kproxylat.trace.plan import network_words
 from kproxylat.traffic import generators
 from kproxylat.traffic.generators import Burst
 from tests.lab.test_services import captured, iptables_chains, nft_blocks, text_of

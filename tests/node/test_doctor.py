@@ -17,7 +17,7 @@ from kproxylat.modes import MODES, find_mode
 from kproxylat.node import checks, doctor, network
 from kproxylat.node.doctor import CHECKS, Finding, examine, missing_to_trace, possible_modes, require
 from kproxylat.system import kernel, processes
-from kproxylat.trace import bpftrace
+from kproxylat.trace import engine
 
 TREE = {
     "proc/modules": "nf_tables 1 0 - Live 0x0\n",
@@ -84,9 +84,9 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setattr(checks.virtual_machine.sys, "executable", str(tmp_path / "python"))
-    bpftrace.find_version.cache_clear()
+    engine.find_version.cache_clear()
     yield tmp_path
-    bpftrace.find_version.cache_clear()
+    engine.find_version.cache_clear()
 
 
 def states() -> dict[str, Finding]:

@@ -29,8 +29,8 @@ from kproxylat.report.tables import show_result
 from kproxylat.results import Destination, Probe, Quality, Result, Run
 from kproxylat.system import files, processes
 from kproxylat.system.trust import check_trusted, find_caller
-from kproxylat.templates import render_script
-from kproxylat.trace import bpftrace
+from kproxylat.trace import bpftrace, engine
+from kproxylat.trace.script import render_script
 from kproxylat.traffic import generators
 from tests.support import ROOT
 from tests.trace.test_script import PLAN
@@ -100,10 +100,10 @@ def test_no_option_breaks_out(argv: tuple[str, ...], capsys: pytest.CaptureFixtu
     ids=["shell", "empty", "negative", "zero", "float", "other-digits", "endless", "too-many"],
 )  # fmt: skip
 def test_a_map_limit_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setattr(bpftrace, "find_version", lambda: ("v0.17.0", (0, 17)))
+    monkeypatch.setattr(engine, "find_version", lambda: ("v0.17.0", (0, 17)))
     monkeypatch.setenv("BPFTRACE_MAP_KEYS_MAX", value)
     with pytest.raises(MachineError, match="the environment has BPFTRACE_MAP_KEYS_MAX="):
-        bpftrace.find_map_limit("ns")
+        engine.find_map_limit("ns")
 
 
 @pytest.mark.parametrize("value", ["0; touch pwned", "", "-1", "4294967295", "9" * 30, "٣"])
@@ -157,7 +157,7 @@ def test_bpftrace_is_never_told_to_be_unsafe(monkeypatch: pytest.MonkeyPatch) ->
         raise KproxylatError("not today")
 
     monkeypatch.setattr(processes, "_command", start)
-    monkeypatch.setattr(bpftrace, "find_version", lambda: ("v0.17.0", (0, 17)))
+    monkeypatch.setattr(engine, "find_version", lambda: ("v0.17.0", (0, 17)))
     with suppress(KproxylatError):
         bpftrace.Tracer('BEGIN { system("touch pwned"); }', lambda _: None)
     assert started == [("bpftrace", "-")]

@@ -13,9 +13,10 @@ import pytest
 from kproxylat.errors import MachineError, TemplateError
 from kproxylat.modes import find_mode
 from kproxylat.system import processes
-from kproxylat.templates import Script
-from kproxylat.trace import bpftrace
-from kproxylat.trace.bpftrace import LineBuffer, Tracer, count_lost, find_map_limit, find_version, probe_words, trace
+from kproxylat.trace import bpftrace, engine
+from kproxylat.trace.bpftrace import LineBuffer, Tracer, count_lost, trace
+from kproxylat.trace.engine import find_map_limit, find_version, probe_words
+from kproxylat.trace.script import Script
 
 NOTIFY = "__BPFTRACE_NOTIFY_PROBES_ATTACHED"
 NOTIFY_ERR = f"/bin/echo {NOTIFY} >&2"
@@ -40,10 +41,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         return Script(SCRIPT)
 
     find_version.cache_clear()
-    bpftrace.find_engine.cache_clear()
+    engine.find_engine.cache_clear()
     yield write
     find_version.cache_clear()
-    bpftrace.find_engine.cache_clear()
+    engine.find_engine.cache_clear()
 
 
 def start(script: Script) -> tuple[Tracer, list[str]]:
@@ -341,8 +342,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 def test_an_engine_with_the_arguments_that_we_expect(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     kernel(6, 1)
     fake(LISTED.format(last="state"))
-    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "fentry")
-    assert bpftrace.find_engine(LEGACY, "kprobe") == (LEGACY.engines[0], "kprobe")
+    assert engine.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "fentry")
+    assert engine.find_engine(LEGACY, "kprobe") == (LEGACY.engines[0], "kprobe")
 
 
 def test_kprobes_are_for_x86_64(
@@ -351,9 +352,9 @@ def test_kprobes_are_for_x86_64(
     kernel(6, 1)
     fake(LISTED.format(last="state"))
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert bpftrace.find_engine.__wrapped__(LEGACY, "fentry")[1] == "fentry"
+    assert engine.find_engine.__wrapped__(LEGACY, "fentry")[1] == "fentry"
     with pytest.raises(MachineError, match="kprobes need x86-64; aarch64 stores"):
-        bpftrace.find_engine.__wrapped__(LEGACY, "kprobe")
+        engine.find_engine.__wrapped__(LEGACY, "kprobe")
 
 
 def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[[int, int], None]) -> None:
@@ -364,32 +365,32 @@ def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[
         .replace("struct sk_buff * skb", "void * skb")
     )
     fake(lines.replace("nf_hook_state * table", 'nf_hook_state * state"; echo "    struct xt_table * table'))
-    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "fentry")
+    assert engine.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "fentry")
 
 
 def test_without_types_it_is_kprobes_and_the_kernels_version(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     fake(NOTHING)
     kernel(5, 10)
-    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "kprobe")
+    assert engine.find_engine(LEGACY, "auto") == (LEGACY.engines[1], "kprobe")
     kernel(6, 1)
-    bpftrace.find_engine.cache_clear()
-    assert bpftrace.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "kprobe")
+    engine.find_engine.cache_clear()
+    assert engine.find_engine(LEGACY, "auto") == (LEGACY.engines[0], "kprobe")
     with pytest.raises(MachineError, match="no function ipt_do_table that fentry can trace"):
-        bpftrace.find_engine(LEGACY, "fentry")
+        engine.find_engine(LEGACY, "fentry")
 
 
 def test_an_engine_with_other_arguments_is_refused(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     kernel(6, 1)
     fake(LISTED.format(last="table"))
     with pytest.raises(MachineError, match=r"takes \(priv, skb, table\), not \(priv, skb, state\)"):
-        bpftrace.find_engine(LEGACY, "fentry")
+        engine.find_engine(LEGACY, "fentry")
 
 
 def test_an_engine_that_is_not_there_is_refused(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     kernel(6, 1)
     fake(NOTHING)
     with pytest.raises(MachineError, match="no function ip_vs_in_hook that kprobe can trace"):
-        bpftrace.find_engine(find_mode("ipvs", None), "auto")
+        engine.find_engine(find_mode("ipvs", None), "auto")
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,9 @@ from kproxylat.lab.services import RULESETS
 from kproxylat.measure import options
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
-from kproxylat.templates import (
-    DIRECTORIES,
-    OVERHEAD_SCRIPT,
-    SCRIPT,
-    Flow,
-    Plan,
-    check_settings,
-    render_rules,
-    render_script,
-)
+from kproxylat.templates import DIRECTORIES, render_rules
+from kproxylat.trace.plan import Flow, Plan
+from kproxylat.trace.script import OVERHEAD_SCRIPT, SCRIPT, check_settings, render_script
 from tests.support import ROOT, TESTS
 
 SCRIPTS = TESTS / "scripts"

@@ -1,0 +1,100 @@
+"""bpftrace's version and abilities, and the kernel functions that it can trace."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import lru_cache
+
+from kproxylat.errors import MachineError
+from kproxylat.modes import Engine, Mode
+from kproxylat.system.kernel import IN_VM, btf_module, has_function, release, version_numbers
+from kproxylat.system.processes import run
+
+MAX_MAP_KEYS = {"ns": 65536, "instructions": 8192}
+"""Keys of a map by clock: nanoseconds have many distinct values, instructions few; making a large map takes time."""
+MIN_VERSION = (0, 17)
+
+
+@lru_cache
+def find_version() -> tuple[str, tuple[int, int]]:
+    """Return the version of the installed bpftrace, as text and as numbers.
+
+    :raises MachineError: bpftrace is not installed, or too old for fentry probes with a module's name.
+    """
+    text = run("bpftrace", "--version").strip()
+    numbers = re.search(r"v?(\d+)\.(\d+)", text)
+    if numbers is None:
+        raise MachineError(f"bpftrace --version printed no version: {text[:80]!r}", "install bpftrace 0.17 or newer")
+    version = int(numbers[1]), int(numbers[2])
+    if version < MIN_VERSION:
+        raise MachineError(f"{text} is too old", "install bpftrace 0.17 or newer")
+    return text.removeprefix("bpftrace ").strip(), version
+
+
+def probe_words(version: tuple[int, int], kind: str = "fentry") -> tuple[str, str, str]:
+    """Return the names of the entry and exit probes, and the prefix of an argument ("args->", "args." or "arg").
+
+    :param version: bpftrace's version.
+    :param kind: "fentry" or "kprobe".
+    """
+    if kind == "kprobe":
+        return "kprobe", "kretprobe", "arg"
+    return ("fentry", "fexit", "args.") if version >= (0, 21) else ("kfunc", "kretfunc", "args->")
+
+
+@lru_cache
+def find_engine(mode: Mode, probe_kind: str) -> tuple[Engine, str]:
+    """Return the functions that walk the rules on this kernel, and the kind of probe that can trace them.
+
+    :param mode: the mode, with the known engines.
+    :param probe_kind: "fentry", "kprobe", or "auto": fentry if the kernel has the types (BTF) that it needs.
+    :raises MachineError: this kernel lacks the functions, or they have other arguments.
+    """
+    for kind in ("fentry", "kprobe") if probe_kind == "auto" else (probe_kind,):
+        problems = []
+        for engine in mode.engines:
+            problem = _check_typed(engine, mode) if kind == "fentry" else _check_untyped(engine)
+            if not problem:
+                return engine, kind
+            problems.append(problem)
+    raise MachineError(problems[0], f"use another kernel; or: {IN_VM}")
+
+
+def _check_typed(engine: Engine, mode: Mode) -> str:
+    """Return the reason why fentry cannot trace these functions, "" if it can."""
+    for function in engine.functions:
+        probe = f"{probe_words(find_version()[1])[0]}:{btf_module(mode.module)}:{function}"
+        listed = run("bpftrace", "-lv", probe, ok=(0, 1)).splitlines()
+        if not any(line.strip() == probe for line in listed):
+            return f"this kernel has no function {function} that fentry can trace"
+        taken = [line.split()[-1].lstrip("*") for line in listed if line.startswith("    ") and "retval" not in line]
+        if tuple(taken) != engine.layout:
+            return f"{function} of this kernel takes ({', '.join(taken)}), not ({', '.join(engine.layout)})"
+    return ""
+
+
+def _check_untyped(engine: Engine) -> str:
+    """Return the reason why kprobe cannot trace these functions, "" if it can; the version decides the arguments."""
+    if platform.machine() != "x86_64":
+        # The script identifies a call by the address at which x86-64's call instruction stores the return address.
+        return f"kprobes need x86-64; {platform.machine()} stores a call's return address elsewhere"
+    if version_numbers() < engine.since:
+        return f"this kernel ({release()}) is older than {'.'.join(map(str, engine.since))}"
+    missing = [function for function in engine.functions if not has_function(function)]
+    return f"this kernel has no function {missing[0]} that kprobe can trace" if missing else ""
+
+
+def find_map_limit(clock: str) -> tuple[str, int]:
+    """Return the name of bpftrace's variable that limits a map's keys, and its value: the user's or ours.
+
+    :param clock: "ns" or "instructions".
+    :raises MachineError: the user's value is not a number, or out of range.
+    """
+    name = "BPFTRACE_MAX_MAP_KEYS" if find_version()[1] >= (0, 20) else "BPFTRACE_MAP_KEYS_MAX"
+    value = os.environ.get(name, str(MAX_MAP_KEYS[clock]))
+    if not (value.isascii() and value.isdecimal() and 0 < int(value[:11]) < 2**31):
+        remedy = "set it to a number from 1 to 2147483647, or unset it"
+        raise MachineError(f"the environment has {name}={value[:20]!r}", remedy)
+    return name, int(value)
