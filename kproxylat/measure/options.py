@@ -12,12 +12,11 @@ from kproxylat.errors import MachineError, UsageError
 from kproxylat.lab import services as lab
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Engine, Mode
-from kproxylat.node import checks
 from kproxylat.node.changes import ALLOWABLE
 from kproxylat.node.network import MAC, POD_LINK, Network
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, IpNetwork, Target
-from kproxylat.system import kernel
+from kproxylat.system import btf, kernel
 from kproxylat.system.trust import check_trusted
 from kproxylat.trace.engine import find_engine, find_version, probe_words
 from kproxylat.trace.plan import PORT_STEP, Flow, Plan, network_words
@@ -312,15 +311,15 @@ def make_plan(
     if kind == "kprobe":
         wanted.append(("vmlinux", "sk_buff", "_nfct"))
         wanted += [("vmlinux", "sk_buff", "data"), ("vmlinux", "nf_hook_state", "pf")] if envelope else []
-    offsets = {f"{name}.{member}": kernel.struct_offset(module, name, member) for module, name, member in wanted}
+    offsets = {f"{name}.{member}": btf.struct_offset(module, name, member) for module, name, member in wanted}
     if kind == "kprobe" and "pkt" in engine.layout:
         offsets["nft_pktinfo.state"] = sum(
-            kernel.struct_offset("nf_tables", name, member) for name, member in STATE_PATHS[engine.state]
+            btf.struct_offset("nf_tables", name, member) for name, member in STATE_PATHS[engine.state]
         )
     if netns_inode:
-        offsets["nf_hook_state.net"] = kernel.struct_offset("vmlinux", "nf_hook_state", "net")
+        offsets["nf_hook_state.net"] = btf.struct_offset("vmlinux", "nf_hook_state", "net")
         offsets["net.ns.inum"] = sum(
-            kernel.struct_offset("vmlinux", *each) for each in (("net", "ns"), ("ns_common", "inum"))
+            btf.struct_offset("vmlinux", *each) for each in (("net", "ns"), ("ns_common", "inum"))
         )
     skb, state, priv = (
         _argument(engine, each, struct) if kind == "kprobe" else args + each
@@ -332,7 +331,7 @@ def make_plan(
         kind=kind,
         entry=entry,
         exit=leave,
-        scope=f"{kernel.btf_module(mode.module)}:" if kind == "fentry" else "",
+        scope=f"{btf.btf_module(mode.module)}:" if kind == "fentry" else "",
         args=args,
         engine=mode.engine,
         functions=engine.functions,
@@ -348,7 +347,7 @@ def make_plan(
         hook=mode.hook,
         stepping=stepping,
         others=others,
-        reasons=checks.read_drop_reasons() if others else {},
+        reasons=kernel.read_drop_reasons() if others else {},
         fields=probe_words(find_version()[1])[2],
     )
 

@@ -7,11 +7,11 @@ there but strange.
 from __future__ import annotations
 
 import os
-import re
 
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.node import network, node
-from kproxylat.system import kernel, virtual_machine
+from kproxylat.system import btf, kernel, virtual_machine
+from kproxylat.system.kernel import path_exists, read_path
 from kproxylat.system.processes import find, run
 
 DEFAULT_FLOWS = 20_100
@@ -23,15 +23,6 @@ INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 class OddError(MachineError):
     """Something is odd, or cannot be seen, but need not be in the way."""
-
-
-def read_path(path: str) -> str:
-    return (ROOT / path).read_text().strip()
-
-
-def path_exists(path: str) -> bool:
-    """Whether a path exists; one that this user may not see raises PermissionError."""
-    return (ROOT / path).exists()
 
 
 def see_rights() -> str:
@@ -56,7 +47,7 @@ def see_release() -> str:
     found, version = kernel.release(), kernel.version_numbers()
     if version < (4, 9):
         raise MachineError(f"{found}: BPF can trace from 4.9 on")
-    if version < (5, 11) and version not in kernel.UNTYPED:
+    if version < (5, 11) and version not in btf.UNTYPED:
         raise OddError(f"{found}: modules have types (BTF) from 5.11 on; of older kernels we know those of 5.10 only")
     return found
 
@@ -70,7 +61,7 @@ def see_btf() -> str:
     )
     typed = {each.name for each in (kernel.ROOT / "sys/kernel/btf").iterdir()}
     if loaded and not loaded & typed:
-        if kernel.version_numbers() in kernel.UNTYPED:
+        if kernel.version_numbers() in btf.UNTYPED:
             raise OddError("of the kernel, not of its modules: probes are kprobes, with offsets of Debian's kernel")
         raise MachineError("none of the loaded modules has BTF (CONFIG_DEBUG_INFO_BTF_MODULES)")
     return f"of the kernel and of {len(loaded & typed)} of {len(loaded)} loaded modules"
@@ -83,26 +74,6 @@ def see_tracing() -> str:
     if read_path("proc/sys/kernel/ftrace_enabled") == "0":
         raise MachineError("function tracing is switched off (kernel.ftrace_enabled=0)")
     return "on"
-
-
-def see_tracefs() -> str:
-    """The file system where bpftrace looks functions up."""
-    for each in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
-        if path_exists(f"{each}/available_filter_functions"):
-            return f"/{each}"
-    raise MachineError("tracefs is not mounted")
-
-
-def read_drop_reasons() -> dict[int, str]:
-    """Return the reasons for which this kernel frees packets (enum skb_drop_reason), by number; before 5.17 none.
-
-    Sample, of the format of tracepoint skb:kfree_skb: ``... __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, ...``
-
-    :raises MachineError: tracefs is not mounted.
-    """
-    path = f"{see_tracefs().removeprefix('/')}/events/skb/kfree_skb/format"
-    found = re.findall(r'{ (\w+), "(\w+)" }', read_path(path)) if path_exists(path) else []
-    return {int(number, 0): name for number, name in found if number[0].isdigit()}
 
 
 def see_kprobes() -> str:

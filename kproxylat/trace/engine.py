@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from kproxylat.errors import MachineError
 from kproxylat.modes import Engine, Mode
-from kproxylat.system.kernel import IN_VM, btf_module, has_function, release, version_numbers
+from kproxylat.system.btf import btf_module
+from kproxylat.system.kernel import IN_VM, has_function, release, version_numbers
 from kproxylat.system.processes import run
 
 MAX_MAP_KEYS = {"ns": 65536, "instructions": 8192}

@@ -18,7 +18,7 @@ from kproxylat.errors import MachineError
 from kproxylat.measure import options as plan
 from kproxylat.measure.options import Options
 from kproxylat.node import network
-from kproxylat.system import kernel, processes, virtual_machine
+from kproxylat.system import btf, kernel, processes, virtual_machine
 from kproxylat.trace.script import render_script
 from tests.support import ROOT
 from tests.support.fakes import PROGRAMS, make_world
@@ -370,7 +370,7 @@ def test_render_prints_what_run_would_use(
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
     monkeypatch.setattr(plan, "find_engine", lambda mode, _: (mode.engines[0], "fentry"))
     monkeypatch.setattr(plan, "find_version", lambda: ("", (0, 23)))
-    monkeypatch.setattr(kernel, "struct_offset", lambda *_: 64)
+    monkeypatch.setattr(btf, "struct_offset", lambda *_: 64)
     for name in ("check_root", "load_module"):
         monkeypatch.setattr(kernel, name, lambda *_: None)
     monkeypatch.setattr("kproxylat.measure.defaults.check_root", lambda: None)

@@ -10,7 +10,6 @@ import pytest
 
 from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.modes import find_mode
-from kproxylat.node import checks
 from kproxylat.node.service_rule import ServiceRule
 from kproxylat.results import Accounting, Probe, Quality, Result, Run, Traffic
 from kproxylat.system import kernel
@@ -114,12 +113,12 @@ def test_the_reasons_of_this_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         form = tmp_path / top / "events/skb/kfree_skb/format"
         form.parent.mkdir(parents=True)
         (tmp_path / top / "available_filter_functions").touch()
-        assert checks.read_drop_reasons() == {}
+        assert kernel.read_drop_reasons() == {}
         form.write_text(
             'print fmt: "skbaddr=%p reason: %s", REC->skbaddr, __print_symbolic(REC->reason, { 2, "NOT_SPECIFIED" }, '
             '{ 0x10000, "RX_TOO_SMALL" }, { SKB_X, "NO_NUMBER" })\n'
         )
-        assert checks.read_drop_reasons() == {2: "NOT_SPECIFIED", 0x10000: "RX_TOO_SMALL"}
+        assert kernel.read_drop_reasons() == {2: "NOT_SPECIFIED", 0x10000: "RX_TOO_SMALL"}
 
 
 def test_the_hit_path_closes() -> None:

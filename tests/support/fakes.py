@@ -16,7 +16,7 @@ from kproxylat import guest
 from kproxylat.cli import app
 from kproxylat.measure import options
 from kproxylat.node import checks, network
-from kproxylat.system import kernel, processes
+from kproxylat.system import btf, kernel, processes
 from kproxylat.trace import bpftrace
 from kproxylat.traffic import generators
 
@@ -211,7 +211,7 @@ def enter() -> None:
     kernel.check_root = lambda: None
     kernel.release = lambda: "6.1.0-fake"
     bpftrace.has_function = lambda _: False
-    kernel.struct_offset = lambda *_: 64  # type: ignore[assignment]
+    btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
     network.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
     generators.PROC = "pktgen"
     generators.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
