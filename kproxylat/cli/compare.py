@@ -55,19 +55,19 @@ def cleanup() -> None:
       sudo kproxylat cleanup
     """
     from kproxylat.measure.stage import clean_up
-    from kproxylat.node import network
+    from kproxylat.node import lock as node_lock
     from kproxylat.node.changes import describe
     from kproxylat.system.kernel import check_root
 
     check_root()
-    with network.lock() as lock:
+    with node_lock.lock() as lock:
         removed = clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")
         if lock.notes:
             raise MachineError(
                 f"not restored: {', '.join(map(describe, lock.notes))}",
-                f"run kproxylat cleanup again; or restore this yourself, and: rm {network.LOCK}",
+                f"run kproxylat cleanup again; or restore this yourself, and: rm {node_lock.LOCK}",
             )
         interrupts.check()
 

@@ -18,7 +18,7 @@ from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.stage import begin, build, leave, open_node
 from kproxylat.modes import Mode
-from kproxylat.node import network
+from kproxylat.node import counters, network
 from kproxylat.node.changes import CONNTRACK_MAX
 from kproxylat.node.drops import ENTRIES, read_drops
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
@@ -100,7 +100,7 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
 
 def look(options: Options, made: network.Network, room: Room) -> Snapshot:
     """Read all counters. Conntrack's entries are counted only where ours stay and there are no others."""
-    counts = network.read_counters(made) | read_drops(made)
+    counts = counters.read_counters(made) | read_drops(made)
     if not room.kept:
         counts.pop(ENTRIES, None)
     rule = read_service_rule(options.mode, options.target, made.node, options.targets[1:])

@@ -7,14 +7,14 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from kproxylat import __version__
-from kproxylat.cluster import sources
 from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
 from kproxylat.measure.options import Options, load_modules, plan_bursts
 from kproxylat.modes import Mode
-from kproxylat.node import doctor
+from kproxylat.node import addresses, counters, doctor
+from kproxylat.node import lock as node_lock
 from kproxylat.node import network as net
 from kproxylat.node.changes import FORWARD, Changes, put_back
 from kproxylat.system import interrupts
@@ -68,7 +68,7 @@ def _count_used(options: Options, made: net.Network) -> int:
 def clear() -> None:
     """Remove the lab that stands, if there is one. One that a run has taken over is that run's."""
     if net.read_label():
-        with suppress(MachineError), net.lock() as lock:
+        with suppress(MachineError), node_lock.lock() as lock:
             clean_up(lock)
 
 
@@ -89,7 +89,7 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     uses = "run", *generator.modules, *generator.tools, *(() if options.lab else ("node",))
     check_machine(options.mode, options.probe, *uses)
     make_directory(options.output_dir)
-    lock = stack.enter_context(net.lock())
+    lock = stack.enter_context(node_lock.lock())
     standing = find_standing(options)
     for name in clean_up(lock, standing is not None):
         say(f"      removed {name} of an earlier run")
@@ -110,7 +110,7 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         changes.load_module(module)
     made = net.Network(None, netns, None, mode.origin, options.family)
     if not options.lab and generator.sends:
-        sources.check_free(netns, options.sources)
+        addresses.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
         skip = standing.skip if standing else None
@@ -128,7 +128,7 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
     for note in replayed.notes if replayed else ():
         say(f"      the ruleset: {note}")
     targets = [each.ip for each in options.targets or (options.target,)]
-    net.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
+    counters.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
     if options.position and mode.name == "iptables":
         changes.move_rule(mode.iptables, options.target, options.position)
     return made
@@ -162,7 +162,7 @@ def let_forward(options: Options, changes: Changes) -> None:
         changes.set(name, "1")
 
 
-def clean_up(lock: net.Lock, standing: bool = False) -> list[str]:
+def clean_up(lock: node_lock.Lock, standing: bool = False) -> list[str]:
     """Remove what an earlier run left: namespaces and links; and put back what an interrupted one changed.
 
     :param lock: keeps the notes of what could not be put back.

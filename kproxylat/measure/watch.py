@@ -16,7 +16,7 @@ from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.options import ANY_SOURCE, make_flow, make_plan
 from kproxylat.measure.stage import check_machine
 from kproxylat.modes import Mode
-from kproxylat.node import network
+from kproxylat.node import lock
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, Probe, Result, Target
 from kproxylat.system import interrupts
@@ -60,7 +60,7 @@ def watch(
     script = render_script(plan, template, settings)
     started = datetime.now().astimezone()
     with ExitStack() as stack:
-        stack.enter_context(network.lock())
+        stack.enter_context(lock.lock())
         log = RunLog(output_dir, mode.name, started)
         stack.callback(log.close)
         facts = {"Kube-proxy mode": mode.name, "Worker ClusterIP": target.ip if target else "any"}

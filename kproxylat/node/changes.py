@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.node.network import Lock
+from kproxylat.node.lock import Lock
 from kproxylat.node.node import Node
 from kproxylat.node.service_rule import is_rule_of, list_rules
 from kproxylat.results import Destination, join_host_port

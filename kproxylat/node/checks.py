@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.node import network, node
+from kproxylat.node import lock, network, node
 from kproxylat.system import btf, kernel, virtual_machine
 from kproxylat.system.kernel import path_exists, read_path
 from kproxylat.system.processes import find, run
@@ -139,7 +139,7 @@ def see_conntrack_room() -> str:
 
 def see_leftovers() -> str:
     """What an interrupted run left."""
-    found = network.find_leftovers() + ([str(network.LOCK)] if network.LOCK.exists() else [])
+    found = network.find_leftovers() + ([str(lock.LOCK)] if lock.LOCK.exists() else [])
     if found:
         raise OddError(f"{', '.join(found)}, of a run that is under way, was interrupted, or kept its lab")
     return "none"

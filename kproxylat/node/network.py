@@ -9,20 +9,17 @@ the traffic under test passes.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from pathlib import Path
-from typing import TextIO
 
 from kproxylat.errors import MachineError
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork
 from kproxylat.system import interrupts
 from kproxylat.system.processes import run
 
@@ -37,7 +34,6 @@ FORWARDING = {
 }
 """Every rejected packet is to be answered and counted, not one a second. (IPv6's mask is a list; 2: Packet Too Big.)"""
 BACKEND_LINK = "kpl-be"
-LOCK = Path("/run/kproxylat.lock")
 NETNS = Path("/run/netns")
 LINKS = Path("/sys/class/net")
 MAC = {"pod0": "02:00:00:00:4b:01", POD_LINK: "02:00:00:00:4b:02", BACKEND_LINK: "02:00:00:00:4b:03"}
@@ -62,96 +58,6 @@ class Network:
     def is_lab(self) -> bool:
         """Whether the node is one of ours."""
         return self.backend is not None
-
-
-class Lock:
-    """The machine's one run: who holds this file's lock. The file says which process that is, and what it changed.
-
-    :ivar notes: the changes that this run and earlier ones made and did not restore, the oldest first: words, the
-        first of which says what kind of change it is. The file stays as long as it holds a note.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self.notes = list(_parse_notes(file.read(100_000)))
-        self._write()
-
-    def note(self, *words: str) -> None:
-        """Add a note, so that the next run or ``kproxylat cleanup`` can restore the change after a SIGKILL."""
-        self.notes.append(words)
-        self._file.write(json.dumps(words) + "\n")
-        self._file.flush()
-
-    def forget(self, note: tuple[str, ...]) -> None:
-        """Remove a note, because nothing is left to restore."""
-        self.notes.remove(note)
-        self._write()
-
-    def _write(self) -> None:
-        """Write the file anew: first over its old text, then cut off the rest. A SIGKILL in between loses no note."""
-        self._file.seek(0)
-        self._file.writelines(json.dumps(line) + "\n" for line in (os.getpid(), *self.notes))
-        self._file.flush()
-        self._file.truncate()
-
-
-def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
-    """Read the lock's lines, as far as they are whole: the first is the process's number."""
-    for line in text.splitlines():
-        try:
-            words = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
-            yield tuple(words)
-
-
-@contextmanager
-def lock() -> Iterator[Lock]:
-    """Hold the machine's one run. The lock's file stays if it holds a note.
-
-    :raises MachineError: another run holds it, or something that is not ours stands at the lock's path.
-    """
-    with interrupts.deferred(), _take_lock() as file:
-        held = Lock(file)
-        try:
-            yield held
-        finally:
-            if not held.notes and _is_lock(file):
-                LOCK.unlink()
-
-
-def _take_lock() -> TextIO:
-    while True:
-        try:
-            # No symbolic link is followed, and nobody waits for a pipe's other end.
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            number = os.open(LOCK, flags, 0o600)
-            found = os.fstat(number)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-                os.close(number)
-                raise OSError(errno.EPERM, "it is no file of ours")
-        except OSError as error:
-            raise MachineError(f"the lock {LOCK} cannot be taken: {error.strerror}", f"rm {LOCK}") from None
-        file = os.fdopen(number, "r+", errors="replace")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.readline(20).strip() or "unknown"
-            file.close()
-            raise MachineError(f"another run is under way (process {holder})", "wait for its end") from None
-        # The run before us may have removed the file between our opening and locking it.
-        if _is_lock(file):
-            return file
-        file.close()
-
-
-def _is_lock(file: TextIO) -> bool:
-    """Whether this open file is still the one at the lock's path."""
-    try:
-        return os.path.samestat(LOCK.lstat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager
@@ -318,75 +224,3 @@ def find_broken_links(made: Network) -> list[str]:
         if not listed or json.loads(listed)[0]["operstate"] != "UP":
             broken.append(name)
     return broken
-
-
-# Counters at the ends of the road, before conntrack, so that they add no entry to it.
-_COUNT = """
-table inet kproxylat {{
-	counter delivered {{ }}
-	counter untranslated {{ }}
-	counter strayed {{ }}
-	counter others {{ }}
-	counter rejected {{ }}
-	chain prerouting {{
-		type filter hook prerouting priority raw; policy accept;
-		{ip} saddr {sender} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
-		{ip} saddr {source} {ip} daddr {{ {targets} }} counter name untranslated drop
-		{ip} saddr {source} counter name strayed drop
-		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
-		{ip} daddr {source} {icmp} type destination-unreachable counter name rejected drop
-		{ip} daddr {source} meta l4proto udp drop comment "else an answer would be answered by an ICMP error"
-	}}
-}}
-"""
-
-
-def place_counters(
-    made: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
-) -> None:
-    """Let the client's and the backend's namespace count what arrives there, by nft counters, and drop it: nothing
-    answers our packets in the lab. (On a node the client answers a backend's SYN-ACK by RST, which is no new flow.)
-
-    :param endpoints: the backend's addresses, ports and protocols. ``targets``: the ClusterIPs.
-    :param masqueraded: whether our packets may arrive from an address of the node.
-    """
-    ip, icmp, anyone = ("ip", "icmp", "0.0.0.0/0") if source.version == 4 else ("ip6", "icmpv6", "::/0")
-    words = {
-        "ip": ip,
-        "icmp": icmp,
-        "source": source,
-        "sender": anyone if masqueraded else source,
-        "endpoints": ", ".join(dict.fromkeys(each.element for each in endpoints)),
-        "targets": ", ".join(dict.fromkeys(targets)),
-    }
-    for name in (_rejecting(made), made.backend):
-        if name:
-            run("nft", "-f", "-", netns=name, stdin=_COUNT.format(**words))
-
-
-def _rejecting(made: Network) -> str | None:
-    """Return the namespace in which errors that answer our packets arrive."""
-    return made.client if made.origin == "pod" else made.node if made.is_lab else None
-
-
-def read_counters(made: Network) -> dict[str, int]:
-    """Return the packets of each counter: rejected at the client; at the backend delivered, untranslated, strayed (ours
-    at another address or port), others (of other senders at the endpoint).
-
-    :raises MachineError: they cannot be read; another has removed them.
-    """
-    counts: dict[str, int] = {}
-    at_backend = ["delivered", "untranslated", "strayed", "others"]
-    for name, wanted in ((_rejecting(made), ["rejected"]), (made.backend, at_backend)):
-        if name:
-            said = run("nft", "--json", "list", "counters", netns=name)
-            try:
-                listed = [each["counter"] for each in json.loads(said)["nftables"] if "counter" in each]
-                found = {each["name"]: each["packets"] for each in listed}
-                counts |= {each: int(found[each]) for each in wanted}
-            except (ValueError, LookupError, TypeError):
-                raise MachineError(
-                    f"nft does not list the counters of {name}: {said[:100]!r}",
-                    "does something on this machine flush the rules of all network namespaces?",
-                ) from None
-    return counts

@@ -17,7 +17,7 @@ from kproxylat.cli import app
 from kproxylat.errors import MachineError
 from kproxylat.measure import options as plan
 from kproxylat.measure.options import Options
-from kproxylat.node import network
+from kproxylat.node import lock
 from kproxylat.system import btf, kernel, processes, virtual_machine
 from kproxylat.trace.script import render_script
 from tests.support import ROOT
@@ -248,9 +248,9 @@ def test_no_bpftrace(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(network, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(kernel, "check_root", lambda: None)
-    with network.lock():
+    with lock.lock():
         status, _, err = call(capsys, "cleanup")
     assert status == 1
     assert f"another run is under way (process {os.getpid()})" in err

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from kproxylat.cluster import sources
 from kproxylat.cluster.api import Api
-from kproxylat.cluster.sources import check_free, choose_source, find_free, read_pod_cidr
+from kproxylat.cluster.sources import choose_source, read_pod_cidr
 from kproxylat.errors import MachineError
+from kproxylat.node.addresses import check_free, find_free
 from kproxylat.node.node import Node
 from tests.support.fake_api import FakeApi
 

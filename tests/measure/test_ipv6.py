@@ -14,7 +14,7 @@ import pytest
 from kproxylat.lab.services import ADDRESSES, dummy_service, place_services, worker_services
 from kproxylat.measure.options import LAB_SOURCE, WORKER, Lab, Options, make_flow, match_family, parse_destination
 from kproxylat.modes import IPV6, MODES, find_mode
-from kproxylat.node import drops, network, service_rule
+from kproxylat.node import counters, drops, network, service_rule
 from kproxylat.node.network import Network
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Destination, Result, Run, Target, target_text
@@ -160,7 +160,7 @@ def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(network, "run", lambda *_, stdin, **__: loaded.append(stdin))
     endpoint = Destination("fd00:10:244:1::10", 50051, "udp")
-    network.place_counters(
+    counters.place_counters(
         Network("client", "node", "backend", family=6), LAB_SOURCE[6], [endpoint], ["fd00:10:96::50"], False
     )
     assert len(loaded) == 2

@@ -17,8 +17,10 @@ from kproxylat.measure.options import Options
 from kproxylat.measure.stage import clean_up
 from kproxylat.modes import find_mode
 from kproxylat.node import changes, network, service_rule
+from kproxylat.node import lock as node_lock
 from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, place_rules, restore
-from kproxylat.node.network import Lock, Network
+from kproxylat.node.lock import Lock
+from kproxylat.node.network import Network
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
 from kproxylat.system import kernel
@@ -91,7 +93,7 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lock]:
     for name in ("LOCK", "NETNS", "LINKS"):
         monkeypatch.setattr(network, name, tmp_path / name)
-    with network.lock() as held:
+    with node_lock.lock() as held:
         yield held
 
 
@@ -154,15 +156,15 @@ def test_cleanup_after_a_sudden_death(system: Kernel, lock: Lock, monkeypatch: p
     made.load_module("pktgen")
     made.set(FORWARD[4], "1")
     made.move_rule("iptables-nft", TARGET, "first")
-    network.LOCK.write_text(
-        network.LOCK.read_text() + '["sysctl", "/run/netns/gone", "1", "a", "0", "1"]\n["later", "x"]\n'
+    node_lock.LOCK.write_text(
+        node_lock.LOCK.read_text() + '["sysctl", "/run/netns/gone", "1", "a", "0", "1"]\n["later", "x"]\n'
     )
-    with network.LOCK.open("r+") as file:
+    with node_lock.LOCK.open("r+") as file:
         after = Lock(file)
         assert clean_up(after) == ["the place of 10.96.100.50:50051/udp's rule", f"{FORWARD[4]}=1", "pktgen"]
     assert (system.chain, system.settings[FORWARD[4]], removed) == (CHAIN, "0", ["pktgen"])
     assert after.notes == [("later", "x")], "another version of kproxylat may restore it"
-    assert network.LOCK.read_text().splitlines()[1:] == ['["later", "x"]']
+    assert node_lock.LOCK.read_text().splitlines()[1:] == ['["later", "x"]']
 
 
 def refuse(*argv: str, **_: object) -> str:
@@ -173,7 +175,7 @@ def test_a_restore_that_fails_keeps_its_note(system: Kernel, lock: Lock, monkeyp
     made = Changes(lock, Node())
     made.set(FORWARD[4], "1")
     made.move_rule("iptables-nft", TARGET, "first")
-    notes, text = list(lock.notes), network.LOCK.read_text()
+    notes, text = list(lock.notes), node_lock.LOCK.read_text()
     for module in (changes, service_rule):
         monkeypatch.setattr(module, "run", refuse)
     again = "; the next run or kproxylat cleanup tries again"
@@ -182,12 +184,12 @@ def test_a_restore_that_fails_keeps_its_note(system: Kernel, lock: Lock, monkeyp
         f" ended with status 1: not now{again}",
         f"{FORWARD[4]}=1 is not put back: sysctl -n {FORWARD[4]} ended with status 1: not now{again}",
     )
-    assert (lock.notes, network.LOCK.read_text()) == (notes, text)
+    assert (lock.notes, node_lock.LOCK.read_text()) == (notes, text)
     for module in (changes, service_rule):
         monkeypatch.setattr(module, "run", system.run)
     assert made.put_back() == ()
     assert (system.chain, system.settings[FORWARD[4]], lock.notes) == (CHAIN, "0", [])
-    assert len(network.LOCK.read_text().splitlines()) == 1
+    assert len(node_lock.LOCK.read_text().splitlines()) == 1
 
 
 def test_an_older_change_waits_for_the_later_one(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from kproxylat.cli import app
 from kproxylat.errors import MachineError
 from kproxylat.measure import stage
 from kproxylat.modes import MODES, find_mode
-from kproxylat.node import checks, doctor, network
+from kproxylat.node import checks, doctor, lock, network
 from kproxylat.node.doctor import CHECKS, Finding, examine, missing_to_trace, possible_modes, require
 from kproxylat.system import kernel, processes
 from kproxylat.trace import engine
@@ -79,7 +79,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(kernel, "ROOT", tmp_path)
     monkeypatch.setattr(kernel, "release", lambda: "6.1.0-56-amd64")
     monkeypatch.setattr(checks.virtual_machine, "find_kernel", lambda *_: Path("vmlinuz-6.1.0-56-amd64"))
-    monkeypatch.setattr(network, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(network, "NETNS", tmp_path / "netns")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)

@@ -15,7 +15,7 @@ import sys
 from kproxylat import guest
 from kproxylat.cli import app
 from kproxylat.measure import options
-from kproxylat.node import checks, network
+from kproxylat.node import checks, lock, network
 from kproxylat.system import btf, kernel, processes
 from kproxylat.trace import bpftrace
 from kproxylat.traffic import generators
@@ -212,7 +212,7 @@ def enter() -> None:
     kernel.release = lambda: "6.1.0-fake"
     bpftrace.has_function = lambda _: False
     btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
-    network.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
+    lock.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
     generators.PROC = "pktgen"
     generators.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
     for name in ("user", "pid"):

@@ -23,7 +23,7 @@ from kproxylat.logs import writer
 from kproxylat.measure import run, watch
 from kproxylat.measure.options import check_template
 from kproxylat.modes import find_mode
-from kproxylat.node import network, service_rule
+from kproxylat.node import lock, network, service_rule
 from kproxylat.node.service_rule import read_service_rule
 from kproxylat.report.tables import show_result
 from kproxylat.results import Destination, Probe, Quality, Result, Run
@@ -282,17 +282,17 @@ def test_an_ordinary_user_may_read_what_they_like(tmp_path: Path, monkeypatch: p
 
 @pytest.fixture
 def lock_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(network, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(lock, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(network, "NETNS", tmp_path / "netns")
     (tmp_path / "netns").mkdir()
     return tmp_path / "lock"
 
 
 def test_the_lock_is_private_and_goes_with_its_holder(lock_path: Path) -> None:
-    with network.lock():
+    with lock.lock():
         assert lock_path.stat().st_mode & 0o777 == 0o600
         assert lock_path.read_text() == f"{os.getpid()}\n"
-        with pytest.raises(MachineError, match=f"another run is under way \\(process {os.getpid()}\\)"), network.lock():
+        with pytest.raises(MachineError, match=f"another run is under way \\(process {os.getpid()}\\)"), lock.lock():
             pass
     assert not lock_path.exists()
 
@@ -301,7 +301,7 @@ def test_a_lock_that_is_a_link_is_not_followed(lock_path: Path, tmp_path: Path) 
     victim = tmp_path / "victim"
     victim.write_text("precious")
     lock_path.symlink_to(victim)
-    with pytest.raises(MachineError, match="cannot be taken") as caught, network.lock():
+    with pytest.raises(MachineError, match="cannot be taken") as caught, lock.lock():
         pass
     assert caught.value.remedy == f"rm {lock_path}"
     assert victim.read_text() == "precious"
@@ -315,19 +315,19 @@ def test_a_lock_that_is_no_file(lock_path: Path, kind: str, monkeypatch: pytest.
     elif kind == "directory":
         lock_path.mkdir()
     else:
-        monkeypatch.setattr(network, "LOCK", lock_path / "nowhere")
-    with pytest.raises(MachineError, match="cannot be taken"), network.lock():
+        monkeypatch.setattr(lock, "LOCK", lock_path / "nowhere")
+    with pytest.raises(MachineError, match="cannot be taken"), lock.lock():
         pass
 
 
 def test_a_lock_that_was_removed_while_held(lock_path: Path) -> None:
     """The second run takes the new file, but not the first one's namespaces; the first leaves the second's file."""
-    with network.lock():
+    with lock.lock():
         (network.NETNS / network.CLIENT).touch()
         with network._claim(network.CLIENT):
             lock_path.unlink()
             with (
-                network.lock(),
+                lock.lock(),
                 pytest.raises(MachineError, match="another run is under way: it holds kproxylat-client"),
             ):
                 network.remove_leftovers()
@@ -344,7 +344,7 @@ def test_a_lock_that_its_holder_removes_while_we_take_it(lock_path: Path, monkey
         flock(file, how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fcntl, "flock", remove_once)
-    with network.lock():
+    with lock.lock():
         assert lock_path.read_text() == f"{os.getpid()}\n"
     assert removed
 
@@ -352,24 +352,24 @@ def test_a_lock_that_its_holder_removes_while_we_take_it(lock_path: Path, monkey
 def test_the_lock_of_a_dead_run_tells_what_it_left(lock_path: Path) -> None:
     note = '["module", "", "1", "pktgen"]\n'
     lock_path.write_text(f'4711\n{note}rubbish\n[1]\n[]\n{{}}\n["torn", "')
-    with network.lock() as held:
+    with lock.lock() as held:
         assert held.notes == [("module", "", "1", "pktgen")]
         assert lock_path.read_text() == f"{os.getpid()}\n{note}", "and it is still told if we die, too"
 
 
 def test_the_lock_stays_while_it_holds_a_note(lock_path: Path) -> None:
     notes = [("module", "", "1", "pktgen"), ("sysctl", "", "1", "a", "0", "1")]
-    with network.lock() as held:
+    with lock.lock() as held:
         for note in notes:
             held.note(*note)
-    with network.lock() as held:
+    with lock.lock() as held:
         assert held.notes == notes
         held.forget(notes[0])
         assert lock_path.read_text() == f'{os.getpid()}\n["sysctl", "", "1", "a", "0", "1"]\n'
-    with suppress(MachineError), network.lock() as held:
+    with suppress(MachineError), lock.lock() as held:
         assert held.notes == notes[1:]
         raise MachineError("a run that fails keeps the notes")
-    with network.lock() as held:
+    with lock.lock() as held:
         held.forget(notes[1])
     assert not lock_path.exists()
 
