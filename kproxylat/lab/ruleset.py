@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
+from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, sniff
 from kproxylat.lab.ruleset_services import (
     count_left_out,
@@ -28,7 +29,7 @@ from kproxylat.lab.ruleset_services import (
     parse_ipvsadm,
     parse_nft,
 )
-from kproxylat.lab.services import ADDRESSES, Service, render_ruleset
+from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import Mode, find_mode
 from kproxylat.results import Destination
 from kproxylat.system.processes import run
@@ -131,7 +132,7 @@ class Ruleset:
         )
 
     def commands(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the commands that load the rules, with their input, as :func:`kproxylat.lab.services.render_ruleset` does."""
+        """Return the commands that load the rules, with their input, as :func:`kproxylat.lab.rules.render_ruleset` does."""
         if self.rewritten:
             return self._render()
         saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")

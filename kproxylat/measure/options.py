@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from kproxylat.errors import MachineError, UsageError
+from kproxylat.lab import rules
 from kproxylat.lab import services as lab
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Engine, Mode
@@ -60,7 +61,7 @@ class Lab:
         there = (
             lab.place_services(standing, self.position, self.worker_ports, mode.family) if standing is not None else ()
         )
-        lab.load_ruleset(lab.render_ruleset(mode, services, standing=there), netns)
+        rules.load_ruleset(rules.render_ruleset(mode, services, standing=there), netns)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kproxylat import __version__
 from kproxylat.console import say
 from kproxylat.errors import MachineError
+from kproxylat.lab import rules
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
 from kproxylat.measure.options import Options, load_modules, plan_bursts
@@ -38,7 +39,7 @@ def find_standing(options: Options) -> Standing | None:
 
     :raises CommandError: ip(8) cannot look.
     """
-    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in lab.MORE
+    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
     label = net.read_label() if grows else ""
     if not options.lab or not label:
         return None

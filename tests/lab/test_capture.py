@@ -14,8 +14,9 @@ import pytest
 from kproxylat.errors import MachineError
 from kproxylat.lab import capture
 from kproxylat.lab.anonymous import Anonymizer
+from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.ruleset import Ruleset, read_ruleset
-from kproxylat.lab.services import ADDRESSES, place_services, render_ruleset
+from kproxylat.lab.services import ADDRESSES, place_services
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node import live_rules
 from kproxylat.node import node as nodes

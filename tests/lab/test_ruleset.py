@@ -13,9 +13,10 @@ import pytest
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
 from kproxylat.lab import ruleset
+from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.ruleset import PARSERS, SCHEMA, read_ruleset
 from kproxylat.lab.ruleset_check import find_backend
-from kproxylat.lab.services import dummy_service, place_services, render_ruleset
+from kproxylat.lab.services import dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.results import Destination
 from tests.lab.test_services import ALWAYS, CAPTURED

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from kproxylat.errors import UsageError
-from kproxylat.lab.services import MORE, ONE_MORE_COMMIT, Service, dummy_service, place_services, render_ruleset
+from kproxylat.lab.rules import MORE, ONE_MORE_COMMIT, render_ruleset
+from kproxylat.lab.services import Service, dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
 from tests.support import TESTS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageError
-from kproxylat.lab.services import RULESETS
+from kproxylat.lab.rules import RULESETS
 from kproxylat.measure import options
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode

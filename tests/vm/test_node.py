@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxylat.lab.services import place_services, render_ruleset
+from kproxylat.lab.rules import render_ruleset
+from kproxylat.lab.services import place_services
 from kproxylat.modes import find_mode
 from tests.vm.conftest import Guest
 from tests.vm.test_readme import COMMANDS, words

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.lab.services import place_services, render_ruleset
+from kproxylat.lab.rules import render_ruleset
+from kproxylat.lab.services import place_services
 from kproxylat.modes import find_mode
 from tests.vm.conftest import Done, Guest
 
