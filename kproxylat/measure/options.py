@@ -22,7 +22,8 @@ from kproxylat.system.trust import check_trusted
 from kproxylat.trace.engine import find_engine, find_version, probe_words
 from kproxylat.trace.plan import PORT_STEP, Flow, Plan, network_words
 from kproxylat.trace.script import check_settings
-from kproxylat.traffic.generators import MAX_RATE_PPS, Burst, find_generator
+from kproxylat.traffic.burst import MAX_RATE_PPS, Burst
+from kproxylat.traffic.generators import find_generator
 
 LAB_SOURCE = {family: ip_network(each.source) for family, each in lab.ADDRESSES.items()}
 NODE_SOURCE = {4: ip_network("198.18.0.0/15"), 6: ip_network("2001:2::/48")}

@@ -22,7 +22,7 @@ from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.plan import Plan
 from kproxylat.trace.probes import ENVELOPE, read_hooks, split_call, values_by_hook
 from kproxylat.trace.script import OVERHEAD_SCRIPT, render_script
-from kproxylat.traffic.generators import Burst, Sent
+from kproxylat.traffic.burst import Burst, Sent
 
 INNER = {"none": "without a probe", "empty": "with an empty pair of probes", "script": "with our script"}
 """What traces the engine, in the order of the bursts, and how it is called."""

@@ -28,7 +28,8 @@ from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.probes import counts_calls
 from kproxylat.trace.result import assemble
 from kproxylat.trace.script import render_script
-from kproxylat.traffic.generators import GENERATORS, Sent
+from kproxylat.traffic.burst import Sent
+from kproxylat.traffic.generators import GENERATORS
 from kproxylat.traffic.sending import send
 
 

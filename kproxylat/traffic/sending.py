@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from kproxylat.console import say, waiting
 from kproxylat.errors import Interrupted, MachineError
-from kproxylat.traffic.generators import GENERATORS, Burst, Sent
+from kproxylat.traffic.burst import Burst, Sent
+from kproxylat.traffic.generators import GENERATORS
 
 
 def send(

@@ -19,8 +19,8 @@ from kproxylat.node.network import Network
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Destination, Result, Run, Target, target_text
 from kproxylat.trace.plan import network_words
-from kproxylat.traffic import generators
-from kproxylat.traffic.generators import Burst
+from kproxylat.traffic import pktgen, sockets
+from kproxylat.traffic.burst import Burst
 from tests.lab.test_services import captured, iptables_chains, nft_blocks, text_of
 
 BURST = Burst(2000, 1000, LAB_SOURCE[6], "fd00:10:96::50", 50051, "client", "pod0", "02:00:00:00:00:01", skip=1)
@@ -101,7 +101,7 @@ def test_ipvs_has_sets_and_servers_of_its_own() -> None:
 
 
 def test_pktgens_words() -> None:
-    assert generators._addresses(BURST) == (
+    assert pktgen._addresses(BURST) == (
         "pkt_size 78",
         "dst6 fd00:10:96::50",
         "src6 fd00:10:244:80::2",
@@ -119,9 +119,9 @@ def test_sockets_send_from_any_source() -> None:
         server.settimeout(5)
         port = server.getsockname()[1]
         burst = Burst(3, 1000, ip_network("2001:2::/64"), "::1", port, None, "", "")
-        sender = generators.start_sockets(burst)
+        sender = sockets.start_sockets(burst)
         assert sender.wait(10)
-        assert generators.read_sockets(burst, sender).count == 3
+        assert sockets.read_sockets(burst, sender).count == 3
         assert {server.recvfrom(100)[1][0] for _ in range(3)} == {"2001:2::1"}
 
 

@@ -17,7 +17,7 @@ from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Map, Overhead, Probe, Result, Run
 from kproxylat.trace.dump import parse_dump
-from kproxylat.traffic.generators import Burst, Sent
+from kproxylat.traffic.burst import Burst, Sent
 from tests.trace.test_script import PLAN
 
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)

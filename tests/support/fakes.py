@@ -18,7 +18,7 @@ from kproxylat.measure import options
 from kproxylat.node import checks, lock, network
 from kproxylat.system import btf, kernel, processes
 from kproxylat.trace import bpftrace
-from kproxylat.traffic import generators
+from kproxylat.traffic import generators, pktgen
 
 PROGRAMS = {
     "bpftrace": """
@@ -213,7 +213,7 @@ def enter() -> None:
     bpftrace.has_function = lambda _: False
     btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
     lock.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
-    generators.PROC = "pktgen"
+    pktgen.PROC = "pktgen"
     generators.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
     for name in ("user", "pid"):
         checks.INITIAL[name] = path("/proc/self/ns", name).stat().st_ino

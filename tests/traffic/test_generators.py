@@ -21,9 +21,13 @@ from kproxylat.measure.options import Lab, Options, check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.system import processes
-from kproxylat.traffic import generators
+from kproxylat.traffic import burst as traffic_burst
+from kproxylat.traffic import generators, hping3, sockets
+from kproxylat.traffic import pktgen as traffic_pktgen
 from kproxylat.traffic import sender as sender_program
-from kproxylat.traffic.generators import GENERATORS, PORTS, Burst, Sent, find_generator, read_pktgen
+from kproxylat.traffic.burst import PORTS, Burst, Sent
+from kproxylat.traffic.generators import GENERATORS, find_generator
+from kproxylat.traffic.pktgen import read_pktgen
 from kproxylat.traffic.sender import send_flows
 
 BURST = Burst(2000, 1000, IPv4Network("10.244.128.0/29"), "10.96.100.50", 50051, "client", "pod0", "02:00:00:00:00:01")
@@ -134,9 +138,9 @@ class EchoingTee:
             self.on_out(line)  # type: ignore[operator]
 
 
-def pktgen_file(monkeypatch: pytest.MonkeyPatch, answer: Path) -> generators._File:
+def pktgen_file(monkeypatch: pytest.MonkeyPatch, answer: Path) -> traffic_pktgen._File:
     monkeypatch.setattr(generators, "Background", EchoingTee)
-    file = generators._File("pod0", "client")
+    file = traffic_pktgen._File("pod0", "client")
     file.path = answer
     return file
 
@@ -158,7 +162,7 @@ def test_a_command_that_pktgen_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_command_that_is_never_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(generators, "WRITE_LIMIT_S", 0.05)
+    monkeypatch.setattr(traffic_pktgen, "WRITE_LIMIT_S", 0.05)
     monkeypatch.setattr(EchoingTee, "echoes", 1)
     with pytest.raises(MachineError, match="took 'count 5' for pod0 not within"):
         pktgen_file(monkeypatch, tmp_path / "pod0").write("count 5")
@@ -216,10 +220,10 @@ def burst_to(server: socket.socket, **more: Any) -> Burst:
 def test_sockets_send_every_packet_from_another_flow_at_the_rate() -> None:
     with listen(socket.SOCK_DGRAM) as server:
         burst = burst_to(server, skip=3)
-        sender = generators.start_sockets(burst)
+        sender = sockets.start_sockets(burst)
         flows = [server.recvfrom(100)[1] for _ in range(burst.count)]
         assert sender.wait(10)
-    sent = generators.read_sockets(burst, sender)
+    sent = sockets.read_sockets(burst, sender)
     assert (sender.status, sent.count, sent.errors) == (0, 200, 0)
     assert sent.pps == pytest.approx(1000, rel=0.05)
     assert len(set(flows)) == 200
@@ -237,44 +241,44 @@ def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch)
 def test_sockets_send_syns() -> None:
     with listen(socket.SOCK_STREAM) as server:
         burst = burst_to(server, protocol="tcp", count=20)
-        sender = generators.start_sockets(burst)
+        sender = sockets.start_sockets(burst)
         assert sender.wait(10)
         # On the loopback link the handshake is done at once.
         accepted, source = server.accept()
         accepted.close()
         assert source == ("127.7.0.1", PORTS.start)
-    assert generators.read_sockets(burst, sender).count == 20
+    assert sockets.read_sockets(burst, sender).count == 20
 
 
 def test_packets_that_cannot_be_sent_are_errors() -> None:
     with listen(socket.SOCK_DGRAM) as server:
         burst = burst_to(server, source=IPv4Network("203.0.113.0/24"), count=5)
-        sender = generators.start_sockets(burst)
+        sender = sockets.start_sockets(burst)
         assert sender.wait(10)
-    sent = generators.read_sockets(burst, sender)
+    sent = sockets.read_sockets(burst, sender)
     assert (sent.count, sent.errors) == (0, 5)
 
 
 def test_sockets_that_are_stopped_say_how_far_they_came() -> None:
     with listen(socket.SOCK_DGRAM) as server:
         burst = burst_to(server, count=60_000)
-        sender = generators.start_sockets(burst)
+        sender = sockets.start_sockets(burst)
         server.recvfrom(100)
-        generators.stop_program(burst, sender)
+        traffic_burst.stop_program(burst, sender)
         assert sender.wait(10)
-    assert 0 < (generators.read_sockets(burst, sender).count or 0) < 60_000
+    assert 0 < (sockets.read_sockets(burst, sender).count or 0) < 60_000
 
 
 def test_a_program_that_is_stopped_before_it_began_has_sent_nothing() -> None:
-    sender = generators.Sender("sleep", "60")
-    generators.stop_program(BURST, sender)
+    sender = traffic_burst.Sender("sleep", "60")
+    traffic_burst.stop_program(BURST, sender)
     assert sender.wait(10)
-    assert generators.read_sockets(BURST, sender) == Sent(0, 0, 0.0)
+    assert sockets.read_sockets(BURST, sender) == Sent(0, 0, 0.0)
 
 
-@pytest.mark.parametrize("read", [generators.read_sockets, generators.read_hping3])
-def test_a_program_that_does_not_say_what_it_sent(read: Callable[[Burst, generators.Sender], Sent]) -> None:
-    sender = generators.Sender("echo", "no idea")
+@pytest.mark.parametrize("read", [sockets.read_sockets, hping3.read_hping3])
+def test_a_program_that_does_not_say_what_it_sent(read: Callable[[Burst, traffic_burst.Sender], Sent]) -> None:
+    sender = traffic_burst.Sender("echo", "no idea")
     assert sender.wait(10)
     with pytest.raises(MachineError, match="echo did not say what it sent: no idea"):
         read(BURST, sender)
@@ -282,10 +286,10 @@ def test_a_program_that_does_not_say_what_it_sent(read: Callable[[Burst, generat
 
 @pytest.mark.parametrize(("packets", "pps"), [(2000, 1000.0), (1000, 1000 / 3)])
 def test_hping3s_last_wait_is_no_sending(monkeypatch: pytest.MonkeyPatch, packets: int, pps: float) -> None:
-    sender = generators.Sender("echo", f"{packets} packets transmitted, 0 packets received, 100% packet loss")
+    sender = traffic_burst.Sender("echo", f"{packets} packets transmitted, 0 packets received, 100% packet loss")
     assert sender.wait(10)
     monkeypatch.setattr(generators.time, "monotonic", lambda: sender.started_s + 3)
-    assert generators.read_hping3(BURST, sender) == Sent(packets, None, pytest.approx(pps))
+    assert hping3.read_hping3(BURST, sender) == Sent(packets, None, pytest.approx(pps))
 
 
 def test_with_none_the_run_lasts_its_time_and_nobody_knows_what_was_sent() -> None:

@@ -1,0 +1,112 @@
+"""A burst of packets: its flows, its rate, and what was sent."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.results import Destination, IpNetwork
+from kproxylat.system.processes import Background
+
+PORTS = range(1024, 64523)
+"""Source ports: 63,499 of them, a prime number, so that any smaller number of addresses has no divisor in common."""
+MAX_RATE_PPS = 10_000_000
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Packets to send.
+
+    :param source: the addresses to send from; ``skip`` of them are left to an earlier burst.
+    :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
+    :param protocol: "udp" or "tcp", of which the SYN is sent.
+    :param targets: where many are sent to in turn, in place of the one.
+    """
+
+    count: int
+    rate_pps: int
+    source: IpNetwork
+    target_ip: str
+    target_port: int
+    netns: str | None
+    device: str
+    mac: str
+    skip: int = 0
+    protocol: str = "udp"
+    targets: tuple[Destination, ...] = ()
+
+    @property
+    def first(self) -> str:
+        """The first source address."""
+        return str(self.source.network_address + 1 + self.skip)
+
+    @property
+    def addresses(self) -> int:
+        """How many source addresses it takes for flows that never repeat."""
+        return -(-self.count // len(PORTS))
+
+    def check(self, most: int | None = None) -> None:
+        """Make sure that the sources suffice.
+
+        :param most: how many source addresses the generator can use (None: any number).
+        :raises UsageError: they don't.
+        """
+        free = self.source.num_addresses - 2 - self.skip
+        if most is not None and self.addresses > most:
+            raise UsageError(
+                f"{self.count} packets are more than the {most * len(PORTS)} flows that this generator can make",
+                "a shorter run, a lower rate, or another --generator",
+            )
+        if self.addresses > free:
+            raise UsageError(
+                f"{self.count} packets need {self.addresses} source addresses, {self.source} has {free}",
+                "a shorter run, a lower rate, or a larger --source",
+            )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a generator says it did: packets, errors (pktgen's are retries of the device), packets per second.
+
+    None is what it does not say.
+    """
+
+    count: int | None = None
+    errors: int | None = None
+    pps: float | None = None
+
+
+class Sender(Background):
+    """A program that sends, or lets the kernel send; its end is the end of the sending.
+
+    :ivar said: the lines that it printed, the last 1,000.
+    """
+
+    def __init__(self, *argv: str, netns: str | None = None) -> None:
+        self.said: deque[str] = deque(maxlen=1000)
+        self.started_s = time.monotonic()
+        super().__init__(*argv, on_out=self.said.append, on_err=self.said.append, netns=netns)
+
+
+def stop_program(_: Burst, sender: Sender | None) -> None:
+    """Let a program of ours, or hping3, say what it has sent, and end."""
+    if sender:
+        sender.signal(signal.SIGINT)
+
+
+def _find_said(pattern: str, sender: Sender) -> re.Match[str] | None:
+    """Find what a program said of its packets; None if our signal ended it before it began.
+
+    :raises MachineError: it said nothing of the kind.
+    """
+    text = "".join(sender.said)
+    found = re.search(pattern, text)
+    if found is None and sender.status != -signal.SIGINT:
+        said = " ".join(text.split())[-200:] or "(it printed nothing)"
+        raise MachineError(f"{Path(sender.argv[0]).name} did not say what it sent: {said}", "pass another --generator")
+    return found
