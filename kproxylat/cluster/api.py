@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
-import logging.handlers
-import os
 import random
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from kproxylat import __version__
-from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.cluster.kubeconfig import Object, load_client, raise_logged_errors
+from kproxylat.errors import ApiError, MachineError
 from kproxylat.system import interrupts
 
-Object = dict[str, Any]
-"""An object of the API, as parsed from JSON."""
-
-CONNECTIONS = 16
-"""Requests under way at a time."""
 PATIENCE_S = 120.0
 """How long a request is repeated."""
 FIRST_S = 10.0
@@ -61,7 +52,6 @@ APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML, too."""
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
-IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class Api:
@@ -270,137 +260,3 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
     """
     client, name, default = load_client(kubeconfig, context)
     return Api(client, namespace or default or "default", name, lambda: load_client(kubeconfig, context)[0])
-
-
-@contextmanager
-def raise_logged_errors(plugin: str) -> Iterator[None]:
-    """Raise the errors of an exec plugin, which the kubernetes client (its kube_config.py) only logs.
-
-    :param plugin: its name, for the message.
-    :raises MachineError: it failed.
-    """
-    handler = logging.handlers.BufferingHandler(100)
-    logging.root.addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.root.removeHandler(handler)
-    records = [record for record in handler.buffer if record.name == "root" and record.levelno >= logging.ERROR]
-    if records:
-        message = " ".join("; ".join(record.getMessage() for record in records).split())[:200]
-        raise MachineError(f"{plugin} failed: {message}", "run it by hand; it is in the kubeconfig's user")
-
-
-def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
-    """Make the kubernetes client from the configuration files, or in a pod from its account.
-
-    :return: the client, the context's name, and its namespace.
-    :raises UsageError: as :func:`find_files` and :func:`choose_context`.
-    :raises MachineError: the configuration is missing or invalid.
-    """
-    from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException, load_incluster_config
-    from yaml import YAMLError
-
-    configuration = Configuration()
-    configuration.connection_pool_maxsize = CONNECTIONS
-    namespace: str | None
-    try:
-        if files := find_files(kubeconfig):
-            name, namespace = _read_files(files, context, configuration)
-        else:
-            load_incluster_config(configuration)
-            name, namespace = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
-    except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
-    return _make_client(configuration), name, namespace
-
-
-def find_files(kubeconfig: Path | None) -> list[str]:
-    """Return the kubeconfig files that exist, as kubectl finds them; none in a pod that has only its account.
-
-    :param kubeconfig: a file to use instead (None: those of KUBECONFIG, else ~/.kube/config).
-    :raises UsageError: ``kubeconfig`` does not exist.
-    :raises MachineError: there is no file, and this is not a pod.
-    """
-    if kubeconfig and not kubeconfig.is_file():
-        raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
-    text = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
-    files = [path for path in text.split(os.pathsep) if Path(path).is_file()]
-    if not files and "KUBERNETES_SERVICE_HOST" not in os.environ:
-        raise MachineError(
-            f"there is no kubeconfig: {text} does not exist, and this is not a pod",
-            "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
-        )
-    # kubectl ignores an empty file among others.
-    return [path for path in files if Path(path).stat().st_size] or files
-
-
-def _read_files(files: Sequence[str], context: str | None, configuration: Any) -> tuple[str, str | None]:
-    """Load a context of the kubeconfig files into the client's configuration; return its name and namespace."""
-    from kubernetes.config import load_kube_config
-    from kubernetes.config.kube_config import KubeConfigMerger
-
-    merger = KubeConfigMerger(os.pathsep.join(files))
-    # If several files name a context, the first one counts; the client would take the last one.
-    current = next(filter(None, (file.get("current-context") for file in merger.config_files.values())), "")
-    name = context or current
-    chosen = choose_context(_read_section(merger, "context"), name)
-    user = _read_section(merger, "user").get(chosen.get("user"), {})
-    refuse_impersonation(name, user)
-    with raise_logged_errors(f"exec plugin {(user.get('exec') or {}).get('command')}"):
-        load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
-    return name, chosen.get("namespace")
-
-
-def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
-    """Return the merged contexts or users by name.
-
-    :param kind: "context" or "user".
-    """
-    entries = [getattr(entry, "value", entry) for entry in merger.config.value.get(f"{kind}s") or ()]
-    return {entry["name"]: entry.get(kind) or {} for entry in entries}
-
-
-def choose_context(contexts: Mapping[Any, Object], name: str) -> Object:
-    """Return the context of a name.
-
-    :param name: the name ("": neither the user nor a file names one).
-    :raises UsageError: the kubeconfig has no such context.
-    """
-    if name not in contexts:
-        raise UsageError(
-            f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
-            f"--context takes one of: {', '.join(map(str, contexts))}",
-        )
-    return contexts[name]
-
-
-def refuse_impersonation(context: str, user: Object) -> None:
-    """Refuse a user that acts as another one: the client would ignore that.
-
-    :raises MachineError: the user does.
-    """
-    if user.get("as"):
-        raise MachineError(
-            f"the user of context {context} acts as {user['as']}, which kproxylat cannot do",
-            "pass the --context of a user who has the rights",
-        )
-
-
-def _make_client(configuration: Any) -> Any:
-    """Return the kubernetes client, without urllib3's warnings of what the kubeconfig asks for."""
-    import urllib3
-    from kubernetes.client import ApiClient
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", urllib3.exceptions.DependencyWarning)
-        try:
-            client = ApiClient(configuration)
-        except ModuleNotFoundError:
-            raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
-    if not configuration.verify_ssl:
-        # The kubeconfig asks for it, and kubectl does not warn at each request, either.
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return client

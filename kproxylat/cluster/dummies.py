@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from kproxylat.cluster.api import CONNECTIONS, PATIENCE_S, Api, Object
+from kproxylat.cluster.api import PATIENCE_S, Api
+from kproxylat.cluster.kubeconfig import CONNECTIONS, Object
 from kproxylat.console import counting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab.services import MAX_SERVICES, dummy_service

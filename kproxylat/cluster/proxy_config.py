@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from kproxylat.cluster.api import Api, Object
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import ApiError, MachineError
 
 DEFAULT_MODE = "iptables"

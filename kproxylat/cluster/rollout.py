@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api, Object
+from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_config import (
     BY_HAND,
     CONFIGMAPS,

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from ipaddress import ip_network
 
-from kproxylat.cluster.api import Api, Object
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import ApiError, MachineError
 from kproxylat.node.addresses import find_free, read_taken
 from kproxylat.node.node import Node

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Set
 from contextlib import ExitStack
 
-from kproxylat.cluster.api import Object
 from kproxylat.cluster.dummies import Dummies
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_mode import AMBIGUOUS, BACKENDS, decide, gather
 from kproxylat.console import counting
 from kproxylat.errors import MachineError

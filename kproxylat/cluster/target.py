@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from kproxylat.cluster.api import Api, Object
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import MachineError
 from kproxylat.results import Destination, Target, join_host_port
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kproxylat.cluster.api import APPLY_PATCH, Api, Object
+from kproxylat.cluster.api import APPLY_PATCH, Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.target import SERVICE
 from kproxylat.errors import ApiError, MachineError
 from kproxylat.lab.services import WORKER_PORT

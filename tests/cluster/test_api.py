@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kproxylat.cluster import api as cluster
+from kproxylat.cluster import kubeconfig
 from kproxylat.cluster.api import Api, connect
 from kproxylat.errors import ApiError, MachineError, UsageError
 from tests.support import TESTS, fake_api
@@ -466,7 +467,7 @@ def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(cluster, "IN_CLUSTER", tmp_path)
+    monkeypatch.setattr(kubeconfig, "IN_CLUSTER", tmp_path)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with serving(FakeApi(), tls) as fake:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")

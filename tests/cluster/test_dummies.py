@@ -18,8 +18,9 @@ import pytest
 
 from kproxylat.cluster import api as cluster
 from kproxylat.cluster import dummies
-from kproxylat.cluster.api import CONNECTIONS, Api
+from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import create, delete, paths, plan_creation, read_dummies, service_of
+from kproxylat.cluster.kubeconfig import CONNECTIONS
 from kproxylat.errors import ApiError, Interrupted, MachineError
 from kproxylat.system import interrupts
 from tests.support import TESTS
