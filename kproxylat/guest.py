@@ -21,7 +21,7 @@ from typing import Any
 from kproxylat.cli import app
 from kproxylat.errors import KproxylatError
 from kproxylat.measure import run, watch
-from kproxylat.measure.options import load_modules
+from kproxylat.measure.plan import load_modules
 from kproxylat.modes import find_mode
 from kproxylat.sweep import sweep
 from kproxylat.system import interrupts

@@ -103,6 +103,7 @@ class Wanted:
         :raises UsageError: it cannot be.
         """
         from kproxylat.measure import options as plan
+        from kproxylat.measure import plan as measure_plan
         from kproxylat.modes import find_mode
         from kproxylat.traffic.generators import find_generator
 
@@ -147,7 +148,7 @@ class Wanted:
 
             read = read_ruleset(self.ruleset, self.mode, self.backend)
             options = plan_replay(options, read, self.target, self.every_service, self.generator, self.protocol)
-        plan.check_options(options)
+        measure_plan.check_options(options)
         return options
 
     def look_up(self, options: Options, node: OnNode) -> Options:
@@ -269,7 +270,7 @@ def render(
       sudo kproxylat render --lab --mode iptables --backend legacy > trace.bt
       kproxylat render --target 10.96.0.10:50051 --mode nftables --vm
     """
-    from kproxylat.measure.options import load_modules, plan_script
+    from kproxylat.measure.plan import load_modules, plan_script
     from kproxylat.system.kernel import check_root
     from kproxylat.trace.script import render_script
 

@@ -12,7 +12,8 @@ from kproxylat.cluster.sources import choose_source
 from kproxylat.cluster.target import destination, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
-from kproxylat.measure.options import Options, plan_bursts
+from kproxylat.measure.options import Options
+from kproxylat.measure.plan import plan_bursts
 from kproxylat.node.network import Network
 from kproxylat.system.kernel import check_root
 from kproxylat.traffic.generators import find_generator

@@ -13,8 +13,9 @@ from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
-from kproxylat.measure.options import Options, check_options, plan_bursts, plan_script
+from kproxylat.measure.options import Options
 from kproxylat.measure.overhead import add_overhead
+from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.stage import begin, build, leave, open_node
 from kproxylat.modes import Mode

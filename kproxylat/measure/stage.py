@@ -12,7 +12,8 @@ from kproxylat.errors import MachineError
 from kproxylat.lab import rules
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
-from kproxylat.measure.options import Options, load_modules, plan_bursts
+from kproxylat.measure.options import Options
+from kproxylat.measure.plan import load_modules, plan_bursts
 from kproxylat.modes import Mode
 from kproxylat.node import addresses, counters, doctor
 from kproxylat.node import lock as node_lock

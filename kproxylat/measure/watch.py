@@ -13,7 +13,8 @@ from pathlib import Path
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.logs.writer import RunLog, log_header, render_report
-from kproxylat.measure.options import ANY_SOURCE, make_flow, make_plan
+from kproxylat.measure.options import ANY_SOURCE
+from kproxylat.measure.plan import make_flow
 from kproxylat.measure.stage import check_machine
 from kproxylat.modes import Mode
 from kproxylat.node import lock
@@ -22,6 +23,7 @@ from kproxylat.results import Destination, Probe, Result, Target
 from kproxylat.system import interrupts
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.dump import parse_dump
+from kproxylat.trace.plan import make_plan
 from kproxylat.trace.probes import build_probes, merge_probes, split_maps
 from kproxylat.trace.result import assemble
 from kproxylat.trace.script import render_script

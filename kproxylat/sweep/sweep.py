@@ -21,7 +21,8 @@ from kproxylat import __version__
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
-from kproxylat.measure.options import Lab, Options, check_options
+from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.stage import clear
@@ -185,7 +186,7 @@ def plan_points(base: Options, modes: Iterable[Mode], services: Iterable[int]) -
 def check_points(points: Iterable[Options], repeats: int = 1) -> None:
     """Refuse what cannot be, before anything is measured.
 
-    :raises UsageError: as :func:`kproxylat.measure.options.check_options`, or so many repeats are not possible.
+    :raises UsageError: as :func:`kproxylat.measure.plan.check_options`, or so many repeats are not possible.
     """
     if not 1 <= repeats <= MAX_REPEATS:
         raise UsageError(f"{repeats} repeats are not possible", f"--repeats takes 1 to {MAX_REPEATS}")

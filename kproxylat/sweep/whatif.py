@@ -12,7 +12,8 @@ from kproxylat.analysis.series import Series, build_series, find_crossing
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
-from kproxylat.measure.options import Options, check_options
+from kproxylat.measure.options import Options
+from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure

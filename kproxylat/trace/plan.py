@@ -6,6 +6,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from kproxylat.errors import MachineError
+from kproxylat.modes import Engine, Mode
+from kproxylat.system import btf, kernel
+from kproxylat.trace.engine import find_engine, find_version, probe_words
+
+pass
+
 PORT_STEP = 64
 """The script reads the names of tables and chains from one of this many packets."""
 
@@ -92,3 +99,94 @@ class Plan:
 def network_words(data: bytes) -> tuple[int, ...]:
     """Return the 32-bit numbers that this machine reads from bytes in network order."""
     return tuple(int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4))
+
+
+def make_plan(
+    mode: Mode,
+    flow: Flow | None,
+    kind: str = "auto",
+    interval_s: int = 0,
+    envelope: bool = False,
+    netns_inode: int = 0,
+    stepping: bool = False,
+    others: bool = False,
+) -> Plan:
+    """Put together what the script is rendered from, as this kernel and this bpftrace want it.
+
+    :param flow: whose packets to trace (None: all).
+    :param kind: "fentry", "kprobe" or "auto".
+    :param interval_s: seconds between reports (0: none).
+    :param envelope: trace the whole hook, too, of the packets of ``flow``.
+    :param netns_inode: the one network namespace whose calls to trace, see :attr:`Node.inode` (0: all).
+    :param stepping: the flow is ours, of more packets than :data:`PORT_STEP`, and one in so many tells the names.
+    :param others: count the calls of other packets, too, and why packets are freed where this kernel says it.
+    :raises MachineError: this kernel does not say how its structs are laid out.
+    """
+    engine, kind = find_engine(mode, kind)
+    # ipvs sends the node's own packet, once translated, through OUTPUT again.
+    nested = mode.name == "ipvs" and mode.origin == "node"
+    if nested and kind == "kprobe":
+        raise MachineError(
+            "kprobes cannot tell ipvs' lookup of the node's own packets from the call within it",
+            "pass --probe fentry, or --from pod",
+        )
+    entry, leave, args = probe_words(find_version()[1], kind)
+    wanted = [*engine.offsets, *([("nf_conntrack", "nf_conn", "tuplehash")] if flow else [])]
+    if kind == "kprobe":
+        wanted.append(("vmlinux", "sk_buff", "_nfct"))
+        wanted += [("vmlinux", "sk_buff", "data"), ("vmlinux", "nf_hook_state", "pf")] if envelope else []
+    offsets = {f"{name}.{member}": btf.struct_offset(module, name, member) for module, name, member in wanted}
+    if kind == "kprobe" and "pkt" in engine.layout:
+        offsets["nft_pktinfo.state"] = sum(
+            btf.struct_offset("nf_tables", name, member) for name, member in STATE_PATHS[engine.state]
+        )
+    if netns_inode:
+        offsets["nf_hook_state.net"] = btf.struct_offset("vmlinux", "nf_hook_state", "net")
+        offsets["net.ns.inum"] = sum(
+            btf.struct_offset("vmlinux", *each) for each in (("net", "ns"), ("ns_common", "inum"))
+        )
+    skb, state, priv = (
+        _argument(engine, each, struct) if kind == "kprobe" else args + each
+        for each, struct in ((engine.skb, "kpl_skb"), (engine.state, "kpl_state"), (engine.priv, ""))
+    )
+    return Plan(
+        mode=mode.name,
+        backend=mode.backend,
+        kind=kind,
+        entry=entry,
+        exit=leave,
+        scope=f"{btf.btf_module(mode.module)}:" if kind == "fentry" else "",
+        args=args,
+        engine=mode.engine,
+        functions=engine.functions,
+        skb=skb,
+        state=state,
+        priv=priv,
+        offsets=offsets,
+        flow=flow,
+        interval_s=interval_s,
+        envelope=envelope,
+        netns_inode=netns_inode,
+        nested=nested,
+        hook=mode.hook,
+        stepping=stepping,
+        others=others,
+        reasons=kernel.read_drop_reasons() if others else {},
+        fields=probe_words(find_version()[1])[2],
+    )
+
+
+STATE_PATHS = {
+    "pkt->state": (("nft_pktinfo", "state"),),
+    "pkt->xt.state": (("nft_pktinfo", "xt"), ("xt_action_param", "state")),
+}
+"""Expression of the state in nft_do_chain's first argument -> the members whose offsets lead to it."""
+
+
+def _argument(engine: Engine, expression: str, struct: str) -> str:
+    """Write an expression over the engine's arguments for a kprobe, which knows them by number only."""
+    name, arrow, member = expression.partition("->")
+    number = engine.layout.index(name)
+    if arrow:
+        return f"((struct kpl_pktinfo *)arg{number})->{member.rpartition('.')[2]}"
+    return f"((struct {struct} *)arg{number})" if struct else f"arg{number}"

@@ -16,6 +16,7 @@ from kproxylat import __version__
 from kproxylat.cli import app
 from kproxylat.errors import MachineError
 from kproxylat.measure import options as plan
+from kproxylat.measure import plan as measure_plan
 from kproxylat.measure.options import Options
 from kproxylat.node import lock
 from kproxylat.system import btf, kernel, processes, virtual_machine
@@ -364,7 +365,7 @@ def test_render_prints_what_run_would_use(
     used = list[str]()
 
     def measure(options: plan.Options) -> None:
-        used.append(render_script(plan.plan_script(options), options.template, options.settings))
+        used.append(render_script(measure_plan.plan_script(options), options.template, options.settings))
         raise MachineError("enough")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from kproxylat.lab.services import ADDRESSES, dummy_service, place_services, worker_services
-from kproxylat.measure.options import LAB_SOURCE, WORKER, Lab, Options, make_flow, match_family, parse_destination
+from kproxylat.measure.options import LAB_SOURCE, WORKER, Lab, Options, match_family, parse_destination
+from kproxylat.measure.plan import make_flow
 from kproxylat.modes import IPV6, MODES, find_mode
 from kproxylat.node import counters, drops, network, service_rule
 from kproxylat.node.network import Network

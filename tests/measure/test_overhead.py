@@ -11,8 +11,9 @@ import pytest
 
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure import overhead
-from kproxylat.measure.options import Lab, Options, check_options, plan_bursts
+from kproxylat.measure.options import Lab, Options
 from kproxylat.measure.overhead import add_overhead, compute_overhead, find_hook
+from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Map, Overhead, Probe, Result, Run

@@ -13,7 +13,8 @@ import pytest
 from kproxylat.analysis.compare import compare
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset import read_ruleset
-from kproxylat.measure.options import Lab, Options, check_options, make_flow, plan_bursts
+from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import _check_shares

@@ -21,7 +21,7 @@ from kproxylat.errors import KproxylatError, MachineError, TemplateError
 from kproxylat.lab import services
 from kproxylat.logs import writer
 from kproxylat.measure import run, watch
-from kproxylat.measure.options import check_template
+from kproxylat.measure.plan import check_template
 from kproxylat.modes import find_mode
 from kproxylat.node import lock, network, service_rule
 from kproxylat.node.service_rule import read_service_rule

@@ -19,6 +19,7 @@ from kproxylat.measure import options
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
+from kproxylat.trace import plan
 from kproxylat.trace.plan import Flow, Plan
 from kproxylat.trace.script import OVERHEAD_SCRIPT, SCRIPT, check_settings, render_script
 from tests.support import ROOT, TESTS
@@ -63,7 +64,7 @@ def plan_of(
         patch.setattr(options.kernel, "btf_module", lambda module: module)
         patch.setattr(options.kernel, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
         stepping = bool(flow) and not interval_s
-        return options.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
+        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
 
 
 PLAN = plan_of(MODES[0], "0.23", FLOW, 0)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.measure.options import Lab, Options, check_options, plan_bursts
+from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.system import processes

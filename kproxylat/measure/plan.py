@@ -1,0 +1,149 @@
+"""A run's plan: the checks before it, its script, its bursts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+from kproxylat.errors import UsageError
+from kproxylat.lab import services as lab
+from kproxylat.measure.options import PROTOCOLS, Options
+from kproxylat.modes import Mode
+from kproxylat.node.changes import ALLOWABLE
+from kproxylat.node.network import MAC, POD_LINK, Network
+from kproxylat.results import Destination, IpNetwork
+from kproxylat.system import kernel
+from kproxylat.system.trust import check_trusted
+from kproxylat.trace.plan import PORT_STEP, Flow, Plan, make_plan, network_words
+from kproxylat.trace.script import check_settings
+from kproxylat.traffic.burst import MAX_RATE_PPS, Burst
+from kproxylat.traffic.generators import find_generator
+
+
+def check_options(options: Options) -> None:
+    """Refuse what cannot be.
+
+    :raises UsageError: it cannot.
+    """
+    for name, value, lowest, highest in (
+        ("duration", options.duration_s, 0.001, 86400),
+        ("rate", options.rate_pps, 1, MAX_RATE_PPS),
+        ("warm-up", options.warmup, 0, 10_000_000),
+        ("number of packets", options.duration_s * options.rate_pps, 1, 2**31 - 1),
+    ):
+        if not lowest <= value <= highest:
+            raise UsageError(f"the {name} of {value:g} is out of range", f"it takes {lowest:g} to {highest:g}")
+    check_settings(options.settings)
+    check_template(options.template)
+    if options.lab and not options.lab.ruleset:
+        lab.check_services(options.lab.services, options.lab.position, options.lab.worker_ports)
+    for name in options.allow:
+        if name not in ALLOWABLE:
+            raise UsageError(f"--allow {name} is never needed", f"it takes: {', '.join(ALLOWABLE)}")
+    generator = find_generator(options.generator, options.target.protocol, options.family)
+    if options.sources.version != options.family:
+        raise UsageError(
+            f"source {options.sources} is not IPv{options.family}, as the target is",
+            "pass another --source, or --family",
+        )
+    if options.mode.origin == "node" and not generator.from_node:
+        raise UsageError(f"{options.generator} sends no packets of the node's own", "pass --generator sockets")
+    if options.overhead:
+        check_overhead(options)
+    if options.targets and options.packets < len(options.targets):
+        raise UsageError(
+            f"{options.packets} packets are too few for {len(options.targets)} Services",
+            "a longer run, or a higher rate",
+        )
+    for burst in plan_bursts(options, Network(None, None, None)):
+        burst.check(generator.max_addresses.get(options.family))
+
+
+def check_overhead(options: Options) -> None:
+    """Refuse to measure what tracing adds where it cannot be measured.
+
+    :raises UsageError: it cannot.
+    """
+    reasons = {
+        "a template of one's own": options.template is not None,
+        "packets to many Services": bool(options.targets),
+        "packets that others send": not find_generator(options.generator).sends,
+        # Of their hooks none is without conntrack's work, and ipvs' call at OUTPUT holds another one.
+        "the node's own packets": options.mode.origin == "node",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"what tracing adds cannot be measured with {reason}", "leave out --overhead")
+
+
+def check_template(template: Path | None) -> None:
+    """Make sure that a user's template is there, and is one to believe.
+
+    :raises UsageError: it is not there.
+    :raises MachineError: as root, others can change it.
+    """
+    if template and not template.is_file():
+        raise UsageError(f"template {template} does not exist", "--template takes a file's path")
+    if template:
+        check_trusted(template)
+
+
+def load_modules(mode: Mode) -> None:
+    """Load the kernel modules that a mode's rules and probes take.
+
+    :raises MachineError: one cannot be loaded.
+    """
+    for module in mode.modules:
+        kernel.load_module(module)
+
+
+def plan_script(options: Options) -> Plan:
+    """Put together what a run's script is rendered from.
+
+    :raises MachineError: as :func:`make_plan`.
+    """
+    flow = make_flow(None if options.targets else options.target, options.sources)
+    sends = find_generator(options.generator).sends
+    if sends and options.mode.origin != "node":
+        # Nobody else has our sources, and all that we send goes to this port: one read less for every call.
+        flow = replace(flow, port_protocol=None)
+    inode = options.node.inode if options.node.netns else 0
+    # The second may be lost: there are to be some more.
+    fewest = min(options.packets, options.overhead_packets if options.overhead else options.packets)
+    stepping = sends and fewest >= 4 * PORT_STEP
+    return make_plan(options.mode, flow, options.probe, 0, options.envelope, inode, stepping, options.others)
+
+
+def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
+    """Describe the target's packets (None: all from our sources) as the kernel's conntrack tuple has them.
+
+    Kernel, include/net/netfilter/nf_conntrack_tuple.h: dst.u (port, 16 bits in network order), dst.protonum, dst.dir
+    (IP_CT_DIR_ORIGINAL is 0).
+    """
+    port_protocol = target and target.port.to_bytes(2, "big") + bytes([PROTOCOLS[target.protocol], 0])
+    return Flow(
+        daddr=network_words(ip_address(target.ip).packed) if target else (),
+        port_protocol=network_words(port_protocol)[0] if port_protocol else None,
+        saddr=network_words(source.network_address.packed),
+        saddr_mask=network_words(source.netmask.packed),
+    )
+
+
+def plan_bursts(options: Options, made: Network) -> list[Burst]:
+    """Split the sources between the warm-up, the run and what follows, so that no flow comes twice.
+
+    :return: the warm-up, which is empty where others send; the run; three more where the overhead is measured.
+    """
+    # The warm-up loads code and caches and need not take longer than a tenth of a second.
+    rate = min(options.rate_pps, max(options.warmup, 1) * 10)
+    count = options.warmup if find_generator(options.generator).sends else 0
+    ip, port, protocol = options.target
+    netns = made.node if options.mode.origin == "node" else made.client
+    link = "pod0", MAC[POD_LINK]
+    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, made.skip, protocol, options.targets)
+    bursts = [warmup]
+    for count in (options.packets, *[options.overhead_packets] * (3 if options.overhead else 0)):
+        skip = bursts[-1].skip + bursts[-1].addresses
+        bursts.append(replace(warmup, count=count, rate_pps=options.rate_pps, skip=skip))
+    return bursts
