@@ -54,9 +54,8 @@ def cleanup() -> None:
     Example:
       sudo kproxylat cleanup
     """
-    from kproxylat.measure.stage import clean_up
     from kproxylat.node import lock as node_lock
-    from kproxylat.node.changes import describe
+    from kproxylat.node.changes import clean_up, describe
     from kproxylat.system.kernel import check_root
 
     check_root()

@@ -17,7 +17,8 @@ from kproxylat.measure.options import Options
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.ranking import rank_services
-from kproxylat.measure.stage import begin, build, leave, open_node
+from kproxylat.measure.stage import begin, build, open_node
+from kproxylat.measure.standing_lab import leave
 from kproxylat.modes import Mode
 from kproxylat.node import counters, network
 from kproxylat.node.changes import CONNTRACK_MAX

@@ -2,82 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack, suppress
-from typing import NamedTuple
+from contextlib import ExitStack
 
-from kproxylat import __version__
 from kproxylat.console import say
 from kproxylat.errors import MachineError
-from kproxylat.lab import rules
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
 from kproxylat.measure.options import Options
-from kproxylat.measure.plan import load_modules, plan_bursts
+from kproxylat.measure.plan import load_modules
+from kproxylat.measure.standing_lab import Standing, find_standing
 from kproxylat.modes import Mode
 from kproxylat.node import addresses, counters, doctor
 from kproxylat.node import lock as node_lock
 from kproxylat.node import network as net
-from kproxylat.node.changes import FORWARD, Changes, put_back
-from kproxylat.system import interrupts
+from kproxylat.node.changes import FORWARD, Changes, clean_up
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
 from kproxylat.trace.engine import find_engine
 from kproxylat.traffic.generators import GENERATORS
-
-
-class Standing(NamedTuple):
-    """A lab that a run left standing: what is the same for all of its runs, the dummy Services whose rules it has, and
-    how many source addresses have been used, so that no flow comes twice."""
-
-    kind: str
-    services: int
-    skip: int
-
-
-def find_standing(options: Options) -> Standing | None:
-    """Return the lab that stands, if a run can go on from it.
-
-    :raises CommandError: ip(8) cannot look.
-    """
-    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
-    label = net.read_label() if grows else ""
-    if not options.lab or not label:
-        return None
-    try:
-        found = Standing(*json.loads(label))
-        used = _count_used(options, net.Network(None, None, None, skip=found.skip))
-        enough = used <= options.sources.num_addresses - 2
-        fits = enough and found.kind == _kind(options) and found.services <= options.lab.services
-    except (ValueError, TypeError):
-        return None
-    return found if fits else None
-
-
-def leave(options: Options, made: net.Network) -> None:
-    """Leave the lab standing, if it is to be, after a run that went well."""
-    if options.lab and options.lab.keep:
-        standing = Standing(_kind(options), options.lab.services, _count_used(options, made))
-        net.write_label(json.dumps(standing))
-
-
-def _count_used(options: Options, made: net.Network) -> int:
-    """Return how many source addresses of a network are used after a run in it."""
-    last = plan_bursts(options, made)[-1]
-    return last.skip + last.addresses
-
-
-def clear() -> None:
-    """Remove the lab that stands, if there is one. One that a run has taken over is that run's."""
-    if net.read_label():
-        with suppress(MachineError), node_lock.lock() as lock:
-            clean_up(lock)
-
-
-def _kind(options: Options) -> str:
-    mode, made = options.mode, options.lab
-    words = __version__, mode.name, mode.backend, mode.origin, made and made.position, made and made.worker_ports
-    return " ".join(map(str, (*words, options.sources, options.target)))
 
 
 def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
@@ -162,25 +104,6 @@ def let_forward(options: Options, changes: Changes) -> None:
         if name not in options.allow:
             raise MachineError(f"{name} is 0: is this a node?", f"to have it set for the run: --allow {name}")
         changes.set(name, "1")
-
-
-def clean_up(lock: node_lock.Lock, standing: bool = False) -> list[str]:
-    """Remove what an earlier run left: namespaces and links; and put back what an interrupted one changed.
-
-    :param lock: keeps the notes of what could not be put back.
-    :param standing: let the lab stand.
-    :return: the names of what was removed, and what was put back.
-    :raises MachineError: something could not be removed, or belongs to a run that is under way.
-    """
-    removed: list[str] = []
-    with interrupts.shielded():
-        try:
-            removed += [] if standing else net.remove_leftovers()
-        finally:
-            restored, warnings = put_back(lock, lock.notes)
-            for warning in warnings:
-                say(f"warning: {warning}")
-    return removed + restored
 
 
 def check_machine(mode: Mode, probe: str, *uses: str) -> None:

@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from kproxylat.console import say
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.node import lock as node_lock
+from kproxylat.node import network as net
 from kproxylat.node.lock import Lock
 from kproxylat.node.node import Node
 from kproxylat.node.service_rule import is_rule_of, list_rules
 from kproxylat.results import Destination, join_host_port
 from kproxylat.system import interrupts, kernel
+from kproxylat.system.processes import run
+
+pass
+from kproxylat.system import interrupts
 from kproxylat.system.processes import run
 
 FORWARD = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -221,3 +228,22 @@ RESTORERS: dict[tuple[str, int], Callable[..., None]] = {
     ("rule", 6): _restore_rule,
 }
 """Kind of a note, and how many words of its own it has -> what puts it back."""
+
+
+def clean_up(lock: node_lock.Lock, standing: bool = False) -> list[str]:
+    """Remove what an earlier run left: namespaces and links; and put back what an interrupted one changed.
+
+    :param lock: keeps the notes of what could not be put back.
+    :param standing: let the lab stand.
+    :return: the names of what was removed, and what was put back.
+    :raises MachineError: something could not be removed, or belongs to a run that is under way.
+    """
+    removed: list[str] = []
+    with interrupts.shielded():
+        try:
+            removed += [] if standing else net.remove_leftovers()
+        finally:
+            restored, warnings = put_back(lock, lock.notes)
+            for warning in warnings:
+                say(f"warning: {warning}")
+    return removed + restored

@@ -25,7 +25,7 @@ from kproxylat.measure.options import Lab, Options
 from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
-from kproxylat.measure.stage import clear
+from kproxylat.measure.standing_lab import clear
 from kproxylat.modes import MODES, Mode
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series

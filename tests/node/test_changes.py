@@ -14,11 +14,10 @@ from kproxylat.measure import conntrack
 from kproxylat.measure import options as plan
 from kproxylat.measure.conntrack import make_room
 from kproxylat.measure.options import Options
-from kproxylat.measure.stage import clean_up
 from kproxylat.modes import find_mode
 from kproxylat.node import changes, network, service_rule
 from kproxylat.node import lock as node_lock
-from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, place_rules, restore
+from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, clean_up, place_rules, restore
 from kproxylat.node.lock import Lock
 from kproxylat.node.network import Network
 from kproxylat.node.node import Node
