@@ -39,6 +39,10 @@ from kproxylat.cli.options import (
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
+from kproxylat.measure.options import Options
+from kproxylat.report.export import export_experiment
+from kproxylat.report.tables import show_series
+from kproxylat.sweep.sweep import Sweep
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options
@@ -177,7 +181,7 @@ def sweep(
         asking = on_cluster.Asking(names, backend or None, node.asked, number(family), confirming)
         options = replace(options, node=node.find())
         found, ended = on_cluster.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
-    sweeping.show(found, form)
+    show(found, form)
     end(found.results, ended)
 
 
@@ -249,3 +253,22 @@ def _counts(text: str) -> list[int]:
     if len(set(counts)) < len(counts):
         raise UsageError(f"--services {text} names a number twice", "--repeats measures each several times")
     return counts
+
+
+def show(found: Sweep, form: str) -> None:
+    """Write a sweep to stdout.
+
+    :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
+    """
+    if form == "json":
+        print(found.to_json())
+    elif form == "csv":
+        print("".join(export_experiment(found.results)), end="")
+        if any(result.run.clock == "instructions" for result in found.results):
+            say("The old CSV has microseconds only: its figures are empty on the instruction clock")
+    else:
+        show_series(found.series)
+        if any(result.services for result in found.results):
+            print("Services: those before the one that is looked up; the document has each by name")
+        closed = sum(bool(result.accounting and result.accounting.closed) for result in found.results)
+        print(f"books closed: {closed} of {len(found.results)} runs")

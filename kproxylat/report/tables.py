@@ -12,12 +12,12 @@ from kproxylat.console import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
     from kproxylat.analysis.contrast import Contrast, Figure
     from kproxylat.analysis.series import Series
     from kproxylat.node.doctor import Finding
     from kproxylat.results import Map, Overhead, Probe, Result, ServiceCost
-    from kproxylat.sweep.whatif import WhatIf
 
 
 def show_result(result: Result) -> None:

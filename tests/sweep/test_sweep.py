@@ -11,11 +11,13 @@ from time import monotonic
 
 import pytest
 
+from kproxylat.cli import sweep as cli_sweep
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure.options import Lab, Options
 from kproxylat.measure.replay import plan_backends
 from kproxylat.results import Result
 from kproxylat.results_json import list_from_json, to_json
+from kproxylat.sweep import state as sweep_state
 from kproxylat.sweep import sweep
 from kproxylat.system import kernel
 from tests.results import COUNTED, change_run, load, with_values
@@ -259,11 +261,11 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
     """The same series tells most, the longest having been first."""
-    state = sweep.State(tmp_path, {}, None, fresh=True)
+    state = sweep_state.State(tmp_path, {}, None, fresh=True)
     state.seconds = {
-        sweep.Key("iptables/legacy", 1000, 0): 100,
-        sweep.Key("nftables/nft", 100, 0): 300,
-        sweep.Key("nftables/nft", 10, 0): 20,
+        sweep_state.Key("iptables/legacy", 1000, 0): 100,
+        sweep_state.Key("nftables/nft", 100, 0): 300,
+        sweep_state.Key("nftables/nft", 10, 0): 20,
     }
     runs = [(each, 0) for each in points(tmp_path, 100) if each.mode.backend == "legacy"]
     assert sweep._time_left(runs, state, 2) == "; about 50 s left"
@@ -274,7 +276,7 @@ def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("machine")
 def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = sweep.sweep(points(tmp_path, 10))
-    sweep.show(found, "csv")
+    cli_sweep.show(found, "csv")
     out, err = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["ServiceCount"], row["ProxyMode"]) for row in rows] == [
@@ -288,7 +290,7 @@ def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_table_says_whether_books_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = sweep.sweep(points(tmp_path))
     found.results[0] = replace(found.results[0], accounting=None)
-    sweep.show(found, "table")
+    cli_sweep.show(found, "table")
     assert "books closed: 8 of 9 runs" in capsys.readouterr().out
 
 
@@ -321,10 +323,10 @@ def test_a_ruleset_is_swept_on_each_backend(
     document = json.loads(found.to_json())
     assert [len(each["points"]) for each in document["series"]] == [len(each.points) for each in found.series]
     assert len(list_from_json(found.to_json())) == 2
-    sweep.show(found, "table")
+    cli_sweep.show(found, "table")
     table = capsys.readouterr().out
     assert ("before the one that is looked up" in table) is (target is None)
     assert ("iptables/nft: each Service adds 84, residual 0 at all 104 points" in table) is (target is None)
-    sweep.show(found, "csv")
+    cli_sweep.show(found, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["ServiceCount"] for row in rows] == ["105", "105"]
