@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import TextIOWrapper
-from typing import Any
+from typing import Annotated, Any
 
-from kproxylat.errors import LogError, MachineError, UsageError
+import typer
+
+from kproxylat.console import say
+from kproxylat.errors import LogError, MachineError, UsageError, refuse_options
 from kproxylat.logs.reader import read_intervals, read_log
 from kproxylat.report.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
 from kproxylat.results import Result
@@ -136,3 +139,37 @@ def _stream_intervals(rows: Iterable[dict[str, Any]], as_csv: bool) -> Iterator[
         yield "kind,engine,time,count,min,mean,max,tid,file,index\n"
     for row in rows:
         yield csv_row(row.values()) if as_csv else json.dumps(row) + "\n"
+
+
+def parse(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
+    output: Annotated[
+        str | None, typer.Option("--format", help="table (unless given), json, csv or openmetrics.")
+    ] = None,
+    csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
+    percentiles: Annotated[str | None, typer.Option(help="Which ones, 0 to 100 (50,95,99).")] = None,
+    prints: Annotated[str, typer.Option(help="last, or all: every print of a map as a line of JSON.")] = "last",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Every interval and slow line, as CSV or JSON.")
+    ] = False,
+) -> None:
+    """Read logs, old and new, and bpftrace's own text.
+
+    \b
+    Examples:
+      kproxylat parse logs/ebpf/*.log
+      kproxylat parse --format csv --csv-dialect experiment old.log.gz
+    """
+    pass
+
+    wanted = Wanted(output, csv_dialect, "50,95,99" if percentiles is None else percentiles, prints, intervals)
+    for fixed, why in (
+        (prints == "all", "--prints all writes maps as they are"),
+        (intervals, "--intervals writes the log's own figures"),
+        (csv_dialect == "experiment", "--csv-dialect experiment has its own percentiles"),
+    ):
+        if fixed:
+            refuse_options(why, percentiles=percentiles)
+    if intervals and csv_dialect != "run":
+        refuse_options("--intervals has its own columns", csv_dialect=csv_dialect)
+    raise typer.Exit(parse_logs(files, wanted, say))

@@ -1,0 +1,89 @@
+"""The commands about this host: capture, cleanup, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kproxylat.cli.options import Backend, Form, Format, ModeName, Place, spread
+from kproxylat.console import say
+from kproxylat.errors import MachineError
+from kproxylat.system import interrupts
+
+
+@spread
+def capture(
+    mode: ModeName = None,
+    backend: Backend = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.")] = Path("ruleset.json"),
+    *,
+    place: Place,
+) -> None:
+    """Save this node's live kube-proxy rules in one file, which run --lab --ruleset measures anywhere. Looks only.
+
+    \b
+    Examples:
+      sudo kproxylat capture
+      sudo kproxylat capture --anonymous --output node-7.json
+      sudo kproxylat capture --node-container kind-worker
+    """
+    from kproxylat.console import waiting
+    from kproxylat.lab import capture as capturing
+
+    with waiting("reading the live rules", 5), interrupts.deferred():
+        text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
+    capturing.save(text, output)
+    for note in read.notes:
+        say(f"note: {note}")
+    say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
+
+
+def cleanup() -> None:
+    """Remove whatever an interrupted run or --keep left: namespaces, links, and what is in them.
+
+    \b
+    Example:
+      sudo kproxylat cleanup
+    """
+    from kproxylat.node import lock as node_lock
+    from kproxylat.node.changes import clean_up, describe
+    from kproxylat.system.kernel import check_root
+
+    check_root()
+    with node_lock.lock() as lock:
+        removed = clean_up(lock)
+        if removed or not lock.notes:
+            say(f"removed {', '.join(removed)}" if removed else "nothing was left")
+        if lock.notes:
+            raise MachineError(
+                f"not restored: {', '.join(map(describe, lock.notes))}",
+                f"run kproxylat cleanup again; or restore this yourself, and: rm {node_lock.LOCK}",
+            )
+        interrupts.check()
+
+
+def doctor(form: Form = Format.TABLE) -> None:
+    """Look for what a measurement takes of this machine, and for what mends it; status 0 if one is possible.
+
+    \b
+    Examples:
+      kproxylat doctor
+      kproxylat doctor --format json
+    """
+    from kproxylat.console import waiting
+    from kproxylat.node import doctor as checks
+    from kproxylat.report.tables import show_findings
+
+    with waiting("looking", 4), interrupts.deferred():
+        findings = checks.examine()
+    modes = checks.possible_modes(findings)
+    if form is Format.JSON:
+        print(checks.to_json(findings, modes))
+    else:
+        show_findings(findings, modes)
+    raise typer.Exit(0 if modes else 1)
