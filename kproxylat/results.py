@@ -372,6 +372,15 @@ class Result:
         """The probe that is the Service lookup, where there was one."""
         return next((probe for probe in self.probes if probe.lookup), None)
 
+    @property
+    def main_probe(self) -> Probe | None:
+        """The probe that stands for the run in one line: the lookup, else that of its mode, else the busiest."""
+        engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(self.run.mode or "")
+        probes = sorted(
+            self.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
+        )
+        return probes[-1] if probes else None
+
 
 def target_text(result: Result) -> str:
     """Write a result's target as ``IP:PORT/PROTOCOL``, without what is not known of it."""

@@ -47,7 +47,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         (each.nodeid.partition("::")[2].removeprefix("test_"), states[state], *dict(each.user_properties).values())
         for state in states
         for each in terminalreporter.stats.get(state, ())
-        if "test_faults.py" in each.nodeid
+        if "test_faults.py::" in each.nodeid
     ]
     if rows:
         terminalreporter.section(f"fault table, {len(rows)} rows")

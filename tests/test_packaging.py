@@ -55,8 +55,10 @@ def test_the_wheel_has_the_templates_and_works(make: Callable[[str], Path], tmp_
     for place in scripts.values():
         module, name = place.split(":")
         assert callable(getattr(importlib.import_module(module), name))
-    code = "from kproxylat import modes, templates; from kproxylat.lab import services; print(templates.__file__)\n"
-    code += "for mode in modes.MODES: services.render_ruleset(mode, services.place_services(1, 'last', 'both'))"
+    code = (
+        "from kproxylat import modes, templates; from kproxylat.lab import rules, services; print(templates.__file__)\n"
+    )
+    code += "for mode in modes.MODES: rules.render_ruleset(mode, services.place_services(1, 'last', 'both'))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

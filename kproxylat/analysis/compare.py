@@ -23,7 +23,6 @@ from kproxylat.analysis.stats import Interval, bounds, crossing
 from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
-from kproxylat.report.export import main_probe
 from kproxylat.results import Probe, Result, target_text
 from kproxylat.results_json import list_from_json
 
@@ -108,7 +107,7 @@ def _group(name: str) -> dict[Key, Cells]:
     """Read a file's results by mode and backend, and by number of Services; those without a call are of no use."""
     groups: dict[Key, Cells] = {}
     for result in sorted(read_results(name), key=lambda each: each.run.services or 0):
-        if main_probe(result):
+        if result.main_probe:
             key = result.run.mode or "unknown", result.run.backend or "unknown"
             groups.setdefault(key, {}).setdefault(result.run.services, []).append(result)
     if not groups:
@@ -143,14 +142,14 @@ def _compare_pair(
     rng, hashed = Random(seed), key_a == key_b and key_a[0] not in ("iptables", "unknown")  # noqa: S311
     lookups = []
     for x, y in sizes:
-        probes = [[probe for each in cell if (probe := main_probe(each))] for cell in (cells_a[x], cells_b[y])]
+        probes = [[probe for each in cell if (probe := each.main_probe)] for cell in (cells_a[x], cells_b[y])]
         what = "lookup" if x is None or x != y else f"{x:,} Services"
         lookups.append(contrast(what, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
     calls: tuple[Contrast, ...] = ()
     if len(sizes) == 1 and key_a == key_b:
         calls = _contrast_calls(a, b, rng, hashed)
     series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
-    units = dict.fromkeys(probe.unit for each in (a[0], b[0]) if (probe := main_probe(each)))
+    units = dict.fromkeys(probe.unit for each in (a[0], b[0]) if (probe := each.main_probe))
     known = [each.differs for each in lookups]
     found = Comparison(
         Side(names[0], file_a, *key_a, len(a)),
@@ -183,7 +182,7 @@ def _check_comparable(a: Sequence[Result], b: Sequence[Result], allowed: Collect
     for result in (*a[1:], *b):
         for reason, what in find_differences(a[0], result).items():
             found.setdefault(reason, what)
-        probes = [main_probe(each) for each in (a[0], result)]
+        probes = [each.main_probe for each in (a[0], result)]
         if (a[0].run.mode, a[0].run.backend) == (result.run.mode, result.run.backend):
             words = [f"{'lookups in' if each.lookup else 'calls of'} {each.engine}" for each in probes if each]
             if len(set(words)) > 1:
@@ -202,7 +201,7 @@ def _contrast_calls(a: Sequence[Result], b: Sequence[Result], rng: Random, hashe
         calls: dict[str, list[Probe]] = {}
         for result in side:
             for probe in result.probes:
-                if probe is not main_probe(result):
+                if probe is not result.main_probe:
                     chain = probe.chain if probe.chain != probe.hook else None
                     name = " ".join(filter(None, (probe.table or probe.engine, chain, probe.hook)))
                     calls.setdefault(name, []).append(probe)

@@ -18,17 +18,17 @@ from kproxylat.system import interrupts
 COMMANDS = {
     "run": "run",
     "sweep": "sweep",
-    "capture": "compare",
-    "whatif": "sweep",
+    "capture": "host",
+    "whatif": "whatif",
     "trace": "run",
     "render": "run",
-    "cleanup": "compare",
-    "doctor": "compare",
-    "parse": "compare",
+    "cleanup": "host",
+    "doctor": "host",
+    "parse": "logs",
     "compare": "compare",
     "plot": "compare",
     "mode": "mode",
-    "services": "mode",
+    "services": "services",
 }
 """Command, or group of commands (``NAME_app``) -> its module."""
 HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.

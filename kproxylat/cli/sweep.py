@@ -38,6 +38,7 @@ from kproxylat.measure.options import Options
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep.sweep import Sweep
+from kproxylat.system.files import save_over
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options
@@ -176,6 +177,10 @@ def sweep(
         asking = on_cluster.Asking(names, backend or None, node.asked, number(family), confirming)
         options = replace(options, node=node.find())
         found, ended = on_cluster.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
+        if found.saved:
+            table = found.saved.with_suffix(".csv")
+            save_over(table, "".join(export_experiment(found.results)))
+            say(f"saved: {table}")
     show(found, form)
     end(found.results, ended)
 

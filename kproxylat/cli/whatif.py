@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, relay_if
 from kproxylat.console import say
-
-if TYPE_CHECKING:
-    pass
 
 
 def whatif(

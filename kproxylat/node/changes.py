@@ -21,8 +21,6 @@ from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
 
 pass
-from kproxylat.system import interrupts
-from kproxylat.system.processes import run
 
 FORWARD = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"

@@ -29,15 +29,6 @@ _AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s")
 _AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
 
 
-def main_probe(result: Result) -> Probe | None:
-    """Choose the probe that stands for a run in one line: the lookup, else that of its mode, else the busiest."""
-    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(result.run.mode or "")
-    probes = sorted(
-        result.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
-    )
-    return probes[-1] if probes else None
-
-
 def export_json(results: Iterable[Result]) -> Iterator[str]:
     """Write one document, ``{"schema": ..., "results": [...]}``."""
     yield f'{{"schema": "{SCHEMA}", "results": ['
@@ -59,7 +50,7 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
         [*_SOURCE_FIELDS, *_RUN_FIELDS, *_PROBE_FIELDS, *shown, "warnings", "maps", *_AROUND_FIELDS, *_AFTER_FIELDS]
     )
     for result in results:
-        probe = main_probe(result)
+        probe = result.main_probe
         row = _describe(result, probe)
         found = [probe.percentiles.get(name) if probe else None for name in names]
         bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
@@ -99,7 +90,7 @@ def export_experiment(results: Iterable[Result]) -> Iterator[str]:
 
     yield EXPERIMENT_HEADER + "\n"
     for result in results:
-        probe, run = main_probe(result), result.run
+        probe, run = result.main_probe, result.run
         row: list[Any] = [run.services, run.mode or run.backend, run.position, run.chain_length]
         scale = _SECONDS.get(probe.unit, 0) * 1e6 if probe else 0
         figures: list[float | None] = [probe.mean, probe.max] if probe else [None, None]
@@ -158,7 +149,7 @@ def _span(each: Percentile) -> str:
 
 def _describe_added(result: Result) -> list[str]:
     """Say what tracing adds, and what a lookup costs without; nothing where that was not measured."""
-    added, probe = result.overhead, main_probe(result)
+    added, probe = result.overhead, result.main_probe
     if not added or not probe or probe.middle is None:
         return []
     untraced = " to ".join(map(_short, added.untraced(probe.middle)))

@@ -18,7 +18,6 @@ from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.analysis.stats import Distribution
 from kproxylat.errors import LogError, MachineError, UsageError
-from kproxylat.report.export import main_probe
 from kproxylat.results import Result
 from kproxylat.system.files import save_over
 
@@ -125,7 +124,7 @@ def draw_distributions(axes: Axes, results: Sequence[Result], names: Sequence[st
     drawn: dict[str, list[Distribution]] = {}
     units: set[str] = set()
     for number, result in enumerate(results):
-        probe = main_probe(result)
+        probe = result.main_probe
         found = distribution(probe) if probe else None
         if probe and found:
             units.add(f"{'emulated ' if result.run.emulated else ''}{probe.unit}")

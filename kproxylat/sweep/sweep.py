@@ -25,12 +25,10 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.standing_lab import clear
 from kproxylat.modes import MODES, Mode
-from kproxylat.report.export import export_experiment
 from kproxylat.results import Result
 from kproxylat.results_json import list_to_json
 from kproxylat.sweep.state import Key, State
 from kproxylat.system import kernel
-from kproxylat.system.files import save_over
 from kproxylat.trace.engine import find_version
 
 MAX_REPEATS = 1000
@@ -115,6 +113,7 @@ class Sweep:
     :param seed: of the order (None: as planned, which on the instruction clock is as good) and of the bootstrap.
     :param complete: whether all points were measured. ``resumed``: how many of them before an interruption.
     :param seconds: how long each run took, by its log's name.
+    :param saved: the document's file, once all runs are measured.
     """
 
     seed: int | None
@@ -123,6 +122,7 @@ class Sweep:
     resumed: int = 0
     results: list[Result] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    saved: Path | None = None
 
     @property
     def series(self) -> tuple[Series, ...]:
@@ -285,10 +285,6 @@ def sweep(
     if ended:
         return found, ended
     found.complete = True
-    saved = state.close([_key(*run) for run in runs], found.to_json())
-    say(f"saved: {saved}")
-    if in_order:
-        table = saved.with_suffix(".csv")
-        save_over(table, "".join(export_experiment(found.results)))
-        say(f"saved: {table}")
+    found.saved = state.close([_key(*run) for run in runs], found.to_json())
+    say(f"saved: {found.saved}")
     return found, None

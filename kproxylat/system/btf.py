@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from kproxylat.errors import MachineError
-from kproxylat.system.kernel import BTF, IN_VM, version_numbers
+from kproxylat.system import kernel
+from kproxylat.system.kernel import IN_VM, version_numbers
 
 
 def _read_btf(module: str) -> tuple[bytes, bytes]:
     """Return the type and the string section of a module's BTF (kernel, ``include/uapi/linux/btf.h``)."""
     try:
-        data = (BTF / module).read_bytes()
+        data = (kernel.BTF / module).read_bytes()
     except OSError as error:
         raise MachineError(
             f"this kernel has no BTF of {module} ({error.strerror})", f"a kernel with BTF is needed; or: {IN_VM}"
@@ -25,7 +26,7 @@ def _read_btf(module: str) -> tuple[bytes, bytes]:
 
 def btf_module(module: str) -> str:
     """Return where a module's types and functions are found: under its name, or in vmlinux if it is built in."""
-    return module if (BTF / module).exists() else "vmlinux"
+    return module if (kernel.BTF / module).exists() else "vmlinux"
 
 
 # A type: name, kind and number of members, size; then 12 bytes a member (kernel, Documentation/bpf/btf.rst).
@@ -63,10 +64,10 @@ def struct_offset(module: str, name: str, member: str) -> int:
     :raises MachineError: none has it.
     """
     known = UNTYPED.get(version_numbers(), {}).get(f"{name}.{member}")
-    if known is not None and not (BTF / module).exists():
+    if known is not None and not (kernel.BTF / module).exists():
         return known
     base_strings = _read_btf("vmlinux")[1]
-    for source in [each for each in (module, "vmlinux") if (BTF / each).exists()]:
+    for source in [each for each in (module, "vmlinux") if (kernel.BTF / each).exists()]:
         types, strings = _read_btf(source)
         if source != "vmlinux":
             # A module's names continue those of vmlinux ("split BTF").

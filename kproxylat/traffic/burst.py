@@ -99,7 +99,7 @@ def stop_program(_: Burst, sender: Sender | None) -> None:
         sender.signal(signal.SIGINT)
 
 
-def _find_said(pattern: str, sender: Sender) -> re.Match[str] | None:
+def find_summary(pattern: str, sender: Sender) -> re.Match[str] | None:
     """Find what a program said of its packets; None if our signal ended it before it began.
 
     :raises MachineError: it said nothing of the kind.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, _find_said
+from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, find_summary
 
 HPING3_LAST_WAIT_S = 1.0
 """How long hping3 waits for answers after the last packet of ``-c`` (hping2.h, COUNTREACHED_TIMEOUT)."""
@@ -25,7 +25,7 @@ def read_hping3(burst: Burst, sender: Sender) -> Sent:
     Sample: ``2000 packets transmitted, 0 packets received, 100% packet loss``.
     """
     elapsed_s = time.monotonic() - sender.started_s
-    said = _find_said(r"(\d+) packets transmitted", sender)
+    said = find_summary(r"(\d+) packets transmitted", sender)
     count = int(said[1]) if said else 0
     elapsed_s -= HPING3_LAST_WAIT_S if count == burst.count else 0
     return Sent(count, None, count / elapsed_s if elapsed_s > 0 else 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, _find_said
+from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, find_summary
 
 SENDER = Path(__file__).with_name("sender.py")
 
@@ -27,7 +27,7 @@ def read_sockets(_: Burst, sender: Sender) -> Sent:
 
     Sample: ``sent 2000 errors 0 seconds 2.000071``.
     """
-    said = _find_said(r"sent (\d+) errors (\d+) seconds ([\d.]+)", sender)
+    said = find_summary(r"sent (\d+) errors (\d+) seconds ([\d.]+)", sender)
     if said is None:
         return Sent(0, 0, 0.0)
     count, seconds = int(said[1]), float(said[3])

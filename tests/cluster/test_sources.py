@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxylat.cluster import sources
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.sources import choose_source, read_pod_cidr
 from kproxylat.errors import MachineError
+from kproxylat.node import addresses
 from kproxylat.node.addresses import check_free, find_free
 from kproxylat.node.node import Node
 from tests.support.fake_api import FakeApi
@@ -37,7 +37,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
         # It prints nothing at all where there is nothing.
         return json.dumps(listed[argv[3]]) if listed[argv[3]] else ""
 
-    monkeypatch.setattr(sources, "run", run)
+    monkeypatch.setattr(addresses, "run", run)
     return listed
 
 

@@ -14,11 +14,10 @@ import sys
 
 from kproxylat import guest
 from kproxylat.cli import app
-from kproxylat.measure import options
 from kproxylat.node import checks, lock, network
 from kproxylat.system import btf, kernel, processes
-from kproxylat.trace import bpftrace
-from kproxylat.traffic import generators, pktgen
+from kproxylat.trace import bpftrace, engine
+from kproxylat.traffic import pktgen
 
 PROGRAMS = {
     "bpftrace": """
@@ -210,16 +209,15 @@ def enter() -> None:
     kernel.ROOT, kernel.BTF = root, root / "sys/kernel/btf"
     kernel.check_root = lambda: None
     kernel.release = lambda: "6.1.0-fake"
-    bpftrace.has_function = lambda _: False
+    engine.has_function = lambda _: False
     btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
     lock.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
     pktgen.PROC = "pktgen"
-    generators.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
+    pktgen.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
     for name in ("user", "pid"):
         checks.INITIAL[name] = path("/proc/self/ns", name).stat().st_ino
     bpftrace.Tracer.wait_attached.__defaults__ = (1,)
     bpftrace.Tracer.stop.__defaults__ = (6,)
-    assert options.kernel is kernel
 
 
 if __name__ == "__main__":

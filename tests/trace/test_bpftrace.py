@@ -334,9 +334,9 @@ NOTHING = "echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1"
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Be another kernel, of which all is built in."""
-    monkeypatch.setattr(bpftrace, "btf_module", lambda _: "vmlinux")
-    monkeypatch.setattr(bpftrace, "has_function", lambda name: name == "ipt_do_table")
-    return lambda *version: monkeypatch.setattr(bpftrace, "version_numbers", lambda: version)
+    monkeypatch.setattr(engine, "btf_module", lambda _: "vmlinux")
+    monkeypatch.setattr(engine, "has_function", lambda name: name == "ipt_do_table")
+    return lambda *version: monkeypatch.setattr(engine, "version_numbers", lambda: version)
 
 
 def test_an_engine_with_the_arguments_that_we_expect(fake: Fake, kernel: Callable[[int, int], None]) -> None:
