@@ -1,6 +1,6 @@
 """The agent inside the virtual machine: it runs the host's command lines one after another, in one boot.
 
-:mod:`kproxylat.system.virtual_machine` starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
+system/virtual_machine starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
 ``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command under
 way. Each line on stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A
 command runs in a fork of this process. So the imports, the script's template, bpftrace's version and its list of a

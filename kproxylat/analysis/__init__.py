@@ -1,0 +1,1 @@
+"""Numbers: statistics, series, comparisons, alternatives."""

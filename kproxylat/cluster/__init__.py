@@ -1,0 +1,1 @@
+"""The Kubernetes API: target, dummy Services, kube-proxy's mode."""

@@ -1,0 +1,1 @@
+"""kube-proxy's rules as text: services, rules, captured rulesets."""

@@ -2,7 +2,7 @@
 
 FILE is the output of ``kproxylat capture``, iptables-save, ``nft list ruleset`` or ``ipvsadm -Sn``, or a directory of
 such files; gzip is allowed. The content is untrusted: only ``iptables-*-restore``, ``nft -f``, ``ipset restore`` and
-``ipvsadm --restore`` execute it, in a namespace of kproxylat's, and :mod:`kproxylat.lab.ruleset_check` refuses lines that let a
+``ipvsadm --restore`` execute it, in a namespace of kproxylat's, and lab/ruleset_check refuses lines that let a
 tool read a file or run a program.
 """
 
@@ -132,7 +132,7 @@ class Ruleset:
         )
 
     def commands(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the commands that load the rules, with their input, as :func:`kproxylat.lab.rules.render_ruleset` does."""
+        """Return the commands that load the rules, with their input (see :func:`kproxylat.lab.rules.render_ruleset`)."""
         if self.rewritten:
             return self._render()
         saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")

@@ -1,0 +1,1 @@
+"""One measurement: options, plan, stage, run, accounting."""

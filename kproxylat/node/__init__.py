@@ -1,0 +1,1 @@
+"""The node under test: network, lock, counters, live rules, checks."""

@@ -20,8 +20,6 @@ from kproxylat.results import Destination, join_host_port
 from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
 
-pass
-
 FORWARD = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"
 ALLOWABLE = (*FORWARD.values(), CONNTRACK_MAX)

@@ -1,0 +1,12 @@
+"""Results for people and machines."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Return the table EXPORTERS, imported when it is asked for."""
+    if name != "EXPORTERS":
+        raise AttributeError(name)
+    from kproxylat.report.export import EXPORTERS
+
+    return EXPORTERS

@@ -1,0 +1,1 @@
+"""This machine: processes, signals, trust, kernel, types (BTF), files, virtual machines."""

@@ -1,0 +1,1 @@
+"""The probe script, bpftrace, and the readers of its text."""

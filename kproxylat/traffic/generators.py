@@ -1,6 +1,6 @@
 """Table GENERATORS: who sends the packets. Flows never repeat, so that every packet is looked up.
 
-"sockets" sends from plain sockets (:mod:`kproxylat.traffic.sender`); "hping3" sends TCP SYNs, from one address; with "none" the
+"sockets" sends from plain sockets (traffic/sender.py); "hping3" sends TCP SYNs, from one address; with "none" the
 traffic comes from elsewhere.
 
 The kernel's pktgen (Documentation/networking/pktgen.rst): one command per write to a file below /proc/net/pktgen, in

@@ -1,4 +1,4 @@
-"""Sends packets from plain sockets: a program of its own, which :mod:`kproxylat.traffic.generators` starts in a namespace.
+"""A program that sends packets from plain sockets; traffic/sockets starts it in a network namespace.
 
     python sender.py PROTOCOL IP PORT FIRST_SOURCE ADDRESSES FIRST_PORT PORTS COUNT RATE_PPS
 

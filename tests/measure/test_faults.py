@@ -1,6 +1,7 @@
 """The fault table: what can go wrong around a run, what it says, how it ends, what is saved, and that nothing is left.
 
-Every program that kproxylat runs is a fake (tests/support/fakes.py); tests/vm/test_faults.py has the faults that take a kernel.
+Every program that kproxylat runs is a fake (tests/support/fakes.py). tests/vm/test_faults.py has the
+faults that need a kernel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """kproxylat in a world of fakes: every program that it runs is a small shell script, the machine is a directory.
 
-``python -m tests.support.fakes`` serves command lines as :mod:`kproxylat.guest` does, each in its own world (the order's
+``python -m tests.support.fakes`` serves command lines as kproxylat.guest does, each in its own world (the order's
 ``cwd``); ``python -m tests.support.fakes ARGV...`` runs one, in the current directory.
 """
 
