@@ -132,7 +132,7 @@ class Ruleset:
         )
 
     def commands(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the commands that load the rules, with their input (see :func:`kproxylat.lab.rules.render_ruleset`)."""
+        """Return the commands that load the rules, with their input, as lab/rules does."""
         if self.rewritten:
             return self._render()
         saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")
