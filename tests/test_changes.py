@@ -212,7 +212,9 @@ def test_a_module_is_unloaded_though_its_runs_namespace_is_gone(lock: Lock, monk
 
 
 @pytest.mark.parametrize("note", [("sysctl", "", "1"), ("sysctl", "", "1", FORWARD[4], "0"), ("rule",), ("later", "x")])
-def test_a_note_that_this_version_cannot_read(lock: Lock, note: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_note_that_this_version_cannot_read(
+    lock: Lock, note: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
     lock.note(*note)
     assert (clean_up(lock), lock.notes) == ([], [note])
     assert "is not put back: the note in the lock is of another version of kproxylat" in capfd.readouterr().err
