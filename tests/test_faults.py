@@ -327,12 +327,20 @@ LONG_RUN = ("run", "20", "1000", "0", *NODE_RUN[4:])
 """Without a warm-up, which a slow sender would make long."""
 
 
+def wait_for(agent: Agent, words: str) -> None:
+    """Wait until a command that is under way prints these words."""
+    printed = ""
+    while words not in printed:
+        event = agent.next()
+        assert "status" not in event, printed
+        printed += event.get("err", "")
+
+
 def kill_run(agent: Agent, world: World) -> None:
     """Kill a run on a node while all that it may change is changed."""
     world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
     agent.send(argv=LONG_RUN, cwd=str(world.path), program=False)
-    while "[7/7]" not in (event := agent.next()).get("err", ""):
-        assert "status" not in event, event
+    wait_for(agent, "[7/7]")
     agent.send(signal=int(signal.SIGKILL))
     assert agent.finish()[0] == -signal.SIGKILL
     world.programs({"tee": PROGRAMS["tee"]})
@@ -458,14 +466,13 @@ def test_a_second_signal_names_what_still_runs(agents: list[Agent], tmp_path: Pa
     world = World(tmp_path, {"modprobe": PROGRAMS["modprobe"].replace("rmdir", slow)}, flows=100)
     world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
     agents[0].send(argv=LONG_RUN, cwd=str(tmp_path), program=False)
-    while "[7/7]" not in agents[0].next().get("err", ""):
-        pass
+    wait_for(agents[0], "[7/7]")
     agents[0].send(signal=int(signal.SIGINT))
     while not (tmp_path / "hanging").exists():
         time.sleep(0.01)
     for signum in (signal.SIGINT, signal.SIGTERM):
         agents[0].send(signal=int(signum))
-        assert agents[0].next() == {"err": "kproxylat: still cleaning up; running: modprobe -r -q pktgen\n"}
+        wait_for(agents[0], "kproxylat: still cleaning up; running: modprobe -r -q pktgen\n")
     (tmp_path / "go").touch()
     status, out, err = agents[0].finish()
     assert (status, "closed" in out) == (130, True), err
