@@ -318,12 +318,30 @@ def test_a_parent_that_dies(tmp_path: Path) -> None:
         stream.close()
 
 
+ALLOWED = ("net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max")
+NODE_RUN = (
+    *(*RUN[:4], "--mode", "iptables", "--backend", "nft", "--target", "10.96.100.50:50051"),
+    *("--source", "10.244.7.128/25", "--position", "first", *(f"--allow={name}" for name in ALLOWED), *RUN[-4:]),
+)
+"""Moves a rule, lets the node forward, makes room in conntrack, loads a module, and has a link in the node."""
+LONG_RUN = ("run", "20", "1000", "0", *NODE_RUN[4:])
+"""Without a warm-up, which a slow sender would make long."""
+
+
+def wait_for(agent: Agent, words: str) -> None:
+    """Wait until a command that is under way prints these words."""
+    printed = ""
+    while words not in printed:
+        event = agent.next()
+        assert "status" not in event, printed
+        printed += event.get("err", "")
+
+
 def kill_run(agent: Agent, world: World) -> None:
     """Kill a run on a node while all that it may change is changed."""
     world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
-    agent.send(argv=("run", "20", *NODE_RUN[2:]), cwd=str(world.path), program=False)
-    while "[7/7]" not in (event := agent.next()).get("err", ""):
-        assert "status" not in event, event
+    agent.send(argv=LONG_RUN, cwd=str(world.path), program=False)
+    wait_for(agent, "[7/7]")
     agent.send(signal=int(signal.SIGKILL))
     assert agent.finish()[0] == -signal.SIGKILL
     world.programs({"tee": PROGRAMS["tee"]})
@@ -351,11 +369,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
     "sweep-that-fails": (SWEEP, DIES, 1),
     "render": (("render", *RUN[1:7]), {}, 0),
     "doctor": (("doctor",), {}, 0),
-    "mode-show": (("mode", "show", "--kubeconfig", "nowhere"), {}, 1),
-    "services-list": (("services", "list", "--kubeconfig", "nowhere"), {}, 1),
+    "mode-show": (("mode", "show", "--kubeconfig", "sent"), {}, 1),
+    "services-list": (("services", "list", "--kubeconfig", "sent"), {}, 1),
     "capture": (("capture", "--output", "captured.json"), {}, 1),
     "parse": (("parse", "nowhere"), {}, 1),
-    "whatif": (("whatif", "nowhere"), {}, 1),
+    "whatif": (("whatif", "nowhere"), {}, 2),
     "cleanup": (("cleanup",), {}, 0),
 }
 """A command after a killed run: its arguments, fakes in the usual ones' place, its exit status."""
@@ -363,7 +381,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_run_is_restored_whatever_comes_before_cleanup(agents: list[Agent], tmp_path: Path, name: str) -> None:
-    world = World(tmp_path, flows=100)
+    world = World(tmp_path, flows=300)
     kill_run(agents[0], world)
     argv, programs, expected = COMMANDS[name]
     world.programs(programs)
@@ -373,7 +391,7 @@ def test_a_killed_run_is_restored_whatever_comes_before_cleanup(agents: list[Age
 
 
 def test_a_cleanup_that_cannot_remove_restores_all_the_same(agents: list[Agent], tmp_path: Path) -> None:
-    world = World(tmp_path, flows=100)
+    world = World(tmp_path, flows=300)
     kill_run(agents[0], world)
     world.programs({"ip": PROGRAMS["ip"].replace('"netns delete")', '"netns delete") return 1 ;; x)')})
     status, _, err = agents[0].run("cleanup", cwd=str(tmp_path))
@@ -385,7 +403,7 @@ def test_a_cleanup_that_cannot_remove_restores_all_the_same(agents: list[Agent],
 
 
 def test_a_run_that_cannot_see_whether_a_lab_stands(agents: list[Agent], tmp_path: Path) -> None:
-    world = World(tmp_path, flows=100)
+    world = World(tmp_path, flows=300)
     kill_run(agents[0], world)
     for name in ("kproxylat-node", "kproxylat-backend"):
         (tmp_path / "run/netns" / name).touch()
@@ -398,7 +416,7 @@ def test_a_run_that_cannot_see_whether_a_lab_stands(agents: list[Agent], tmp_pat
 
 @pytest.mark.parametrize("argv", [("cleanup",), RUN], ids=["cleanup", "run"])
 def test_a_restore_that_fails_is_tried_again(agents: list[Agent], tmp_path: Path, argv: tuple[str, ...]) -> None:
-    world = World(tmp_path, flows=100)
+    world = World(tmp_path, flows=300)
     kill_run(agents[0], world)
     refusing = '[ -n "$NETNS" ] || [ "$1" = -n ] || { echo not now >&2; exit 1; }\n'
     world.programs({"sysctl": refusing + PROGRAMS["sysctl"]})
@@ -419,7 +437,7 @@ HANGS = {
     "modprobe": ({"modprobe": PROGRAMS["modprobe"].replace("-r)", f"-r) {WAIT};")}, ["modprobe -r -q pktgen"], 0, 1),
     "ip": ({"ip": PROGRAMS["ip"].replace('"netns delete")', f'"netns delete") {WAIT};')},
            ["ip netns delete kproxylat-client"], 1, 0),
-    "sysctl": ({"sysctl": PROGRAMS["sysctl"].replace("for each", f"{HAS_CLIENT} || {WAIT}\nfor each")},
+    "sysctl": ({"sysctl": PROGRAMS["sysctl"].replace("for", f"[ -e run/netns/kproxylat-client ] || {WAIT}\nfor")},
                ["sysctl -q -w net.netfilter.nf_conntrack_max=100", "sysctl -q -w net.ipv4.ip_forward=0"], 0, 2),
 }  # fmt: skip
 """A program that hangs in the clean-up: the fake, the commands that are killed, exit status, notes that stay."""
@@ -449,15 +467,14 @@ def test_a_second_signal_names_what_still_runs(agents: list[Agent], tmp_path: Pa
     slow = ": >hanging; for step in $(seq 250); do [ -e go ] || sleep 0.02; done; rmdir"
     world = World(tmp_path, {"modprobe": PROGRAMS["modprobe"].replace("rmdir", slow)}, flows=100)
     world.programs({"tee": sender(STEPS, "for step in $(seq 3000); do")})
-    agents[0].send(argv=("run", "20", *NODE_RUN[2:]), cwd=str(tmp_path), program=False)
-    while "[7/7]" not in agents[0].next().get("err", ""):
-        pass
+    agents[0].send(argv=LONG_RUN, cwd=str(tmp_path), program=False)
+    wait_for(agents[0], "[7/7]")
     agents[0].send(signal=int(signal.SIGINT))
     while not (tmp_path / "hanging").exists():
         time.sleep(0.01)
     for signum in (signal.SIGINT, signal.SIGTERM):
         agents[0].send(signal=int(signum))
-        assert agents[0].next() == {"err": "kproxylat: still cleaning up; running: modprobe -r -q pktgen\n"}
+        wait_for(agents[0], "kproxylat: still cleaning up; running: modprobe -r -q pktgen\n")
     (tmp_path / "go").touch()
     status, out, err = agents[0].finish()
     assert (status, "closed" in out) == (130, True), err
@@ -546,12 +563,6 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
 MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "25"))
 """For each signal and kind of run: 200 in all."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
-ALLOWED = ("net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max")
-NODE_RUN = (
-    *(*RUN[:4], "--mode", "iptables", "--backend", "nft", "--target", "10.96.100.50:50051"),
-    *("--source", "10.244.7.128/25", "--position", "first", *(f"--allow={name}" for name in ALLOWED), *RUN[-4:]),
-)
-"""Moves a rule, lets the node forward, makes room in conntrack, loads a module, and has a link in the node."""
 
 
 def time_run(agent: Agent, world: World, argv: tuple[str, ...]) -> float:

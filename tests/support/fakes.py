@@ -207,7 +207,7 @@ def enter() -> None:
     processes.PATH = "bin"
     processes.CLEAN_UP_LIMIT_S = float(os.environ.get("KPROXYLAT_LIMIT_S", processes.CLEAN_UP_LIMIT_S))
     kernel.ROOT, kernel.BTF = root, root / "sys/kernel/btf"
-    kernel.check_root = lambda: None
+    kernel.check_root = lambda *_: None
     kernel.release = lambda: "6.1.0-fake"
     engine.has_function = lambda _: False
     btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
