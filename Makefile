@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps python3-venv qemu-system-x86 util-linux
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
 .PHONY: help demo test test-long matrix check setup packages clean
 help:
@@ -27,10 +27,10 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	KPROXYLAT_REQUIRE=vm $(PYTEST) -m "not long"
+	KPROXYLAT_REQUIRE=vm $(PYTEST)
 
 test-long: setup
-	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --files-with-matches '^from hypothesis' tests/test_*.py)
+	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 matrix: PACKAGES += debian-archive-keyring debootstrap

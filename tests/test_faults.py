@@ -90,16 +90,12 @@ class World:
 
 @pytest.fixture(scope="module")
 def agents() -> Iterator[list[Agent]]:
-    started = [Agent("tests.fakes") for _ in range(3)]
+    started = [Agent("-m", "tests.fakes") for _ in range(3)]
     for each in started:
         each.next()
     yield started
     for each in started:
-        assert each.process.stdin
-        assert each.process.stdout
-        each.process.stdin.close()
-        assert each.process.wait(10) == 0
-        each.process.stdout.close()
+        each.close()
 
 
 @dataclass(frozen=True)
@@ -302,7 +298,7 @@ def test_a_parent_that_dies(tmp_path: Path) -> None:
     """Nobody is left to read: a run of a minute ends at the next words that it says, and takes everything away."""
     steps = "for step in 1 2 3 4 5 6 7 8 9 10; do"
     world = World(tmp_path, {"tee": sender(steps, "for step in $(seq 3000); do")})
-    agent = Agent("tests.fakes")
+    agent = Agent("-m", "tests.fakes")
     agent.next()
     agent.send(argv=("run", "60", *RUN[2:]), cwd=str(tmp_path), program=False)
     while "[3/7]" not in agent.next().get("err", ""):
