@@ -31,6 +31,7 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
+	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k test_signals --ignore=tests/vm
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 matrix: PACKAGES += debian-archive-keyring debootstrap

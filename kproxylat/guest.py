@@ -20,7 +20,7 @@ from typing import Any
 
 from kproxylat import cli, interrupts, measure, sweep, watch
 from kproxylat.bpftrace import find_engine, find_version
-from kproxylat.errors import KproxylatError
+from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.kernel import set_clock
 from kproxylat.modes import find_mode
 from kproxylat.plan import load_modules
@@ -57,8 +57,12 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         finally:
-            # It is over: a signal now would only cut short what is still to be written.
-            signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ENDING)
+            try:
+                # It is over: a signal now would only cut short what is still to be written.
+                signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ENDING)
+            except Interrupted as interrupt:
+                # A signal that came first; all later ones are ignored.
+                status = interrupt.exit_code
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -397,8 +397,8 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
     assert (run["position_after"], run["chain_length_after"], run["sync_s"]) == (1, 3, 1.5)
 
 
-MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "25"))
-"""For each signal and kind of run: 200 in all."""
+MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "12"))
+"""For each signal and kind of run: 96 in all, at other moments in each run of the tests; `make test-long` takes 800."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 ALLOWED = ("net.ipv4.ip_forward", "net.netfilter.nf_conntrack_max")
 NODE_RUN = (

@@ -234,6 +234,18 @@ def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
     assert agent.finish() == (-signal.SIGTERM, "", "")
 
 
+def test_a_signal_at_the_very_end_of_a_command() -> None:
+    """It comes just before the command blocks signals: no traceback, and the output is whole."""
+    late = Agent(
+        "-c",
+        "import os, signal; from kproxylat import guest; block = signal.pthread_sigmask; "
+        "signal.pthread_sigmask = lambda *how: (os.kill(os.getpid(), signal.SIGHUP), block(*how)); guest.serve()",
+    )
+    late.next()
+    assert late.run("--version") == (128 + signal.SIGHUP, f"kproxylat {__version__}\n", "")
+    late.close()
+
+
 def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:
     agent.send(signal=int(signal.SIGTERM))
     assert agent.run("--version")[0] == 0
