@@ -123,7 +123,7 @@ case $1 in
     read -r order
     [ "$order" = start ] || { : >pktgen/stop; exit; }
     [ -e run/netns/kproxylat-node ] || : >ns/host/flows
-    for step in 1 2 3 4 5 6 7 8 9 10; do [ -e pktgen/stop ] || sleep 0.02; done
+    for step in 1 2 3 4 5; do [ -e pktgen/stop ] || sleep 0.02; done
     rm -f pktgen/stop
     count=$(cat pktgen/count)
     echo $count >burst

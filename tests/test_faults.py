@@ -297,7 +297,7 @@ def test_output_that_nobody_reads(
 
 def test_a_parent_that_dies(tmp_path: Path) -> None:
     """Nobody is left to read: a run of a minute ends at the next words that it says, and takes everything away."""
-    steps = "for step in 1 2 3 4 5 6 7 8 9 10; do"
+    steps = "for step in 1 2 3 4 5; do"
     world = World(tmp_path, {"tee": sender(steps, "for step in $(seq 3000); do")})
     agent = Agent("-m", "tests.fakes")
     agent.next()
@@ -476,7 +476,8 @@ def test_signals(
             took_s = time_run(agent, world, argv)
             for moment in moments[number :: len(agents)]:
                 # The machine may have got faster: a run that ended before its signal tells how long one takes now.
-                for _ in range(3):
+                # A moment close to the end of the run takes several tries where other tests run at the same time.
+                for _ in range(8):
                     missed_s = strike(agent, world, argv, signum, moment * took_s)
                     if missed_s is None:
                         hits += 1
