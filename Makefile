@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 # Debian packages for the lab, the traffic, the tracing and the virtual machine.
 PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps python3-venv qemu-system-x86 util-linux
-# These tests take two thirds of the time of all tests without a kernel, so they run in parallel with the rest.
-SLOW := tests/trace/test_bpftrace.py tests/analysis/test_compare.py tests/cluster/test_dummies.py tests/measure/test_faults.py
+# Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-.PHONY: help demo test test-long matrix pytest-counting pytest-timing pytest-slow pytest-quick check setup packages clean
+.PHONY: help demo test test-long matrix check setup packages clean
 help:
 	@echo "make demo       measure 3 backends with 10, 100 and 1,000 Services (about 4 minutes on 2 cores)"
 	@echo "make check      ruff, mypy, and the tests without a kernel"
@@ -27,20 +27,11 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) --jobs=2 --keep-going --output-sync=line --no-print-directory pytest-counting pytest-timing pytest-slow pytest-quick
-
-pytest-counting pytest-timing pytest-slow pytest-quick: export KPROXYLAT_REQUIRE := vm
-pytest-counting:
-	$(BIN)/python -m pytest -m "counting and not long"
-pytest-timing:
-	$(BIN)/python -m pytest -m "not counting and not long" tests/vm
-pytest-slow:
-	$(BIN)/python -m pytest $(SLOW)
-pytest-quick:
-	$(BIN)/python -m pytest --ignore=tests/vm $(addprefix --ignore=,$(SLOW))
+	KPROXYLAT_REQUIRE=vm $(PYTEST)
 
 test-long: setup
-	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --files-with-matches '^from hypothesis' -r tests --include="test_*.py")
+	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
+	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k test_signals --ignore=tests/vm
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 matrix: PACKAGES += debian-archive-keyring debootstrap
@@ -51,7 +42,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --ignore=tests/vm
+	$(PYTEST) --ignore=tests/vm
 
 # pip compiles no bytecode for an editable install, and PYTHONDONTWRITEBYTECODE stops Python from doing it later.
 setup: packages $(VENV)/ready

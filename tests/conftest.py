@@ -42,14 +42,19 @@ def api(fake: FakeApi, tmp_path: Path) -> Api:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the fault table: each row's name and how it went, and what a row notes of itself."""
+
+    def name(report: Any) -> str:
+        """Return a row's name: its test's, without the group that pytest-xdist appends."""
+        return str(report.nodeid).partition("::")[2].removeprefix("test_").partition("@")[0]
+
     states = {"passed": "ok", "failed": "FAILED", "error": "FAILED", "skipped": "skipped"}
     rows = [
-        (each.nodeid.partition("::")[2].removeprefix("test_"), states[state], *dict(each.user_properties).values())
+        (name(each), states[state], *dict(each.user_properties).values())
         for state in states
         for each in terminalreporter.stats.get(state, ())
         if "test_faults.py::" in each.nodeid
     ]
     if rows:
         terminalreporter.section(f"fault table, {len(rows)} rows")
-    for name, *words in sorted(rows):
-        terminalreporter.write_line(f"{name}: {', '.join(map(str, words))}")
+    for row, *words in sorted(rows):
+        terminalreporter.write_line(f"{row}: {', '.join(map(str, words))}")

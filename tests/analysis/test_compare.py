@@ -152,12 +152,13 @@ def test_repeats_that_drift_are_no_difference(tmp_path: Path) -> None:
     rng, single, repeated = Random(4), 0, 0
     for _ in range(8):
         runs = [resample(SLOW, rng, 2000, rng.gauss(1, 0.05)) for _ in range(6)]
-        one = pair(tmp_path, runs[0], runs[3])
-        assert "Of single runs" in one.statement
-        single += one.differs is True
-        repeated += pair(tmp_path, runs[:3], runs[3:]).differs is True
+        calls = [lookup(run) for run in runs]
+        single += contrast("lookup", calls[:1], calls[3:4], rng, rounds=400).differs is True
+        repeated += contrast("lookup", calls[:3], calls[3:], rng, rounds=400).differs is True
     assert single > 4
     assert repeated <= 2
+    assert "Of single runs" in pair(tmp_path, runs[0], runs[3]).statement
+    assert "Of single runs" not in pair(tmp_path, runs[:3], runs[3:]).statement
 
 
 def test_a_tail_that_grows_is_found_though_the_median_stays(tmp_path: Path) -> None:

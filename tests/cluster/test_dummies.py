@@ -7,10 +7,9 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from kproxylat.errors import ApiError, Interrupted, MachineError
 from kproxylat.system import interrupts
 from tests.support import TESTS
 from tests.support.fake_api import Call, FakeApi
+from tests.system.test_virtual_machine import Agent
 
-LIMIT_S = 300
-COUNT = 10_000
+WAIT_S = 0.01
+"""How long a client waits here at most before it tries again."""
 INTERRUPTIONS, INTERRUPTED = 20, 400
 """How often, half of them while creating and half while deleting; and how many Services there are to be then."""
 RECORDED = TESTS / "kube-api"
@@ -230,25 +230,43 @@ def test_a_signal_stops_threads_that_wait_for_an_overloaded_server(
     assert fake.named("services") == names(3)
 
 
-def test_many_with_faults(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LONGEST_WAIT_S", WAIT_S)
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_many_with_faults(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """One request in twenty fails: refused, overloaded, answered late, or its connection lost before or after."""
-    monkeypatch.setattr(cluster, "PAGE", max(COUNT // 10, 50))
+    monkeypatch.setattr(cluster, "PAGE", count // 10)
     api.get("/api/v1/nodes")
     fake.fault_rate = 0.05
-    fill(api, COUNT)
-    assert fake.named("services") == fake.named("endpointslices") == names(COUNT)
-    assert len({each["metadata"]["uid"] for each in fake.objects.values()}) == 2 * COUNT
+    fill(api, count)
+    assert fake.named("services") == fake.named("endpointslices") == names(count)
+    assert len({each["metadata"]["uid"] for each in fake.objects.values()}) == 2 * count
     found = read_dummies(api)
-    assert (len(found.services), len(found.slices), found.without_slice) == (COUNT, COUNT, [])
+    assert (len(found.services), len(found.slices), found.without_slice) == (count, count, [])
     delete(api)
     assert fake.objects == {}
-    assert sum(fake.faults.values()) > COUNT / 10
+    assert sum(fake.faults.values()) > count / 10
+    assert {*fake.faults} == {*fake.FAULTS}
 
 
-def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, tmp_path: Path) -> None:
+@pytest.fixture
+def agent(fake: FakeApi, tmp_path: Path) -> Iterator[Agent]:
+    """Serve command lines from one process that has imported all, and waits only shortly between tries."""
+    preload = "import kubernetes.client; from kproxylat import guest; from kproxylat.cluster import api"
+    preload += f"; api.LONGEST_WAIT_S = {WAIT_S}"
+    started = Agent("-c", f"{preload}; guest.serve()", KUBECONFIG=str(fake.kubeconfig(tmp_path)))
+    started.next()
+    yield started
+    started.close()
+
+
+def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, agent: Agent) -> None:
     """A real process gets a real SIGINT; whatever is there then, the same command completes it."""
     draw, each_way = random.Random(7), INTERRUPTIONS // 2
-    environment = {**os.environ, "KUBECONFIG": str(fake.kubeconfig(tmp_path))}
     fake.fault_rate = 0.05
     interrupted = 0
     for verb, argv in (("create", ("create", "--count", str(INTERRUPTED))), ("delete", ("delete",))):
@@ -256,31 +274,23 @@ def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, tmp_path: Path) -> None:
             done = len(fake.objects)
             left = 2 * INTERRUPTED - done if verb == "create" else done
             wanted = done + draw.randrange(1, max(left // (each_way - number + 3), 2)) * (1 if verb == "create" else -1)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kproxylat", "services", *argv],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
 
-            def interrupt(
-                call: Call, verb: str = verb, wanted: int = wanted, process: subprocess.Popen[str] = process
-            ) -> None:
+            def interrupt(call: Call, verb: str = verb, wanted: int = wanted) -> None:
                 reached = len(fake.objects) >= wanted if verb == "create" else len(fake.objects) <= wanted
                 if call.verb == verb and reached:
                     fake.after = None
-                    process.send_signal(signal.SIGINT)
+                    agent.send(signal=int(signal.SIGINT))
 
             fake.after = interrupt
-            _, err = process.communicate(timeout=LIMIT_S)
+            status, _, err = agent.run("services", *argv)
             fake.after = None
-            assert process.returncode in (0, 130), err
+            assert status in (0, 130), err
             assert "Traceback" not in err
-            interrupted += process.returncode == 130
+            interrupted += status == 130
             if draw.random() < 0.5:
                 fake.collect_garbage()
-        process = subprocess.Popen([sys.executable, "-m", "kproxylat", "services", *argv], env=environment)
-        assert process.wait(LIMIT_S) == 0
+        status, _, err = agent.run("services", *argv)
+        assert status == 0, err
         wanted_names = names(INTERRUPTED) if verb == "create" else []
         fake.collect_garbage()
         assert fake.named("services") == fake.named("endpointslices") == wanted_names

@@ -91,16 +91,12 @@ class World:
 
 @pytest.fixture(scope="module")
 def agents() -> Iterator[list[Agent]]:
-    started = [Agent("tests.support.fakes") for _ in range(3)]
+    started = [Agent("-m", "tests.support.fakes") for _ in range(3)]
     for each in started:
         each.next()
     yield started
     for each in started:
-        assert each.process.stdin
-        assert each.process.stdout
-        each.process.stdin.close()
-        assert each.process.wait(10) == 0
-        each.process.stdout.close()
+        each.close()
 
 
 @dataclass(frozen=True)
@@ -137,13 +133,13 @@ def sender(words: str, body: str) -> str:
     return PROGRAMS["tee"].replace(words, body)
 
 
-STEPS = "for step in 1 2 3 4 5 6 7 8 9 10; do"
+STEPS = "for step in 1 2 3 4 5; do"
 """The loop in which pktgen's fake sends."""
 WAIT = "while :; do sleep 0.02; done"
 DUMP = "exec 9<&-; dump; exit 0"
 LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+\.log"
-FLOOD = "head -c 100000000 /dev/zero | tr '\\0' x"
-LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 100000000'
+FLOOD = "head -c 10000000 /dev/zero | tr '\\0' x"
+LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 10000000'
 GARBAGE = "head -c 3000 /dev/urandom"
 FULL = "seq -f '@n[8, %.0f]: 1' 65536; echo '@table[8]: kube-proxy'; echo '@chain[8]: nat-prerouting'"
 FAULTS = (
@@ -166,15 +162,16 @@ FAULTS = (
           {"bpftrace": after(WAIT, "kill -KILL $$")}),
     Fault("bpftrace-dies-at-exit", 1, f"failed at its end .status 3.: .*{LOG}",
           {"bpftrace": after(DUMP, "exit 3")}),
-    Fault("bpftrace-ignores-sigint", 1, f"did not end within 6 s of SIGINT.*{LOG}",
-          {"bpftrace": after(f"trap '{DUMP}' INT", "trap '' INT")}),
+    Fault("bpftrace-ignores-sigint", 1, f"did not end within 1 s of SIGINT.*{LOG}",
+          {"bpftrace": after(f"trap '{DUMP}' INT", "trap '' INT")},
+          prepare=lambda world: (world / "stop_limit_s").write_text("1")),
     Fault("bpftrace-prints-nothing", 4, "the books don't close: lookups 0 instead of 200",
           {"bpftrace": after(DUMP, "exit 0")}, ("json", "log")),
     Fault("bpftrace-prints-garbage", 4, "the books don't close: lookups 0 instead of 200",
           {"bpftrace": dumping(GARBAGE)}, ("json", "log")),
-    Fault("bpftrace-prints-100-MB-in-one-line", 4, "the books don't close: lookups 0 instead of 200",
+    Fault("bpftrace-prints-10-MB-in-one-line", 4, "the books don't close: lookups 0 instead of 200",
           {"bpftrace": dumping(FLOOD)}, ("json", "log")),
-    Fault("bpftrace-prints-100-MB-of-lines", 4, "the books don't close: lookups 0 instead of 200",
+    Fault("bpftrace-prints-10-MB-of-lines", 4, "the books don't close: lookups 0 instead of 200",
           {"bpftrace": dumping(LINES)}, ("json", "log")),
     Fault("bpftrace-fills-its-maps", 4, "the books don't close: lookups 65536 instead of 200",
           {"bpftrace": dumping(FULL)}, ("json", "log")),
@@ -304,7 +301,7 @@ def test_output_that_nobody_reads(
 def test_a_parent_that_dies(tmp_path: Path) -> None:
     """Nobody is left to read: a run of a minute ends at the next words that it says, and takes everything away."""
     world = World(tmp_path, {"tee": sender(STEPS, "for step in $(seq 3000); do")})
-    agent = Agent("tests.support.fakes")
+    agent = Agent("-m", "tests.support.fakes")
     agent.next()
     agent.send(argv=("run", "60", *RUN[2:]), cwd=str(tmp_path), program=False)
     while "[3/7]" not in agent.next().get("err", ""):
@@ -485,11 +482,15 @@ def test_a_kept_lab(tmp_path: Path) -> None:
     """It stands for more Services, and is gone after fewer, after cleanup, and after a run on it that fails."""
     world = World(tmp_path)
 
+    def start(*argv: str) -> tuple[int, str]:
+        status, _, err = agents[0].run(*argv, cwd=str(tmp_path))
+        return status, err
+
     def run(*argv: str) -> str:
-        done = world.start(*RUN, *argv)
-        assert done.returncode == 0, done.stderr
+        status, err = start(*RUN, *argv)
+        assert status == 0, err
         assert (tmp_path / "run/netns/kproxylat-node").exists() == ("--keep" in argv)
-        return done.stderr
+        return err
 
     removed = "removed kproxylat-client of an earlier run"
     assert "on top" not in run("--services", "10", "--keep")
@@ -500,26 +501,27 @@ def test_a_kept_lab(tmp_path: Path) -> None:
     assert removed in run("--services", "600", "--position", "first")
     world.check()
     run("--keep")
-    assert "removed kproxylat-backend, kproxylat-client, kproxylat-node" in world.start("cleanup").stderr
+    assert "removed kproxylat-backend, kproxylat-client, kproxylat-node" in start("cleanup")[1]
     world.check()
     run("--keep")
     assert "on top" in run()
     world.check()
     run("--keep")
     world.programs({"bpftrace": after("@n[8, 5]", "@m[8, 5]")})
-    assert world.start(*RUN, "--keep").returncode == 4, "the books don't close"
+    assert start(*RUN, "--keep")[0] == 4, "the books don't close"
     world.check()
     for each in ("--ruleset=x", "--vm", "--vm-if-needed"):
-        assert world.start(*RUN, "--keep", each).returncode == 2
+        assert start(*RUN, "--keep", each)[0] == 2
 
 
-def test_a_sweep_grows_one_lab(tmp_path: Path) -> None:
+def test_a_sweep_grows_one_lab(agents: list[Agent], tmp_path: Path) -> None:
     world = World(tmp_path)
-    done = world.start("sweep", *RUN[1:5], "--mode", "nftables", "--services", "10,20,30", "--seed", "1", *RUN[-2:])
-    assert done.returncode == 0, done.stderr
-    order = re.findall(r"on nft, (\d+) Services", done.stderr)
+    argv = ("sweep", *RUN[1:5], "--mode", "nftables", "--services", "10,20,30", "--seed", "1", *RUN[-2:])
+    status, _, err = agents[0].run(*argv, cwd=str(tmp_path))
+    assert status == 0, err
+    order = re.findall(r"on nft, (\d+) Services", err)
     stood = [below for below, above in pairwise(order) if int(below) < int(above)]
-    assert re.findall(r"on top of the (\d+) Services", done.stderr) == stood != []
+    assert re.findall(r"on top of the (\d+) Services", err) == stood != []
     world.check()
 
 
@@ -560,8 +562,8 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
     assert (run["position_after"], run["chain_length_after"], run["sync_s"]) == (1, 3, 1.5)
 
 
-MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "25"))
-"""For each signal and kind of run: 200 in all."""
+MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "12"))
+"""For each signal and kind of run: 96 in all, at other moments in each run of the tests; `make test-long` takes 800."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 
@@ -633,7 +635,8 @@ def test_signals(
             took_s = time_run(agent, world, argv)
             for moment in moments[number :: len(agents)]:
                 # The machine may have got faster: a run that ended before its signal tells how long one takes now.
-                for _ in range(3):
+                # A moment close to the end of the run takes several tries where other tests run at the same time.
+                for _ in range(8):
                     missed_s = strike(agent, world, argv, signum, moment * took_s)
                     if missed_s is None:
                         hits += 1

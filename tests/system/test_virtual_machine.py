@@ -217,16 +217,19 @@ def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
 
 
 class Agent:
-    """The agent as a child of ours."""
+    """The agent as a child of ours.
 
-    def __init__(self, module: str = "kproxylat.guest") -> None:
+    :param words: how Python starts it. ``env``: its environment beyond ours.
+    """
+
+    def __init__(self, *words: str, **env: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, *(words or ("-m", "kproxylat.guest"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         )
 
     def send(self, **order: Any) -> None:
@@ -244,11 +247,26 @@ class Agent:
         return self.finish()
 
     def finish(self) -> tuple[int, str, str]:
-        said = {"out": "", "err": ""}
-        while "status" not in (event := self.next()):
-            for stream, text in event.items():
-                said[stream] += text
-        return event["status"], said["out"], said["err"]
+        """Read a command's output until it ends; after 5 minutes the agent is killed, and reading fails."""
+        output = {"out": "", "err": ""}
+        timer = threading.Timer(300, self.process.kill)
+        timer.start()
+        try:
+            while "status" not in (event := self.next()):
+                for stream, text in event.items():
+                    output[stream] += text
+        finally:
+            timer.cancel()
+        return event["status"], output["out"], output["err"]
+
+    def close(self) -> None:
+        """Close the agent's input, at which it ends without another word."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        assert self.process.wait(10) == 0
+        assert self.process.stdout.read() == ""
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +274,7 @@ def agent() -> Iterator[Agent]:
     started = Agent()
     assert started.next() == {"ready": platform.release()}
     yield started
-    assert started.process.stdin
-    started.process.stdin.close()
-    assert started.process.wait(10) == 0
-    assert started.process.stdout
-    assert started.process.stdout.read() == ""
-    started.process.stdout.close()
+    started.close()
 
 
 def test_a_command_of_ours(agent: Agent) -> None:
@@ -300,6 +313,18 @@ def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
     assert agent.next() == {"out": "on\n"}
     agent.send(signal=int(signal.SIGTERM))
     assert agent.finish() == (-signal.SIGTERM, "", "")
+
+
+def test_a_signal_at_the_very_end_of_a_command() -> None:
+    """It comes just before the command blocks signals: no traceback, and the output is whole."""
+    late = Agent(
+        "-c",
+        "import os, signal; from kproxylat import guest; block = signal.pthread_sigmask; "
+        "signal.pthread_sigmask = lambda *how: (os.kill(os.getpid(), signal.SIGHUP), block(*how)); guest.serve()",
+    )
+    late.next()
+    assert late.run("--version") == (128 + signal.SIGHUP, f"kproxylat {__version__}\n", "")
+    late.close()
 
 
 def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:

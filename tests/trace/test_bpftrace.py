@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def start(script: Script) -> tuple[Tracer, list[str]]:
     return Tracer(script, lines.append), lines
 
 
+def wait_for_line(lines: list[str]) -> None:
+    """Wait until the program has printed its first line, so that a limit of 0 seconds cannot pass before it."""
+    ends_s = time.monotonic() + 30
+    while not lines and time.monotonic() < ends_s:
+        time.sleep(0.01)
+    assert lines
+
+
 @pytest.mark.parametrize(
     "ready",
     [f"echo {NOTIFY}", NOTIFY_ERR, "/bin/echo Attached 3 probes >&2", "echo Attached 1 probe"],
@@ -68,16 +77,18 @@ def test_attached_is_read_and_the_maps_come_at_the_end(fake: Fake, ready: str) -
 
 
 def test_attaching_is_not_attached(fake: Fake) -> None:
-    tracer, _ = start(fake(f"echo Attaching 3 probes...; {WAIT}"))
+    tracer, lines = start(fake(f"echo Attaching 3 probes...; {WAIT}"))
+    wait_for_line(lines)
     with pytest.raises(MachineError, match="attached no probes within 0 s: "):
-        tracer.wait_attached(0.3)
+        tracer.wait_attached(0)
     assert not tracer.alive
 
 
 def test_one_that_never_attaches_is_ended_and_quoted(fake: Fake) -> None:
-    tracer, _ = start(fake(f"echo thinking about it >&2; {WAIT}"))
+    tracer, lines = start(fake(f"echo thinking about it >&2; {WAIT}"))
+    wait_for_line(lines)
     with pytest.raises(MachineError, match="thinking about it"):
-        tracer.wait_attached(0.5)
+        tracer.wait_attached(0)
     assert not tracer.alive
 
 
@@ -125,16 +136,19 @@ def test_one_that_ignores_sigint_is_ended(fake: Fake) -> None:
         assert not tracer.alive
 
 
-def test_one_that_overhears_sigint_is_asked_again(fake: Fake) -> None:
+def test_one_that_overhears_sigint_is_asked_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real one does so up to 0.17, now and then: outside of epoll_wait."""
+    monkeypatch.setattr(bpftrace, "OVERHEARD_S", 0.1)
     body = "trap 'if ((asked++)); then exec 9<&-; echo \"@n: 1\"; exit 0; fi' INT"
     with trace(fake(f"exec 9</dev/null; asked=0; {body}; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
         tracer.stop(20)
     assert list(tracer.stdout) == ["@n: 1\n"]
 
 
-def test_one_that_is_slow_to_end_is_not_asked_again(fake: Fake) -> None:
-    body = 'trap \'exec 9<&-; trap "exit 4" INT; for i in {1..150}; do sleep 0.02; done; echo "@n: 1"; exit 0\' INT'
+def test_one_that_is_slow_to_end_is_not_asked_again(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes three times as long as we wait before we ask again."""
+    monkeypatch.setattr(bpftrace, "OVERHEARD_S", 0.4)
+    body = 'trap \'exec 9<&-; trap "exit 4" INT; for i in {1..60}; do sleep 0.02; done; echo "@n: 1"; exit 0\' INT'
     with trace(fake(f"exec 9</dev/null; {body}; echo {NOTIFY}; {WAIT}"), lambda _: None) as tracer:
         tracer.stop(20)
     assert list(tracer.stdout) == ["@n: 1\n"]

@@ -64,9 +64,12 @@ class Guest:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what the counting guest runs: `make test` runs it beside all the rest, one processor each."""
+    """Mark what the counting guest runs, and group the tests by guest: one worker runs a group, and boots one guest."""
     if "counting" in getattr(item, "fixturenames", ()):
         item.add_marker("counting")
+        item.add_marker(pytest.mark.xdist_group("counting"))
+    else:
+        item.add_marker(pytest.mark.xdist_group("timing"))
 
 
 def _boot(clock: str, directory: Path) -> Iterator[Guest]:
