@@ -25,8 +25,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.agent import Agent
 from tests.support.fakes import PROGRAMS, make_world
-from tests.system.test_virtual_machine import Agent
 
 RUN = ("run", "0.2", "1000", "20", "--lab", "--mode", "nftables", "--format", "json", "--output-dir", "out")
 WATCH = ("trace", "--mode", "nftables", "--duration", "60")
@@ -96,11 +96,7 @@ def agents() -> Iterator[list[Agent]]:
         each.next()
     yield started
     for each in started:
-        assert each.process.stdin
-        assert each.process.stdout
-        each.process.stdin.close()
-        assert each.process.wait(10) == 0
-        each.process.stdout.close()
+        each.close()
 
 
 @dataclass(frozen=True)

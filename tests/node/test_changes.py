@@ -90,7 +90,8 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lock]:
-    for name in ("LOCK", "NETNS", "LINKS"):
+    monkeypatch.setattr(node_lock, "LOCK", tmp_path / "lock")
+    for name in ("NETNS", "LINKS"):
         monkeypatch.setattr(network, name, tmp_path / name)
     with node_lock.lock() as held:
         yield held

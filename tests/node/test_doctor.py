@@ -335,7 +335,7 @@ def test_what_may_not_be_seen_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(_: str) -> bool:
         raise PermissionError("/sys/kernel/tracing: Permission denied")
 
-    monkeypatch.setattr(checks, "_exists", refuse)
+    monkeypatch.setattr(kernel, "path_exists", refuse)
     assert states()["tracefs"].state == "warning"
 
 

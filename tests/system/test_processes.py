@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,15 +11,12 @@ from kproxylat.errors import Interrupted, MachineError
 from kproxylat.system import interrupts, processes
 
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
 @pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+def _short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "CLEAN_UP_LIMIT_S", 0.2)
-    interrupts.install()
-    yield
-    interrupts.install()
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 LIMIT = r"^sleep 60 did not end within 0\.2 s and was killed$"

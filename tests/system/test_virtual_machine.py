@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import re
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,6 +23,7 @@ from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.system import interrupts, kernel, virtual_machine
 from kproxylat.system.virtual_machine import Machine, build_command, find_kernel
 from tests.support import ROOT
+from tests.support.agent import Agent
 
 
 @pytest.fixture
@@ -187,6 +186,7 @@ def test_a_machine_runs_one_command_after_another(machine: Machine) -> None:
             assert (out.getvalue(), err.getvalue()) == ("/\n", "é\n")
 
 
+@pytest.mark.usefixtures("handlers")
 def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
     """The main thread waits for the thread that runs the command, as in a pool."""
     out = io.StringIO()
@@ -197,58 +197,17 @@ def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
             threading.Event().wait(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
-    interrupts.install()
-    try:
-        with interrupts.deferred(), machine, ThreadPoolExecutor(2) as threads:
-            command = ["sh", "-c", "echo on; exec sleep 60"]
-            status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
-            threads.submit(interrupt)
-            while not status.done():
-                wait([status], 0.1)
-            assert status.result() == -signal.SIGTERM
-            threads.submit(interrupts.check).result()
-            with pytest.raises(Interrupted) as caught:
-                interrupts.check()
-        assert caught.value.exit_code == 128 + signal.SIGTERM
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-class Agent:
-    """The agent as a child of ours."""
-
-    def __init__(self, module: str = "kproxylat.guest") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def send(self, **order: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-
-    def next(self) -> dict[str, Any]:
-        assert self.process.stdout
-        event: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return event
-
-    def run(self, *argv: str, program: bool = False, cwd: str = "/") -> tuple[int, str, str]:
-        self.send(argv=argv, cwd=cwd, program=program)
-        return self.finish()
-
-    def finish(self) -> tuple[int, str, str]:
-        said = {"out": "", "err": ""}
-        while "status" not in (event := self.next()):
-            for stream, text in event.items():
-                said[stream] += text
-        return event["status"], said["out"], said["err"]
+    with interrupts.deferred(), machine, ThreadPoolExecutor(2) as threads:
+        command = ["sh", "-c", "echo on; exec sleep 60"]
+        status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
+        threads.submit(interrupt)
+        while not status.done():
+            wait([status], 0.1)
+        assert status.result() == -signal.SIGTERM
+        threads.submit(interrupts.check).result()
+        with pytest.raises(Interrupted) as caught:
+            interrupts.check()
+    assert caught.value.exit_code == 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -256,12 +215,7 @@ def agent() -> Iterator[Agent]:
     started = Agent()
     assert started.next() == {"ready": platform.release()}
     yield started
-    assert started.process.stdin
-    started.process.stdin.close()
-    assert started.process.wait(10) == 0
-    assert started.process.stdout
-    assert started.process.stdout.read() == ""
-    started.process.stdout.close()
+    assert started.close() == ""
 
 
 def test_a_command_of_ours(agent: Agent) -> None:
