@@ -56,8 +56,6 @@ NOT_YET_CLEAN: set[str] = {
     "results",
     "results_json",
     "sweep/on_cluster",
-    "system/kernel",
-    "system/trust",
     "trace/result",
 }
 """Modules, such as "system/kernel", that still have such phrases. Remove a name when its module is rewritten."""

@@ -119,7 +119,7 @@ CHECKS: tuple[Check, ...] = (
         *("sysctl -w kernel.ftrace_enabled=1",),
         in_vm=True,
     ),
-    Check("tracefs", kernel.see_tracefs, _ALL, "trace", "mount -t tracefs none /sys/kernel/tracing", in_vm=True),
+    Check("tracefs", kernel.find_tracefs, _ALL, "trace", "mount -t tracefs none /sys/kernel/tracing", in_vm=True),
     Check("kprobes", machine.see_kprobes, "--probe kprobe, and kernel 5.10", "kprobe", *_KERNEL, in_vm=True),
     Check("lockdown", machine.see_lockdown, _ALL, "trace", "mokutil --disable-validation", in_vm=True),
     Check("user namespace", machine.see_user_namespace, _ALL, "trace", _PRIVILEGED, in_vm=True),

@@ -91,7 +91,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def agents() -> Iterator[list[Agent]]:
-    started = [Agent("tests.support.fakes") for _ in range(3)]
+    started = [Agent("-m", "tests.support.fakes") for _ in range(3)]
     for each in started:
         each.next()
     yield started
@@ -300,7 +300,7 @@ def test_output_that_nobody_reads(
 def test_a_parent_that_dies(tmp_path: Path) -> None:
     """Nobody is left to read: a run of a minute ends at the next words that it says, and takes everything away."""
     world = World(tmp_path, {"tee": sender(STEPS, "for step in $(seq 3000); do")})
-    agent = Agent("tests.support.fakes")
+    agent = Agent("-m", "tests.support.fakes")
     agent.next()
     agent.send(argv=("run", "60", *RUN[2:]), cwd=str(tmp_path), program=False)
     while "[3/7]" not in agent.next().get("err", ""):

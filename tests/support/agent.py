@@ -14,12 +14,12 @@ from tests.support import ROOT
 class Agent:
     """A process that takes orders as kproxylat.guest does.
 
-    :param module: the module to start: the agent itself, or ``tests.support.fakes``.
+    :param arguments: the arguments of Python, which start the agent itself, or ``tests.support.fakes``.
     """
 
-    def __init__(self, module: str = "kproxylat.guest") -> None:
+    def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, *(arguments or ("-m", "kproxylat.guest"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -10,7 +10,6 @@ import pytest
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.system import interrupts, processes
 
-
 pytestmark = pytest.mark.usefixtures("handlers")
 
 

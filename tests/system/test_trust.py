@@ -244,7 +244,7 @@ def linked_into_open_directory(root: Path) -> Path:
 def test_root_refuses_a_template_that_others_can_change(make: Make, tmp_path: Path) -> None:
     path = make(tmp_path)
     for use in (check_template, lambda each: render_script(PLAN, each)):
-        with pytest.raises(MachineError, match="is not read as root: others can change") as caught:
+        with pytest.raises(MachineError, match="is not read as root: other users can change") as caught:
             use(path)
         assert "chmod go-w" in caught.value.remedy
 
@@ -410,8 +410,8 @@ def test_a_root_that_may_not_give_files_away_says_so_once(
     files._warn_of_owner.cache_clear()
     log = writer.RunLog(tmp_path / "logs/ebpf", "ipvs", datetime(2026, 11, 25))
     assert log.save(Result(Run())) is None
-    said = "warning: logs and results stay root's: to give them to the user who called sudo takes CAP_CHOWN\n"
-    assert capsys.readouterr().err == said
+    message = "warning: logs and results belong to root: giving them to the caller of sudo needs CAP_CHOWN\n"
+    assert capsys.readouterr().err == message
     assert len(list((tmp_path / "logs/ebpf").iterdir())) == 2
 
 
@@ -420,4 +420,4 @@ def test_a_directory_that_root_may_not_write_to(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(MachineError, match="cannot be written to") as caught:
         files.make_directory(tmp_path)
-    assert caught.value.remedy == "pass another --output-dir of root's own"
+    assert caught.value.remedy == "pass another --output-dir that root owns"

@@ -113,7 +113,7 @@ def test_the_command_line_of_a_timing_machine_over_this_root(root: Path, monkeyp
     ]
 
 
-def test_odd_paths_stay_single_words(root: Path) -> None:
+def test_unusual_paths_stay_single_words(root: Path) -> None:
     odd = root / "a b;$(touch pwned)'\"`&|"
     odd.mkdir()
     machine = Machine("ns", odd, root=root)
@@ -126,8 +126,8 @@ def test_odd_paths_stay_single_words(root: Path) -> None:
     # What the guest's shell would do with the mounts and the chroot taken out of its hands.
     assert "exec chroot" in guest
     harmless = "mkdir() { :; }; mount() { printf '%s\\n' \"$@\"; }\n" + guest.replace("exec chroot", "echo")
-    said = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
-    assert machine.inside in said.stdout.splitlines()
+    shell = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
+    assert machine.inside in shell.stdout.splitlines()
     assert not (root / "pwned").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: py
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     odd = root / name
     odd.mkdir()
-    with pytest.raises(UsageError, match="no comma") as caught:
+    with pytest.raises(UsageError, match="has a comma or =") as caught:
         Machine("ns", odd, root=root).__enter__()
     assert caught.value.remedy
 
@@ -259,3 +259,16 @@ def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
 def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:
     agent.send(signal=int(signal.SIGTERM))
     assert agent.run("--version")[0] == 0
+
+
+def test_the_host_shows_a_report_of_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's own files are lost with it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    agent = Agent("-c", "from kproxylat import guest; guest.app.build = lambda *words: words; guest.serve()")
+    agent.next()
+    status, out, err = agent.run("doctor")
+    agent.close()
+    assert (status, out) == (3, "")
+    assert "arguments: ['doctor']\n\nTraceback (most recent call last):\n" in err
+    assert err.splitlines()[-1].startswith("kproxylat: internal error, please report it (traceback: above): TypeError:")
+    assert list(tmp_path.iterdir()) == []
