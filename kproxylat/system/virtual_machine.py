@@ -45,7 +45,7 @@ exec chroot /run/host {python} -m kproxylat.guest
 """
 """The script of the guest's shell. virtme-ng mounts the root file system without a cache: each page of a program is
 then read from the host, and bpftrace takes 15 s to start. With a cached mount of the same files it takes 1 s. Opening
-a file still asks the host, and ipset opens /etc/protocols for each element with a protocol's name (getprotobyname(3))."""
+a file asks the host, and ipset opens /etc/protocols for each element that names a protocol (getprotobyname(3))."""
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 """Paths in another root file system: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"

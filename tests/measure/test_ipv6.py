@@ -159,7 +159,7 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
 
 def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr(network, "run", lambda *_, stdin, **__: loaded.append(stdin))
+    monkeypatch.setattr(counters, "run", lambda *_, stdin, **__: loaded.append(stdin))
     endpoint = Destination("fd00:10:244:1::10", 50051, "udp")
     counters.place_counters(
         Network("client", "node", "backend", family=6), LAB_SOURCE[6], [endpoint], ["fd00:10:96::50"], False
