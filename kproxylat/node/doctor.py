@@ -69,12 +69,12 @@ class Finding:
     dnf: str
 
 
-def _see_bpftrace() -> str:
+def _check_bpftrace() -> str:
     find("bpftrace")
     return find_version()[0]
 
 
-def _see_engine(mode: Mode) -> str:
+def _check_engine(mode: Mode) -> str:
     modules = checks.check_modules(*mode.modules)
     # The functions of a module can be looked up once it is loaded.
     if os.geteuid() == 0 and kernel.has_module(mode.module):
@@ -82,7 +82,7 @@ def _see_engine(mode: Mode) -> str:
     return modules
 
 
-def _see_tools(mode: Mode) -> str:
+def _check_tools(mode: Mode) -> str:
     return ", ".join(Path(find(tool)).name for tool in mode.tools)
 
 
@@ -92,8 +92,8 @@ def _program(name: str, use: str, breaks: str) -> Check:
 
 def _list_checks(mode: Mode) -> Iterator[Check]:
     name, option = f"{mode.name} on {mode.backend}", f"--mode {mode.name} --backend {mode.backend}"
-    yield Check(f"{name}: kernel", partial(_see_engine, mode), option, "trace", *_MODULES, mode, in_vm=True)
-    yield Check(f"{name}: tools", partial(_see_tools, mode), option, "run", *install(*mode.tools), mode)
+    yield Check(f"{name}: kernel", partial(_check_engine, mode), option, "trace", *_MODULES, mode, in_vm=True)
+    yield Check(f"{name}: tools", partial(_check_tools, mode), option, "run", *install(*mode.tools), mode)
     if mode.backend == "legacy":
         yield Check(f"{name}: rights", checks.check_raw_sockets, option, "run", _SUDO, mode=mode, in_vm=True)
 
@@ -111,7 +111,7 @@ _FTRACE = "sysctl -w kernel.ftrace_enabled=1"
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
-    Check("bpftrace", _see_bpftrace, _ALL, "trace", *install("bpftrace")),
+    Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
     _program("setpriv", "trace", "running any program"),
     _program("modprobe", "trace", "loading the kernel's modules"),
     _program("ip", "run", "namespaces and links"),

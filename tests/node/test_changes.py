@@ -71,9 +71,9 @@ class Kernel:
             if verb == "-D":
                 chain.remove(f"-A KUBE-SERVICES {spec}")
             else:
-                found = re.fullmatch(r"-I KUBE-SERVICES (\d+) (.*)", line)
-                assert found
-                chain.insert(int(found[1]) - 1, f"-A KUBE-SERVICES {found[2]}")
+                match = re.fullmatch(r"-I KUBE-SERVICES (\d+) (.*)", line)
+                assert match
+                chain.insert(int(match[1]) - 1, f"-A KUBE-SERVICES {match[2]}")
         self.chain = chain
         self.transactions += 1
         if self.sync_after_next:

@@ -140,7 +140,7 @@ def write(name: str, text: str) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("name", "edit", "state", "found"),
+    ("name", "edit", "state", "message"),
     [
         ("rights", write("proc/self/status", "CapEff:\t0000000000001000\n"), "missing", "SYS_ADMIN"),
         ("bpftrace", remove("bin/bpftrace"), "missing", "bpftrace not found"),
@@ -180,14 +180,14 @@ def write(name: str, text: str) -> Edit:
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
 def test_a_missing_requirement_stops_the_measurements_that_need_it(
-    good: Path, monkeypatch: pytest.MonkeyPatch, name: str, edit: Edit, state: str, found: str
+    good: Path, monkeypatch: pytest.MonkeyPatch, name: str, edit: Edit, state: str, message: str
 ) -> None:
     edit(good)
     if name == "user namespace":
         monkeypatch.setattr(checks, "INITIAL", {"user": 1, "pid": checks.INITIAL["pid"]})
     finding = states()[name]
     assert finding.state == state
-    assert found in finding.found
+    assert message in finding.found
     assert finding.apt
     assert finding.dnf
     check = next(each for each in CHECKS if each.name == name)
@@ -195,7 +195,7 @@ def test_a_missing_requirement_stops_the_measurements_that_need_it(
         assert doctor.possible_modes(examine()) == [] or check.mode or check.use in ("node", "kprobe", "hping3")
         with pytest.raises(MachineError) as caught:
             require(LEGACY, *USES)
-        assert found in str(caught.value)
+        assert message in str(caught.value)
         assert caught.value.remedy
     else:
         require(LEGACY, *USES)
@@ -216,7 +216,7 @@ def test_a_kind_of_probe_has_its_own_requirements(good: Path, monkeypatch: pytes
     assert len(possible_modes(examine())) == len(MODES)
     with pytest.raises(MachineError, match="CONFIG_KPROBE_EVENTS"):
         stage.check_machine(LEGACY, "kprobe", "run")
-    # Of Debian's 5.10 the modules have no types: there it is kprobes.
+    # In Debian's 5.10 modules have no types: probes are kprobes.
     remove("sys/kernel/btf/nf_tables")(good)
     monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
     assert possible_modes(examine()) == []
@@ -296,9 +296,9 @@ def test_node_containers_are_listed(good: Path) -> None:
     assert states()["node containers"].found == "none"
     write("bin/docker", "#!/bin/sh\necho kind-worker io.x-k8s.kind.cluster=kind\n")(good)
     (good / "bin/docker").chmod(0o755)
-    found = states()["node containers"]
-    assert (found.state, found.found) == ("ok", "kind-worker (kind)")
-    assert found.apt == "kproxylat run --node-container NAME"
+    finding = states()["node containers"]
+    assert (finding.state, finding.found) == ("ok", "kind-worker (kind)")
+    assert finding.apt == "kproxylat run --node-container NAME"
 
 
 def test_the_command_fits_the_system(good: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which node: containers found by whichever program knows them, namespaces that are some."""
+"""The node to measure: containers, and network namespaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ web maintainer=kind people
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where programs are found: nothing but setpriv, cat and what a test adds."""
+    """Make a directory of programs: setpriv, cat and those that a test adds."""
     for name in ("setpriv", "cat"):
         (tmp_path / name).symlink_to(processes.find(name))
     monkeypatch.setattr(processes, "PATH", str(tmp_path))

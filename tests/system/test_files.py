@@ -1,4 +1,4 @@
-"""Files that a command leaves behind: a new name stays new, an error names the file, an owner is given."""
+"""Saved files: none is replaced by accident, an error names the file, and they belong to the caller of sudo."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def test_a_file_belongs_to_the_caller_of_sudo(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SUDO_GID", "100")
     save_file(tmp_path / "new", "")
     save_file(tmp_path / "over", "", replace=True)
-    assert owners == [(1000, 100, True), (1000, 100, False)], "an open file as it is; never what a link leads to"
+    assert owners == [(1000, 100, True), (1000, 100, False)], "an open file itself; never the target of a link"

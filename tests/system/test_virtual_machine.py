@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_newest_kernel_is_booted_but_no_cloud_kernel(root: Path) -> None:
+def test_the_newest_kernel_that_is_not_a_cloud_kernel_is_booted(root: Path) -> None:
     assert find_kernel(None, root).name == "vmlinuz-6.1.0-56-amd64"
 
 
@@ -48,7 +48,7 @@ def test_a_clock_that_falls_behind_is_set(
     done = list[tuple[int, float]]()
     monkeypatch.setattr(kernel, "RTC", tmp_path / "since_epoch")
     monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
-    monkeypatch.setattr(time, "clock_settime", lambda *each: done.append(each))
+    monkeypatch.setattr(time, "clock_settime", lambda *call: done.append(call))
     kernel.set_clock()
     assert done == set_to
 
@@ -59,7 +59,7 @@ def test_no_kernel(tmp_path: Path) -> None:
     assert caught.value.remedy.startswith("apt-get install")
 
 
-def test_a_kernel_that_is_not_there(root: Path) -> None:
+def test_a_kernel_that_does_not_exist(root: Path) -> None:
     with pytest.raises(MachineError, match="vmlinuz-5 cannot be read"):
         find_kernel(root / "boot/vmlinuz-5", root)
 
@@ -123,7 +123,7 @@ def test_unusual_paths_stay_single_words(root: Path) -> None:
     guest = command[command.index("--script-sh") + 1]
     assert machine.inside in shlex.split(guest)
     assert f"/run/host{machine.inside}" in shlex.split(guest)
-    # What the guest's shell would do with the mounts and the chroot taken out of its hands.
+    # Run the guest's script with harmless commands for the mounts and the chroot.
     assert "exec chroot" in guest
     harmless = "mkdir() { :; }; mount() { printf '%s\\n' \"$@\"; }\n" + guest.replace("exec chroot", "echo")
     shell = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
@@ -132,7 +132,7 @@ def test_unusual_paths_stay_single_words(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a,b", "a=b"])
-def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_path_that_qemu_or_virtme_would_split(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     odd = root / name
     odd.mkdir()
@@ -141,7 +141,7 @@ def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: py
     assert caught.value.remedy
 
 
-def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
+def test_a_machine_without_an_output_directory_is_read_only(root: Path) -> None:
     machine = Machine("ns", root=root)
     command = build_command(machine, None)
     assert (machine.writable, machine.inside) == (None, "")
@@ -150,18 +150,18 @@ def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
     assert bound == ["/run", "/run/protocols"]
 
 
-def test_a_machine_that_does_not_boot_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_does_not_boot_names_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     monkeypatch.setattr(virtual_machine.sys, "executable", str(root / "bin/python"))
     (root / "bin").mkdir()
-    for body, limit_s, said in (
+    for body, limit_s, message in (
         ("echo no memory", 60, "ended before it could boot: no memory"),
         ("cat", 0.1, "not boot"),
     ):
         (root / "bin/virtme-run").write_text(f"#!/bin/sh\n{body}\n")
         (root / "bin/virtme-run").chmod(0o755)
         monkeypatch.setattr(virtual_machine, "BOOT_LIMIT_S", limit_s)
-        with pytest.raises(MachineError, match=said) as caught:
+        with pytest.raises(MachineError, match=message) as caught:
             Machine("ns", root=root).__enter__()
         assert "--kernel IMAGE" in caught.value.remedy
 
@@ -218,7 +218,7 @@ def agent() -> Iterator[Agent]:
     assert started.close() == ""
 
 
-def test_a_command_of_ours(agent: Agent) -> None:
+def test_a_kproxylat_command(agent: Agent) -> None:
     assert agent.run("--version") == (0, f"kproxylat {__version__}\n", "")
 
 
@@ -238,25 +238,25 @@ def test_a_program_has_nothing_to_read(agent: Agent) -> None:
     assert agent.run("cat", program=True) == (0, "", "")
 
 
-def test_much_output_comes_whole(agent: Agent) -> None:
+def test_long_output_is_complete(agent: Agent) -> None:
     status, out, _ = agent.run("seq", "50000", program=True)
     assert (status, out) == (0, "".join(f"{number}\n" for number in range(1, 50001)))
 
 
-def test_what_cannot_start_fails_and_the_agent_lives(agent: Agent) -> None:
+def test_a_program_that_cannot_start_fails_and_the_agent_lives(agent: Agent) -> None:
     assert agent.run("kproxylat-no-such-program", program=True)[0] != 0
     assert agent.run("--version", cwd="/kproxylat-nowhere")[0] != 0
     assert agent.run("--version")[0] == 0
 
 
-def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
+def test_a_signal_ends_the_running_program(agent: Agent) -> None:
     agent.send(argv=["sh", "-c", "echo on; exec sleep 60"], cwd="/", program=True)
     assert agent.next() == {"out": "on\n"}
     agent.send(signal=int(signal.SIGTERM))
     assert agent.finish() == (-signal.SIGTERM, "", "")
 
 
-def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:
+def test_a_signal_between_commands_is_ignored(agent: Agent) -> None:
     agent.send(signal=int(signal.SIGTERM))
     assert agent.run("--version")[0] == 0
 
