@@ -1,3 +1,3 @@
-"""kproxylat: what kube-proxy costs a packet inside the kernel, measured and proved."""
+"""kproxylat measures the latency that kube-proxy adds to a packet inside the kernel, and proves the number."""
 
 __version__ = "0.1.0"

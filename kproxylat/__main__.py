@@ -1,4 +1,4 @@
-"""``python -m kproxylat`` is the console script."""
+"""The entry point of ``python -m kproxylat``, the same as the console script."""
 
 from kproxylat.cli.app import main
 

@@ -1,22 +1,26 @@
-"""The exception tree. Each class carries the exit status that the command ends with.
+"""Errors, and the exit statuses of the command.
 
-Exit statuses: 0 fine; 1 the user's or the machine's fault, or a declined question; 2 usage, also a question without a
-terminal; 3 an internal error; 4 measured, but the books don't close (no exception: the result is there); 5 compared,
-and B is worse than --fail-if-worse allows; 130 Ctrl-C (128 + the signal's number).
+Exit statuses: 0 success; 1 an error in the environment or the input, or a declined question; 2 invalid usage, also a
+question without a terminal; 3 an internal error; 4 measured, but the packet accounting does not balance (not an
+exception, since the result exists); 5 compared, and B is worse than --fail-if-worse allows; 130 Ctrl-C (128 + the
+number of the signal).
 """
 
 from __future__ import annotations
 
-BOOKS_OPEN = 4
 BUG = 3
+"""Exit status: an internal error."""
+BOOKS_OPEN = 4
+"""Exit status: the packet accounting does not balance."""
 WORSE = 5
+"""Exit status: B is worse than allowed."""
 
 
 class KproxylatError(Exception):
-    """Something a user can mend.
+    """An error that a user can fix.
 
-    :param message: what happened and why, in one line.
-    :param remedy: what to do next; printed on a line of its own, without the word "remedy".
+    :param message: what failed and why, in one line.
+    :param remedy: the next step; printed on a separate line, without the word "remedy".
     """
 
     exit_code = 1
@@ -27,39 +31,42 @@ class KproxylatError(Exception):
 
 
 class UsageError(KproxylatError):
-    """The command line asks for something that cannot be."""
+    """The command line is invalid."""
 
     exit_code = 2
 
 
 class DeclinedError(KproxylatError):
-    """A person was asked, and did not say yes."""
+    """A person did not answer a question with yes."""
 
 
 class MachineError(KproxylatError):
-    """This machine, or what surrounds it, lacks what the command needs."""
+    """This machine or its environment lacks something that the command needs."""
 
 
 class CommandError(MachineError):
-    """A program that we ran failed.
+    """A program that kproxylat ran has failed.
 
     :param argv: the command, as a list.
     :param status: its exit status.
-    :param output: what it printed on stderr (on stdout, where stderr is empty).
+    :param output: its stderr, or its stdout if stderr is empty.
+    :param remedy: as in :class:`KproxylatError`.
     """
 
     def __init__(self, argv: list[str], status: int, output: str, remedy: str = "") -> None:
-        said = " ".join(output.split())[:300] or "(it printed nothing)"
-        super().__init__(f"{' '.join(argv)[:120]} ended with status {status}: {said}", remedy)
+        message = " ".join(output.split())[:300] or "(it printed nothing)"
+        super().__init__(f"{' '.join(argv)[:120]} ended with status {status}: {message}", remedy)
         self.status = status
         self.output = output
 
 
 class ApiError(MachineError):
-    """The cluster's API server refused a request.
+    """The API server of the cluster refused a request.
 
-    :param status: of HTTP, such as 403.
-    :param reason: the Status object's, such as "AlreadyExists" (Kubernetes, ``metav1.StatusReason``); "" if none came.
+    :param message: as in :class:`KproxylatError`; so is ``remedy``.
+    :param status: the HTTP status, such as 403.
+    :param reason: the reason in the Status object, such as "AlreadyExists" (Kubernetes, ``metav1.StatusReason``); ""
+        if there is none.
     """
 
     def __init__(self, message: str, remedy: str, status: int, reason: str = "") -> None:
@@ -69,25 +76,25 @@ class ApiError(MachineError):
 
 
 class TemplateError(KproxylatError):
-    """A template that does not exist, does not render or does not compile."""
+    """A template does not exist, or cannot be rendered or compiled."""
 
 
 class RulesetError(KproxylatError):
-    """A ruleset that cannot be read, is none of kube-proxy's, or has a line that is not believed."""
+    """A ruleset cannot be read, is not one of kube-proxy, or has an untrusted line."""
 
 
 class LogError(KproxylatError):
-    """A log that cannot be read, or holds no run."""
+    """A log cannot be read, or has no run."""
 
 
 def refuse_options(why: str, alternative: str = "", **options: object) -> None:
     """Refuse options that would have no effect.
 
     :param why: the reason, as the first part of a sentence.
-    :param alternative: what else than leaving them out is possible.
+    :param alternative: a remedy other than leaving them out.
     :param options: option, with ``_`` for ``-`` and without the leading ``--``, -> its value; None or False if it
         was not passed.
-    :raises UsageError: one of them was passed.
+    :raises UsageError: one of the options was passed.
     """
     passed = [f"--{name.replace('_', '-')}" for name, value in options.items() if not (value is None or value is False)]
     if passed:
@@ -97,7 +104,10 @@ def refuse_options(why: str, alternative: str = "", **options: object) -> None:
 
 
 class Interrupted(BaseException):
-    """A signal asked us to end: clean up, save what there is, leave with 128 + its number."""
+    """A signal that ends the command: it cleans up, saves the results so far, and exits with 128 + the number.
+
+    :param signum: the number of the signal.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)

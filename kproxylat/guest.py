@@ -1,10 +1,10 @@
-"""The agent inside the virtual machine: it runs the host's command lines one after another, in one boot.
+"""The agent inside the virtual machine, which runs the command lines of the host one after another.
 
 system/virtual_machine starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
-``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command under
-way. Each line on stdout is one, too: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``. A
-command runs in a fork of this process. So the imports, the script's template, bpftrace's version and its list of a
-mode's functions, each of which takes seconds under emulation, are loaded once.
+``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command that
+runs. Each line on stdout is an event: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``.
+A command runs in a fork of this process, so that slow steps happen once. Under emulation the imports, the script's
+template, bpftrace's version and its list of a mode's functions take seconds each.
 """
 
 from __future__ import annotations
@@ -24,32 +24,33 @@ from kproxylat.measure import run, watch
 from kproxylat.measure.plan import load_modules
 from kproxylat.modes import find_mode
 from kproxylat.sweep import sweep
-from kproxylat.system import interrupts
+from kproxylat.system import crash, interrupts
 from kproxylat.system.kernel import set_clock
 from kproxylat.trace.engine import find_engine, find_version
 from kproxylat.trace.script import compile_script
 
 PRELOADED = run, sweep, watch
-"""Modules that the commands import, here once for all of them."""
+"""Modules that the commands import later; imported here once for all."""
 
 
 def emit(**event: Any) -> None:
-    """Send one event to the host."""
+    """Send an event to the host."""
     print(json.dumps(event), flush=True)
 
 
 def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]]:
-    """Fork a child that runs one command line.
+    """Fork a child that runs a command line.
 
-    :param program: whether ``argv`` is another program and its arguments, not kproxylat's arguments.
-    :return: its process id; file descriptor of its output -> name of the event that carries the text.
+    :param argv: the arguments of kproxylat; with ``program`` another program and its arguments.
+    :param cwd: the directory to run in.
+    :return: the process id; file descriptor of the child's output -> name of the event that carries the text.
     """
     pipes = {"out": os.pipe(), "err": os.pipe()}
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            # A child that holds the reading end would not get SIGPIPE when the agent closes its own.
+            # With a reading end of its own, the child would not get SIGPIPE when the agent closes the other.
             for reader, _ in pipes.values():
                 os.close(reader)
             for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
@@ -76,7 +77,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
 
 
 def prepare(mode: list[str]) -> None:
-    """Load a mode's modules and look its functions up, once for all runs. The runs report any error."""
+    """Load the modules of a mode and look its functions up, once for all runs, which report the errors."""
     with suppress(KproxylatError):
         row = find_mode(*mode)
         load_modules(row)
@@ -84,7 +85,8 @@ def prepare(mode: list[str]) -> None:
 
 
 def serve() -> None:
-    """Run the host's orders until it closes stdin."""
+    """Run the orders of the host until it closes stdin. It reports internal errors on stderr, which the host shows."""
+    crash.DIRECTORIES.clear()
     app.build()
     compile_script()
     with suppress(KproxylatError):

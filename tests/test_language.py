@@ -47,17 +47,11 @@ NOT_YET_CLEAN: set[str] = {
     "measure/options",
     "measure/plan",
     "measure/ranking",
-    "node/changes",
-    "node/counters",
-    "node/lock",
-    "node/node",
     "report/plot",
     "report/tables",
     "results",
     "results_json",
     "sweep/on_cluster",
-    "system/kernel",
-    "system/trust",
     "trace/result",
 }
 """Modules, such as "system/kernel", that still have such phrases. Remove a name when its module is rewritten."""

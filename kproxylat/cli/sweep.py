@@ -38,7 +38,7 @@ from kproxylat.measure.options import Options
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep.sweep import Sweep
-from kproxylat.system.files import save_over
+from kproxylat.system.files import save_file
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options
@@ -179,7 +179,7 @@ def sweep(
         found, ended = on_cluster.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
         if found.saved:
             table = found.saved.with_suffix(".csv")
-            save_over(table, "".join(export_experiment(found.results)))
+            save_file(table, "".join(export_experiment(found.results)), replace=True)
             say(f"saved: {table}")
     show(found, form)
     end(found.results, ended)

@@ -21,7 +21,7 @@ from kproxylat.lab.ruleset import SCHEMA, Ruleset, build
 from kproxylat.modes import Mode, find_mode
 from kproxylat.node.live_rules import LiveRules, read_live_rules
 from kproxylat.system import kernel
-from kproxylat.system.files import save_new
+from kproxylat.system.files import save_file
 from kproxylat.system.processes import run
 
 
@@ -105,4 +105,4 @@ def save(text: str, output: Path) -> None:
 
     :raises MachineError: the file exists or cannot be written.
     """
-    save_new(output, text, "--output")
+    save_file(output, text, "--output")

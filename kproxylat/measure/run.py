@@ -86,7 +86,7 @@ def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Inte
             error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
             raise
         outer.append(look(options, made, room))
-        options = replace(options, warnings=options.warnings + changes.put_back("rule"))
+        options = replace(options, warnings=options.warnings + changes.restore("rule"))
         result = _rank(_complete(traced, options, (rule, outer[1].rule), sent, interrupted), options)
         result = close_books(mode, result, outer, inner, made, counts_calls(script))
         log.write(render_report(mode, result.lookup))

@@ -38,7 +38,7 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     for name in clean_up(lock, standing is not None):
         say(f"      removed {name} of an earlier run")
     changes = Changes(lock, options.node)
-    stack.callback(_put_back, changes)
+    stack.callback(_restore, changes)
     return changes, standing
 
 
@@ -57,10 +57,12 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         addresses.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
-        skip = standing.skip if standing else None
+        node, backend = (net.NODE, net.BACKEND) if options.lab else (netns, None)
+        skip = standing.skip if standing else 0
+        made = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
         keep = options.lab is not None and options.lab.keep
-        network = net.network(options.sources, options.lab is not None, endpoint, mode.origin, netns, skip, keep)
-        made = stack.enter_context(network)
+        network = net.take_over(keep) if standing else net.build_network(made, options.sources, endpoint, keep)
+        stack.enter_context(network)
         if options.lab:
             options.lab.load(mode, net.NODE, standing.services if standing else None)
         if standing:
@@ -89,8 +91,8 @@ def open_node(options: Options, made: net.Network, changes: Changes, stack: Exit
         stack.callback(forget_flows, made, options.sources)
 
 
-def _put_back(changes: Changes) -> None:
-    for warning in changes.put_back():
+def _restore(changes: Changes) -> None:
+    for warning in changes.restore():
         say(f"warning: {warning}")
 
 

@@ -1,4 +1,4 @@
-"""Addresses that the node's routes leave free."""
+"""Free addresses of a network, by the routes and neighbours of the node."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ Taken = Mapping[IpNetwork, str]
 
 
 def read_taken(netns: str | None, network: IpNetwork, bridged: bool) -> dict[IpNetwork, str]:
-    """Return the parts of a network that are in use: by routes of the same size or smaller, and by neighbours.
+    """Return the parts of a network that routes and neighbours use.
 
-    A larger route (the default route, clusterCIDR's) does not count.
+    A route to a larger network, such as the default route, does not count.
 
-    :param bridged: whether the network's own route does not count, either, if it has no gateway: it leads to the bridge
-        of this node's pods.
+    :param netns: the node's network namespace (None: the current one).
+    :param bridged: also ignore the route to the network itself if it has no gateway, since it leads to the bridge of
+        the node's pods.
+    :raises CommandError: ip(8) cannot list them.
     """
     routes = json.loads(run("ip", "-json", f"-{network.version}", "route", "show", "table", "all", netns=netns) or "[]")
     neighbours = json.loads(run("ip", "-json", f"-{network.version}", "neighbour", "show", netns=netns) or "[]")
@@ -42,25 +44,25 @@ def _parse(text: str) -> IpNetwork | None:
 
 
 def find_free(network: IpNetwork, taken: Taken, addresses: int) -> IpNetwork:
-    """Return the last part of a network that is large enough and free.
+    """Return the last free part of a network.
 
-    :param addresses: how many addresses it needs beside its first and last.
-    :raises MachineError: no such part is free.
+    :param addresses: how many addresses the part needs besides its first and last.
+    :raises MachineError: no part of this size is free.
     """
     prefix = network.max_prefixlen - (addresses + 1).bit_length()
     if prefix > network.prefixlen:
         size = 1 << (network.max_prefixlen - prefix)
         for start in range(int(network.broadcast_address) + 1 - size, int(network.network_address) - 1, -size):
             part = type(network)((start, prefix))
-            if not any(part.overlaps(each) for each in taken):
+            if not any(part.overlaps(used) for used in taken):
                 return part
     raise MachineError(f"podCIDR {network} has no free part of {addresses} addresses")
 
 
 def check_free(netns: str | None, source: IpNetwork) -> None:
-    """Check that nothing on the node uses an address of a network, before kproxylat routes it to its lab.
+    """Check that nothing on the node uses the source addresses, before kproxylat routes them to its client.
 
-    :raises MachineError: a route or a neighbour does.
+    :raises MachineError: a route or a neighbour uses one.
     """
     for user in read_taken(netns, source, bridged=False).values():
         raise MachineError(f"sources {source} are not free: {user}", "pass a free part of podCIDR: --source CIDR")

@@ -1,4 +1,4 @@
-"""The lab's own packet counters (nft)."""
+"""The packet counters of the lab (nft)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kproxylat.node.network import Network
 from kproxylat.results import Destination, IpNetwork
 from kproxylat.system.processes import run
 
-# Counters at the ends of the road, before conntrack, so that they add no entry to it.
+# Counters at the ends of the path, before conntrack, so that they add no entries.
 _COUNT = """
 table inet kproxylat {{
 	counter delivered {{ }}
@@ -25,20 +25,24 @@ table inet kproxylat {{
 		{ip} saddr {source} counter name strayed drop
 		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
 		{ip} daddr {source} {icmp} type destination-unreachable counter name rejected drop
-		{ip} daddr {source} meta l4proto udp drop comment "else an answer would be answered by an ICMP error"
+		{ip} daddr {source} meta l4proto udp drop comment "without this, an ICMP error would follow each answer"
 	}}
 }}
 """
 
 
 def place_counters(
-    made: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
+    network: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
 ) -> None:
-    """Let the client's and the backend's namespace count what arrives there, by nft counters, and drop it: nothing
-    answers our packets in the lab. (On a node the client answers a backend's SYN-ACK by RST, which is no new flow.)
+    """Count and drop the packets that arrive at the client and at the backend, by nft counters.
 
-    :param endpoints: the backend's addresses, ports and protocols. ``targets``: the ClusterIPs.
-    :param masqueraded: whether our packets may arrive from an address of the node.
+    So nothing answers in the lab. (On a node the client answers a backend's SYN-ACK by RST, which starts no new flow.)
+
+    :param network: the namespaces of the run.
+    :param source: the addresses that the packets come from.
+    :param endpoints: the backend's addresses, ports and protocols.
+    :param targets: the ClusterIPs.
+    :param masqueraded: whether the packets may arrive from an address of the node.
     """
     ip, icmp, anyone = ("ip", "icmp", "0.0.0.0/0") if source.version == 4 else ("ip6", "icmpv6", "::/0")
     words = {
@@ -46,37 +50,39 @@ def place_counters(
         "icmp": icmp,
         "source": source,
         "sender": anyone if masqueraded else source,
-        "endpoints": ", ".join(dict.fromkeys(each.element for each in endpoints)),
+        "endpoints": ", ".join(dict.fromkeys(endpoint.element for endpoint in endpoints)),
         "targets": ", ".join(dict.fromkeys(targets)),
     }
-    for name in (_rejecting(made), made.backend):
-        if name:
-            run("nft", "-f", "-", netns=name, stdin=_COUNT.format(**words))
+    for netns in (_find_rejecting(network), network.backend):
+        if netns:
+            run("nft", "-f", "-", netns=netns, stdin=_COUNT.format(**words))
 
 
-def _rejecting(made: Network) -> str | None:
-    """Return the namespace in which errors that answer our packets arrive."""
-    return made.client if made.origin == "pod" else made.node if made.is_lab else None
+def _find_rejecting(network: Network) -> str | None:
+    """Return the namespace in which ICMP errors about the packets arrive."""
+    return network.client if network.origin == "pod" else network.node if network.is_lab else None
 
 
-def read_counters(made: Network) -> dict[str, int]:
-    """Return the packets of each counter: rejected at the client; at the backend delivered, untranslated, strayed (ours
-    at another address or port), others (of other senders at the endpoint).
+def read_counters(network: Network) -> dict[str, int]:
+    """Return counter -> packets.
 
-    :raises MachineError: they cannot be read; another has removed them.
+    At the client: "rejected". At the backend: "delivered"; "untranslated"; "strayed", sent by the run but to another
+    address or port; "others", of other senders to the endpoint.
+
+    :raises MachineError: nft does not list the counters, because another program has removed them.
     """
     counts: dict[str, int] = {}
-    at_backend = ["delivered", "untranslated", "strayed", "others"]
-    for name, wanted in ((_rejecting(made), ["rejected"]), (made.backend, at_backend)):
-        if name:
-            said = run("nft", "--json", "list", "counters", netns=name)
+    at_backend = "delivered", "untranslated", "strayed", "others"
+    for netns, names in ((_find_rejecting(network), ("rejected",)), (network.backend, at_backend)):
+        if netns:
+            output = run("nft", "--json", "list", "counters", netns=netns)
             try:
-                listed = [each["counter"] for each in json.loads(said)["nftables"] if "counter" in each]
-                found = {each["name"]: each["packets"] for each in listed}
-                counts |= {each: int(found[each]) for each in wanted}
+                counters = [row["counter"] for row in json.loads(output)["nftables"] if "counter" in row]
+                packets = {counter["name"]: int(counter["packets"]) for counter in counters}
+                counts |= {name: packets[name] for name in names}
             except (ValueError, LookupError, TypeError):
                 raise MachineError(
-                    f"nft does not list the counters of {name}: {said[:100]!r}",
+                    f"nft does not list the counters of {netns}: {output[:100]!r}",
                     "does something on this machine flush the rules of all network namespaces?",
                 ) from None
     return counts

@@ -1,7 +1,7 @@
-"""Where packets got lost: the kernel's own counters, by reason. Pure but for :func:`read_drops`.
+"""The kernel's counters of lost packets, by reason.
 
-The counters are those of the node's network namespace, so that on a real node other traffic moves them, too; the
-backlog's is the whole machine's. The reasons of kfree_skb take a probe of their own: ``run --others``.
+Most count for the node's network namespace, so that other traffic on a real node counts, too; that of the backlog
+counts for the whole machine. The reasons of kfree_skb need a probe: ``run --others``.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ DROPS = {
     "IP InDiscards": "Ip InDiscards",
     "IP OutDiscards": "Ip OutDiscards",
 }
-"""Reason -> the counter: file or section, and field. "link": what the sending end of a veth pair could not hand over,
-also because the other end's backlog was full. "conntrack drop": mostly a full table."""
+"""Reason -> the counter: file or section, and field. "link": packets that the sending end of a veth pair could not hand
+over, also because the backlog of the other end was full. "conntrack drop": mostly a full table."""
 IPV6_DROPS = {
     "rp_filter": "",
     "no route": "Ip6InNoRoutes",
@@ -44,28 +44,29 @@ IPV6_DROPS = {
     "IP InDiscards": "Ip6InDiscards",
     "IP OutDiscards": "Ip6OutDiscards",
 }
-"""The same reasons, where IPv6 has another counter, or none."""
+"""Reason -> the counter of IPv6, where it differs; "" if it has none."""
 NO_LOSS = frozenset({BACKLOG, "conntrack early_drop"})
-"""Reasons that lose none of our packets, or that a link's drops tell already; early_drop evicts an older flow."""
+"""Reasons that do not add to the losses: the drops of a link include the backlog's; early_drop evicts an older flow."""
 OVERLOAD = frozenset({CLIENT_LINK, f"link {BACKEND_LINK}", BACKLOG, "conntrack drop", "conntrack insert_failed"})
-"""Reasons that a lower rate mends."""
+"""Reasons that a lower rate avoids."""
 ENTRIES = "entries"
+"""The key of :func:`read_drops` for the number of connections that conntrack holds."""
 
 
-def read_drops(made: Network) -> dict[str, int]:
-    """Return the counters of :data:`DROPS` and of our family that this kernel has, and how many flows conntrack holds
-    (``ENTRIES``).
+def read_drops(network: Network) -> dict[str, int]:
+    """Return reason -> packets, for the counters of :data:`DROPS` that this kernel has, and :data:`ENTRIES`.
+
+    :raises CommandError: grep(1) cannot read them.
     """
-    found = parse_counters(run("grep", "", *NODE_FILES, netns=made.node, ok=(0, 2)).splitlines())
-    if made.client:
-        found |= parse_counters(run("grep", "", "/proc/net/dev", netns=made.client).splitlines())
-    rows = DROPS | (IPV6_DROPS if made.family == 6 else {})
-    counts = {reason: found[counter] for reason, counter in rows.items() if counter in found}
-    return counts | ({ENTRIES: found["nf_conntrack_count"]} if "nf_conntrack_count" in found else {})
+    counters = parse_counters(run("grep", "", *NODE_FILES, netns=network.node, ok=(0, 2)).splitlines())
+    if network.client:
+        counters |= parse_counters(run("grep", "", "/proc/net/dev", netns=network.client).splitlines())
+    rows = DROPS | (IPV6_DROPS if network.family == 6 else {}) | {ENTRIES: "nf_conntrack_count"}
+    return {reason: counters[name] for reason, name in rows.items() if name in counters}
 
 
 def parse_counters(lines: Iterable[str]) -> dict[str, int]:
-    """Read what ``grep "" FILE...`` prints of the kernel's counters, with or without ``FILE:`` before each line.
+    """Parse the kernel's counters as ``grep "" FILE...`` prints them, with or without ``FILE:`` before each line.
 
     Samples (Linux 6.1)::
 
@@ -78,8 +79,8 @@ def parse_counters(lines: Iterable[str]) -> dict[str, int]:
         /proc/net/stat/nf_conntrack:0000012c  00000000 ...
         /proc/sys/net/netfilter/nf_conntrack_count:300
 
-    :return: ``"dev LINK"`` its transmit drops, ``"softnet_stat dropped"``, ``"nf_conntrack FIELD"`` (all processors),
-        ``"TcpExt FIELD"`` and the like, ``"Ip6FIELD"``, ``"nf_conntrack_count"``.
+    :return: counter -> value: ``"dev LINK"`` (transmit drops), ``"softnet_stat dropped"`` and ``"nf_conntrack FIELD"``
+        (sums over the processors), ``"TcpExt FIELD"`` and the like, ``"Ip6FIELD"``, ``"nf_conntrack_count"``.
     """
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The lock of the node under test, and the notes of what a run changes."""
+"""The lock that allows one run on a machine, and the notes in it of the changes of runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from kproxylat.errors import MachineError
 from kproxylat.system import interrupts
 
 LOCK = Path("/run/kproxylat.lock")
+"""The path of the lock."""
 
 
 class Lock:
-    """The machine's one run: who holds this file's lock. The file says which process that is, and what it changed.
+    """The file of a lock that this process holds: its process id, and notes of changes.
 
-    :ivar notes: the changes that this run and earlier ones made and did not restore, the oldest first: words, the
-        first of which says what kind of change it is. The file stays as long as it holds a note.
+    :param file: the locked file.
+    :ivar notes: the changes of this run and of earlier ones that are not restored, the oldest first. The first word is
+        the kind of change. The file is kept as long as it holds a note.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -50,7 +52,7 @@ class Lock:
 
 
 def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
-    """Read the lock's lines, as far as they are whole: the first is the process's number."""
+    """Yield the notes of a lock's text without torn lines, and without the first line, the process id."""
     for line in text.splitlines():
         try:
             words = json.loads(line)
@@ -62,9 +64,9 @@ def _parse_notes(text: str) -> Iterator[tuple[str, ...]]:
 
 @contextmanager
 def lock() -> Iterator[Lock]:
-    """Hold the machine's one run. The lock's file stays if it holds a note.
+    """Hold the lock. Its file is removed at the end, unless it holds a note.
 
-    :raises MachineError: another run holds it, or something that is not ours stands at the lock's path.
+    :raises MachineError: another run holds the lock, or its path is not a regular file of this user.
     """
     with interrupts.deferred(), _take_lock() as file:
         held = Lock(file)
@@ -78,13 +80,13 @@ def lock() -> Iterator[Lock]:
 def _take_lock() -> TextIO:
     while True:
         try:
-            # No symbolic link is followed, and nobody waits for a pipe's other end.
+            # Do not follow a symbolic link, and do not wait for the other end of a pipe.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             number = os.open(LOCK, flags, 0o600)
-            found = os.fstat(number)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            status = os.fstat(number)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
                 os.close(number)
-                raise OSError(errno.EPERM, "it is no file of ours")
+                raise OSError(errno.EPERM, "not a regular file of this user")
         except OSError as error:
             raise MachineError(f"the lock {LOCK} cannot be taken: {error.strerror}", f"rm {LOCK}") from None
         file = os.fdopen(number, "r+", errors="replace")
@@ -94,14 +96,14 @@ def _take_lock() -> TextIO:
             holder = file.readline(20).strip() or "unknown"
             file.close()
             raise MachineError(f"another run is under way (process {holder})", "wait for its end") from None
-        # The run before us may have removed the file between our opening and locking it.
+        # The run before may have removed the file after it was opened here.
         if _is_lock(file):
             return file
         file.close()
 
 
 def _is_lock(file: TextIO) -> bool:
-    """Whether this open file is still the one at the lock's path."""
+    """Return whether this open file is still the one at the path of the lock."""
     try:
         return os.path.samestat(LOCK.lstat(), os.fstat(file.fileno()))
     except FileNotFoundError:

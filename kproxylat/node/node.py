@@ -1,4 +1,4 @@
-"""Which node is measured: this machine, or a container on it, as kind, minikube and k3d run nodes."""
+"""The node to measure: this machine, or a container on it, as kind, minikube and k3d run nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNTIMES = {
     "nerdctl": ("inspect", "--mode", "dockercompat", "--format", _GO),
     "crictl": ("inspect", "--output", "go-template", "--template", "{{.info.pid}}"),
 }
-"""Program that knows containers -> its words, before the container's name, that print the process that it is."""
+"""Container program -> its arguments, without the container's name, that print the container's process id."""
 _LISTING = "ps", "--format", "{{.Names}} {{.Labels}}"
 _LISTERS = ("docker", "podman", "nerdctl")
 NODE_LABELS = {
@@ -25,7 +25,7 @@ NODE_LABELS = {
     "minikube": re.compile(r"\bname\.minikube\.sigs\.k8s\.io\b"),
     "k3d": re.compile(r"\bk3d\.role[=:](server|agent)\b"),
 }
-"""What runs nodes as containers -> the label by which it marks them."""
+"""Cluster tool -> the label of its node containers."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,252}", re.ASCII)
 
 
@@ -33,8 +33,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,252}", re.ASCII)
 class Node:
     """A node of the cluster.
 
-    :param netns: its network namespace, a name of ip(8)'s or a path (None: the one that we run in).
-    :param name: what it is called in the cluster, usually its host name.
+    :param netns: its network namespace, a name that ip(8) knows or a path (None: the current one).
+    :param name: its name in the cluster, usually the host name.
     """
 
     netns: str | None = None
@@ -42,9 +42,9 @@ class Node:
 
     @property
     def inode(self) -> int:
-        """The number by which the kernel knows its network namespace, ``struct net``'s ``ns.inum``.
+        """The inode of its network namespace (kernel, ``struct net``: ``ns.inum``).
 
-        :raises MachineError: the namespace is gone.
+        :raises MachineError: the namespace does not exist any more.
         """
         try:
             return processes.netns_path(self.netns or "/proc/self/ns/net").stat().st_ino
@@ -55,12 +55,12 @@ class Node:
 def find_node(netns: str | None, container: str | None) -> Node:
     """Return the node that the command line names.
 
-    :param netns: ``--netns``. ``container``: ``--node-container``.
-    :raises UsageError: both, a name that none can have, or what is no network namespace.
-    :raises MachineError: no program on this machine knows such a container, or it does not run.
+    :param netns: the value of ``--netns``; ``container``: of ``--node-container``.
+    :raises UsageError: both are given, or one is invalid.
+    :raises MachineError: the container was not found, or does not run.
     """
     if netns and container:
-        raise UsageError("--netns and --node-container name the same thing", "leave one of them out")
+        raise UsageError("--netns and --node-container exclude each other", "leave one of them out")
     if container:
         return Node(f"/proc/{_find_process(container)}/ns/net", container)
     if not netns:
@@ -71,32 +71,32 @@ def find_node(netns: str | None, container: str | None) -> Node:
     except OSError:
         is_netns = False
     if not is_netns:
-        raise UsageError(f"{netns} is no network namespace", "--netns takes a path such as /run/netns/NAME")
+        raise UsageError(f"{netns} is not a network namespace", "--netns takes a path such as /run/netns/NAME")
     return Node(str(path))
 
 
 def _find_process(container: str) -> int:
     if not _NAME.fullmatch(container):
-        raise UsageError(f"{container!r} is no name of a container", "look: docker ps, podman ps")
-    found = [program for program in RUNTIMES if shutil.which(program, path=processes.PATH)]
-    if not found:
-        raise MachineError(f"no program that knows containers: {', '.join(RUNTIMES)}", "pass --netns PATH")
-    said = []
-    for program in found:
+        raise UsageError(f"invalid container name {container!r}", "list the names: docker ps, podman ps")
+    programs = [program for program in RUNTIMES if shutil.which(program, path=processes.PATH)]
+    if not programs:
+        raise MachineError(f"no container program found: {', '.join(RUNTIMES)}", "pass --netns PATH")
+    failures = []
+    for program in programs:
         try:
             answer = processes.run(program, *RUNTIMES[program], container).strip()
         except CommandError as error:
-            said.append(f"{program}: {' '.join(error.output.split())[:80]}")
+            failures.append(f"{program}: {' '.join(error.output.split())[:80]}")
             continue
-        # A container that does not run has process 0.
+        # A container that does not run has process id 0.
         if answer.isdecimal() and int(answer):
             return int(answer)
-        said.append(f"{program}: its process is {answer[:20] or 'unknown'}: does it run?")
-    raise MachineError(f"container {container} is not found ({'; '.join(said)})", "look: docker ps, podman ps")
+        failures.append(f"{program}: process id {answer[:20] or 'unknown'}: does it run?")
+    raise MachineError(f"container {container} not found ({'; '.join(failures)})", "list them: docker ps, podman ps")
 
 
 def find_containers() -> list[str]:
-    """Return the containers on this machine that are nodes of a cluster, as ``NAME (kind)``."""
+    """Return the containers on this machine that are nodes of a cluster, such as ``NAME (kind)``."""
     nodes = []
     for program in _LISTERS:
         if not shutil.which(program, path=processes.PATH):
@@ -104,8 +104,8 @@ def find_containers() -> list[str]:
         try:
             lines = processes.run(program, *_LISTING).splitlines()
         except CommandError:
-            continue  # It is installed, but its daemon does not run.
+            continue  # The program is installed, but its daemon does not run.
         for line in lines:
             name, _, labels = line.partition(" ")
-            nodes += [f"{name} ({maker})" for maker, label in NODE_LABELS.items() if label.search(labels)]
+            nodes += [f"{name} ({tool})" for tool, label in NODE_LABELS.items() if label.search(labels)]
     return nodes

@@ -19,7 +19,7 @@ from kproxylat.analysis.series import Series, build_series
 from kproxylat.analysis.stats import Distribution
 from kproxylat.errors import LogError, MachineError, UsageError
 from kproxylat.results import Result
-from kproxylat.system.files import save_over
+from kproxylat.system.files import save_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
     no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
     picture = BytesIO()
     figure.savefig(picture, format=output.suffix[1:].lower(), metadata=no_date)
-    save_over(output, picture.getvalue(), "--output")
+    save_file(output, picture.getvalue(), "--output", replace=True)
 
 
 def check_output(files: Sequence[str], output: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from kproxylat.results import Result
 from kproxylat.results_json import from_json
-from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_new
+from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_file
 
 STATE_FORMAT = 2
 """Format of a state file. Other formats are not resumed; those of the first, which has no number, had texts as keys."""
@@ -97,7 +97,7 @@ class State:
         """Save the sweep's document, and forget the runs that are in it; also lines that cannot be read."""
         path = _new_path(self.path.parent, ".json")
         finished = set(keys)
-        save_new(path, text + "\n")
+        save_file(path, text + "\n")
         with explain_errors(self.path):
             head, *lines = self.path.read_text(encoding="utf-8").splitlines()
             unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]

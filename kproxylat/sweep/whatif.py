@@ -20,7 +20,7 @@ from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import Mode
 from kproxylat.results import Result
-from kproxylat.system.files import save_new
+from kproxylat.system.files import save_file
 
 MAX_PACKETS = 10_000
 MAX_MEASURED = 1000
@@ -106,5 +106,5 @@ def save(found: WhatIf, directory: Path) -> Path:
     :raises MachineError: it cannot be written.
     """
     path = directory / f"whatif_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
-    save_new(path, found.to_json() + "\n")
+    save_file(path, found.to_json() + "\n")
     return path

@@ -1,4 +1,4 @@
-"""Kernel types (BTF): the offsets of structure members."""
+"""Kernel types (BTF): the offsets of the members of structs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _read_btf(module: str) -> tuple[bytes, bytes]:
         data = (kernel.BTF / module).read_bytes()
     except OSError as error:
         raise MachineError(
-            f"this kernel has no BTF of {module} ({error.strerror})", f"a kernel with BTF is needed; or: {IN_VM}"
+            f"no BTF of {module} in this kernel ({error.strerror})", f"boot a kernel with BTF; or: {IN_VM}"
         ) from None
     _, _, _, header, type_at, type_len, string_at, string_len = struct.unpack_from("<HBBIIIII", data)
     types, strings = header + type_at, header + string_at
@@ -25,7 +25,7 @@ def _read_btf(module: str) -> tuple[bytes, bytes]:
 
 
 def btf_module(module: str) -> str:
-    """Return where a module's types and functions are found: under its name, or in vmlinux if it is built in."""
+    """Return the name of the BTF that has the types and functions of a module: its own, or vmlinux if built in."""
     return module if (kernel.BTF / module).exists() else "vmlinux"
 
 
@@ -42,42 +42,43 @@ UNTYPED: dict[tuple[int, int], dict[str, int]] = {
         "xt_action_param.state": 16,
     },
 }
-"""Offsets of kernels whose modules have no BTF (before 5.11), by offsetof() from Debian's headers for amd64; others'
-builds may differ: then names of tables come out wrong, no filter matches, and the books don't close."""
+"""Offsets for kernels whose modules have no BTF (before 5.11), by offsetof() from Debian's headers for amd64. In other
+builds they may differ: then table names are wrong, no filter matches, and the packet accounting does not balance."""
 
 
 def _find_word(data: bytes, word: int) -> Iterator[int]:
-    """Find where 32 bits stand; going through a kernel's 100,000 types one by one would take a second."""
-    wanted = struct.pack("<I", word)
-    at = data.find(wanted)
-    while at >= 0:
-        if at % 4 == 0 and at + 12 <= len(data):
-            yield at
-        at = data.find(wanted, at + 1)
+    """Yield the positions of a 32-bit word; decoding the 100,000 types of a kernel one by one would take a second."""
+    pattern = struct.pack("<I", word)
+    position = data.find(pattern)
+    while position >= 0:
+        if position % 4 == 0 and position + 12 <= len(data):
+            yield position
+        position = data.find(pattern, position + 1)
 
 
 @lru_cache
 def struct_offset(module: str, name: str, member: str) -> int:
-    """Return the byte offset of a struct's member in the running kernel.
+    """Return the byte offset of a member of a struct in the running kernel.
 
-    :param module: the module whose BTF has the struct, or else vmlinux has it, or else :data:`UNTYPED`.
-    :raises MachineError: none has it.
+    :param module: the module that defines the struct; its BTF is searched first, then that of vmlinux. A module
+        without BTF has its offsets in :data:`UNTYPED`.
+    :raises MachineError: the struct or the member was not found, or the kernel has no BTF.
     """
     known = UNTYPED.get(version_numbers(), {}).get(f"{name}.{member}")
     if known is not None and not (kernel.BTF / module).exists():
         return known
     base_strings = _read_btf("vmlinux")[1]
-    for source in [each for each in (module, "vmlinux") if (kernel.BTF / each).exists()]:
+    for source in dict.fromkeys((btf_module(module), "vmlinux")):
         types, strings = _read_btf(source)
         if source != "vmlinux":
-            # A module's names continue those of vmlinux ("split BTF").
+            # The strings of a module continue those of vmlinux ("split BTF").
             strings = base_strings + strings
-        name_at, member_at = (strings.find(b"\0" + each.encode() + b"\0") + 1 for each in (name, member))
-        for at in _find_word(types, name_at) if name_at and member_at else ():
-            info = struct.unpack_from("<I", types, at + 4)[0]
+        name_at, member_at = (strings.find(b"\0" + word.encode() + b"\0") + 1 for word in (name, member))
+        for position in _find_word(types, name_at) if name_at and member_at else ():
+            info = struct.unpack_from("<I", types, position + 4)[0]
             members = info & 0xFFFF if info >> 24 & 0x1F == _BTF_STRUCT else 0
-            rows = types[at + 12 : at + 12 + 12 * members]
-            for found_at, _, offset in struct.iter_unpack("<III", rows[: len(rows) // 12 * 12]):
-                if found_at == member_at:
+            rows = types[position + 12 : position + 12 + 12 * members]
+            for text_at, _, offset in struct.iter_unpack("<III", rows[: len(rows) // 12 * 12]):
+                if text_at == member_at:
                     return int(offset & 0xFFFFFF if info >> 31 else offset) // 8
-    raise MachineError(f"struct {name} of this kernel's {module} has no member {member}", "please report this kernel")
+    raise MachineError(f"{name}.{member} not found in the BTF of {module}", "please report this kernel")

@@ -1,7 +1,7 @@
-"""Signals that end the program: raised at once, or, while there is something to clean up, only at certain calls.
+"""Signals that end the program: raised at once, or, where a clean-up would follow, only at certain calls.
 
-A signal handler's exception may be raised anywhere: while a lock is released, so that other threads wait for it for
-ever, or in a callback of the garbage collector, which ignores it.
+The exception of a signal handler may come anywhere: while a lock is released, so that other threads wait for ever, or
+in a callback of the garbage collector, which ignores the exception.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from kproxylat.errors import Interrupted
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RUNNING: dict[int, str] = {}
-"""The programs that run now, which a second signal names: any number -> the command."""
+"""The programs that run now, which a second signal names: an id -> the command."""
 
 
 @dataclass
 class _State:
-    """The signal that came, and how many blocks that defer it, or shield from it, are nested at the moment.
+    """The state of the signals.
 
-    ``came``: whether a signal came, even if it was raised since.
+    :param pending: the signal that is not raised yet (0: none).
+    :param came: whether a signal came, raised or not.
+    :param depth: how many blocks that defer signals are nested at the moment; ``shields``: that shield from them.
     """
 
     pending: int = 0
@@ -46,20 +48,17 @@ def install() -> None:
 
 
 def _handle(signum: int, _frame: object) -> None:
-    only_remind()
+    """Raise the first signal or keep it. Later ones do not cut the clean-up short."""
+    _state.came = True
+    for ending in ENDING:
+        signal.signal(ending, _remind)
     if not _state.depth:
         raise Interrupted(signum)
     _state.pending = signum
 
 
-def only_remind() -> None:
-    """After the first signal, let further ones only print which programs run: they do not cut the clean-up short."""
-    _state.came = True
-    for each in ENDING:
-        signal.signal(each, _remind)
-
-
 def _remind(_signum: int, _frame: object) -> None:
+    """Print which programs run."""
     programs = ", ".join(list(RUNNING.values())) or "no program"
     # print() fails if the signal came in the middle of another one.
     with suppress(OSError):
@@ -78,7 +77,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """In the block, which cleans up, not even these raise it."""
+    """In the block, which cleans up, :func:`check` and :func:`wait` do not raise a signal, either."""
     _state.shields += 1
     try:
         with deferred():
@@ -87,25 +86,20 @@ def shielded() -> Iterator[None]:
         _state.shields -= 1
 
 
-def is_shielded() -> bool:
-    """Return whether the caller is in a block of :func:`shielded`."""
-    return _state.shields > 0
-
-
 def pending() -> int:
     """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
     return 0 if _state.shields else _state.pending
 
 
-def is_deaf() -> bool:
-    """Whether no signal ends a wait any more: in a shielded block, or after the one signal that counts."""
+def are_ignored() -> bool:
+    """Return whether signals no longer end a wait: in a shielded block, or after the first signal was raised."""
     return _state.shields > 0 or (_state.came and not _state.pending)
 
 
 def check() -> None:
-    """Raise the signal that came, if one did and this is the main thread: it stops the others.
+    """Raise a pending signal, but only in the main thread, which stops the other threads.
 
-    :raises Interrupted: one did.
+    :raises Interrupted: a signal is pending.
     """
     if pending() and threading.current_thread() is threading.main_thread():
         signum, _state.pending = _state.pending, 0
@@ -113,7 +107,7 @@ def check() -> None:
 
 
 def wait(event: threading.Event, limit_s: float | None, other: threading.Event | None = None) -> bool:
-    """Wait for an event, at most ``limit_s`` seconds (None: as long as it takes).
+    """Wait for an event, at most ``limit_s`` seconds (None: without a limit).
 
     :param other: another event that ends the wait.
     :return: whether ``event`` is set.

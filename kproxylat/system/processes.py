@@ -1,7 +1,7 @@
-"""Programs that we run: the only importer of ``sh``.
+"""Programs that kproxylat runs; the only importer of ``sh``.
 
-Commands are lists of words; none ever meets a shell. Every child dies with us (``setpriv --pdeathsig``), so that
-not even SIGKILL leaves a tracer or a sender behind.
+A command is a list of words and never passes through a shell. Every child dies with this process (``setpriv
+--pdeathsig``), so that not even SIGKILL leaves a tracer or a sender behind.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ctypes import CDLL, get_errno
@@ -26,38 +26,19 @@ from kproxylat.system import interrupts
 Answer = TypeVar("Answer")
 _CLONE_NEWNET = 0x40000000
 """Kernel, include/uapi/linux/sched.h."""
-_DIRECTORIES = [
-    *os.environ.get("PATH", "").split(os.pathsep),
-    "/usr/local/sbin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-]
-PATH = os.pathsep.join(each for each in _DIRECTORIES if each.startswith("/"))
-"""Where programs are looked for: PATH, and the directories that an ordinary user's PATH leaves out; never the current
-directory, which an empty or relative entry would mean."""
+_DIRECTORIES = [*os.environ.get("PATH", "").split(":"), "/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+PATH = os.pathsep.join(directory for directory in _DIRECTORIES if directory.startswith("/"))
+"""The search path for programs: PATH, and the directories that the PATH of an ordinary user lacks. Relative and empty
+entries are left out, since they would mean the current directory."""
 
-_IPTABLES = {
-    f"{ip}tables{which}": package
-    for ip in ("ip", "ip6")
-    for package, names in {
-        "iptables-nft": ("", "-nft", "-nft-restore", "-nft-save"),
-        "iptables-legacy": ("-legacy", "-legacy-restore", "-legacy-save"),
-    }.items()
-    for which in names
-}
+_NFT = [f"{ip}tables{suffix}" for ip in ("ip", "ip6") for suffix in ("", "-nft", "-nft-restore", "-nft-save")]
+_LEGACY = [f"{ip}tables-legacy{suffix}" for ip in ("ip", "ip6") for suffix in ("", "-restore", "-save")]
+_IPTABLES = dict.fromkeys(_NFT, "iptables-nft") | dict.fromkeys(_LEGACY, "iptables-legacy")
 """Program -> the package that holds it on systems with dnf; with apt it is iptables."""
 PACKAGES = {
-    "bpftrace": "bpftrace",
-    "conntrack": "conntrack",
-    "grep": "grep",
-    "hping3": "hping3",
+    **{name: name for name in ("bpftrace", "conntrack", "grep", "hping3", "ipset", "ipvsadm", "nfacct")},
     "ip": "iproute2",
-    "ipset": "ipset",
-    "ipvsadm": "ipvsadm",
     "modprobe": "kmod",
-    "nfacct": "nfacct",
     "nft": "nftables",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
@@ -73,39 +54,40 @@ _DNF_PACKAGES = {
     "sysctl": "procps-ng",
     **_IPTABLES,
 }
-"""The same on systems with dnf, where the package has another name; dnf takes a file's path, too."""
+"""Program -> its package on systems with dnf, where the name differs; dnf also accepts the path of a file."""
 _PIP_PACKAGES = {"virtme-run": "'kproxylat[vm]'"}
 """Program -> the Python package that holds it."""
 
 MAX_LINE = 1 << 20
-"""A longer line is read in pieces, so that a program that prints without end does not fill our memory."""
+"""Longer lines are read in pieces, so that endless output does not fill the memory."""
 
 CLEAN_UP_LIMIT_S = 30.0
-"""How long a program may take while no signal can end it, as in the clean-up: one that hangs would need a SIGKILL to
-us, and the rest of the clean-up would be skipped."""
+"""Time limit of a program while signals are ignored, as in the clean-up. A program that hangs could otherwise be ended
+only by a SIGKILL to kproxylat, which would skip the rest of the clean-up."""
 
 _PIPES: dict[str, Any] = {"_tty_out": False, "_tty_in": False, "_truncate_exc": False, "_new_session": True}
-"""Plain pipes, and a session of its own: Ctrl-C on the terminal reaches us alone, and we end our children."""
+"""Plain pipes, and a new session: Ctrl-C on the terminal reaches kproxylat alone, which ends its children."""
 
 
 def install(*programs: str) -> tuple[str, str]:
     """Return the commands that install programs: with apt, and with dnf."""
-    pip = [f"pip install {_PIP_PACKAGES[each]}" for each in programs if each in _PIP_PACKAGES]
-    others = [each for each in programs if each not in _PIP_PACKAGES]
-    apt = " ".join(dict.fromkeys(PACKAGES.get(each, each) for each in others))
-    dnf = " ".join(dict.fromkeys(_DNF_PACKAGES.get(each, PACKAGES.get(each, each)) for each in others))
-    managers = ("apt-get", apt), ("dnf", dnf)
-    first, second = (" && ".join([f"{name} install {words}"] * bool(words) + pip) for name, words in managers)
-    return first, second
+    return _install("apt-get", PACKAGES, programs), _install("dnf", PACKAGES | _DNF_PACKAGES, programs)
+
+
+def _install(manager: str, packages: Mapping[str, str], programs: Sequence[str]) -> str:
+    pip = [f"pip install {_PIP_PACKAGES[name]}" for name in programs if name in _PIP_PACKAGES]
+    names = dict.fromkeys(packages.get(name, name) for name in programs if name not in _PIP_PACKAGES)
+    system = [f"{manager} install {' '.join(names)}"] if names else []
+    return " && ".join(system + pip)
 
 
 def has_apt() -> bool:
-    """Whether packages are installed with apt here, rather than with dnf."""
+    """Return whether this system installs packages with apt, rather than with dnf."""
     return not shutil.which("dnf", path=PATH) or bool(shutil.which("apt-get", path=PATH))
 
 
 def find(program: str) -> str:
-    """Return a program's path.
+    """Return the path of a program.
 
     :raises MachineError: it is not installed; the remedy names the package.
     """
@@ -116,7 +98,7 @@ def find(program: str) -> str:
 
 
 def _command(argv: tuple[str, ...], netns: str | None) -> tuple[sh.Command, list[str]]:
-    """Put the words together: die with us, enter the namespace, run the program."""
+    """Return setpriv(1), and its words: the child dies with this process, enters the namespace, runs the program."""
     words = ["--pdeathsig", "KILL"]
     if netns is not None:
         words += [find("nsenter"), f"--net={netns_path(netns)}"]
@@ -124,21 +106,25 @@ def _command(argv: tuple[str, ...], netns: str | None) -> tuple[sh.Command, list
 
 
 def netns_path(netns: str) -> Path:
-    """Return the file that stands for a network namespace: of a name of ip(8)'s, or a path itself."""
+    """Return the file of a network namespace.
+
+    :param netns: a name that ip(8) knows, or a path, which is returned.
+    """
     return Path("/run/netns", netns)
 
 
 def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
-    """Call a function inside of a network namespace, in a thread of its own; sockets that it opens belong there.
+    """Call a function in a thread inside a network namespace, to which the sockets that it opens then belong.
 
-    :param netns: None: ours.
-    :raises MachineError: the namespace cannot be entered. Whatever else ``work`` raises.
+    :param netns: the namespace (None: the current one, without a thread).
+    :return: the result of ``work``, whose exceptions pass, too.
+    :raises MachineError: the namespace cannot be entered.
     """
     if netns is None:
         return work()
 
     def enter() -> Answer:
-        # os.setns() is there from Python 3.12 on.
+        # os.setns() exists since Python 3.12.
         with netns_path(netns).open() as file:
             if CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
                 raise MachineError(f"network namespace {netns} cannot be entered: {os.strerror(get_errno())}")
@@ -149,17 +135,17 @@ def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
 
 
 def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
-    """Run a program to its end. Where no signal can end the waiting, it has :data:`CLEAN_UP_LIMIT_S` seconds.
+    """Run a program to its end. While signals are ignored, it has a limit of :data:`CLEAN_UP_LIMIT_S`.
 
     :param argv: the program and its arguments.
-    :param netns: the network namespace it runs in, a name of ip(8)'s or a path (None: ours).
-    :param stdin: what it reads.
-    :param ok: exit statuses that are no failure.
+    :param netns: the network namespace to run in, a name that ip(8) knows or a path (None: the current one).
+    :param stdin: the text of its standard input.
+    :param ok: the exit statuses that mean success.
     :return: its standard output.
-    :raises CommandError: any other exit status; carries what the program said.
-    :raises MachineError: the program is not installed, or did not end within its limit and was killed.
+    :raises CommandError: another exit status; carries the output.
+    :raises MachineError: the program is not installed, or did not end within the limit and was killed.
     """
-    limit_s = CLEAN_UP_LIMIT_S if interrupts.is_deaf() else None
+    limit_s = CLEAN_UP_LIMIT_S if interrupts.are_ignored() else None
     out: list[str] = []
     err: list[str] = []
     process = Background(*argv, on_out=out.append, on_err=err.append, netns=netns)
@@ -171,7 +157,7 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
     finally:
         process.end()
     if not ended:
-        # Its exit status cannot be asked for: one that SIGKILL does not end has none.
+        # A program that survives SIGKILL has no exit status.
         raise MachineError(f"{' '.join(argv)[:120]} did not end within {limit_s:g} s and was killed")
     if process.status not in ok:
         raise CommandError(list(argv), process.status, "".join(err or out))
@@ -179,19 +165,20 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
 
 
 def _read_lines(reader: int, take: Callable[[str], None]) -> None:
-    """Read a pipe to its end, line by line; a line without an end comes in pieces of 1 Mi characters."""
     with os.fdopen(reader, encoding="utf-8", errors="replace", newline="\n") as stream:
         while line := stream.readline(MAX_LINE):
             take(line)
 
 
 class Background:
-    """A program that runs beside us.
+    """A program that runs in the background.
 
     :param argv: the program and its arguments.
-    :param on_out: called with every line of its standard output (newline included), from another thread.
-    :param on_err: the same for standard error.
-    :param env: its environment beyond ours.
+    :param on_out: called from another thread with each line of standard output (newline included, at most
+        :data:`MAX_LINE` characters); ``on_err``: the same for standard error.
+    :param netns: as in :func:`run`.
+    :param env: variables to add to the environment.
+    :raises MachineError: the program is not installed.
     """
 
     def __init__(
@@ -206,7 +193,7 @@ class Background:
         self._ended = threading.Event()
         self._stdin: queue.Queue[str | None] = queue.Queue()
         command, words = _command(argv, netns)
-        # Pipes of our own: sh gives up on output that is not read within 2 s of the program's end.
+        # Separate pipes: sh discards output that is not read within 2 s after the end of the program.
         streams = [(os.pipe(), take) for take in (on_out, on_err)]
         writers = [os.fdopen(writer, "wb", buffering=0) for (_, writer), _ in streams]
         self._readers = [
@@ -230,7 +217,7 @@ class Background:
         self.pid: int = self._process.pid
 
     def _await(self) -> None:
-        """Note the end, and that all output is read, at once: sh itself looks only once a second."""
+        """Wait for the end and for all output, without delay: sh itself looks only once a second."""
         with suppress(sh.ErrorReturnCode):
             self._process.wait()
         for thread in self._readers:
@@ -240,50 +227,49 @@ class Background:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs (or its output is still being read)."""
+        """Whether the program runs, or its output is still being read."""
         return not self._ended.is_set()
 
     @property
     def status(self) -> int:
-        """Its exit status; minus the signal's number if a signal ended it. Only after its end."""
+        """The exit status; after a signal its negative number. Valid only after the end."""
         try:
             return int(self._process.exit_code)
         except sh.ErrorReturnCode as error:
             return int(error.exit_code)
 
     def write(self, line: str | None) -> None:
-        """Send a line to its standard input; None closes it."""
+        """Send a line to standard input; None closes it."""
         self._stdin.put(line)
 
     def signal(self, signum: int) -> None:
-        """Send it a signal; nothing happens where it has ended."""
+        """Send a signal, if the program still runs."""
         if self.alive:
-            try:
+            with suppress(ProcessLookupError):
                 self._process.signal(signum)
-            except ProcessLookupError:
-                return
 
     def count_files(self) -> int:
-        """Return how many files it holds open (0: it has ended)."""
+        """Return how many files the program holds open; 0 after its end."""
         try:
             return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
         except OSError:
             return 0
 
     def wait(self, limit_s: float | None, other: threading.Event | None = None) -> bool:
-        """Wait for its end, at most ``limit_s`` seconds (None: as long as it takes).
+        """Wait for the end, at most ``limit_s`` seconds (None: without a limit).
 
-        :param other: an event that ends the waiting, too.
-        :return: whether it has ended.
+        :param other: an event that ends the wait, too.
+        :return: whether the program has ended.
+        :raises Interrupted: a signal came first.
         """
         return interrupts.wait(self._ended, limit_s, other)
 
     def end(self, limit_s: float = 2.0) -> None:
-        """Make sure that it and what it started are gone: SIGTERM, and SIGKILL after ``limit_s`` seconds."""
+        """End the program and its children: by SIGTERM, after ``limit_s`` seconds by SIGKILL."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
             if not self.alive:
                 break
-            # Where all have ended already, the last of their output may still be on its way to us.
+            # All may have ended, with the last output still unread.
             with suppress(ProcessLookupError):
                 self._process.signal_group(signum)
             with interrupts.shielded():

@@ -1,4 +1,4 @@
-"""Whom root believes: the user behind sudo, and files that nobody else can write."""
+"""Users and files that root trusts: the caller of sudo, and files that other users cannot write."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kproxylat.errors import MachineError
 
 
 def find_caller() -> tuple[int, int] | None:
-    """Return user and group of who called sudo; None where nobody did, or we are not root.
+    """Return the user and group ids of the caller of sudo; None without sudo, or if this process is not root.
 
-    :raises MachineError: SUDO_UID or SUDO_GID is no number of a user or group.
+    :raises MachineError: SUDO_UID or SUDO_GID is not a valid id.
     """
     if os.geteuid() != 0 or "SUDO_UID" not in os.environ:
         return None
@@ -21,33 +21,30 @@ def find_caller() -> tuple[int, int] | None:
         value = os.environ.get(name, "")
         # The greatest number stands for "unchanged" (chown(2)).
         if not (value.isascii() and value.isdecimal() and len(value) < 11 and int(value) < 2**32 - 1):
-            raise MachineError(f"the environment has {name}={value[:20]!r}", "it takes a number: call sudo anew")
+            raise MachineError(f"the environment has {name}={value[:20]!r}, not an id", "call sudo again")
         numbers.append(int(value))
     return numbers[0], numbers[1]
 
 
 def check_trusted(path: Path) -> None:
-    """As root, refuse a file that another user could change: itself, or a directory on its way.
+    """As root, refuse a file that another user could change or replace.
 
-    :param path: a file that exists; symbolic links count as their targets do.
-    :raises MachineError: the file or a directory belongs to another than root and the caller of sudo, or others may
-        write to it. A directory may be everybody's if it is sticky: there nobody renames what is another's.
+    :param path: an existing file. Symbolic links on the path are checked, and so are their targets.
+    :raises MachineError: the file, or a directory above it, has another owner than root and the caller of sudo, or
+        others can write to it. A sticky directory may be writable: only the owner of a file can rename it there.
     """
     if os.geteuid() != 0:
         return
     caller = find_caller()
-    known = {0, caller[0]} if caller else {0}
+    owners = {0, caller[0]} if caller else {0}
     real = path.resolve()
-    for each in dict.fromkeys([real, *real.parents, *path.absolute().parents, path.absolute()]):
-        found = each.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            mine = found.st_uid in known
-        else:
-            shared = found.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if found.st_gid else 0))
-            sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-            mine = found.st_uid in known and (not shared or bool(sticky))
-        if not mine:
+    for part in dict.fromkeys([real, *real.parents, *path.absolute().parents, path.absolute()]):
+        status = part.lstat()
+        shared = status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0))
+        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        safe = stat.S_ISLNK(status.st_mode) or not shared or sticky
+        if status.st_uid not in owners or not safe:
             raise MachineError(
-                f"{path} is not read as root: others can change {each}",
-                f"chmod go-w {each}, and let it belong to root or to the caller of sudo",
+                f"{path} is not read as root: other users can change {part}",
+                f"chmod go-w {part}, and chown it to root or to the caller of sudo",
             )

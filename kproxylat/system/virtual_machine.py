@@ -1,11 +1,11 @@
-"""A Linux kernel in a virtual machine over this machine's root file system, for a host that cannot trace.
+"""A virtual machine with the kernel of a distribution and the root file system of this machine.
 
-virtme-ng boots a distribution's kernel under QEMU, with KVM where it can, emulated (TCG) where not, without root. The
-guest sees the host's files read-only (9p), and the output directory writable.
+virtme-ng boots the kernel under QEMU without root: with KVM where it works, else emulated (TCG). The guest reads the
+files of the host over 9p, and can write to the output directory only.
 
 On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed instruction, so
 that a difference of ``nsecs`` counts instructions. ``sleep=on`` keeps that clock behind the real one while the guest
-waits for the host's disk; ``sleep=off`` would let every time limit in the guest run out at once.
+waits for the host's disk; with ``sleep=off`` every time limit in the guest would expire at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -30,22 +30,22 @@ from kproxylat.system.trust import find_caller
 
 BOOT_LIMIT_S = 300
 BOOT_S = 45
-"""How long a boot takes under emulation, as measured on 2 cores."""
+"""Duration of a boot under emulation, measured on 2 cores."""
 POLL_S = 0.2
-"""How often a thread that waits for a machine looks whether a signal has come or the guest has ended."""
+"""How often a thread that waits for the guest checks for a signal, and for the end of the guest."""
 SHARE = "kproxylat"
 _GUEST = """\
 mkdir -p /run/host &&
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
-for each in proc sys dev; do mount --rbind /$each /run/host/$each; done &&
+for name in proc sys dev; do mount --rbind /$name /run/host/$name; done &&
 mount --bind /run /run/host/run && {writable}
 {{ cp /etc/protocols /run/protocols && mount --bind /run/protocols /run/host/etc/protocols; true; }} &&
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={package} {sudo} &&
 exec chroot /run/host {python} -m kproxylat.guest
 """
-"""The script of the guest's shell. virtme-ng mounts the root file system without a cache, so each page that a program
-touches is a trip to the host, and bpftrace takes 15 s to start; in a cached mount of the same files it takes 1 s. To
-open a file is still a trip, and ipset opens /etc/protocols for each element that names one (getprotobyname(3))."""
+"""The script of the guest's shell. virtme-ng mounts the root file system without a cache: each page of a program is
+then read from the host, and bpftrace takes 15 s to start. With a cached mount of the same files it takes 1 s. Opening
+a file asks the host, and ipset opens /etc/protocols for each element that names a protocol (getprotobyname(3))."""
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 """Paths in another root file system: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
@@ -67,7 +67,7 @@ def find_kernel(image: Path | None, root: Path | None) -> Path:
     """
     top = root or Path("/")
     if image is None:
-        # The guest reads its root file system over 9p, which the cloud image lacks.
+        # A cloud kernel lacks 9p, by which the guest reads its root file system.
         images = [path for path in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in path.name]
         if not images:
             raise MachineError(f"no kernel image in {top / 'boot'}", f"{APT_KERNEL}, or --kernel IMAGE")
@@ -76,25 +76,27 @@ def find_kernel(image: Path | None, root: Path | None) -> Path:
         raise MachineError(f"kernel image {image} cannot be read", f"{APT_KERNEL}, or another --kernel IMAGE")
     modules = top / "lib/modules" / image.name.removeprefix("vmlinuz-")
     if not modules.is_dir():
-        raise MachineError(f"the modules of {image.name} are not in {modules}", "name an image that is installed there")
+        raise MachineError(
+            f"the modules of {image.name} are not in {modules}", "pass an image whose modules are installed"
+        )
     return image
 
 
 def has_kvm() -> bool:
-    """Return whether KVM works. Some hosts have /dev/kvm without the processor's support, and QEMU hangs on it."""
+    """Return whether KVM works. Some hosts have /dev/kvm without support of the processor; there QEMU hangs."""
     flags = re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.M)
     return flags is not None and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 class Machine:
-    """A booted guest that runs kproxylat's command lines; a context manager.
+    """A virtual machine that runs command lines of kproxylat; a context manager that boots and ends it.
 
     :param clock: "ns" or "instructions".
-    :param writable: directory of the host that the guest may write to; below ``root`` (None: it writes nowhere).
+    :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
     :param kernel: kernel image (None: the newest in /boot).
-    :param root: root file system to boot over, with :data:`PYTHON` and :data:`PACKAGE` (None: this machine's own).
+    :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
     :ivar inside: path of ``writable`` in the guest ("" without one).
-    :raises MachineError: QEMU, virtme-ng or the kernel are missing, or it did not boot.
+    :raises MachineError: QEMU, virtme-ng or the kernel is missing, or the machine does not boot.
     """
 
     def __init__(
@@ -122,28 +124,27 @@ class Machine:
     def begin(self) -> None:
         """Begin to boot.
 
-        :raises UsageError: a path that cannot be shared. ``MachineError``: a program is missing.
+        :raises UsageError: the path of a shared directory has a comma or ``=``.
+        :raises MachineError: a program is missing.
         """
         find("qemu-system-x86_64")
         for path in filter(None, (self.writable, self.root)):
             if set(",=") & set(str(path)):
-                raise UsageError(
-                    f"QEMU and virtme-ng take no comma and no = in a path: {path}", "name a directory without them"
-                )
+                raise UsageError(f"invalid path for a virtual machine: {path} has a comma or =", "rename the directory")
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
         self._process = Background(
             find_runner(),
             *build_command(self, caller),
             on_out=self._read,
-            on_err=lambda line: self._console.append(line),
+            on_err=self._console.append,
             env={"PATH": search},
         )
 
     def wait_booted(self) -> None:
-        """Wait until the guest takes command lines.
+        """Wait until the guest accepts command lines; end it if that fails.
 
-        :raises MachineError: it does not within :data:`BOOT_LIMIT_S`; the machine is ended then.
+        :raises MachineError: the guest did not boot within :data:`BOOT_LIMIT_S`.
         """
         ends_s = time.monotonic() + BOOT_LIMIT_S
         try:
@@ -153,7 +154,7 @@ class Machine:
                 if not self.release and time.monotonic() >= ends_s:
                     raise MachineError(
                         f"the virtual machine did not boot within {BOOT_LIMIT_S:.0f} s: {self._last_words()}",
-                        "try again with the machine idle, or another --kernel IMAGE",
+                        "try again while the machine is idle, or pass another --kernel IMAGE",
                     )
         except BaseException:
             self.__exit__()
@@ -166,26 +167,25 @@ class Machine:
         self._process.end()
 
     def _read(self, line: str) -> None:
-        """Queue an event of the guest's; keep any other line of its console for an error message."""
-        try:
+        """Queue an event of the guest; keep another line of its console for an error message."""
+        event = None
+        with suppress(ValueError):
             event = json.loads(line)
-        except ValueError:
-            event = None
         if isinstance(event, dict):
             self._events.put(event)
         else:
             self._console.append(line)
 
     def _next(self, action: str) -> dict[str, Any]:
-        """Return the guest's next event; an empty one if none comes within :data:`POLL_S`.
+        """Return the next event of the guest; an empty one if none comes within :data:`POLL_S`.
 
-        :param action: what the guest is doing, for the message.
+        :param action: completes "ended before it could ...".
         :raises MachineError: the guest ended.
         """
         if not self._process.alive and self._events.empty():
             raise MachineError(
                 f"the virtual machine ended before it could {action}: {self._last_words()}",
-                "it takes 2 GiB of free memory; or try another --kernel IMAGE",
+                "make sure that 2 GiB of memory are free; or pass another --kernel IMAGE",
             )
         try:
             return self._events.get(timeout=POLL_S)
@@ -201,9 +201,9 @@ class Machine:
         """Run one command line in the guest, and pass a signal on to it. Any thread may call this.
 
         :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
-        :param out: receives its standard output as it comes. ``err``: its standard error.
-        :param mode: name and backend of the mode that the command measures, if more runs in this mode follow.
-        :return: its exit status.
+        :param out: receives standard output as it comes; ``err``: standard error.
+        :param mode: name and backend of the mode to measure, if more runs in this mode follow.
+        :return: the exit status of the command.
         :raises MachineError: the guest ended.
         """
         cwd = "/" if self.root else str(Path.cwd())
@@ -221,19 +221,19 @@ class Machine:
 
 
 def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]:
-    """Return the words that follow virtme-run on its command line.
+    """Return the arguments of virtme-run.
 
     :param machine: the machine to boot.
-    :param caller: user and group that own what the guest saves, and whose templates it trusts (None: root).
+    :param caller: user and group that own the files that the guest saves, and whose templates it trusts (None: root).
     """
     counting = machine.clock == "instructions"
     # Page-table isolation makes emulation several times slower: QEMU discards its translations at every system
-    # call. It protects a guest from its own processes and takes no part in what a softirq executes.
-    # The random placement of programs costs as much: QEMU cannot use its translations of the last run again.
+    # call. It protects a guest from its own processes, and a softirq executes none of its code.
+    # The random placement of programs costs as much: QEMU cannot reuse its translations of the last run.
     accelerator = "kvm" if machine.kvm else "tcg"
     options = [f"kproxylat.clock={machine.clock}", f"kproxylat.accelerator={accelerator}", "pti=off", "norandmaps"]
-    # One instruction is one tick of the TSC. Without these options the kernel calibrates the TSC by other timers, each
-    # time with an error of some parts in a million: enough to be off by one in a long call.
+    # One instruction is one tick of the TSC. Without these options the kernel calibrates the TSC by other timers, with
+    # an error of some parts in a million: enough to be off by one in a long call.
     options += ["tsc_early_khz=1000000", "hpet=disable", "pmtmr=0"] if counting else []
     inside = shlex.quote(machine.inside)
     guest = _GUEST.format(
@@ -260,11 +260,11 @@ def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]
 
 
 def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
-    """Boot machines side by side, and print how long it takes.
+    """Boot machines side by side, and print how long that takes.
 
-    :param machines: all with the same clock and kernel.
-    :param stack: ends them.
-    :raises MachineError: one did not boot.
+    :param machines: machines with the same clock and kernel.
+    :param stack: ends the machines when it closes.
+    :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"

@@ -23,8 +23,8 @@ from kproxylat.cluster.kubeconfig import CONNECTIONS
 from kproxylat.errors import ApiError, Interrupted, MachineError
 from kproxylat.system import interrupts
 from tests.support import TESTS
+from tests.support.agent import Agent
 from tests.support.fake_api import Call, FakeApi
-from tests.system.test_virtual_machine import Agent
 
 WAIT_S = 0.01
 """How long a client waits here at most before it tries again."""

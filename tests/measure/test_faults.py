@@ -25,8 +25,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.agent import Agent
 from tests.support.fakes import PROGRAMS, make_world
-from tests.system.test_virtual_machine import Agent
 
 RUN = ("run", "0.2", "1000", "20", "--lab", "--mode", "nftables", "--format", "json", "--output-dir", "out")
 WATCH = ("trace", "--mode", "nftables", "--duration", "60")
@@ -175,7 +175,7 @@ FAULTS = (
           {"bpftrace": dumping(LINES)}, ("json", "log")),
     Fault("bpftrace-fills-its-maps", 4, "the books don't close: lookups 65536 instead of 200",
           {"bpftrace": dumping(FULL)}, ("json", "log")),
-    Fault("pktgen-has-no-module", 1, "no module pktgen.*\n  .*--lab --vm",
+    Fault("pktgen-has-no-module", 1, "module not found for this kernel: pktgen.*\n  .*--lab --vm",
           {"modprobe": "for name; do :; done; [ $name != pktgen ]"}, ()),
     Fault("pktgen-module-does-not-load", 1, "kernel module pktgen cannot be loaded: not today",
           {"modprobe": "case $1 in --dry-run|-r) ;; *) echo not today >&2; exit 1; esac"}, ()),
@@ -419,7 +419,7 @@ def test_a_restore_that_fails_is_tried_again(agents: list[Agent], tmp_path: Path
     world.programs({"sysctl": refusing + PROGRAMS["sysctl"]})
     status, _, err = agents[0].run(*argv, cwd=str(tmp_path))
     again = "ended with status 1: not now; the next run or kproxylat cleanup tries again\n"
-    assert f"net.ipv4.ip_forward=1 is not put back: sysctl -q -w net.ipv4.ip_forward=0 {again}" in err
+    assert f"net.ipv4.ip_forward=1 is not restored: sysctl -q -w net.ipv4.ip_forward=0 {again}" in err
     assert status == (1 if argv == ("cleanup",) else 0)
     if status:
         assert "kproxylat: not restored: net.ipv4.ip_forward=1, net.netfilter.nf_conntrack_max=" in err

@@ -15,7 +15,7 @@ from kproxylat.lab.services import ADDRESSES, dummy_service, place_services, wor
 from kproxylat.measure.options import LAB_SOURCE, WORKER, Lab, Options, match_family, parse_destination
 from kproxylat.measure.plan import make_flow
 from kproxylat.modes import IPV6, MODES, find_mode
-from kproxylat.node import counters, drops, network, service_rule
+from kproxylat.node import counters, drops, service_rule
 from kproxylat.node.network import Network
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Destination, Result, Run, Target, target_text
@@ -159,7 +159,7 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
 
 def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    monkeypatch.setattr(network, "run", lambda *_, stdin, **__: loaded.append(stdin))
+    monkeypatch.setattr(counters, "run", lambda *_, stdin, **__: loaded.append(stdin))
     endpoint = Destination("fd00:10:244:1::10", 50051, "udp")
     counters.place_counters(
         Network("client", "node", "backend", family=6), LAB_SOURCE[6], [endpoint], ["fd00:10:96::50"], False

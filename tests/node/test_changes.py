@@ -1,4 +1,4 @@
-"""What a run changes on a node and puts back: only what is still as the run made it, and after a sudden death, too."""
+"""Changes of a node are restored, also after SIGKILL, unless something else changed the same thing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kproxylat.measure.options import Options
 from kproxylat.modes import find_mode
 from kproxylat.node import changes, network, service_rule
 from kproxylat.node import lock as node_lock
-from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, clean_up, place_rules, restore
+from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, clean_up, place_rules, restore_note
 from kproxylat.node.lock import Lock
 from kproxylat.node.network import Network
 from kproxylat.node.node import Node
@@ -71,9 +71,9 @@ class Kernel:
             if verb == "-D":
                 chain.remove(f"-A KUBE-SERVICES {spec}")
             else:
-                found = re.fullmatch(r"-I KUBE-SERVICES (\d+) (.*)", line)
-                assert found
-                chain.insert(int(found[1]) - 1, f"-A KUBE-SERVICES {found[2]}")
+                match = re.fullmatch(r"-I KUBE-SERVICES (\d+) (.*)", line)
+                assert match
+                chain.insert(int(match[1]) - 1, f"-A KUBE-SERVICES {match[2]}")
         self.chain = chain
         self.transactions += 1
         if self.sync_after_next:
@@ -82,85 +82,86 @@ class Kernel:
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made = Kernel()
+    fake = Kernel()
     for module in (changes, conntrack, service_rule):
-        monkeypatch.setattr(module, "run", made.run)
-    return made
+        monkeypatch.setattr(module, "run", fake.run)
+    return fake
 
 
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lock]:
-    for name in ("LOCK", "NETNS", "LINKS"):
+    monkeypatch.setattr(node_lock, "LOCK", tmp_path / "lock")
+    for name in ("NETNS", "LINKS"):
         monkeypatch.setattr(network, name, tmp_path / name)
     with node_lock.lock() as held:
         yield held
 
 
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 2), ("last", 4)])
-def test_the_targets_rule_is_moved_and_put_back(system: Kernel, lock: Lock, position: str, index: int) -> None:
-    made = Changes(lock, Node())
-    made.move_rule("iptables-nft", TARGET, position)
+def test_the_targets_rule_is_moved_and_restored(system: Kernel, lock: Lock, position: str, index: int) -> None:
+    changed = Changes(lock, Node())
+    changed.move_rule("iptables-nft", TARGET, position)
     assert system.chain.index(OWN) == index
     assert [each for each in system.chain if each != OWN] == [*OTHERS, NODEPORTS], "the others keep their order"
-    assert system.transactions == (0 if position == "middle" else 1), "one, and none where it stands there already"
-    assert made.put_back() == ()
+    assert system.transactions == (0 if position == "middle" else 1), "one, or none if the rule is in that position"
+    assert changed.restore() == ()
     assert system.chain == CHAIN
-    assert made.put_back() == ()
-    assert system.transactions == (0 if position == "middle" else 2), "put back once"
+    assert changed.restore() == ()
+    assert system.transactions == (0 if position == "middle" else 2), "restored once"
 
 
-def test_rules_that_belong_together_are_moved_together(system: Kernel, lock: Lock) -> None:
+def test_a_service_with_two_rules_keeps_them_together(system: Kernel, lock: Lock) -> None:
     """Up to 1.21 kube-proxy wrote the mark for masquerade beside the jump."""
     own = [rule(*TARGET[:2], "udp", "KUBE-MARK-MASQ", "! -s 10.244.0.0/16 "), OWN]
     assert place_rules(OTHERS, own, "last") == [*OTHERS, *own], "without a rule of NodePorts, too"
     assert place_rules([*OTHERS, NODEPORTS], own, "first") == [*own, *OTHERS, NODEPORTS]
     system.chain = before = [*OTHERS, *own, NODEPORTS]
-    made = Changes(lock, Node())
-    made.move_rule("iptables-nft", TARGET, "first")
+    changed = Changes(lock, Node())
+    changed.move_rule("iptables-nft", TARGET, "first")
     assert system.chain == [*own, *OTHERS, NODEPORTS]
-    assert made.put_back() == ()
+    assert changed.restore() == ()
     assert system.chain == before
 
 
-def test_kube_proxys_new_order_is_left_alone(system: Kernel, lock: Lock) -> None:
-    made = Changes(lock, Node())
-    made.move_rule("iptables-nft", TARGET, "first")
+def test_an_order_that_kube_proxy_rewrote_is_kept(system: Kernel, lock: Lock) -> None:
+    changed = Changes(lock, Node())
+    changed.move_rule("iptables-nft", TARGET, "first")
     system.chain = written = [*OTHERS, OWN, NODEPORTS]
-    assert made.put_back() == ("kube-proxy rewrote KUBE-SERVICES during the run: its order is left as it is now",)
+    assert changed.restore() == ("kube-proxy rewrote KUBE-SERVICES during the run: the order of its rules is kept",)
     assert system.chain is written
 
 
-def test_a_sync_at_the_same_moment(system: Kernel, lock: Lock) -> None:
+def test_kube_proxy_writes_while_the_rule_is_moved(system: Kernel, lock: Lock) -> None:
     system.sync_after_next = True
     with pytest.raises(MachineError, match="wrote KUBE-SERVICES while its rule was moved"):
         Changes(lock, Node()).move_rule("iptables-nft", TARGET, "first")
 
 
-def test_no_rule_to_be_moved(lock: Lock, system: Kernel) -> None:
-    with pytest.raises(MachineError, match=r"no rule of 10.96.100.50:50052/udp to be moved"):
+def test_a_target_without_a_rule_cannot_be_moved(lock: Lock, system: Kernel) -> None:
+    with pytest.raises(MachineError, match=r"rule of 10.96.100.50:50052/udp: not found"):
         Changes(lock, Node()).move_rule("iptables-nft", TARGET._replace(port=50052), "first")
     assert system.chain == CHAIN
 
 
 @pytest.mark.usefixtures("lock")
-def test_cleanup_after_a_sudden_death(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_after_sigkill(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
     modules = {"pktgen"}
     monkeypatch.setattr(kernel, "has_module", lambda name: name in modules)
     monkeypatch.setattr(kernel, "load_module", lambda name: modules.add(name))
     monkeypatch.setattr(kernel, "unload_module", removed.append)
-    made = Changes(lock, Node())
-    made.load_module("pktgen")
+    changed = Changes(lock, Node())
+    changed.load_module("pktgen")
     modules.clear()
-    made.load_module("pktgen")
-    made.set(FORWARD[4], "1")
-    made.move_rule("iptables-nft", TARGET, "first")
+    changed.load_module("pktgen")
+    changed.set(FORWARD[4], "1")
+    changed.move_rule("iptables-nft", TARGET, "first")
     node_lock.LOCK.write_text(
         node_lock.LOCK.read_text() + '["sysctl", "/run/netns/gone", "1", "a", "0", "1"]\n["later", "x"]\n'
     )
     with node_lock.LOCK.open("r+") as file:
         after = Lock(file)
-        assert clean_up(after) == ["the place of 10.96.100.50:50051/udp's rule", f"{FORWARD[4]}=1", "pktgen"]
+        assert clean_up(after) == ["the position of 10.96.100.50:50051/udp's rule", f"{FORWARD[4]}=1", "pktgen"]
     assert (system.chain, system.settings[FORWARD[4]], removed) == (CHAIN, "0", ["pktgen"])
     assert after.notes == [("later", "x")], "another version of kproxylat may restore it"
     assert node_lock.LOCK.read_text().splitlines()[1:] == ['["later", "x"]']
@@ -171,22 +172,22 @@ def refuse(*argv: str, **_: object) -> str:
 
 
 def test_a_restore_that_fails_keeps_its_note(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Changes(lock, Node())
-    made.set(FORWARD[4], "1")
-    made.move_rule("iptables-nft", TARGET, "first")
+    changed = Changes(lock, Node())
+    changed.set(FORWARD[4], "1")
+    changed.move_rule("iptables-nft", TARGET, "first")
     notes, text = list(lock.notes), node_lock.LOCK.read_text()
     for module in (changes, service_rule):
         monkeypatch.setattr(module, "run", refuse)
     again = "; the next run or kproxylat cleanup tries again"
-    assert made.put_back() == (
-        f"the place of {TARGET}'s rule is not put back: iptables-nft -t nat -S KUBE-SERVICES"
+    assert changed.restore() == (
+        f"the position of {TARGET}'s rule is not restored: iptables-nft -t nat -S KUBE-SERVICES"
         f" ended with status 1: not now{again}",
-        f"{FORWARD[4]}=1 is not put back: sysctl -n {FORWARD[4]} ended with status 1: not now{again}",
+        f"{FORWARD[4]}=1 is not restored: sysctl -n {FORWARD[4]} ended with status 1: not now{again}",
     )
     assert (lock.notes, node_lock.LOCK.read_text()) == (notes, text)
     for module in (changes, service_rule):
         monkeypatch.setattr(module, "run", system.run)
-    assert made.put_back() == ()
+    assert changed.restore() == ()
     assert (system.chain, system.settings[FORWARD[4]], lock.notes) == (CHAIN, "0", [])
     assert len(node_lock.LOCK.read_text().splitlines()) == 1
 
@@ -197,13 +198,13 @@ def test_an_older_change_waits_for_the_later_one(system: Kernel, lock: Lock, mon
     after = Changes(lock, Node())
     after.raise_limit(500)
     monkeypatch.setattr(changes, "run", refuse)
-    assert len(after.put_back()) == 1
+    assert len(after.restore()) == 1
     monkeypatch.setattr(changes, "run", system.run)
     assert clean_up(lock) == [f"{CONNTRACK_MAX}=2000", f"{CONNTRACK_MAX}=1500"]
     assert (system.settings[CONNTRACK_MAX], lock.notes) == ("1000", [])
 
 
-def test_a_change_that_was_noted_but_not_made(system: Kernel, lock: Lock) -> None:
+def test_a_noted_change_that_never_happened(system: Kernel, lock: Lock) -> None:
     lock.note("sysctl", "", str(Node().inode), FORWARD[4], "0", "1")
     assert clean_up(lock) == [f"{FORWARD[4]}=1"]
     assert (system.settings[FORWARD[4]], lock.notes) == ("0", [])
@@ -226,33 +227,33 @@ def test_a_note_that_this_version_cannot_read(
 ) -> None:
     lock.note(*note)
     assert (clean_up(lock), lock.notes) == ([], [note])
-    assert "is not put back: the note in the lock is of another version of kproxylat" in capfd.readouterr().err
+    assert "is not restored: the note in the lock is of another version of kproxylat" in capfd.readouterr().err
 
 
-def test_what_somebody_else_has_set_since_stays(system: Kernel, lock: Lock) -> None:
-    made = Changes(lock, Node())
-    made.raise_limit(500)
+def test_a_value_that_another_program_set_is_kept(system: Kernel, lock: Lock) -> None:
+    changed = Changes(lock, Node())
+    changed.raise_limit(500)
     assert system.settings[CONNTRACK_MAX] == "1500"
     system.settings[CONNTRACK_MAX] = "9999"
-    assert made.put_back() == (f"{CONNTRACK_MAX} is not put back to 1000: somebody has set it to 9999",)
+    assert changed.restore() == (f"{CONNTRACK_MAX} is not restored to 1000: another program has set it to 9999",)
     assert system.settings[CONNTRACK_MAX] == "9999"
 
 
-def test_a_namespace_that_is_another_one_by_now(system: Kernel) -> None:
-    with pytest.raises(MachineError, match="another one by now"):
-        restore(("sysctl", "", "1", FORWARD[4], "1", "0"))
+def test_a_note_of_another_namespace_is_not_restored(system: Kernel) -> None:
+    with pytest.raises(MachineError, match="used another network namespace"):
+        restore_note(("sysctl", "", "1", FORWARD[4], "1", "0"))
     assert system.settings[FORWARD[4]] == "0"
 
 
-def test_rules_that_are_gone(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Changes(lock, Node())
-    made.move_rule("iptables-nft", TARGET, "first")
+def test_the_chain_is_gone(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = Changes(lock, Node())
+    changed.move_rule("iptables-nft", TARGET, "first")
 
     def gone(*_: str, **__: object) -> str:
         raise CommandError(["iptables-nft"], 1, "No chain/target/match by that name.")
 
     monkeypatch.setattr(service_rule, "run", gone)
-    assert len(made.put_back()) == 1
+    assert len(changed.restore()) == 1
     assert system.transactions == 1
 
 
@@ -271,7 +272,7 @@ def room_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     (1000, 30_099, 2_100, 1.0),
     (10_000, 262_144, 20_100, 1.0),
 ])  # fmt: skip
-def test_flows_are_removed_as_we_go_where_they_would_not_fit(
+def test_flows_that_would_not_fit_are_removed_during_the_run(
     monkeypatch: pytest.MonkeyPatch, rate: int, free: int, needed: int, forget_s: float | None
 ) -> None:
     room_of(monkeypatch, free)
@@ -304,8 +305,8 @@ def test_a_rate_that_conntrack_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_limit_that_may_be_raised(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "conntrack_room", lambda _: int(system.settings[CONNTRACK_MAX]))
-    made = Changes(lock, Node())
-    room = make_room(ON_NODE, NETWORK, made.raise_limit)
+    changed = Changes(lock, Node())
+    room = make_room(ON_NODE, NETWORK, changed.raise_limit)
     assert (room.free, room.needed) == (20_100, 20_100)
-    assert made.put_back() == ()
+    assert changed.restore() == ()
     assert system.settings[CONNTRACK_MAX] == "1000"

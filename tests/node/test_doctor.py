@@ -1,4 +1,4 @@
-"""What a measurement takes of this machine: a machine that has it all, and each thing taken away from it."""
+"""The requirements of a measurement: on a machine that meets all, and without each one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_machine_that_has_everything(good: Path, capsys: pytest.CaptureFixture
     assert document["checks"][0] == {
         "name": "rights",
         "state": "ok",
-        "found": "root, with what it takes",
+        "found": "root, with the capabilities needed",
         "breaks": "every measurement",
         "apt": "sudo kproxylat ...",
         "dnf": "sudo kproxylat ...",
@@ -140,7 +140,7 @@ def write(name: str, text: str) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("name", "edit", "state", "found"),
+    ("name", "edit", "state", "message"),
     [
         ("rights", write("proc/self/status", "CapEff:\t0000000000001000\n"), "missing", "SYS_ADMIN"),
         ("bpftrace", remove("bin/bpftrace"), "missing", "bpftrace not found"),
@@ -179,15 +179,15 @@ def write(name: str, text: str) -> Edit:
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
-def test_what_is_missing_is_found_and_stops_what_needs_it(
-    good: Path, monkeypatch: pytest.MonkeyPatch, name: str, edit: Edit, state: str, found: str
+def test_a_missing_requirement_stops_the_measurements_that_need_it(
+    good: Path, monkeypatch: pytest.MonkeyPatch, name: str, edit: Edit, state: str, message: str
 ) -> None:
     edit(good)
     if name == "user namespace":
         monkeypatch.setattr(checks, "INITIAL", {"user": 1, "pid": checks.INITIAL["pid"]})
     finding = states()[name]
     assert finding.state == state
-    assert found in finding.found
+    assert message in finding.found
     assert finding.apt
     assert finding.dnf
     check = next(each for each in CHECKS if each.name == name)
@@ -195,13 +195,13 @@ def test_what_is_missing_is_found_and_stops_what_needs_it(
         assert doctor.possible_modes(examine()) == [] or check.mode or check.use in ("node", "kprobe", "hping3")
         with pytest.raises(MachineError) as caught:
             require(LEGACY, *USES)
-        assert found in str(caught.value)
+        assert message in str(caught.value)
         assert caught.value.remedy
     else:
         require(LEGACY, *USES)
 
 
-def test_a_kind_of_probe_needs_its_own_alone(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_of_probe_has_its_own_requirements(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "load_modules", lambda _: None)
     monkeypatch.setattr(stage, "find_engine", lambda mode, probe: (mode.engines[0], probe))
     write("proc/sys/kernel/ftrace_enabled", "0\n")(good)
@@ -216,19 +216,19 @@ def test_a_kind_of_probe_needs_its_own_alone(good: Path, monkeypatch: pytest.Mon
     assert len(possible_modes(examine())) == len(MODES)
     with pytest.raises(MachineError, match="CONFIG_KPROBE_EVENTS"):
         stage.check_machine(LEGACY, "kprobe", "run")
-    # Of Debian's 5.10 the modules have no types: there it is kprobes.
+    # In Debian's 5.10 modules have no types: probes are kprobes.
     remove("sys/kernel/btf/nf_tables")(good)
     monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
     assert possible_modes(examine()) == []
     assert missing_to_trace() == ["kprobes"]
 
 
-def test_what_is_built_in_is_no_missing_module(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_module_is_not_missing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a kernel whose modules are not installed; a module's own symbols have its name behind them."""
     monkeypatch.setenv("ABSENT", "nf_tables nf_conntrack xt_set")
     monkeypatch.setattr(doctor, "find_engine", lambda *_: None)
     nft = find_mode("nftables", None)
-    with pytest.raises(MachineError, match="no module nf_tables, nf_conntrack"):
+    with pytest.raises(MachineError, match="module not found for this kernel: nf_tables, nf_conntrack"):
         require(nft, "trace")
     kernel._is_built_in.cache_clear()
     write("proc/kallsyms", "0 T nft_do_chain\n0 t set_match_v4\t[xt_set]\n")(good)
@@ -259,11 +259,11 @@ def test_kernels(monkeypatch: pytest.MonkeyPatch, release: str, state: str) -> N
 
 
 @pytest.mark.usefixtures("good")
-def test_a_mode_whose_modules_are_missing_is_the_only_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_modules_stop_only_their_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABSENT", "xt_nfacct iptable_nat")
     assert possible_modes(examine()) == ["nftables on nft", "ipvs on ipvs"]
     require(find_mode("nftables", None), "trace", "run")
-    with pytest.raises(MachineError, match="no module iptable_nat, xt_nfacct") as caught:
+    with pytest.raises(MachineError, match="module not found for this kernel: iptable_nat, xt_nfacct") as caught:
         require(LEGACY, "trace", "run")
     assert caught.value.remedy.endswith("; or: kproxylat run --lab --vm measures in a virtual machine")
     assert missing_to_trace([find_mode("nftables", None)]) == []
@@ -292,13 +292,13 @@ def test_conntrack_room(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert states()["conntrack room"].state == "ok"
 
 
-def test_nodes_that_are_containers(good: Path) -> None:
+def test_node_containers_are_listed(good: Path) -> None:
     assert states()["node containers"].found == "none"
     write("bin/docker", "#!/bin/sh\necho kind-worker io.x-k8s.kind.cluster=kind\n")(good)
     (good / "bin/docker").chmod(0o755)
-    found = states()["node containers"]
-    assert (found.state, found.found) == ("ok", "kind-worker (kind)")
-    assert found.apt == "kproxylat run --node-container NAME"
+    finding = states()["node containers"]
+    assert (finding.state, finding.found) == ("ok", "kind-worker (kind)")
+    assert finding.apt == "kproxylat run --node-container NAME"
 
 
 def test_the_command_fits_the_system(good: Path) -> None:
@@ -329,17 +329,17 @@ def test_an_ordinary_user_without_any_tool(
 
 
 @pytest.mark.usefixtures("good")
-def test_what_may_not_be_seen_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_without_permission_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     ordinary(monkeypatch)
 
     def refuse(_: str) -> bool:
         raise PermissionError("/sys/kernel/tracing: Permission denied")
 
-    monkeypatch.setattr(checks, "_exists", refuse)
+    monkeypatch.setattr(kernel, "path_exists", refuse)
     assert states()["tracefs"].state == "warning"
 
 
-def test_names_are_unique_and_every_row_says_what_it_breaks_and_what_mends_it() -> None:
+def test_each_row_has_a_unique_name_a_consequence_and_a_remedy() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     for check in CHECKS:
         assert check.breaks
@@ -349,9 +349,7 @@ def test_names_are_unique_and_every_row_says_what_it_breaks_and_what_mends_it() 
             assert command.split()[0] in COMMANDS
 
 
-def test_modules_without_types_are_no_obstacle_where_we_know_the_offsets(
-    good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_without_types_are_traced_where_offsets_are_known(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove("sys/kernel/btf/nf_tables")(good)
     monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
     assert states()["BTF"].state == "warning"
@@ -366,7 +364,7 @@ def test_the_modes_family_and_origin_keep_its_checks(good: Path, monkeypatch: py
     require(LEGACY.for_family(6).from_node(), "trace", "run", "node")
     monkeypatch.setenv("ABSENT", "ip6_tables")
     require(LEGACY.from_node(), "trace", "run", "node")
-    with pytest.raises(MachineError, match="no module ip6_tables"):
+    with pytest.raises(MachineError, match="module not found for this kernel: ip6_tables"):
         require(LEGACY.for_family(6).from_node(), "trace", "run")
     remove("bin/ip6tables-legacy")(good)
     monkeypatch.delenv("ABSENT")

@@ -1,4 +1,4 @@
-"""Counters of lost packets: what the kernel's files say, by reason."""
+"""The kernel's counters of lost packets, by reason."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_every_reason_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_what_the_kernel_does_not_count_is_left_out() -> None:
+def test_missing_counters_are_left_out() -> None:
     lines = [line for line in NODE.splitlines() if "conntrack" not in line]
     assert not [name for name in parse_counters(lines) if "conntrack" in name]
 
 
-def test_the_reasons_are_reasons() -> None:
+def test_the_sets_of_reasons_hold_known_reasons() -> None:
     assert set(DROPS) >= OVERLOAD | NO_LOSS

@@ -1,4 +1,4 @@
-"""Which node: containers found by whichever program knows them, namespaces that are some."""
+"""The node to measure: containers, and network namespaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ web maintainer=kind people
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where programs are found: nothing but setpriv, cat and what a test adds."""
+    """Make a directory of programs: setpriv, cat and those that a test adds."""
     for name in ("setpriv", "cat"):
         (tmp_path / name).symlink_to(processes.find(name))
     monkeypatch.setattr(processes, "PATH", str(tmp_path))
@@ -43,41 +43,41 @@ def program(directory: Path, name: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman", "nerdctl", "crictl"])
-def test_a_container_is_found_by_what_is_installed(install: Path, runtime: str) -> None:
+def test_a_container_is_found_by_the_installed_runtime(install: Path, runtime: str) -> None:
     program(install, runtime, INSPECT.format(pid=os.getpid()))
     node = find_node(None, "kind-worker")
     assert node == Node(f"/proc/{os.getpid()}/ns/net", "kind-worker")
     assert node.inode == Path("/proc/self/ns/net").stat().st_ino == Node().inode
 
 
-def test_another_runtime_may_know_it(install: Path) -> None:
+def test_the_next_runtime_is_asked_after_a_failure(install: Path) -> None:
     program(install, "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
     program(install, "podman", INSPECT.format(pid=4711))
     assert find_node(None, "kind-worker").netns == "/proc/4711/ns/net"
 
 
-@pytest.mark.parametrize(("netns", "container", "kind", "said"), [
-    (None, "other", MachineError, "container other is not found (docker: Error: no such container: other)"),
+@pytest.mark.parametrize(("netns", "container", "kind", "message"), [
+    (None, "other", MachineError, "container other not found (docker: Error: no such container: other)"),
     (None, "stopped", MachineError, "does it run?"),
-    (None, "-f", UsageError, "'-f' is no name of a container"),
-    (None, "a b", UsageError, "no name of a container"),
-    ("/run/netns/nowhere", None, UsageError, "/run/netns/nowhere is no network namespace"),
-    ("/etc/passwd", None, UsageError, "/etc/passwd is no network namespace"),
-    ("/proc/self/ns/net", "kind-worker", UsageError, "name the same thing"),
+    (None, "-f", UsageError, "invalid container name '-f'"),
+    (None, "a b", UsageError, "invalid container name 'a b'"),
+    ("/run/netns/nowhere", None, UsageError, "/run/netns/nowhere is not a network namespace"),
+    ("/etc/passwd", None, UsageError, "/etc/passwd is not a network namespace"),
+    ("/proc/self/ns/net", "kind-worker", UsageError, "exclude each other"),
 ])  # fmt: skip
-def test_what_is_no_node(
-    install: Path, netns: str | None, container: str | None, kind: type[KproxylatError], said: str
+def test_an_invalid_node(
+    install: Path, netns: str | None, container: str | None, kind: type[KproxylatError], message: str
 ) -> None:
     program(install, "docker", INSPECT.format(pid=1))
     with pytest.raises(kind) as caught:
         find_node(netns, container)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.remedy
 
 
 @pytest.mark.usefixtures("install")
 def test_no_runtime() -> None:
-    with pytest.raises(MachineError, match="no program that knows containers: docker, podman, nerdctl, crictl"):
+    with pytest.raises(MachineError, match="no container program found: docker, podman, nerdctl, crictl"):
         find_node(None, "kind-worker")
 
 

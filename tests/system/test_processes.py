@@ -1,26 +1,21 @@
-"""Programs that we run: their time limit while no signal can end them, and what a second signal says of them."""
+"""The time limit of programs while signals are ignored, and the message of a second signal."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.system import interrupts, processes
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
 
 @pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+def _short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "CLEAN_UP_LIMIT_S", 0.2)
-    interrupts.install()
-    yield
-    interrupts.install()
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 LIMIT = r"^sleep 60 did not end within 0\.2 s and was killed$"
@@ -36,7 +31,7 @@ def test_in_a_shielded_block_a_program_has_a_limit() -> None:
     assert interrupts.RUNNING == {}
 
 
-def test_after_the_signal_that_counts_a_program_has_a_limit(capfd: pytest.CaptureFixture[str]) -> None:
+def test_after_the_first_signal_a_program_has_a_limit(capfd: pytest.CaptureFixture[str]) -> None:
     with interrupts.deferred():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted):
@@ -49,6 +44,6 @@ def test_after_the_signal_that_counts_a_program_has_a_limit(capfd: pytest.Captur
     assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * 3
 
 
-def test_what_it_printed_until_then_does_not_count() -> None:
+def test_output_does_not_extend_the_limit() -> None:
     with interrupts.shielded(), pytest.raises(MachineError, match="did not end within"):
         processes.run("sh", "-c", "echo some; trap '' TERM; sleep 60")

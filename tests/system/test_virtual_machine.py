@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import re
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,6 +23,7 @@ from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.system import interrupts, kernel, virtual_machine
 from kproxylat.system.virtual_machine import Machine, build_command, find_kernel
 from tests.support import ROOT
+from tests.support.agent import Agent
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_newest_kernel_is_booted_but_no_cloud_kernel(root: Path) -> None:
+def test_the_newest_kernel_that_is_not_a_cloud_kernel_is_booted(root: Path) -> None:
     assert find_kernel(None, root).name == "vmlinuz-6.1.0-56-amd64"
 
 
@@ -49,7 +48,7 @@ def test_a_clock_that_falls_behind_is_set(
     done = list[tuple[int, float]]()
     monkeypatch.setattr(kernel, "RTC", tmp_path / "since_epoch")
     monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
-    monkeypatch.setattr(time, "clock_settime", lambda *each: done.append(each))
+    monkeypatch.setattr(time, "clock_settime", lambda *call: done.append(call))
     kernel.set_clock()
     assert done == set_to
 
@@ -60,7 +59,7 @@ def test_no_kernel(tmp_path: Path) -> None:
     assert caught.value.remedy.startswith("apt-get install")
 
 
-def test_a_kernel_that_is_not_there(root: Path) -> None:
+def test_a_kernel_that_does_not_exist(root: Path) -> None:
     with pytest.raises(MachineError, match="vmlinuz-5 cannot be read"):
         find_kernel(root / "boot/vmlinuz-5", root)
 
@@ -114,7 +113,7 @@ def test_the_command_line_of_a_timing_machine_over_this_root(root: Path, monkeyp
     ]
 
 
-def test_odd_paths_stay_single_words(root: Path) -> None:
+def test_unusual_paths_stay_single_words(root: Path) -> None:
     odd = root / "a b;$(touch pwned)'\"`&|"
     odd.mkdir()
     machine = Machine("ns", odd, root=root)
@@ -124,25 +123,25 @@ def test_odd_paths_stay_single_words(root: Path) -> None:
     guest = command[command.index("--script-sh") + 1]
     assert machine.inside in shlex.split(guest)
     assert f"/run/host{machine.inside}" in shlex.split(guest)
-    # What the guest's shell would do with the mounts and the chroot taken out of its hands.
+    # Run the guest's script with harmless commands for the mounts and the chroot.
     assert "exec chroot" in guest
     harmless = "mkdir() { :; }; mount() { printf '%s\\n' \"$@\"; }\n" + guest.replace("exec chroot", "echo")
-    said = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
-    assert machine.inside in said.stdout.splitlines()
+    shell = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
+    assert machine.inside in shell.stdout.splitlines()
     assert not (root / "pwned").exists()
 
 
 @pytest.mark.parametrize("name", ["a,b", "a=b"])
-def test_a_path_that_qemu_or_virtme_would_take_apart(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_path_that_qemu_or_virtme_would_split(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     odd = root / name
     odd.mkdir()
-    with pytest.raises(UsageError, match="no comma") as caught:
+    with pytest.raises(UsageError, match="has a comma or =") as caught:
         Machine("ns", odd, root=root).__enter__()
     assert caught.value.remedy
 
 
-def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
+def test_a_machine_without_an_output_directory_is_read_only(root: Path) -> None:
     machine = Machine("ns", root=root)
     command = build_command(machine, None)
     assert (machine.writable, machine.inside) == (None, "")
@@ -151,18 +150,18 @@ def test_what_is_only_shown_has_nowhere_to_write(root: Path) -> None:
     assert bound == ["/run", "/run/protocols"]
 
 
-def test_a_machine_that_does_not_boot_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_does_not_boot_names_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     monkeypatch.setattr(virtual_machine.sys, "executable", str(root / "bin/python"))
     (root / "bin").mkdir()
-    for body, limit_s, said in (
+    for body, limit_s, message in (
         ("echo no memory", 60, "ended before it could boot: no memory"),
         ("cat", 0.1, "not boot"),
     ):
         (root / "bin/virtme-run").write_text(f"#!/bin/sh\n{body}\n")
         (root / "bin/virtme-run").chmod(0o755)
         monkeypatch.setattr(virtual_machine, "BOOT_LIMIT_S", limit_s)
-        with pytest.raises(MachineError, match=said) as caught:
+        with pytest.raises(MachineError, match=message) as caught:
             Machine("ns", root=root).__enter__()
         assert "--kernel IMAGE" in caught.value.remedy
 
@@ -187,6 +186,7 @@ def test_a_machine_runs_one_command_after_another(machine: Machine) -> None:
             assert (out.getvalue(), err.getvalue()) == ("/\n", "é\n")
 
 
+@pytest.mark.usefixtures("handlers")
 def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
     """The main thread waits for the thread that runs the command, as in a pool."""
     out = io.StringIO()
@@ -197,76 +197,17 @@ def test_a_signal_reaches_the_command_from_any_thread(machine: Machine) -> None:
             threading.Event().wait(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
-    interrupts.install()
-    try:
-        with interrupts.deferred(), machine, ThreadPoolExecutor(2) as threads:
-            command = ["sh", "-c", "echo on; exec sleep 60"]
-            status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
-            threads.submit(interrupt)
-            while not status.done():
-                wait([status], 0.1)
-            assert status.result() == -signal.SIGTERM
-            threads.submit(interrupts.check).result()
-            with pytest.raises(Interrupted) as caught:
-                interrupts.check()
-        assert caught.value.exit_code == 128 + signal.SIGTERM
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-class Agent:
-    """The agent as a child of ours.
-
-    :param words: how Python starts it. ``env``: its environment beyond ours.
-    """
-
-    def __init__(self, *words: str, **env: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *(words or ("-m", "kproxylat.guest"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        )
-
-    def send(self, **order: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-
-    def next(self) -> dict[str, Any]:
-        assert self.process.stdout
-        event: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return event
-
-    def run(self, *argv: str, program: bool = False, cwd: str = "/") -> tuple[int, str, str]:
-        self.send(argv=argv, cwd=cwd, program=program)
-        return self.finish()
-
-    def finish(self) -> tuple[int, str, str]:
-        """Read a command's output until it ends; after 5 minutes the agent is killed, and reading fails."""
-        output = {"out": "", "err": ""}
-        timer = threading.Timer(300, self.process.kill)
-        timer.start()
-        try:
-            while "status" not in (event := self.next()):
-                for stream, text in event.items():
-                    output[stream] += text
-        finally:
-            timer.cancel()
-        return event["status"], output["out"], output["err"]
-
-    def close(self) -> None:
-        """Close the agent's input, at which it ends without another word."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.close()
-        assert self.process.wait(10) == 0
-        assert self.process.stdout.read() == ""
-        self.process.stdout.close()
+    with interrupts.deferred(), machine, ThreadPoolExecutor(2) as threads:
+        command = ["sh", "-c", "echo on; exec sleep 60"]
+        status = threads.submit(machine.run, command, out, io.StringIO(), program=True)
+        threads.submit(interrupt)
+        while not status.done():
+            wait([status], 0.1)
+        assert status.result() == -signal.SIGTERM
+        threads.submit(interrupts.check).result()
+        with pytest.raises(Interrupted) as caught:
+            interrupts.check()
+    assert caught.value.exit_code == 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +215,10 @@ def agent() -> Iterator[Agent]:
     started = Agent()
     assert started.next() == {"ready": platform.release()}
     yield started
-    started.close()
+    assert started.close() == ""
 
 
-def test_a_command_of_ours(agent: Agent) -> None:
+def test_a_kproxylat_command(agent: Agent) -> None:
     assert agent.run("--version") == (0, f"kproxylat {__version__}\n", "")
 
 
@@ -297,18 +238,18 @@ def test_a_program_has_nothing_to_read(agent: Agent) -> None:
     assert agent.run("cat", program=True) == (0, "", "")
 
 
-def test_much_output_comes_whole(agent: Agent) -> None:
+def test_long_output_is_complete(agent: Agent) -> None:
     status, out, _ = agent.run("seq", "50000", program=True)
     assert (status, out) == (0, "".join(f"{number}\n" for number in range(1, 50001)))
 
 
-def test_what_cannot_start_fails_and_the_agent_lives(agent: Agent) -> None:
+def test_a_program_that_cannot_start_fails_and_the_agent_lives(agent: Agent) -> None:
     assert agent.run("kproxylat-no-such-program", program=True)[0] != 0
     assert agent.run("--version", cwd="/kproxylat-nowhere")[0] != 0
     assert agent.run("--version")[0] == 0
 
 
-def test_a_signal_ends_the_program_under_way(agent: Agent) -> None:
+def test_a_signal_ends_the_running_program(agent: Agent) -> None:
     agent.send(argv=["sh", "-c", "echo on; exec sleep 60"], cwd="/", program=True)
     assert agent.next() == {"out": "on\n"}
     agent.send(signal=int(signal.SIGTERM))
@@ -327,6 +268,19 @@ def test_a_signal_at_the_very_end_of_a_command() -> None:
     late.close()
 
 
-def test_a_signal_between_commands_is_nobodys(agent: Agent) -> None:
+def test_a_signal_between_commands_is_ignored(agent: Agent) -> None:
     agent.send(signal=int(signal.SIGTERM))
     assert agent.run("--version")[0] == 0
+
+
+def test_the_host_shows_a_report_of_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest's own files are lost with it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    agent = Agent("-c", "from kproxylat import guest; guest.app.build = lambda *words: words; guest.serve()")
+    agent.next()
+    status, out, err = agent.run("doctor")
+    agent.close()
+    assert (status, out) == (3, "")
+    assert "arguments: ['doctor']\n\nTraceback (most recent call last):\n" in err
+    assert err.splitlines()[-1].startswith("kproxylat: internal error, please report it (traceback: above): TypeError:")
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,6 @@ import pytest
 
 from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageError
 from kproxylat.lab.rules import RULESETS
-from kproxylat.measure import options
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
@@ -59,10 +58,10 @@ def plan_of(
     version, probe = KINDS[kind]
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
-        patch.setattr(options, "find_engine", lambda mode, _: (mode.engines[0], probe))
-        patch.setattr(options, "find_version", lambda: ("", version))
-        patch.setattr(options.kernel, "btf_module", lambda module: module)
-        patch.setattr(options.kernel, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
+        patch.setattr(plan, "find_engine", lambda mode, _: (mode.engines[0], probe))
+        patch.setattr(plan, "find_version", lambda: ("", version))
+        patch.setattr(plan.btf, "btf_module", lambda module: module)
+        patch.setattr(plan.btf, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
         stepping = bool(flow) and not interval_s
         return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
 
