@@ -52,7 +52,6 @@ NOT_YET_CLEAN: set[str] = {
     "node/lock",
     "node/node",
     "report/plot",
-    "report/tables",
     "results",
     "results_json",
     "sweep/on_cluster",

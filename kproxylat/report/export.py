@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kproxylat.console import plain
+from kproxylat.report.columns import draw_table
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.tables import sketch_map
 from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
@@ -127,7 +128,8 @@ def export_table(results: Iterable[Result]) -> Iterator[str]:
         paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
         if source:
             yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
-        yield plain("".join(_draw_probes(result)))
+        if result.probes:
+            yield _draw_probes(result) + "\n"
         for paragraph in filter(None, paragraphs):
             yield textwrap.fill(plain(paragraph), 80, subsequent_indent="  ") + "\n"
         yield "\n"
@@ -157,25 +159,19 @@ def _describe_added(result: Result) -> list[str]:
     return [f"tracing adds {script} {added.unit} to a call (an empty pair of probes {pair}); untraced it is {untraced}"]
 
 
-def _draw_probes(result: Result) -> Iterator[str]:
-    """Draw a table with two lines a probe: the figures, and below the percentiles their bounds.
-
-    Not with rich: importing it takes longer than parsing a log.
-    """
-    names = list(result.probes[0].percentiles) if result.probes else []
-    rows = [["", "count", "min", "mean", "max", *(f"p{name}" for name in names)]] if result.probes else []
+def _draw_probes(result: Result) -> str:
+    """Draw the probes' figures, and in two more rows for each the bounds of its percentiles."""
+    names = list(dict.fromkeys(name for probe in result.probes for name in probe.percentiles))
+    rows: list[list[str]] = []
     for probe in result.probes:
-        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
-        shown = [probe.percentiles.get(name) for name in names]
-        figures = (probe.count, probe.min, probe.mean, probe.max)
-        rows.append([where, *map(_short, figures), *(_short(each.estimate) if each else "" for each in shown)])
-        bounds = (f"[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown)
-        rows.append([f"  in {probe.unit}", "", "", "", "", *bounds])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        line = "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()
-        yield (line if len(line) <= 80 else row[0] + "\n" + line[widths[0] :].strip().rjust(80)) + "\n"
+        place = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        percentiles = [probe.percentiles.get(name, Percentile(None, None, None)) for name in names]
+        figures = (probe.count, probe.min, probe.mean, probe.max, *(each.estimate for each in percentiles))
+        rows.append([f"{place}, {probe.unit}", *map(_short, figures)])
+        if percentiles:
+            rows.append(["  at least", *[""] * 4, *(_short(each.lo) for each in percentiles)])
+            rows.append(["  at most", *[""] * 4, *(_short(each.hi) for each in percentiles)])
+    return draw_table("", ("calls", "count", "min", "mean", "max", *(f"p{name}" for name in names)), rows, ("calls",))
 
 
 def _short(number: float | None) -> str:
