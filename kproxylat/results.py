@@ -1,4 +1,7 @@
-"""A result as frozen dataclasses (JSON schema ``kproxylat/1``). ``None`` stands for an unknown value."""
+"""A result as frozen dataclasses (JSON schema ``kproxylat/1``). ``None`` stands for an unknown value.
+
+Longer than 350 lines: the dataclasses of one document stay together.
+"""
 
 from __future__ import annotations
 

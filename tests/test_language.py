@@ -49,7 +49,6 @@ NOT_YET_CLEAN: set[str] = {
     "node/counters",
     "node/lock",
     "node/node",
-    "report/plot",
     "sweep/on_cluster",
     "system/kernel",
     "system/trust",

@@ -34,7 +34,8 @@ def show_result(result: Result) -> None:
         print(f"log: {result.run.log}")
 
 
-def _emulated(unit: str | None, emulated: bool | None) -> str:
+def name_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
     return f"{'emulated ' if emulated else ''}{unit}"
 
 
@@ -44,7 +45,7 @@ def _fill(text: str, indent: str = "  ") -> None:
 
 def _show_setting(result: Result) -> None:
     run = result.run
-    print(f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {_emulated(run.clock, run.emulated)}")
+    print(f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {name_unit(run.clock, run.emulated)}")
     print(f"Linux {run.kernel}, bpftrace {run.bpftrace}")
     if result.target:
         place = f", rule {run.position} of {run.chain_length}" if run.position else ""
@@ -72,7 +73,7 @@ def _show_calls(result: Result) -> None:
     for name, content in result.maps.items():
         print(f"map {sketch_map(name, content)}")
     if result.services:
-        _show_services(result.services, _emulated(result.probes[0].unit, result.run.emulated))
+        _show_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
 
 
 def _print_places(title: str, figures: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -185,7 +186,7 @@ def show_series(every: Sequence[Series]) -> None:
         print("no lookup was measured")
         return
     first = every[0]
-    unit = _emulated(first.unit, first.emulated)
+    unit = name_unit(first.unit, first.emulated)
     rows = [_describe_series(series) for series in every]
     header = ("series", "per Service", "bounds", "base", "verdict")
     print(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
@@ -236,7 +237,7 @@ def show_comparison(comparison: Comparison) -> None:
         if facts:
             _fill(f"{name}: {', '.join(facts)}")
     print()
-    unit = _emulated(comparison.unit, comparison.emulated)
+    unit = name_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
     if len(lookups) == 1:
         _show_figures(lookups[0], unit)
