@@ -6,31 +6,26 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from kproxylat.errors import DeclinedError, UsageError
 
-if TYPE_CHECKING:
-    pass
-
 
 def plain(text: str) -> str:
-    """Show what a terminal would obey, as ``\\x1b``: names of files and chains, bpftrace's words may hold anything."""
-    shown = (each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
-    return text if text.isprintable() else "".join(shown)
+    """Escape the characters that control a terminal, as ``\\x1b``; names from outside may contain any."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def say(message: str) -> None:
-    """Print a line on stderr, where everything goes that is no result."""
+    """Print a line on stderr; stdout is for results."""
     print(plain(message), file=sys.stderr, flush=True)
 
 
 def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
-    """Ask a person for leave to go on.
+    """Ask a person for permission to continue.
 
-    :param alternative: what to pass so that there is no question.
-    :param outcome: the state in which a refusal leaves things.
-    :raises UsageError: stdin is no terminal, so no person can answer.
+    :param alternative: an option that avoids the question.
+    :param outcome: the state after a refusal.
+    :raises UsageError: stdin is not a terminal, so no person can answer.
     :raises DeclinedError: the answer is not yes.
     """
     if not sys.stdin or not sys.stdin.isatty():
@@ -42,9 +37,9 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
 
 @contextmanager
 def waiting(text: str, expected_s: float) -> Iterator[None]:
-    """Show a bar with the time left while the block runs, if a person is watching and it takes long.
+    """Show a bar with the time left while the block runs, if stderr is a terminal and the block takes long.
 
-    :param expected_s: how long it should take.
+    :param expected_s: expected duration.
     """
     if expected_s < 2 or not sys.stderr.isatty():
         yield
@@ -72,9 +67,9 @@ def waiting(text: str, expected_s: float) -> Iterator[None]:
 
 @contextmanager
 def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar while a person is watching and ``total`` things get done.
+    """Show a bar that counts up to ``total``, if stderr is a terminal.
 
-    :return: what to call when one of them is done.
+    :return: a function to call after each step.
     """
     if not total or not sys.stderr.isatty():
         yield lambda: None

@@ -1,4 +1,7 @@
-"""A result as frozen dataclasses, and its JSON (schema ``kproxylat/1``). ``None`` is what could not be had."""
+"""A result as frozen dataclasses (JSON schema ``kproxylat/1``). ``None`` stands for an unknown value.
+
+Longer than 350 lines: the dataclasses of one document stay together.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Histogram:
 class Percentile:
     """A percentile as an estimate and the bounds ``[lo, hi]`` that certainly contain it.
 
-    A bound is ``None`` where the histogram is open and no min or max is known; then there is no estimate either.
+    Where the histogram is open and min or max is unknown, the bound and the estimate are ``None``.
     """
 
     estimate: float | None
@@ -45,13 +48,12 @@ class Percentile:
 class Probe:
     """The calls of one engine function for one table or chain and one hook.
 
-    ``min`` to ``sum`` and the histogram are in ``unit`` ("ns", "instructions", or the whole "us" of the old scripts'
-    logs); ``mode`` is the commonest value;
-    ``values`` has every distinct value with its count, where the script kept them; ``targets`` has them of each target
-    (``IP:PORT/PROTOCOL``), where packets were sent to many.
-
-    ``envelope``: it is no engine's, but nf_hook_slow around all of the packet's engine calls at this hook, with
-    conntrack, NAT and whatever else has hooked there; ``share`` (0 to 1) is the part of its time that these calls take.
+    :param unit: of ``min`` to ``sum`` and the histogram: "ns", "instructions", or the whole "us" of old scripts' logs.
+    :param mode: the commonest value.
+    :param values: every distinct value -> its count, if the script kept them; ``targets``: the same for each target
+        (``IP:PORT/PROTOCOL``), if there were many.
+    :param envelope: the call is not an engine's but nf_hook_slow around all of the packet's engine calls at this hook,
+        with conntrack, NAT and other functions; ``share`` (0 to 1) is the engine calls' part of its time.
     """
 
     engine: str
@@ -75,19 +77,19 @@ class Probe:
 
     @property
     def middle(self) -> float | None:
-        """The figure that stands for the calls: on the instruction clock the commonest, else the median."""
+        """The figure that represents the calls: on the instruction clock the commonest, else the median."""
         median = self.percentiles.get("50")
         return self.mode if self.unit == "instructions" else median.estimate if median else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """When, where, with what and how it was measured.
+    """When, where and how the result was measured.
 
-    ``origin``: whose packets, a "pod"'s or the "node"'s own. ``script_sha256``: of the probe script with other numbers
-    in place of the sources and the network namespace, which cost nothing. ``position_after``: the rule's place when the
-    run ended, ``chain_length_after`` likewise. ``sync_s``: how long kube-proxy took before the run, where its Services
-    were changed for it.
+    :param origin: of the packets: a "pod" or the "node".
+    :param script_sha256: of the probe script with fixed numbers for the sources and the network namespace.
+    :param position_after: the rule's place when the run ended; ``chain_length_after`` likewise.
+    :param sync_s: duration of kube-proxy's sync before the run, if the run changed Services.
     """
 
     started: str | None = None
@@ -118,7 +120,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Target:
-    """The ClusterIP, port and protocol under test; and what the cluster's API said of it, where it was asked.
+    """The ClusterIP, port and protocol under test, and facts about it from the cluster's API.
 
     :param service: ``namespace/name``.
     :param ports: all of its ports of that number, e.g. ``grpc 50051/TCP``.
@@ -139,7 +141,7 @@ def join_host_port(ip: str, port: int | str) -> str:
 
 
 class Destination(NamedTuple):
-    """A target known whole: where packets are sent to."""
+    """A complete target of packets."""
 
     ip: str
     port: int
@@ -147,7 +149,7 @@ class Destination(NamedTuple):
 
     @property
     def element(self) -> str:
-        """The same as an element of an nft set or map."""
+        """The destination as an element of an nft set or map."""
         return f"{self.ip} . {self.protocol} . {self.port}"
 
     def __str__(self) -> str:
@@ -166,7 +168,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the generator was asked for and what it says it did; with "none" others sent, and nothing was asked for."""
+    """The packets asked of the generator, and those that it reports; generator "none": others sent."""
 
     generator: str
     asked: int | None
@@ -180,7 +182,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Bounded:
-    """A figure as an estimate and the bounds ``[lo, hi]`` around it, which are equal where it is exact."""
+    """A figure as an estimate and the bounds ``[lo, hi]`` around it, which are equal if it is exact."""
 
     estimate: float
     lo: float
@@ -189,13 +191,14 @@ class Bounded:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What tracing adds to one engine call, measured from outside: nf_hook_slow around it, timed with and without.
+    """The cost that tracing adds to one engine call, from nf_hook_slow around it, timed with and without tracing.
 
-    ``empty``: what an empty pair of probes on the engine adds; ``script``: what ours adds; both in ``unit``, from three
-    bursts of so many ``packets`` each, at ``hook``, where a packet makes so many ``calls`` of the engine. Most of
-    ``script`` is done after the call's time was taken. ``stored``: what storing the time of entry takes, all inside.
+    On the time clock it does not include the effect of tracing on the processor's caches beyond these calls.
 
-    Not in it: what tracing does to the processor's caches, on the time clock, beyond these calls.
+    :param unit: of ``empty``, ``script`` and ``stored``.
+    :param packets: in each of three bursts, at ``hook``; each packet makes ``calls`` calls of the engine.
+    :param empty: cost of an empty pair of probes; ``script``: cost of the script, most of it after the call's time is
+        taken; ``stored``: cost of storing the time of entry, which is inside the call's time.
     """
 
     unit: str
@@ -207,30 +210,27 @@ class Overhead:
     stored: int
 
     def untraced(self, measured: float) -> tuple[float, float]:
-        """Return the bounds of what a call costs that nobody traces.
+        """Return the bounds of an untraced call's cost.
 
-        Inside the measured time are the storing, and the part of an empty pair between its two programs: more than
-        nothing of it, and less than all.
+        The measured time includes the storing, and between nothing and all of an empty pair of probes.
 
-        :param measured: what a call costs that our script traces.
+        :param measured: cost of a call that the script traces.
         """
         return max(measured - self.stored - self.empty.hi, 0), max(measured - self.stored, 0)
 
 
 @dataclass(frozen=True)
 class Accounting:
-    """The books: each count is taken from a counter that does not know of the others.
+    """The packet accounting (the books): counts from independent counters.
 
-    ``delivered``: packets that reached the endpoint; ``untranslated``: those that left the node with the ClusterIP
-    still on them; ``rejected``: ICMP errors that came back. ``closed`` says whether they agree, ``difference`` says
-    where they don't, and which counter explains it.
-
-    Not held against the others: ``entries``, conntrack entries made; ``strayed``, our packets that arrived at the
-    endpoint's namespace for another address or port; ``others``, packets of other senders at the endpoint; ``drops``,
-    packets lost by reason, as :data:`kproxylat.node.drops.DROPS` has them. None is what could not be had.
-
-    Only where asked for: ``other_calls``, the engine's calls of other packets while it was traced; ``freed``, packets
-    that the whole machine freed meanwhile, by the kernel's reason (enum skb_drop_reason).
+    :param delivered: packets that reached the endpoint; ``untranslated``: packets that left the node with the ClusterIP
+        as destination; ``rejected``: ICMP errors that came back.
+    :param closed: whether the counters agree; ``difference``: which do not, and the counter that explains it.
+    :param entries: new conntrack entries; ``strayed``: packets that arrived in the endpoint's namespace for another
+        address or port; ``others``: packets of other senders at the endpoint; ``drops``: lost packets by reason
+        (:data:`kproxylat.node.drops.DROPS`). These four only explain differences.
+    :param other_calls: the engine's calls of other packets; ``freed``: packets that the whole machine freed, by the
+        kernel's reason (enum skb_drop_reason). Both only if requested.
     """
 
     sent: int | None
@@ -251,10 +251,10 @@ class Accounting:
 
 @dataclass(frozen=True)
 class Quality:
-    """What may have spoiled the numbers.
+    """The problems that may have spoiled the numbers.
 
-    ``missed_probes``: calls whose exit was never seen; None where there were none that we know of, and none can be
-    ruled out (fentry). ``stray_exits``: exits of kretprobes without an entry, where the script counts them.
+    :param missed_probes: calls without a traced exit; None: none known, but some are possible (fentry).
+    :param stray_exits: exits of kretprobes without an entry, if the script counts them.
     """
 
     lost_events: int | None = 0
@@ -268,7 +268,7 @@ class Quality:
 class Entry:
     """One entry of a map: its key parts (none for an unkeyed map) and its value, as :class:`Map` says.
 
-    :param percentiles: of a hist's or lhist's values, in their unit; ``None`` where they were not asked for.
+    :param percentiles: of a hist's or lhist's values, in their unit; ``None`` if not requested.
     """
 
     key: tuple[Any, ...]
@@ -281,8 +281,8 @@ class Map:
     """A map that bpftrace printed.
 
     :param kind: "int", "float", "str", "hist", "lhist", "stats", "tuple", "stack", ...
-    :param entries: values are an int, str, tuple ... as ``kind`` says; of hist and lhist a dict
-        ``{"count": total, "buckets": [{"lo", "hi", "count"}]}``; of stats ``{"count", "average", "total"}``.
+    :param entries: values of type ``kind``; for hist and lhist a dict
+        ``{"count": total, "buckets": [{"lo", "hi", "count"}]}``; for stats ``{"count", "average", "total"}``.
     """
 
     kind: str
@@ -291,7 +291,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of a log: a slow call, or what an interval's block or row says; latencies in whole us."""
+    """One line of a log: a slow call, or the figures of an interval; latencies in whole us."""
 
     time: str
     count: int | None = None
@@ -305,9 +305,9 @@ class Sample:
 class Samples:
     """Many lines of one kind summed up.
 
-    :param lines: how many there were.
-    :param total: the events they speak of; of blocks that count from the start, those of the last one.
-    :param worst: up to ten with the greatest ``max``, greatest first, the earlier first where they are equal.
+    :param lines: number of lines.
+    :param total: number of events in them; for blocks that count from the start, that of the last block.
+    :param worst: up to ten with the greatest ``max``, greatest first; of equal ones the earlier first.
     """
 
     lines: int
@@ -319,7 +319,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class ServiceCost:
-    """What a Service's lookup costs, where many were measured in one run.
+    """The cost of a Service's lookup, if one run measured many.
 
     :param name: ``namespace/name:port``. ``target``: ``IP:PORT/PROTOCOL``. ``before``: Services before it in the rules.
     :param cost: the commonest value (instructions) or the median (ns) of ``calls``, which are from ``min`` to ``max``.
@@ -345,8 +345,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement. ``intervals`` and ``slow`` are by the log's own word for the engine ("" where it has none).
-    ``services``: where many were sent to, the dearest first."""
+    """One measurement.
+
+    :param intervals: by the log's own word for the engine ("" without one); ``slow`` likewise.
+    :param services: if packets were sent to many, the most expensive first.
+    """
 
     run: Run
     target: Target | None = None
@@ -369,12 +372,12 @@ class Result:
 
     @property
     def lookup(self) -> Probe | None:
-        """The probe that is the Service lookup, where there was one."""
+        """The probe of the Service lookup, if one was traced."""
         return next((probe for probe in self.probes if probe.lookup), None)
 
     @property
     def main_probe(self) -> Probe | None:
-        """The probe that stands for the run in one line: the lookup, else that of its mode, else the busiest."""
+        """The probe that represents the run in one line: the lookup, else that of its mode, else the busiest."""
         engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(self.run.mode or "")
         probes = sorted(
             self.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
@@ -383,7 +386,7 @@ class Result:
 
 
 def target_text(result: Result) -> str:
-    """Write a result's target as ``IP:PORT/PROTOCOL``, without what is not known of it."""
+    """Write a result's target as ``IP:PORT/PROTOCOL``, without its unknown parts."""
     target = result.target
     if not target:
         return ""

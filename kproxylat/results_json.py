@@ -7,14 +7,17 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from kproxylat.results import SCHEMA, Map, Result
 
+_get_hints = cache(typing.get_type_hints)
+
 
 def to_data(result: Result | Map) -> dict[str, Any]:
-    """Return what JSON says of a result, or of a map: its fields, an entry's percentiles only where it has some."""
-    return asdict(result, dict_factory=lambda fields: dict(each for each in fields if each != ("percentiles", None)))
+    """Return a result, or a map, as JSON data: its fields; an entry's percentiles only if it has some."""
+    return asdict(result, dict_factory=lambda items: dict(item for item in items if item != ("percentiles", None)))
 
 
 def to_json(result: Result) -> str:
@@ -25,35 +28,37 @@ def to_json(result: Result) -> str:
 def list_to_json(results: Iterable[Result], **more: Any) -> str:
     """Write results as one JSON document, ``{"schema": ..., "results": [...]}``.
 
-    :param more: what else goes into it, by name; dataclasses, too.
+    :param more: further members of the document, by name; dataclasses, too.
     """
-    document = {"schema": SCHEMA, "results": [to_data(each) for each in results], **more}
+    document = {"schema": SCHEMA, "results": [to_data(result) for result in results], **more}
     return json.dumps(document, indent=2, ensure_ascii=False, default=asdict)
 
 
 def list_from_json(text: str | bytes) -> list[Result]:
-    """Read the results of what :func:`to_json` or :func:`list_to_json` wrote.
+    """Read the results that :func:`to_json` or :func:`list_to_json` wrote.
 
     :raises ValueError: as :func:`from_json`.
     """
-    data = json.loads(text)
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f"no document of schema {SCHEMA}")
-    found = data.get("results", [data])
-    if not isinstance(found, list):
-        raise ValueError("its results are no list")
-    return [_build_result(each) for each in found]
+    document = _load(text)
+    results = document.get("results", [document])
+    if not isinstance(results, list):
+        raise ValueError("its results are not a list")
+    return [_build_result(data) for data in results]
 
 
 def from_json(text: str | bytes) -> Result:
-    """Read what :func:`to_json` wrote.
+    """Read the result that :func:`to_json` wrote.
 
     :raises ValueError: not JSON, another schema, or fields that do not fit.
     """
-    data = json.loads(text)
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f"no document of schema {SCHEMA}")
-    return _build_result(data)
+    return _build_result(_load(text))
+
+
+def _load(text: str | bytes) -> dict[str, Any]:
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ValueError(f"not a document of schema {SCHEMA}")
+    return document
 
 
 def _build_result(data: Any) -> Result:
@@ -76,7 +81,7 @@ def build(kind: Any, data: Any) -> Any:
         return build(next(arg for arg in args if arg is not type(None)), data)
     if is_dataclass(kind) and isinstance(kind, type):
         _check(dict, data)
-        hints = typing.get_type_hints(kind)
+        hints = _get_hints(kind)
         known = {item.name: build(hints[item.name], data[item.name]) for item in fields(kind) if item.name in data}
         return kind(**known)
     if origin is tuple:
@@ -91,4 +96,4 @@ def build(kind: Any, data: Any) -> Any:
 
 def _check(kind: Any, data: Any) -> None:
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise TypeError(f"{data!s:.40} is no {getattr(kind, '__name__', 'number')}")
+        raise TypeError(f"{data!s:.40} is not a {getattr(kind, '__name__', 'number')}")

@@ -22,7 +22,7 @@ IMPORTERS = {
     "sh": {"system.processes"},
     "jinja2": {"templates"},
     "typer": {"cli"},
-    "rich": {"console", "report.tables"},
+    "rich": {"console"},
     "kubernetes": {"cluster"},
     "urllib3": {"cluster"},
     "prometheus_client": {"cluster", "report.openmetrics"},

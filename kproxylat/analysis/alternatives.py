@@ -1,4 +1,4 @@
-"""What the same Services cost in each mode."""
+"""The cost of the same Services in each mode."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kproxylat.results_json import list_to_json
 
 @dataclass(frozen=True)
 class Alternative:
-    """One mode on one backend: what the lookups of the ruleset's Services cost, each Service alike.
+    """One mode on one backend: the cost of lookups of the ruleset's Services, all with the same weight.
 
-    :param captured: whether the rules are the captured ones, not what kube-proxy 1.36 would write.
-    :param equal_at: with so many Services before it, a Service's lookup costs the same as now (None: nowhere).
+    :param captured: whether the rules are the captured ones, not those that kube-proxy 1.36 would write.
+    :param equal_at: number of Services before a Service at which its lookup costs the same as now (None: nowhere).
     """
 
     mode: str
@@ -31,12 +31,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What came out.
+    """The outcome of ``whatif``.
 
-    :param results: a result for each Service in each mode, ``run.services`` the number of those before it: a sweep's
-        shape, which compare and plot take.
-    :param dearest: the Services as they are now, the dearest first.
-    :param notes: what of the captured rules is left out, a sentence each.
+    :param results: one for each Service in each mode; ``run.services`` is the number of Services before it. compare and
+        plot read this shape as a sweep.
+    :param dearest: the Services in their present mode, the most expensive first.
+    :param notes: sentences on the parts of the captured rules that are left out.
     """
 
     source: str
@@ -49,6 +49,6 @@ class WhatIf:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Write one document: results and series as a sweep's, and what if."""
+        """Write one document: results and series as in a sweep's, and the alternatives."""
         names = ("source", "unit", "services", "alternatives", "dearest", "notes")
         return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})

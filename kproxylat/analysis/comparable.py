@@ -1,4 +1,4 @@
-"""What of results may be held against each other: their values, and the reasons that speak against it. Pure."""
+"""Which results may be compared, and the reasons why not. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REASONS = ("clock", "probe", "sender", "kernel", "bpftrace", "mitigations", "scr
 
 
 def distribution(probe: Probe) -> Distribution | None:
-    """Return the distribution of a probe's calls: exact, else that of its histogram; None where it has neither."""
+    """Return the distribution of a probe's calls: exact, else from its histogram; None if it has neither."""
     if probe.values:
         return Distribution.of_values({int(value): count for value, count in probe.values.items()})
     rows = [
@@ -26,52 +26,52 @@ def distribution(probe: Probe) -> Distribution | None:
 
 def find_differences(a: Result, b: Result) -> dict[str, str]:
     """Return why the numbers of two results must not be compared: a name for the reason -> what differs."""
-    clocks = [f"{'emulated ' if each.run.emulated else ''}{each.run.clock or _unit(each)}" for each in (a, b)]
+    clocks = [f"{'emulated ' if x.run.emulated else ''}{x.run.clock or _unit(x)}" for x in (a, b)]
     facts: dict[str, tuple[str | None, str | None]] = {
         "clock": (clocks[0], clocks[1]),
         "probe": (a.run.probe_kind, b.run.probe_kind),
         "kernel": (a.run.kernel, b.run.kernel),
         "bpftrace": (a.run.bpftrace, b.run.bpftrace),
     }
-    found = {name: f"{x or 'unknown'} and {y or 'unknown'}" for name, (x, y) in facts.items() if x != y}
-    senders = [_describe_sender(each) for each in (a, b)]
+    differences = {name: f"{x or 'unknown'} and {y or 'unknown'}" for name, (x, y) in facts.items() if x != y}
+    senders = [_describe_sender(result) for result in (a, b)]
     if any(len({*words} - {None}) > 1 for words in zip(*senders, strict=True)):
-        found["sender"] = " and ".join(", ".join(filter(None, words)) for words in senders)
+        differences["sender"] = " and ".join(", ".join(filter(None, words)) for words in senders)
     old, new = a.run.mitigations or {}, b.run.mitigations or {}
-    others = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    if others:
-        name, more = others[0], f", and {len(others) - 1} more" if others[1:] else ""
-        found["mitigations"] = f"{name}: {old.get(name) or 'unknown'} and {new.get(name) or 'unknown'}{more}"
-    # Two modes call two functions, and a script of each; made by one kproxylat of its own template they do the same.
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if changed:
+        name, more = changed[0], f", and {len(changed) - 1} more" if changed[1:] else ""
+        differences["mitigations"] = f"{name}: {old.get(name) or 'unknown'} and {new.get(name) or 'unknown'}{more}"
+    # Two modes have two functions and two scripts, which do the same if one kproxylat rendered its own template.
     if (a.run.mode, a.run.backend) == (b.run.mode, b.run.backend):
-        scripts = [(each.run.script_sha256 or "unknown")[:12] for each in (a, b)]
+        scripts = [(result.run.script_sha256 or "unknown")[:12] for result in (a, b)]
     else:
-        own = ["--template" in " ".join(each.run.arguments) for each in (a, b)]
-        scripts = ["a template of the user's" if is_own else f"kproxylat {each.run.kproxylat}"
-                   for each, is_own in zip((a, b), own, strict=True)]  # fmt: skip
+        own = ["--template" in " ".join(result.run.arguments) for result in (a, b)]
+        scripts = ["a template of the user's" if is_own else f"kproxylat {result.run.kproxylat}"
+                   for result, is_own in zip((a, b), own, strict=True)]  # fmt: skip
         scripts[1] += " again" if all(own) else ""
-        extras = [_describe_extras(each) for each in (a, b)]
+        extras = [_describe_extras(result) for result in (a, b)]
         if scripts[0] == scripts[1] and extras[0] != extras[1]:
-            scripts = [each or "neither" for each in extras]
+            scripts = [extra or "neither" for extra in extras]
     if scripts[0] != scripts[1]:
-        found["script"] = " and ".join(scripts)
-    return found
+        differences["script"] = " and ".join(scripts)
+    return differences
 
 
 def find_flaws(result: Result) -> dict[str, str]:
-    """Return why a result's numbers stand for nothing: a name for the reason -> what is wrong."""
-    books, quality, found = result.accounting, result.quality, {}
+    """Return why a result's numbers are unreliable: a name for the reason -> the problem."""
+    books, quality, flaws = result.accounting, result.quality, {}
     if books and not books.closed:
-        found["books"] = books.difference or "not closed"
+        flaws["books"] = books.difference or "not closed"
     if quality.lost_events or quality.full_maps or quality.missed_probes:
         full = f"; full maps: {', '.join(quality.full_maps)}" if quality.full_maps else ""
         missed = f"; {quality.missed_probes} calls of probes missed" if quality.missed_probes else ""
-        found["events"] = f"{quality.lost_events or 0} events lost{missed}{full}"
-    return found
+        flaws["events"] = f"{quality.lost_events or 0} events lost{missed}{full}"
+    return flaws
 
 
 def _describe_sender(result: Result) -> tuple[str | None, str | None]:
-    """Say whose packets were looked up, and what kube-proxy took them for; None where nobody tells."""
+    """Return the origin of the packets, and whether kube-proxy masqueraded them; None for an unknown fact."""
     hook = result.lookup.hook if result.lookup else None
     origin = result.run.origin or ("node" if hook == "OUTPUT" else "pod" if hook in ("PREROUTING", "INPUT") else None)
     masqueraded = {True: "masqueraded", False: "not masqueraded", None: None}[result.run.masqueraded]
@@ -79,13 +79,13 @@ def _describe_sender(result: Result) -> tuple[str | None, str | None]:
 
 
 def counts_before(result: Result) -> bool:
-    """Whether it is of a ruleset's Services, and ``run.services`` the number of those before the one looked up."""
+    """Whether ``run.services`` is the number of a ruleset's Services before the one that is looked up."""
     return bool(result.services or {*result.run.arguments} & {"whatif", "--every-service"})
 
 
 def _describe_extras(result: Result) -> str:
-    """Say what else the script did in each call, which other modes' scripts do likewise if asked to."""
-    hooks = any(each.envelope for each in result.probes) or "--envelope" in result.run.arguments
+    """Name the optional work of the script in each call; every mode's script has these options."""
+    hooks = any(probe.envelope for probe in result.probes) or "--envelope" in result.run.arguments
     extras = {"the whole hook traced, too": hooks, "values by target": counts_before(result)}
     return ", ".join(name for name, done in extras.items() if done)
 

@@ -45,13 +45,14 @@ class Distribution:
     def __init__(self, rows: Iterable[tuple[float, float, int]]) -> None:
         kept = sorted(row for row in rows if row[2])
         self.lows, self.highs = [row[0] for row in kept], [row[1] for row in kept]
-        self.ends = list(accumulate(row[2] for row in kept))
+        self.counts = [row[2] for row in kept]
+        self.ends = list(accumulate(self.counts))
         self.count = self.ends[-1] if kept else 0
         self.exact = self.lows == self.highs
 
     @classmethod
     def of_values(cls, values: Mapping[int, int]) -> Distribution:
-        """Make one of exact values (value -> count)."""
+        """Return the distribution of exact values (value -> count)."""
         return cls((value, value, count) for value, count in values.items())
 
     def quantile(self, p: float) -> tuple[float, float]:
@@ -60,7 +61,7 @@ class Distribution:
         return self.lows[at], self.highs[at]
 
     def has_tail(self, p: float) -> bool:
-        """Whether there are values enough to say where quantile ``p`` lies."""
+        """Whether there are enough values to estimate quantile ``p``."""
         return self.count * min(p, 1 - p) >= TAIL
 
     def draw(self, p: float, rng: Random, rounds: int = ROUNDS) -> Draws:
@@ -77,19 +78,18 @@ class Distribution:
         return lows, lows if self.exact else [self.highs[at] for at in places]
 
     def draw_mean(self, mean: float, rng: Random, rounds: int = ROUNDS) -> Draws:
-        """Draw replicates of the mean, which many values make a normal variable (few and far apart ones do not).
+        """Draw replicates of the mean: it has a normal distribution if there are many values, none far apart.
 
-        :param mean: as it was measured, which a histogram does not know so well.
+        :param mean: as measured; a histogram's own mean is less exact.
         """
         middles = [(low + high) / 2 for low, high in zip(self.lows, self.highs, strict=True)]
-        counts = [end - begin for begin, end in zip([0, *self.ends], self.ends, strict=False)]
-        squares = sum((middle - mean) ** 2 * count for middle, count in zip(middles, counts, strict=True))
+        squares = sum((middle - mean) ** 2 * count for middle, count in zip(middles, self.counts, strict=True))
         error = math.sqrt(squares) / self.count
         drawn = [rng.gauss(mean, error) for _ in range(rounds)]
         return drawn, drawn
 
     def cdf(self, at: float) -> float | None:
-        """Return the share of values that ``at`` is not exceeded by; None inside a bucket, where nobody knows."""
+        """Return the share of values up to ``at``; None inside a bucket, where the share is unknown."""
         place = bisect_left(self.highs, at + 1)
         if place < len(self.lows) and self.lows[place] <= at < self.highs[place]:
             return None
@@ -98,9 +98,7 @@ class Distribution:
 
 @lru_cache(maxsize=512)
 def _order_statistic(count: int, p: float, stream: int, rounds: int) -> tuple[float, ...]:
-    """Draw where quantile ``p`` of uniform numbers lies. That costs more than all the rest: hence 16 cached streams,
-    which :meth:`Distribution.draw` begins at any place.
-    """
+    """Draw quantile ``p`` of uniform numbers. This is the slowest step, hence 16 cached streams, begun at any place."""
     rank = math.ceil(p * count)
     rng = Random(f"{count} {p} {stream}")  # noqa: S311 - chance for statistics
     return tuple(rng.betavariate(rank, count + 1 - rank) for _ in range(rounds))
@@ -133,35 +131,35 @@ def chance_distance(n: int, m: int, level: float) -> float:
 def drift(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
     """Return the relative standard deviation from run to run, and its degrees of freedom.
 
-    :param groups: the same figure of the runs that were repeats of each other, group by group.
+    :param groups: for each group of repeats, the same figure of each run.
     """
     squares, freedom = 0.0, 0
     for group in groups:
         mean = fmean(group)
-        squares += sum((each / mean - 1) ** 2 for each in group) if mean else 0.0
+        squares += sum((figure / mean - 1) ** 2 for figure in group) if mean else 0.0
         freedom += len(group) - 1
     return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
 
 
 def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:
-    """Draw Student's t: what a deviation known from few repeats makes of chance."""
+    """Draw Student's t: the chance of a mean whose deviation is known from few repeats."""
     return [rng.gauss() / math.sqrt(rng.gammavariate(freedom / 2, 2 / freedom)) for _ in range(rounds)]
 
 
 def merge_draws(runs: Sequence[Draws], spread: tuple[float, int], rng: Random) -> Draws:
-    """Draw replicates of the mean over repeats of a figure from those of each run, and of the drift between runs.
+    """Draw replicates of a figure's mean over repeats, from the replicates of each run and the drift between runs.
 
-    :param runs: for each repeat its replicates.
-    :param spread: as :func:`drift` gives it; of no effect without freedom, as of a single run nobody knows the drift.
+    :param runs: the replicates of each repeat.
+    :param spread: as :func:`drift` returns it; without freedom it has no effect: the drift of a single run is unknown.
     """
     relative, freedom = spread
     if len(runs) == 1 and not (freedom and relative):
         return runs[0]
     rounds, root = len(runs[0][0]), math.sqrt(len(runs))
     noise = student(freedom, rng, rounds) if freedom and relative else [0.0] * rounds
-    factors = [(1 + relative * each / root) / len(runs) for each in noise]
+    factors = [(1 + relative * error / root) / len(runs) for error in noise]
     lows, highs = (
-        [sum(each) * factor for each, factor in zip(zip(*side, strict=True), factors, strict=True)]
+        [sum(figures) * factor for figures, factor in zip(zip(*side, strict=True), factors, strict=True)]
         for side in zip(*runs, strict=True)
     )
     return lows, highs
@@ -179,8 +177,10 @@ def _slopes(pairs: Iterable[tuple[tuple[float, float], tuple[float, float]]]) ->
 
 
 def choose_pairs(count: int) -> list[tuple[int, int]]:
-    """Choose pairs of so many points in the order of x: all of up to 50 points; of more points so many, evenly spread
-    over those that are far apart, whose slopes are the surest. A bootstrap of all pairs of 1,000 points takes hours.
+    """Choose pairs of ``count`` points in the order of x.
+
+    Up to 50 points have all pairs. More points have as many, spread evenly over the pairs that are far apart, whose
+    slopes are the most certain: a bootstrap of all pairs of 1,000 points takes hours.
     """
     if count <= MANY:
         return list(combinations(range(count), 2))
@@ -193,7 +193,7 @@ def fit_line(
 ) -> tuple[float, float]:
     """Fit a line by the median of the slopes of all pairs (Theil 1950, Sen 1968), which outliers do not move.
 
-    :param pairs: of these alone, as :func:`choose_pairs` gives them.
+    :param pairs: only of these pairs, as :func:`choose_pairs` returns them.
     :return: slope, and intercept: the median of what the slope leaves.
     """
     chosen = combinations(points, 2) if pairs is None else ((points[x], points[y]) for x, y in pairs)

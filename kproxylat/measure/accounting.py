@@ -1,4 +1,4 @@
-"""What came out: the result put together, its quality judged, its books closed."""
+"""Packet accounting (the books): every packet sent is compared with what independent counters counted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kproxylat.traffic.generators import RATE_TOLERANCE
 
 
 def check_rate(traffic: Traffic, clock: str | None) -> tuple[str, ...]:
-    """Return warnings if not all was sent, or the rate was not kept, with a rate that can be.
+    """Return warnings if packets were not sent or the rate was missed, with a rate that can be reached.
 
-    :param clock: "ns" or "instructions"; the latter's figures do not know a rate.
+    :param clock: "ns" or "instructions"; on the latter the rate does not matter.
     """
     warnings = []
     if traffic.sent is not None and traffic.asked is not None and traffic.sent < traffic.asked:
@@ -30,19 +30,19 @@ def check_rate(traffic: Traffic, clock: str | None) -> tuple[str, ...]:
 def check_losses(traffic: Traffic, books: Accounting) -> tuple[str, ...]:
     """Return a warning if packets were lost to load, with a rate at which they should not be.
 
-    Without a count of the packets that passed there is no warning: the drops may be other traffic's.
+    Without a count of the packets that passed it returns none: the drops may be other traffic's.
     """
     lost = {name: count for name, count in (books.drops or {}).items() if name in OVERLOAD and count}
     passed = [count for count in (books.lookups, books.delivered) if count is not None]
     if not lost or not passed or not traffic.sent or not traffic.pps or min(passed) >= traffic.sent:
         return ()
     slower = _round_down(traffic.pps * min(passed) / traffic.sent)
-    said = ", ".join(f"{name} {count}" for name, count in lost.items())
-    return (f"packets were lost ({said}) at {traffic.pps:.0f} pps; try {slower} pps",)
+    drops = ", ".join(f"{name} {count}" for name, count in lost.items())
+    return (f"packets were lost ({drops}) at {traffic.pps:.0f} pps; try {slower} pps",)
 
 
 def _round_down(pps: float) -> int:
-    """Leave a tenth of a rate that was reached as a margin, and round it down to two digits."""
+    """Take a tenth off a rate that was reached, as a margin, and round it down to two digits."""
     slower = int(pps * 0.9)
     unit: int = 10 ** max(len(str(slower)) - 2, 0)
     return max(slower // unit * unit, 1)
@@ -56,8 +56,33 @@ class Snapshot:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """The count that a counter should have, and the bounds of the count that it has.
+
+    :param expected: None: unknown, because the number of packets sent is unknown.
+    :param low: counted while the probes were certainly attached; equal to ``high`` if all packets are kproxylat's.
+    :param high: counted in all.
+    """
+
+    name: str
+    expected: int | None
+    low: int
+    high: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the expected count lies within the bounds."""
+        return self.expected is not None and self.low <= self.expected <= self.high
+
+    @property
+    def nearest(self) -> int:
+        """The count within the bounds that is nearest to the expected one."""
+        return min(max(self.expected or 0, self.low), self.high)
+
+
 def _tally(before: Snapshot, after: Snapshot) -> dict[str, int]:
-    """Return what was counted between two moments, by name; what cannot be had is left out."""
+    """Return the counts between two moments by counter, without counters that are not available."""
     tally = {name: count - before.counts.get(name, 0) for name, count in after.counts.items()}
     if before.rule.packets is not None and after.rule.packets is not None:
         tally["rule hits"] = after.rule.packets - before.rule.packets
@@ -75,44 +100,42 @@ def reconcile(
     broken: Iterable[str] = (),
     counts_calls: bool = True,
 ) -> Accounting:
-    """Hold the counters against each other: the generator's, the probes', the rules' and the namespaces'.
+    """Compare the counters: the generator's, the probes', the rules' and the namespaces'.
 
     On the hit path every packet sent is looked up, hits the target's rule and is delivered; on the miss path it is
     looked up, and leaves untranslated or is rejected.
 
-    :param before: the counters before the probes were attached, ``after``: after they were gone.
-    :param inner: where others send: the counters just after the probes were attached, and just before they went. Nobody
-        knows what was sent then; the lookups must lie between what was counted in here and in all.
-    :param broken: links of ours that are down or gone.
-    :param counts_calls: whether the script counts the engine's calls at all, as ours does.
-    :return: a count that cannot be had is None and is not held against the others.
+    :param before: the counters before the probes were attached; ``after``: after they were detached.
+    :param inner: if others send: the counters just after the probes were attached, and just before they were detached.
+        The number of packets sent is unknown then; the lookups must lie between the counts of ``inner`` and in all.
+    :param broken: links of the lab that are down or gone.
+    :param counts_calls: whether the script counts the engine's calls, as kproxylat's template does.
+    :return: the accounting; a counter that is not available is None and is not compared.
     """
     sent = result.traffic.sent if result.traffic else None
     lookups = result.lookup.count if result.lookup else 0 if counts_calls else None
     tally, is_hit = _tally(before, after), before.rule.path == "hit"
     if CLIENT_LINK in tally and result.traffic and result.traffic.generator == "pktgen":
-        # What the link did not take pktgen sends again, and calls an error.
+        # Pktgen sends again what the link did not take, and counts it as an error.
         tally[CLIENT_LINK] = max(tally[CLIENT_LINK] - (result.traffic.errors or 0), 0)
     least = _tally(*inner) if inner else tally
     total = lookups if inner else sent
-    own = _count_own(result)
-    wanted = {
+    expected = {
         "lookups": total if is_hit or mode.misses_looked_up else 0,
-        "rule hits": (total or 0) + own if is_hit else 0,
+        "rule hits": (total or 0) + _count_own(result) if is_hit else 0,
         "delivered": total if is_hit else 0,
         "untranslated or rejected": 0 if is_hit else total,
     }
     counted = tally if lookups is None else tally | {"lookups": lookups}
-    wrong = [
-        f"{name} {counted[name]} instead of {count}"
-        for name, count in wanted.items()
-        if name in counted and (count is None or not least.get(name, counted[name]) <= count <= counted[name])
+    rows = [
+        Expectation(name, count, least.get(name, counted[name]), counted[name])
+        for name, count in expected.items()
+        if name in counted
     ]
+    wrong = [f"{row.name} {row.high} instead of {row.expected}" for row in rows if not row.holds]
     if wrong and total is not None:
-        # Where others send, take of what a count may be the nearest to the lookups.
-        nearest = {name: min(max(wanted.get(name) or 0, least[name]), count) for name, count in tally.items()}
-        causes = _explain(result, counted | (nearest if inner else tally), total, is_hit)
-        causes += [f"link {each} is down or gone" for each in broken]
+        causes = _explain(result, least | {row.name: row.nearest for row in rows}, total, is_hit)
+        causes += [f"link {link} is down or gone" for link in broken]
         wrong[-1] += f" ({', '.join(causes) or 'unexplained'})"
     if (before.rule.position, before.rule.chain_length) != (after.rule.position, after.rule.chain_length):
         wrong.append("kube-proxy's rules changed during the run")
@@ -137,7 +160,7 @@ def reconcile(
 
 
 def _count_own(result: Result) -> int:
-    """Count the node's own packets to the target, which hit the same rule, by OUTPUT, where ours are a pod's."""
+    """Count the node's own packets to the target: they hit the same rule as a pod's, from OUTPUT."""
     lookup = result.lookup
     if not lookup or not lookup.table or lookup.hook == "OUTPUT":
         return 0
@@ -145,7 +168,7 @@ def _count_own(result: Result) -> int:
 
 
 def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: bool) -> list[str]:
-    """Name the counters that explain why counts differ, and how many packets none of them does."""
+    """Name the counters that explain why counts differ, and the number of packets that none explains."""
     quality, lookups = result.quality, counted.get("lookups")
     end = counted.get("delivered" if is_hit else "untranslated or rejected")
     hits = counted.get("rule hits", 0) - _count_own(result) if is_hit else 0
@@ -154,18 +177,18 @@ def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: boo
     if lost > 0:
         drops = {name: counted[name] for name in DROPS if counted.get(name, 0) > 0}
         strayed = counted.get("strayed", 0)
-        told = sum(count for name, count in drops.items() if name not in NO_LOSS) + strayed
-        told += counted.get("untranslated or rejected" if is_hit else "delivered", 0)
+        explained = sum(count for name, count in drops.items() if name not in NO_LOSS) + strayed
+        explained += counted.get("untranslated or rejected" if is_hit else "delivered", 0)
         causes += [f"{name} {count}" for name, count in drops.items()]
         causes += [f"{strayed} strayed to another address or port"] if strayed else []
-        unexplained += max(lost - told, 0)
+        unexplained += max(lost - explained, 0)
     untraced = 0 if lookups is None else min(max(hits, end or 0), total) - lookups
     if untraced > 0:
-        traced_not = [f"map {name} was full" for name in quality.full_maps]
-        traced_not += [f"{quality.missed_probes} calls without an exit"] if quality.missed_probes else []
-        traced_not += [f"{quality.lost_events} lost events"] if quality.lost_events else []
-        causes += traced_not
-        unexplained += 0 if traced_not else untraced
+        reasons = [f"map {name} was full" for name in quality.full_maps]
+        reasons += [f"{quality.missed_probes} calls without an exit"] if quality.missed_probes else []
+        reasons += [f"{quality.lost_events} lost events"] if quality.lost_events else []
+        causes += reasons
+        unexplained += 0 if reasons else untraced
     beyond = max(hits, end or 0, lookups or 0) - total
     if beyond > 0:
         others = counted.get("others", 0)

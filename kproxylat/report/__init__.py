@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return the table EXPORTERS, imported when it is asked for."""
+    """Return the table EXPORTERS, imported on demand."""
     if name != "EXPORTERS":
         raise AttributeError(name)
     from kproxylat.report.export import EXPORTERS

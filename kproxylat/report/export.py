@@ -7,10 +7,11 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from kproxylat.console import plain
+from kproxylat.report.columns import draw_table
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.tables import sketch_map
 from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
@@ -19,11 +20,12 @@ from kproxylat.trace.percentiles import PERCENTILES
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 10
+_UNKNOWN = Percentile(None, None, None)
 _SOURCE_FIELDS = ("file", "dialect", "index")
 _RUN_FIELDS = (
-    *("started", "mode", "backend", "target", "services", "position", "chain_length", "duration_s", "rate_pps"),
-    *("clock", "kernel", "cut_short", "probes"),
-)
+    "started", "mode", "backend", "target", "services", "position", "chain_length", "duration_s", "rate_pps",
+    "clock", "kernel", "cut_short", "probes",
+)  # fmt: skip
 _PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
 _AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s")
 _AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
@@ -52,9 +54,9 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
     for result in results:
         probe = result.main_probe
         row = _describe(result, probe)
-        found = [probe.percentiles.get(name) if probe else None for name in names]
-        bounds = [each for one in found for each in ((one.estimate, one.lo, one.hi) if one else (None,) * 3)]
-        maps = {name: to_data(each) for name, each in result.maps.items()}
+        percentiles = [(probe.percentiles.get(name) if probe else None) or _UNKNOWN for name in names]
+        bounds = [figure for percentile in percentiles for figure in astuple(percentile)]
+        maps = {name: to_data(content) for name, content in result.maps.items()}
         quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
         after = [getattr(result.run, name) for name in _AFTER_FIELDS]
         yield csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
@@ -62,11 +64,11 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
 
 def _describe_around(result: Result, probe: Probe | None) -> list[float | None]:
     """Fill the columns of the envelope at the main probe's hook, and of what tracing adds."""
-    around = next((each for each in result.probes if probe and each.envelope and each.hook == probe.hook), None)
-    added, middle = result.overhead, probe.middle if probe else None
-    row = (around.mean, around.share) if around else (None, None)
-    adds = (added.empty.estimate, added.script.estimate) if added else (None, None)
-    return [*row, *adds, *(added.untraced(middle) if added and middle is not None else (None, None))]
+    hook = next((other for other in result.probes if probe and other.envelope and other.hook == probe.hook), None)
+    overhead, middle = result.overhead, probe.middle if probe else None
+    row = (hook.mean, hook.share) if hook else (None, None)
+    adds = (overhead.empty.estimate, overhead.script.estimate) if overhead else (None, None)
+    return [*row, *adds, *(overhead.untraced(middle) if overhead and middle is not None else (None, None))]
 
 
 def _describe(result: Result, probe: Probe | None) -> list[Any]:
@@ -84,7 +86,7 @@ def _describe(result: Result, probe: Probe | None) -> list[Any]:
 def export_experiment(results: Iterable[Result]) -> Iterator[str]:
     """Write the old full experiment's CSV, one row a run.
 
-    Its percentiles are estimates in us, always with a point, which those of the old scripts never have.
+    Its percentiles are estimates in us with a decimal point; those of the old scripts have none.
     """
     from kproxylat.logs.legacy import EXPERIMENT_HEADER
 
@@ -97,9 +99,9 @@ def export_experiment(results: Iterable[Result]) -> Iterator[str]:
         for name in ("50", "95", "99"):
             percentile = probe.percentiles.get(name) if probe else None
             figures.append(percentile.estimate if percentile else None)
-        shown = [None if each is None or not scale else f"{each * scale:.3f}".rstrip("0") for each in figures]
-        row += [each and each.removesuffix(".") for each in shown[:2]]
-        row += [each + "0" if each and each.endswith(".") else each for each in shown[2:]]
+        texts = [None if figure is None or not scale else f"{figure * scale:.3f}".rstrip("0") for figure in figures]
+        row += [text and text.removesuffix(".") for text in texts[:2]]
+        row += [text + "0" if text and text.endswith(".") else text for text in texts[2:]]
         yield csv_row([*row, run.log or (result.source.file if result.source else None)])
 
 
@@ -111,71 +113,65 @@ def csv_row(row: Iterable[Any]) -> str:
 
 
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, at most 80 columns wide (but for files' names)."""
+    """Write tables for people, 80 columns wide (wider for long file names or many percentiles)."""
     for result in results:
         source, run = result.source, result.run
         facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
         paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
         if result.maps:
-            paragraphs.append("maps: " + ", ".join(sketch_map(name, each) for name, each in result.maps.items()))
+            paragraphs.append("maps: " + ", ".join(sketch_map(*item) for item in result.maps.items()))
         paragraphs += _describe_maps(result)
         for engine, slow in result.slow.items():
             paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
-        shares = [f"{each.share:.1%} of {each.hook}" for each in result.probes if each.share is not None]
+        shares = [f"{probe.share:.1%} of {probe.hook}" for probe in result.probes if probe.share is not None]
         paragraphs += [f"the rules take {', '.join(shares)}"] if shares else []
         paragraphs += _describe_added(result)
         paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
         if source:
             yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
-        yield plain("".join(_draw_probes(result)))
+        if result.probes:
+            yield _draw_probes(result) + "\n"
         for paragraph in filter(None, paragraphs):
             yield textwrap.fill(plain(paragraph), 80, subsequent_indent="  ") + "\n"
         yield "\n"
 
 
 def _describe_maps(result: Result) -> Iterator[str]:
-    """Say the percentiles of a map's histograms: of its first entries, so that a large map does not fill the screen."""
-    for name, each in result.maps.items():
-        for entry in each.entries[:_ENTRIES]:
+    """Yield the percentiles of a map's first histograms; a large map would fill the screen."""
+    for name, content in result.maps.items():
+        for entry in content.entries[:_ENTRIES]:
             key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
-            found = ", ".join(f"p{percent} {_span(one)}" for percent, one in (entry.percentiles or {}).items())
-            if found:
-                yield f"{name}{key}: count {entry.value['count']}, {found}"
+            spans = [
+                f"p{percent} {_short(percentile.estimate)} in [{_short(percentile.lo)}, {_short(percentile.hi)}]"
+                for percent, percentile in (entry.percentiles or {}).items()
+            ]
+            if spans:
+                yield f"{name}{key}: count {entry.value['count']}, {', '.join(spans)}"
 
 
-def _span(each: Percentile) -> str:
-    return f"{_short(each.estimate)} in [{_short(each.lo)}, {_short(each.hi)}]"
+def _describe_added(result: Result) -> Iterator[str]:
+    """Yield a sentence on what tracing adds, and what a lookup costs without, if that was measured."""
+    overhead, probe = result.overhead, result.main_probe
+    if overhead and probe and probe.middle is not None:
+        untraced = " to ".join(map(_short, overhead.untraced(probe.middle)))
+        pair, script = _short(overhead.empty.estimate), _short(overhead.script.estimate)
+        adds = f"tracing adds {script} {overhead.unit} to a call (an empty pair of probes {pair})"
+        yield f"{adds}; untraced it is {untraced}"
 
 
-def _describe_added(result: Result) -> list[str]:
-    """Say what tracing adds, and what a lookup costs without; nothing where that was not measured."""
-    added, probe = result.overhead, result.main_probe
-    if not added or not probe or probe.middle is None:
-        return []
-    untraced = " to ".join(map(_short, added.untraced(probe.middle)))
-    pair, script = _short(added.empty.estimate), _short(added.script.estimate)
-    return [f"tracing adds {script} {added.unit} to a call (an empty pair of probes {pair}); untraced it is {untraced}"]
-
-
-def _draw_probes(result: Result) -> Iterator[str]:
-    """Draw a table with two lines a probe: the figures, and below the percentiles their bounds.
-
-    Not with rich: importing it takes longer than parsing a log.
-    """
-    names = list(result.probes[0].percentiles) if result.probes else []
-    rows = [["", "count", "min", "mean", "max", *(f"p{name}" for name in names)]] if result.probes else []
+def _draw_probes(result: Result) -> str:
+    """Draw the probes' figures, and in two more rows for each the bounds of its percentiles."""
+    names = list(dict.fromkeys(name for probe in result.probes for name in probe.percentiles))
+    rows: list[list[str]] = []
     for probe in result.probes:
-        where = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
-        shown = [probe.percentiles.get(name) for name in names]
-        figures = (probe.count, probe.min, probe.mean, probe.max)
-        rows.append([where, *map(_short, figures), *(_short(each.estimate) if each else "" for each in shown)])
-        bounds = (f"[{_short(each.lo)}, {_short(each.hi)}]" if each else "" for each in shown)
-        rows.append([f"  in {probe.unit}", "", "", "", "", *bounds])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        line = "  ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip()
-        yield (line if len(line) <= 80 else row[0] + "\n" + line[widths[0] :].strip().rjust(80)) + "\n"
+        place = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        percentiles = [probe.percentiles.get(name, _UNKNOWN) for name in names]
+        figures = (probe.count, probe.min, probe.mean, probe.max, *(percentile.estimate for percentile in percentiles))
+        rows.append([f"{place}, {probe.unit}", *map(_short, figures)])
+        if percentiles:
+            rows.append(["  at least", *[""] * 4, *(_short(percentile.lo) for percentile in percentiles)])
+            rows.append(["  at most", *[""] * 4, *(_short(percentile.hi) for percentile in percentiles)])
+    return draw_table("", ("calls", "count", "min", "mean", "max", *(f"p{name}" for name in names)), rows, ("calls",))
 
 
 def _short(number: float | None) -> str:

@@ -35,21 +35,21 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
             if probe.histogram.buckets:
                 backend = _BACKENDS.get(probe.engine, run.backend or "")
                 labels = (run.mode or "", backend, probe.table or "", probe.hook or "", target_text(result))
-                what = "envelope" if probe.envelope else "latency"
-                merged.setdefault((what, probe.unit, *labels), []).append((probe.histogram, probe.sum))
-        for name, each in result.maps.items():
-            maps[name, run.mode or "", run.backend or ""] = each
+                subject = "envelope" if probe.envelope else "latency"
+                merged.setdefault((subject, probe.unit, *labels), []).append((probe.histogram, probe.sum))
+        for name, content in result.maps.items():
+            maps[name, run.mode or "", run.backend or ""] = content
     families: dict[str, HistogramMetricFamily] = {}
-    for (what, unit, *where), parts in merged.items():
+    for (subject, unit, *values), parts in merged.items():
         scale = _SECONDS.get(unit)
-        name = f"kproxylat_{what}_{'seconds' if scale else unit}"
-        where_to = "in the engine's call" if what == "latency" else "in the whole hook around the engine's calls"
+        name = f"kproxylat_{subject}_{'seconds' if scale else unit}"
+        place = "in the engine's call" if subject == "latency" else "in the whole hook around the engine's calls"
         if name not in families:
-            text = f"{'Time' if scale else f'Executed {unit}'} {where_to}"
+            text = f"{'Time' if scale else f'Executed {unit}'} {place}"
             families[name] = HistogramMetricFamily(name, text, labels=names)
-        sums = [each for _, each in parts]
-        total = sum(each for each in sums if each is not None) * (scale or 1) if None not in sums else None
-        families[name].add_metric(where, _accumulate([each for each, _ in parts], scale or 1), total)
+        sums = [value for _, value in parts if value is not None]
+        total = sum(sums) * (scale or 1) if len(sums) == len(parts) else None
+        families[name].add_metric(values, _accumulate([histogram for histogram, _ in parts], scale or 1), total)
     collected = [*families.values(), *_build_around_families(lasts), *_build_map_families(maps)]
     registry = type("Registry", (), {"collect": lambda _: collected})()
     yield generate_latest(registry).decode()  # type: ignore[no-untyped-call]
@@ -66,20 +66,18 @@ def _build_around_families(results: Mapping[tuple[str, str, str], Result]) -> li
         for probe in result.probes:
             if probe.share is not None:
                 shares.add_metric([*where, probe.hook or ""], probe.share)
-        found = result.overhead
-        if found:
-            scale = _SECONDS.get(found.unit)
-            name = f"kproxylat_added_{'seconds' if scale else found.unit}"
-            family = added.setdefault(
-                name, GaugeMetricFamily(name, "What tracing adds to a call", labels=[*labels, "probes"])
-            )
-            for probes, each in (("empty", found.empty), ("script", found.script)):
-                family.add_metric([*where, probes], each.estimate * (scale or 1))
-    return [each for each in (shares, *added.values()) if each.samples]
+        overhead = result.overhead
+        if overhead:
+            scale = _SECONDS.get(overhead.unit)
+            name = f"kproxylat_added_{'seconds' if scale else overhead.unit}"
+            family = GaugeMetricFamily(name, "What tracing adds to a call", labels=[*labels, "probes"])
+            for probes, cost in (("empty", overhead.empty), ("script", overhead.script)):
+                added.setdefault(name, family).add_metric([*where, probes], cost.estimate * (scale or 1))
+    return [family for family in (shares, *added.values()) if family.samples]
 
 
 def _build_map_families(maps: Mapping[tuple[str, str, str], Map]) -> list[Metric]:
-    """Build the metrics of maps, by name, mode and backend: their size, and what they hold if it is not too much."""
+    """Build the metrics of maps, by name, mode and backend: their size, and their values unless there are too many."""
     from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
     labels = ["map", "mode", "backend", "key"]
@@ -87,35 +85,30 @@ def _build_map_families(maps: Mapping[tuple[str, str, str], Map]) -> list[Metric
     texts = GaugeMetricFamily("kproxylat_map_text", "What else a map holds: 1", labels=[*labels, "value"])
     shapes = HistogramMetricFamily("kproxylat_map_events", "Histograms of a map", labels=labels)
     sizes = GaugeMetricFamily("kproxylat_map_entries", "Entries of a map", labels=labels[:3])
-    for found, each in maps.items():
-        sizes.add_metric(found, len(each.entries))
-        for entry in each.entries if len(each.entries) <= _ENTRIES else ():
-            key = [*found, ", ".join(map(str, entry.key))]
-            if each.kind in ("hist", "lhist"):
+    for where, content in maps.items():
+        sizes.add_metric(where, len(content.entries))
+        for entry in content.entries if len(content.entries) <= _ENTRIES else ():
+            key = [*where, ", ".join(map(str, entry.key))]
+            if content.kind in ("hist", "lhist"):
                 histogram = Histogram(tuple(Bucket(**row) for row in entry.value["buckets"]))
                 shapes.add_metric(key, _accumulate([histogram], 1), None)
             elif isinstance(entry.value, int | float):
                 numbers.add_metric([*key, ""], entry.value)
-            elif each.kind == "stats":
+            elif content.kind == "stats":
                 for part, value in entry.value.items():
                     numbers.add_metric([*key, part], value)
             else:
                 texts.add_metric([*key, str(entry.value)], 1)
-    return [each for each in (numbers, shapes, texts, sizes) if each.samples]
+    return [family for family in (numbers, shapes, texts, sizes) if family.samples]
 
 
 def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, float]]:
-    """Add histograms up and make their counts cumulative, at the edges where all of them know how many are below."""
-    edges = sorted({bucket.hi for each in histograms for bucket in each.buckets if bucket.hi is not None})
+    """Add histograms up and make their counts cumulative, at the edges that lie inside no bucket of any of them."""
+    buckets = [bucket for histogram in histograms for bucket in histogram.buckets]
     rows = []
-    for edge in edges:
-        below = 0
-        for bucket in (bucket for each in histograms for bucket in each.buckets):
-            if bucket.hi is not None and bucket.hi <= edge:
-                below += bucket.count
-            elif bucket.lo is None or bucket.lo < edge:
-                break  # the edge is inside this bucket
-        else:
-            rows.append((repr(round(edge * scale, 12)), float(below)))
-    total = sum(bucket.count for each in histograms for bucket in each.buckets)
-    return [*rows, ("+Inf", float(total))]
+    for edge in sorted({bucket.hi for bucket in buckets if bucket.hi is not None}):
+        below = [bucket for bucket in buckets if bucket.hi is not None and bucket.hi <= edge]
+        above = [bucket for bucket in buckets if bucket.lo is not None and bucket.lo >= edge]
+        if len(below) + len(above) == len(buckets):
+            rows.append((repr(round(edge * scale, 12)), float(sum(bucket.count for bucket in below))))
+    return [*rows, ("+Inf", float(sum(bucket.count for bucket in buckets)))]

@@ -1,12 +1,12 @@
 """Pictures of results, sweeps and comparisons, as PNG or SVG. The only importer of matplotlib.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; markers, line styles and hatches do without colour.
+The colours are Okabe and Ito's, which colour-blind people can distinguish; markers and line styles do without colour.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
@@ -16,8 +16,9 @@ from kproxylat.analysis.comparable import counts_before, distribution
 from kproxylat.analysis.compare import compare, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.series import Series, build_series
-from kproxylat.analysis.stats import Distribution
+from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
+from kproxylat.report.tables import name_unit
 from kproxylat.results import Result
 from kproxylat.system.files import save_file
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg")
+Line = tuple[float, float]
 
 
 class Style(NamedTuple):
-    """How a series or a run is drawn: matplotlib's words."""
+    """The look of a series or a run, in matplotlib's words."""
 
     color: str
     line: Any
@@ -43,45 +45,44 @@ STYLES = (
     Style("#CC79A7", ":", "D"),
     Style("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
 )
-"""Of each series or run in turn."""
+"""The styles of series or runs, in turn."""
 FEW = 20
-"""Up to so many distinct values are drawn one by one,"""
+"""Up to this number of distinct values are drawn one by one."""
 SMALL = 100
-"""Numbers of Services from 0 to so many at most are drawn on linear axes."""
+"""If the numbers of Services begin at 0 and do not exceed this, their axis is linear."""
 LABELLED = 0.02
-"""with a label if so large a part of the calls has them."""
-_SIZE = (7.5, 5.2)
+"""A single value has a label if at least this part of the calls has it."""
 
 
 def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0) -> None:
     """Draw a picture of what the files hold: a run's distribution, a sweep's series, or two files compared.
 
-    :param files: one result, log, sweep or comparison; or two of the former, to be compared.
-    :param output: where to, by its suffix as PNG or SVG.
-    :param allowed: reasons not to compare that are to be overruled.
+    :param files: one result, log, sweep or comparison; or two results, logs or sweeps, to be compared.
+    :param output: name of the picture; its suffix chooses PNG or SVG.
+    :param allowed: reasons not to compare that are ignored.
     :raises UsageError: another suffix, or more than two files.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     :raises LogError: a file cannot be read, or holds nothing to draw.
     """
     check_output(files, output)
     figure, axes = _make_figure()
-    found = compare(files[0], files[1], allowed, seed) if len(files) == 2 else read_comparisons(files[0])
-    if found and len(found[0].lookups) > 1:
-        draw_ratios(axes, found)
-    elif found and len(files) == 1:
-        draw_figures(axes, found[0])
-    elif found:
-        sides = [(f"{side}: ", each) for side, name in zip("AB", files, strict=True) for each in read_results(name)]
-        draw_distributions(axes, [each for _, each in sides], [side for side, _ in sides])
-        _write_statement(axes, found[0])
+    pairs = compare(files[0], files[1], allowed, seed) if len(files) == 2 else read_comparisons(files[0])
+    if pairs and len(pairs[0].lookups) > 1:
+        draw_ratios(axes, pairs)
+    elif pairs and len(files) == 1:
+        draw_figures(axes, pairs[0])
+    elif pairs:
+        sides = [(f"{side}: ", result) for side, name in zip("AB", files, strict=True) for result in read_results(name)]
+        draw_distributions(axes, sides)
+        _write_statement(axes, pairs[0])
     else:
         results = read_results(files[0])
-        series = [each for each in build_series(results, seed) if len(each.points) > 1]
+        series = [line for line in build_series(results, seed) if len(line.points) > 1]
         if series:
             draw_series(axes, series, any(map(counts_before, results)))
         else:
-            draw_distributions(axes, results)
-    # The same picture gives the same file: neither date nor version in it, nor random names.
+            draw_distributions(axes, [("", result) for result in results])
+    # The same picture gives the same file: without date, version and random names.
     no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
     picture = BytesIO()
     figure.savefig(picture, format=output.suffix[1:].lower(), metadata=no_date)
@@ -89,7 +90,7 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
 
 
 def check_output(files: Sequence[str], output: Path) -> None:
-    """Refuse what cannot be drawn, before anything is read.
+    """Check the arguments of :func:`plot` before any file is read.
 
     :raises UsageError: another suffix than PNG's or SVG's, or more than two files.
     """
@@ -106,80 +107,78 @@ def _make_figure() -> tuple[Figure, Axes]:
     except ImportError as error:
         raise MachineError(f"plot needs matplotlib: {error}", "pip install 'kproxylat[plot]'") from None
     matplotlib.rcParams["svg.hashsalt"] = "kproxylat"
-    figure = Figure(figsize=_SIZE, dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.5, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def draw_distributions(axes: Axes, results: Sequence[Result], names: Sequence[str] = ()) -> None:
-    """Draw the lookups of runs: the calls of each value where these are few, else which part cost at most so much.
+def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]]) -> None:
+    """Draw the lookups of runs: the calls of each value if the values are few, else the distribution function.
 
     Repeats share a style and an entry of the legend.
 
-    :param names: what precedes each run's name in the legend.
+    :param results: each with a prefix of its name in the legend.
     :raises LogError: none of the runs kept values.
     """
     drawn: dict[str, list[Distribution]] = {}
     units: set[str] = set()
-    for number, result in enumerate(results):
+    for prefix, result in results:
         probe = result.main_probe
-        found = distribution(probe) if probe else None
-        if probe and found:
-            units.add(f"{'emulated ' if result.run.emulated else ''}{probe.unit}")
-            drawn.setdefault(f"{names[number] if names else ''}{_say_run(result)}", []).append(found)
+        if probe and (calls := distribution(probe)):
+            units.add(name_unit(probe.unit, result.run.emulated))
+            drawn.setdefault(prefix + _name_run(result), []).append(calls)
     if not drawn:
         raise LogError("nothing to draw: the runs kept no values")
     axes.set_xlabel(f"cost of a lookup, {' and '.join(sorted(units))}")
     merged = {name: _merge(runs) for name, runs in drawn.items()}
-    labels = {
-        name: f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
+    labels = [
+        f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
         for name, runs in drawn.items()
-    }
-    if all(found.exact and len(found.lows) <= FEW for found in merged.values()):
-        _draw_stems(axes, [(labels[name], found) for name, found in merged.items()])
+    ]
+    if all(calls.exact and len(calls.lows) <= FEW for calls in merged.values()):
+        _draw_stems(axes, dict(zip(labels, merged.values(), strict=True)))
         _write_legend(axes)
     else:
-        _draw_shares(axes, [(labels[name], runs) for name, runs in drawn.items()])
+        _draw_shares(axes, dict(zip(labels, drawn.values(), strict=True)))
         _write_legend(axes, "marks: 50, 95 and 99 %")
 
 
 def _merge(runs: Sequence[Distribution]) -> Distribution:
-    """Add repeats up: those that are exact value by value."""
+    """Add up the counts of repeats, row by row."""
     counts: dict[tuple[float, float], int] = {}
     for run in runs:
-        for lo, hi, begin, end in zip(run.lows, run.highs, [0, *run.ends], run.ends, strict=False):
-            counts[lo, hi] = counts.get((lo, hi), 0) + end - begin
+        for lo, hi, count in zip(run.lows, run.highs, run.counts, strict=True):
+            counts[lo, hi] = counts.get((lo, hi), 0) + count
     return Distribution((lo, hi, count) for (lo, hi), count in counts.items())
 
 
 def _write_legend(axes: Axes, title: str | None = None) -> None:
-    """Write the legend below the axes, where it covers nothing."""
+    """Write the legend below the axes, so that it covers nothing."""
     labels = axes.get_legend_handles_labels()[1]
     figure: Any = axes.figure
     columns = 2 if len(labels) > 2 and max(map(len, labels)) < 50 else 1
     figure.legend(loc="outside lower left", ncols=columns, fontsize="small", title=title, title_fontsize="small")
 
 
-def _draw_stems(axes: Axes, drawn: Sequence[tuple[str, Distribution]]) -> None:
+def _draw_stems(axes: Axes, drawn: Mapping[str, Distribution]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    low, high = (edge(value for _, found in drawn for value in found.lows) for edge in (min, max))
-    for number, ((label, found), style) in enumerate(zip(drawn, cycle(STYLES), strict=False)):
-        counts = [end - begin for begin, end in zip([0, *found.ends], found.ends, strict=False)]
-        axes.vlines(found.lows, 0.5, counts, color=style.color, linestyle=style.line, linewidth=1.5)
+    low, high = (edge(value for calls in drawn.values() for value in calls.lows) for edge in (min, max))
+    for number, ((label, calls), style) in enumerate(zip(drawn.items(), cycle(STYLES), strict=False)):
+        axes.vlines(calls.lows, 0.5, calls.counts, color=style.color, linestyle=style.line, linewidth=1.5)
         # Hollow, and smaller from run to run, so that equal values show each other.
-        axes.plot(found.lows, counts, label=label, color=style.color, linestyle="none", marker=style.marker,
+        axes.plot(calls.lows, calls.counts, label=label, color=style.color, linestyle="none", marker=style.marker,
                   markerfacecolor="none", markersize=max(11 - 2 * number, 4), markeredgewidth=1.6)  # fmt: skip
-        for value, count in zip(found.lows, counts, strict=True):
-            if count >= LABELLED * found.count:
+        for value, count in zip(calls.lows, calls.counts, strict=True):
+            if count >= LABELLED * calls.count:
                 left, up = value > (low + high) / 2, 5 + 12 * number
                 axes.annotate(f"{value:,.0f}: {count:,} calls", (value, count), xytext=(-9 if left else 9, up),
                               ha="right" if left else "left", textcoords="offset points", color=style.color,
                               fontsize="small")  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(0.5, 8 * max(found.count for _, found in drawn))
+    axes.set_ylim(0.5, 8 * max(calls.count for calls in drawn.values()))
     axes.set_ylabel("calls (logarithmic)")
     axes.set_xlim(low - max(2, 0.06 * (high - low)), high + max(2, 0.06 * (high - low)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
@@ -187,14 +186,14 @@ def _draw_stems(axes: Axes, drawn: Sequence[tuple[str, Distribution]]) -> None:
     _number_plainly(axes.yaxis, (1,))
 
 
-def _draw_shares(axes: Axes, drawn: Sequence[tuple[str, Sequence[Distribution]]]) -> None:
-    for (label, runs), style in zip(drawn, cycle(STYLES), strict=False):
-        for number, found in enumerate(runs):
-            shares = [end / found.count for end in found.ends]
-            axes.step([found.highs[0], *found.highs], [0, *shares], where="post", label="_" if number else label,
+def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]]) -> None:
+    for (label, runs), style in zip(drawn.items(), cycle(STYLES), strict=False):
+        for number, calls in enumerate(runs):
+            shares = [end / calls.count for end in calls.ends]
+            axes.step([calls.highs[0], *calls.highs], [0, *shares], where="post", label="_" if number else label,
                       color=style.color, linestyle=style.line, linewidth=1 if runs[1:] else 1.8)  # fmt: skip
             for p in (0.5, 0.95, 0.99):
-                axes.plot(found.quantile(p)[1], p, marker=style.marker, color=style.color, markersize=7)
+                axes.plot(calls.quantile(p)[1], p, marker=style.marker, color=style.color, markersize=7)
     axes.set_xscale("log")
     _number_plainly(axes.xaxis)
     axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
@@ -202,40 +201,31 @@ def _draw_shares(axes: Axes, drawn: Sequence[tuple[str, Sequence[Distribution]]]
     axes.set_ylim(0, 1.03)
 
 
-def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> None:
-    """Draw what a lookup costs over numbers of Services, the lines through it, and the bounds of each point.
+def draw_series(axes: Axes, every: Sequence[Series], before: bool = False) -> None:
+    """Draw the cost of a lookup over numbers of Services, the lines through it, and the bounds of each point.
 
-    :param before: the points are one ruleset's Services, each with the number of those before it.
+    :param before: the points are one ruleset's Services, each with the number of Services before it.
     """
-    many = max(len(series.points) for series in found) > FEW
-    for series, style in zip(found, cycle(STYLES), strict=False):
-        points = series.points
-        below = [point.cost - point.lo for point in points]
-        above = [point.hi - point.cost for point in points]
+    for series, style in zip(every, cycle(STYLES), strict=False):
         label = f"{series.name}: {series.verdict}"
-        # What hash effects make of a line through counts of instructions is no cost of a Service.
-        if series.per_service and not (series.verdict == "O(1)" and series.level == 1):
-            label += f", {series.per_service.estimate:.4g} per Service"
-            if series.level < 1:
-                label += f" ({series.per_service.lo:.4g} to {series.per_service.hi:.4g})"
-        sizes = [point.services for point in points]
-        axes.errorbar(sizes, [point.cost for point in points], yerr=[below, above], linestyle="none", capsize=4,
-                      color=style.color, marker=style.marker, markersize=3 if many else None)  # fmt: skip
-        axes.plot([], [], color=style.color, linestyle=style.line, marker=style.marker, label=label)
-        if series.per_service and series.base:
-            # A line is a curve on logarithmic axes.
-            steps = _space(sizes)
-            costs = [series.base.estimate + series.per_service.estimate * size for size in steps]
-            axes.plot(steps, costs, color=style.color, linestyle=style.line, linewidth=1.2)
-    first = found[0]
+        slope, base = series.per_service, series.base
+        # A slope that hash effects cause in counts of instructions is not a Service's cost.
+        if slope and not (series.verdict == "O(1)" and series.level == 1):
+            label += f", {slope.estimate:.4g} per Service"
+            label += f" ({slope.lo:.4g} to {slope.hi:.4g})" if series.level < 1 else ""
+        costs = [Interval(point.cost, point.lo, point.hi) for point in series.points]
+        sizes = [point.services for point in series.points]
+        _draw_points(axes, style, label, sizes, costs)
+        if slope and base:
+            _draw_curve(axes, style, sizes, (slope.estimate, base.estimate))
+    first = every[0]
     marks = f"bars: {first.level:.0%} bounds of the median"
     if first.level == 1:
-        repeated = any(point.runs > 1 for series in found for point in series.points)
+        repeated = any(point.runs > 1 for series in every for point in series.points)
         marks = "bars: least and greatest of the repeats" if repeated else "marks: exact values"
-    emulated = "emulated " if first.emulated else ""
-    scale = _scale_sizes(axes, [point.services for series in found for point in series.points])
+    scale = _scale_sizes(axes, [point.services for series in every for point in series.points])
     axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
-    axes.set_ylabel(f"{first.figure} lookup, {emulated}{first.unit}{scale}")
+    axes.set_ylabel(f"{first.figure} lookup, {name_unit(first.unit, first.emulated)}{scale}")
     axes.set_title(f"{marks}; lines: base + cost per Service", fontsize="small", loc="left")
     _write_legend(axes)
     if scale:
@@ -246,10 +236,26 @@ def draw_series(axes: Axes, found: Sequence[Series], before: bool = False) -> No
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
+def _draw_points(axes: Axes, style: Style, label: str, sizes: Sequence[int], values: Sequence[Interval]) -> None:
+    """Draw values over numbers of Services with their bounds, and an entry of the legend."""
+    bars = [[value.estimate - value.lo for value in values], [value.hi - value.estimate for value in values]]
+    axes.errorbar(sizes, [value.estimate for value in values], yerr=bars, linestyle="none", capsize=4,
+                  color=style.color, marker=style.marker, markersize=3 if len(sizes) > FEW else None)  # fmt: skip
+    axes.plot([], [], color=style.color, linestyle=style.line, marker=style.marker, label=label)
+
+
+def _draw_curve(axes: Axes, style: Style, sizes: Sequence[int], line: Line, divisor: Line = (0, 1)) -> None:
+    """Draw a line (slope, base) divided by another; the first steps are closer, for a logarithmic axis."""
+    span = sizes[-1] - sizes[0]
+    steps = sorted({*sizes, *(sizes[0] + span * (10 ** (3 * at / 200) - 1) / 999 for at in range(201))})
+    values = [(line[1] + line[0] * size) / (divisor[1] + divisor[0] * size) for size in steps]
+    axes.plot(steps, values, color=style.color, linestyle=style.line, linewidth=1.2)
+
+
 def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> str:
     """Scale the axis of numbers of Services: linear if these are small or many, else logarithmic.
 
-    :return: what its label has to say of that.
+    :return: an addition to the axis' label.
     """
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
@@ -274,72 +280,59 @@ def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> str:
     return " (logarithmic)"
 
 
-def draw_ratios(axes: Axes, found: Sequence[Comparison]) -> None:
-    """Draw what B costs by A over numbers of Services, with the bounds."""
-    for each, style in zip(found, cycle(STYLES), strict=False):
-        rows = [(one.services[0] or 0, one.main.ratio) for one in each.lookups if one.main.ratio]
-        ratios = [ratio for _, ratio in rows]
-        bars = [[ratio.estimate - ratio.lo for ratio in ratios], [ratio.hi - ratio.estimate for ratio in ratios]]
-        name = f"{each.a.mode}/{each.a.backend}"
-        label = name if each.a.name == "A" else f"{each.b.name} by {each.a.name}"
+def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
+    """Draw the ratio of B's cost to A's over numbers of Services, with the bounds."""
+    for pair, style in zip(pairs, cycle(STYLES), strict=False):
+        label = f"{pair.a.mode}/{pair.a.backend}" if pair.a.name == "A" else f"{pair.b.name} by {pair.a.name}"
+        rows = [(lookup.services[0] or 0, lookup.main.ratio) for lookup in pair.lookups if lookup.main.ratio]
         sizes = [size for size, _ in rows]
-        axes.errorbar(sizes, [ratio.estimate for ratio in ratios], yerr=bars, capsize=4, linestyle="none",
-                      color=style.color, marker=style.marker, markersize=3 if len(rows) > FEW else None)  # fmt: skip
-        axes.plot([], [], color=style.color, linestyle=style.line, marker=style.marker, label=label)
-        lines = [(one.per_service.estimate, one.base.estimate) for one in each.series if one.per_service and one.base]
+        _draw_points(axes, style, label, sizes, [ratio for _, ratio in rows])
+        lines = [(side.per_service.estimate, side.base.estimate)
+                 for side in pair.series if side.per_service and side.base]  # fmt: skip
         if len(lines) == 2:
-            (slope_a, base_a), (slope_b, base_b) = lines
-            steps = _space(sizes)
-            curve = [(base_b + slope_b * size) / (base_a + slope_a * size) for size in steps]
-            axes.plot(steps, curve, color=style.color, linestyle=style.line, linewidth=1.2)
+            _draw_curve(axes, style, sizes, lines[1], divisor=lines[0])
     axes.axhline(1, color="black", linewidth=1)
-    first = found[0]
-    every = [one.main.ratio.estimate for each in found for one in each.lookups if one.main.ratio]
-    if every and min(every) > 0 and max(every) / min(every) > 2:
+    lookups = [lookup for pair in pairs for lookup in pair.lookups]
+    ratios = [lookup.main.ratio.estimate for lookup in lookups if lookup.main.ratio]
+    if ratios and min(ratios) > 0 and max(ratios) / min(ratios) > 2:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
-    level = first.lookups[0].level
-    scale = _scale_sizes(axes, [one.services[0] or 0 for each in found for one in each.lookups])
-    axes.set_xlabel(f"Services{scale}")
-    emulated = "emulated " if first.emulated else ""
-    axes.set_ylabel(f"cost of B's lookup by A's (both in {emulated}{first.unit})")
-    bounds = "exact values" if level == 1 else f"bars: {level:.1%} bounds"
-    axes.set_title(
-        f"above 1 B costs more; {bounds}; lines: of the lines through both sweeps", fontsize="small", loc="left"
-    )
+    axes.set_xlabel(f"Services{_scale_sizes(axes, [lookup.services[0] or 0 for lookup in lookups])}")
+    axes.set_ylabel(_label_ratio(pairs[0]))
+    title = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: of the lines through both sweeps"
+    axes.set_title(title, fontsize="small", loc="left")
     _write_legend(axes)
 
 
-def _space(sizes: Sequence[int]) -> list[float]:
-    """Return numbers of Services to draw a curve through: closer together where a logarithmic axis shows more."""
-    span = sizes[-1] - sizes[0]
-    return sorted({*sizes, *(sizes[0] + span * (10 ** (3 * at / 200) - 1) / 999 for at in range(201))})
+def _label_ratio(pair: Comparison) -> str:
+    return f"cost of B's lookup by A's (both in {name_unit(pair.unit, pair.emulated)})"
 
 
-def draw_figures(axes: Axes, found: Comparison) -> None:
-    """Draw what B costs by A in each figure of a single pair, with the bounds."""
-    each = found.lookups[0]
-    rows = [(one.name, one.ratio) for one in each.figures if one.ratio]
-    style = STYLES[0]
+def _name_bars(level: float) -> str:
+    return "exact values" if level == 1 else f"bars: {level:.1%} bounds"
+
+
+def draw_figures(axes: Axes, pair: Comparison) -> None:
+    """Draw the ratio of B's cost to A's in each figure of a single pair, with the bounds."""
+    contrast, style = pair.lookups[0], STYLES[0]
+    rows = [(figure.name, figure.ratio) for figure in contrast.figures if figure.ratio]
     for at, (_, ratio) in enumerate(rows):
         bars = [[ratio.estimate - ratio.lo], [ratio.hi - ratio.estimate]]
         axes.errorbar([ratio.estimate], [at], xerr=bars, capsize=4, color=style.color, marker=style.marker)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), ["median" if name == "p50" else name for name, _ in rows])
     axes.invert_yaxis()
-    bounds = "exact values" if each.level == 1 else f"bars: {each.level:.1%} bounds"
-    emulated = "emulated " if found.emulated else ""
-    axes.set_xlabel(f"cost of B's lookup by A's (both in {emulated}{found.unit}); {bounds}")
+    axes.set_xlabel(f"{_label_ratio(pair)}; {_name_bars(contrast.level)}")
     axes.set_ylabel("figure")
-    _write_statement(axes, found)
+    _write_statement(axes, pair)
 
 
-def _write_statement(axes: Axes, found: Comparison) -> None:
-    axes.set_title("\n".join(textwrap.wrap(found.statement, 100)), fontsize="small", loc="left")
+def _write_statement(axes: Axes, pair: Comparison) -> None:
+    axes.set_title("\n".join(textwrap.wrap(pair.statement, 100)), fontsize="small", loc="left")
 
 
 def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
-    """Write 1,000 in place of 10³ on a logarithmic axis, ``at`` these of each power of ten; of many powers each one."""
+    """Write 1,000 instead of 10³ on a logarithmic axis, at ``at`` times each power of ten (only 1 for many powers)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -349,7 +342,7 @@ def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _say_run(result: Result) -> str:
+def _name_run(result: Result) -> str:
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
     return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"

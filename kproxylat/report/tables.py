@@ -1,92 +1,83 @@
-"""What people see: lines and progress on stderr, tables on stdout. rich is imported only where it draws."""
+"""Tables for people, on stdout."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from kproxylat.console import plain
+from kproxylat.report.columns import draw_table
+from kproxylat.results import Accounting, Map, Overhead, Probe, Result, ServiceCost, Traffic, target_text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
     from kproxylat.analysis.contrast import Contrast, Figure
     from kproxylat.analysis.series import Series
     from kproxylat.node.doctor import Finding
-    from kproxylat.results import Map, Overhead, Probe, Result, ServiceCost
+
+_FIGURES = ("calls", "min", "commonest", "mean", "p99", "max")
 
 
 def show_result(result: Result) -> None:
-    """Print a run's tables: what was measured, the books, and what may have spoiled them."""
-    from kproxylat.results import target_text
+    """Print a run: its setting, tables of its calls, the packet accounting, and warnings."""
+    _show_setting(result)
+    _show_calls(result)
+    if result.accounting and result.traffic:
+        _show_accounting(result.accounting, result.traffic)
+    for warning in result.quality.warnings:
+        print(plain(f"warning: {warning}"))
+    if result.run.cut_short:
+        print("cut short by a signal")
+    if result.run.log:
+        print(f"log: {result.run.log}")
 
-    run, target = result.run, result.target
-    clock = f"{'emulated ' if run.emulated else ''}{run.clock}"
-    print(
-        f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {clock}\n"
-        f"Linux {run.kernel}, bpftrace {run.bpftrace}"
-    )
-    if target:
+
+def name_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
+    return f"{'emulated ' if emulated else ''}{unit}"
+
+
+def _fill(text: str, indent: str = "  ") -> None:
+    print(textwrap.fill(plain(text), 80, subsequent_indent=indent))
+
+
+def _show_setting(result: Result) -> None:
+    run = result.run
+    print(f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {name_unit(run.clock, run.emulated)}")
+    print(f"Linux {run.kernel}, bpftrace {run.bpftrace}")
+    if result.target:
         place = f", rule {run.position} of {run.chain_length}" if run.position else ""
         print(f"target {target_text(result)}, {run.path} path{place}")
-    if result.calls:
-        _print(_draw_probes(result))
+
+
+def _show_calls(result: Result) -> None:
+    """Print the tables of the engine's calls, of the whole hooks, and of what tracing adds; then maps and Services."""
+    calls = result.calls
+    if calls:
+        rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in calls]
+        _print_places(f"{calls[0].engine}, {calls[0].unit}", _FIGURES, rows)
     else:
         print("no calls were traced")
     if result.path and result.path.per_packet is not None:
         print(f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
-    for table in filter(None, (_draw_envelopes(result), _draw_untraced(result))):
-        print()
-        _print(table)
+    hooks = [probe for probe in result.probes if probe.envelope]
+    if hooks:
+        shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
+        rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
+        title = f"\nthe whole hook, {hooks[0].engine}, {hooks[0].unit}"
+        print(draw_table(title, ("hook", *_FIGURES, "rules'\nshare"), rows, ("hook",)))
     if result.overhead:
-        print(textwrap.fill(_describe_overhead(result.overhead), 80))
-    for name, each in result.maps.items():
-        print(f"map {sketch_map(name, each)}")
+        _show_overhead(result.overhead, calls)
+    for name, content in result.maps.items():
+        print(f"map {sketch_map(name, content)}")
     if result.services:
-        show_services(result.services, f"{'emulated ' if run.emulated else ''}{result.probes[0].unit}")
-    books = result.accounting
-    if books and result.traffic:
-        counts = {
-            "sent": books.sent,
-            "lookups": books.lookups,
-            "rule hits": books.rule_hits,
-            "delivered": books.delivered,
-            "untranslated": books.untranslated or None,
-            "rejected": books.rejected or None,
-            "conntrack entries": books.entries,
-        }
-        counted = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
-        print(f"books: {counted}: {'closed' if books.closed else 'NOT CLOSED, ' + (books.difference or '')}")
-        if result.traffic.rate_pps:
-            print(f"rate: {result.traffic.pps or 0:,.0f} packets per second, {result.traffic.rate_pps:,} asked for")
-        lost = ", ".join(f"{name} {count}" for name, count in (books.drops or {}).items() if count)
-        print(f"drops counted: {lost or 'none'}" if books.drops is not None else "drops counted: unknown")
-        if books.other_calls is not None:
-            print(f"calls of other packets: {books.other_calls:,}")
-        if books.freed is not None:
-            freed = ", ".join(f"{name} {count}" for name, count in books.freed.items())
-            print(textwrap.fill(f"packets freed on the whole machine: {freed or 'none'}", 80))
-    for warning in result.quality.warnings:
-        print(plain(f"warning: {warning}"))
-    if run.cut_short:
-        print("cut short by a signal")
-    if run.log:
-        print(f"log: {run.log}")
+        _show_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
 
 
-def _draw_probes(result: Result) -> Table:
-    table = _table(f"{result.calls[0].engine}, {result.calls[0].unit}")
-    table.add_column("table, chain", overflow="fold")
-    table.add_column("hook", no_wrap=True)
-    for name in ("calls", "min", "commonest", "mean", "p99", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for probe in result.calls:
-        table.add_row(_place(probe), probe.hook or "?", *_figures(probe))
-    return table
+def _print_places(title: str, figures: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print(draw_table(title, ("table, chain", "hook", *figures), rows, ("table, chain", "hook")))
 
 
 def _place(probe: Probe) -> str:
@@ -95,244 +86,217 @@ def _place(probe: Probe) -> str:
     return f"{probe.table or '-'}{' *' if probe.lookup else ''}{chain}"
 
 
-def _draw_envelopes(result: Result) -> Table | None:
-    """Draw the whole hooks around the engine, with the rules' share; None if they were not traced."""
-    found = [probe for probe in result.probes if probe.envelope]
-    if not found:
-        return None
-    table = _table(f"the whole hook, {found[0].engine}, {found[0].unit}", "hook")
-    for name in ("calls", "min", "commonest", "mean", "p99", "max", "rules'\nshare"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for probe in found:
-        share = "-" if probe.share is None else f"{probe.share:.1%}"
-        table.add_row(probe.hook or "?", *_figures(probe), share)
-    return table
-
-
-def _describe_overhead(found: Overhead) -> str:
-    pair, script = (
-        f"{each.estimate:,.6g}" + (f" ({each.lo:,.4g} to {each.hi:,.4g})" if each.lo < each.hi else "")
-        for each in (found.empty, found.script)
-    )
-    return (
-        f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
-        f"inside the time are {found.stored:,} and a part of the pair"
-    )
-
-
-def _draw_untraced(result: Result) -> Table | None:
-    """Draw what the engine's calls cost less what tracing adds; None if that was not measured."""
-    found = result.overhead
-    if not found:
-        return None
-    table = _table(f"untraced: less what tracing adds, {found.unit}")
-    table.add_column("table, chain", overflow="fold")
-    table.add_column("hook", no_wrap=True)
-    for name in ("commonest" if found.unit == "instructions" else "median", "untraced at least", "at most"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for probe in result.calls:
-        if probe.middle is not None:
-            figures = probe.middle, *found.untraced(probe.middle)
-            table.add_row(_place(probe), probe.hook or "?", *(f"{each:,.0f}" for each in figures))
-    return table
-
-
-def show_services(found: Sequence[ServiceCost], unit: str) -> None:
-    """Print what each Service's lookup costs, in the order given."""
-    table = _table(f"lookup of each Service, {unit}")
-    table.add_column("Service", overflow="fold")
-    table.add_column("target", no_wrap=True)
-    for name in ("before it", "calls", "cost"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in found:
-        figures = (each.before, each.calls, each.cost)
-        table.add_row(each.name, each.target, *(f"{figure:,}" for figure in figures))
-    _print(table)
-
-
-def show_whatif(found: WhatIf, most: int = 10) -> None:
-    """Print what lookups cost in each mode, and the dearest Services.
-
-    :param most: how many of these.
-    """
-    table = _table(f"lookup in each mode, {found.unit}", "mode")
-    for name in ("least", "mean", "most", "base", "per Service", "equal at"):
-        table.add_column(name, justify="right")
-    for each in found.alternatives:
-        figures = [f"{figure:,.0f}" for figure in (each.least, each.mean, each.most)]
-        line = [f"{each.base:,.0f}" if each.base is not None else "-"]
-        line += [f"{each.per_service:.4g}" if each.per_service is not None else "-"]
-        equal = "now" if each.captured else f"{each.equal_at:,.1f}" if each.equal_at is not None else "-"
-        table.add_row(f"{each.mode}/{each.backend}", *figures, *line, equal)
-    _print(table)
-    print(
-        "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
-        "same Services. equal at: with so many Services before it, a lookup costs the\n"
-        "same in both; before counts Services, not rules.\n"
-    )
-    for note in found.notes:
-        print(textwrap.fill(plain(f"note: {note}"), 80, subsequent_indent="  "))
-    show_services(found.dearest[:most], found.unit)
-    for series in found.series:
-        print(textwrap.fill(f"{series.name}: {series.verdict}: {series.evidence}", 80, subsequent_indent="  "))
-
-
-def sketch_map(name: str, each: Map) -> str:
-    """Say in a word what a map holds: its value, or how many entries."""
-    if len(each.entries) == 1 and not each.entries[0].key and each.kind in ("int", "float", "str", "bool"):
-        shown = str(each.entries[0].value)
-        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
-    return f"{name} ({each.kind}{f', {len(each.entries)} entries' if each.entries[0].key else ''})"
-
-
 def _figures(probe: Probe) -> list[str]:
     p99 = probe.percentiles.get("99")
     values = (probe.count, probe.min, probe.mode, probe.mean, p99.estimate if p99 else None, probe.max)
     return ["-" if value is None else f"{value:,.0f}" for value in values]
 
 
-def show_series(found: Sequence[Series]) -> None:
+def _show_overhead(overhead: Overhead, calls: Iterable[Probe]) -> None:
+    """Print what the calls cost less what tracing adds, and what it adds."""
+    rows = []
+    for probe in calls:
+        if probe.middle is not None:
+            costs = probe.middle, *overhead.untraced(probe.middle)
+            rows.append((_place(probe), probe.hook or "?", *(f"{cost:,.0f}" for cost in costs)))
+    middle = "commonest" if overhead.unit == "instructions" else "median"
+    title = f"\nuntraced: less what tracing adds, {overhead.unit}"
+    _print_places(title, (middle, "untraced at least", "at most"), rows)
+    pair, script = (
+        f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
+        for added in (overhead.empty, overhead.script)
+    )
+    _fill(
+        f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
+        f"inside the time are {overhead.stored:,} and a part of the pair",
+        indent="",
+    )
+
+
+def _show_accounting(books: Accounting, traffic: Traffic) -> None:
+    counts = {
+        "sent": books.sent,
+        "lookups": books.lookups,
+        "rule hits": books.rule_hits,
+        "delivered": books.delivered,
+        "untranslated": books.untranslated or None,
+        "rejected": books.rejected or None,
+        "conntrack entries": books.entries,
+    }
+    counted = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
+    print(f"books: {counted}: {'closed' if books.closed else 'NOT CLOSED, ' + (books.difference or '')}")
+    if traffic.rate_pps:
+        print(f"rate: {traffic.pps or 0:,.0f} packets per second, {traffic.rate_pps:,} asked for")
+    lost = ", ".join(f"{name} {count}" for name, count in (books.drops or {}).items() if count)
+    print(f"drops counted: {lost or 'none'}" if books.drops is not None else "drops counted: unknown")
+    if books.other_calls is not None:
+        print(f"calls of other packets: {books.other_calls:,}")
+    if books.freed is not None:
+        freed = ", ".join(f"{name} {count}" for name, count in books.freed.items())
+        _fill(f"packets freed on the whole machine: {freed or 'none'}", indent="")
+
+
+def _show_services(services: Iterable[ServiceCost], unit: str) -> None:
+    rows = [
+        (service.name, service.target, *(f"{count:,}" for count in (service.before, service.calls, service.cost)))
+        for service in services
+    ]
+    header = ("Service", "target", "before it", "calls", "cost")
+    print(draw_table(f"lookup of each Service, {unit}", header, rows, ("Service", "target")))
+
+
+def show_whatif(outcome: WhatIf, most: int = 10) -> None:
+    """Print what lookups cost in each mode, and the most expensive Services.
+
+    :param most: how many of these.
+    """
+    rows = []
+    for mode in outcome.alternatives:
+        figures = [f"{figure:,.0f}" for figure in (mode.least, mode.mean, mode.most)]
+        base = f"{mode.base:,.0f}" if mode.base is not None else "-"
+        per_service = f"{mode.per_service:.4g}" if mode.per_service is not None else "-"
+        equal = "now" if mode.captured else f"{mode.equal_at:,.1f}" if mode.equal_at is not None else "-"
+        rows.append((f"{mode.mode}/{mode.backend}", *figures, base, per_service, equal))
+    header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
+    print(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
+    print(
+        "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
+        "same Services. equal at: with so many Services before it, a lookup costs the\n"
+        "same in both; before counts Services, not rules.\n"
+    )
+    for note in outcome.notes:
+        _fill(f"note: {note}")
+    _show_services(outcome.dearest[:most], outcome.unit)
+    for series in outcome.series:
+        _fill(f"{series.name}: {series.verdict}: {series.evidence}")
+
+
+def sketch_map(name: str, content: Map) -> str:
+    """Say in a word what a map holds: its value, or how many entries."""
+    entries = content.entries
+    if len(entries) == 1 and not entries[0].key and content.kind in ("int", "float", "str", "bool"):
+        shown = str(entries[0].value)
+        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
+    return f"{name} ({content.kind}{f', {len(entries)} entries' if entries[0].key else ''})"
+
+
+def show_series(every: Sequence[Series]) -> None:
     """Print what each Service adds, the verdicts, and at the end what a lookup costs over numbers of Services."""
-    if not found:
+    if not every:
         print("no lookup was measured")
         return
-    first = found[0]
-    emulated = "emulated " if first.emulated else ""
-    table = _table(f"what each Service adds, {emulated}{first.unit}", "series")
-    for name in ("per Service", "bounds", "base", "verdict"):
-        table.add_column(name, justify="left" if name == "verdict" else "right")
-    for series in found:
-        per, base = series.per_service, series.base
-        bounds = (
-            "exact"
-            if per and per.lo == per.hi and series.level == 1
-            else f"{per.lo:.4g} to {per.hi:.4g}"
-            if per
-            else "-"
-        )
-        figures = [f"{per.estimate:.4g}" if per else "-", bounds, f"{base.estimate:,.0f}" if base else "-"]
-        table.add_row(series.name, *figures, series.verdict)
-    _print(table)
+    first = every[0]
+    unit = name_unit(first.unit, first.emulated)
+    rows = [_describe_series(series) for series in every]
+    header = ("series", "per Service", "bounds", "base", "verdict")
+    print(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
     print()
-    for series in found:
-        print(textwrap.fill(f"{series.name}: {series.evidence}", 80, subsequent_indent="  "))
-        apart = [(point.services, point.others) for point in series.points if point.others]
+    for series in every:
+        _fill(f"{series.name}: {series.evidence}")
+        apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
-            shown = [f"{_list_values(others)} at {size:,}" for size, others in apart]
-            print(textwrap.fill(f"  apart from the commonest: {'; '.join(shown)}", 80, subsequent_indent="    "))
+            _fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    ")
     print()
-    table = _table(f"{first.figure} lookup, {emulated}{first.unit}")
-    table.add_column("Services", justify="right")
-    for series in found:
-        table.add_column(series.name, justify="right")
-    costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in found]
-    for size in sorted(set().union(*costs)):
-        table.add_row(f"{size:,}", *(each.get(size, "-") for each in costs))
-    _print(table)
+    costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
+    sizes = sorted(set().union(*costs))
+    rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
+    print(draw_table(f"{first.figure} lookup, {unit}", ("Services", *(series.name for series in every)), rows))
+
+
+def _describe_series(series: Series) -> tuple[str, ...]:
+    per, bounds = series.per_service, "-"
+    if per:
+        exact = per.lo == per.hi and series.level == 1
+        bounds = "exact" if exact else f"{per.lo:.4g} to {per.hi:.4g}"
+    base = f"{series.base.estimate:,.0f}" if series.base else "-"
+    return series.name, f"{per.estimate:.4g}" if per else "-", bounds, base, series.verdict
 
 
 def _list_values(values: Mapping[str, int]) -> str:
-    """Write the commonest of values with their counts, e.g. ``5,786 (84 calls)``."""
+    """Write the commonest of values with their counts, e.g. ``5,786 (84x)``."""
     most = sorted(values.items(), key=lambda item: -item[1])
     more = f" and {len(most) - 2} more" if most[2:] else ""
     return ", ".join(f"{int(value):,} ({count:,}x)" for value, count in most[:2]) + more
 
 
-def show_comparison(found: Comparison) -> None:
+def show_comparison(comparison: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
-    for name, side in (("A", found.a), ("B", found.b)):
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
         print(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
     changed = [
         f"{name} {'unknown' if a is None else a} -> {'unknown' if b is None else b}"
-        for name, (a, b) in found.changed.items()
+        for name, (a, b) in comparison.changed.items()
     ]
     notes = {
-        "only": found.only,
+        "only": comparison.only,
         "differing": changed,
-        "overruled": [f"{name} ({what})" for name, what in found.overruled.items()],
-        "neither side tells": found.unknown,
+        "overruled": [f"{name} ({difference})" for name, difference in comparison.overruled.items()],
+        "neither side tells": comparison.unknown,
     }
-    for name, each in notes.items():
-        if each:
-            print(textwrap.fill(f"{name}: {', '.join(each)}", 80, subsequent_indent="  "))
+    for name, facts in notes.items():
+        if facts:
+            _fill(f"{name}: {', '.join(facts)}")
     print()
-    unit = f"{'emulated ' if found.emulated else ''}{found.unit}"
-    if len(found.lookups) == 1:
-        _show_figures(found.lookups[0], unit)
+    unit = name_unit(comparison.unit, comparison.emulated)
+    lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
+    if len(lookups) == 1:
+        _show_figures(lookups[0], unit)
     else:
-        name = found.lookups[0].main.name
-        _show_contrasts(found.lookups, f"{'median' if name == 'p50' else name} lookup, {unit}")
-    if found.calls:
+        _show_contrasts(lookups, f"{main} lookup, {unit}")
+    if comparison.calls:
         print()
-        _show_contrasts(found.calls, "other calls")
+        _show_contrasts(comparison.calls, "other calls")
     print()
-    print(textwrap.fill(found.statement, 80))
+    print(textwrap.fill(comparison.statement, 80))
     print()
 
 
-def _show_figures(found: Contrast, unit: str) -> None:
+def _say_figure(figure: Figure) -> str:
+    return "median" if figure.name == "p50" else figure.name
+
+
+def _show_figures(contrast: Contrast, unit: str) -> None:
     """Print every figure of one contrast."""
-    table = _contrast_table(f"{found.what}, {unit}", found.level)
-    for each in found.figures:
-        table.add_row("median" if each.name == "p50" else each.name, *_compare_figure(each, found.level))
-    _print(table)
-    if found.distance is not None and found.chance_distance is not None:
-        print(f"whole distribution: {found.distance:.3f} apart; by chance up to {found.chance_distance:.3f}")
+    rows = [(_say_figure(figure), *_compare_figure(figure, contrast.level)) for figure in contrast.figures]
+    _print_contrasts(f"{contrast.what}, {unit}", contrast.level, rows)
+    apart, chance = contrast.distance, contrast.chance_distance
+    if apart is not None and chance is not None:
+        print(f"whole distribution: {apart:.3f} apart; by chance up to {chance:.3f}")
 
 
-def _show_contrasts(found: Sequence[Contrast], title: str) -> None:
+def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
     """Print the main figure of several contrasts."""
-    table = _contrast_table(title, found[0].level)
-    for each in found:
-        table.add_row(each.what, *_compare_figure(each.main, each.level))
-    _print(table)
+    rows = [(contrast.what, *_compare_figure(contrast.main, contrast.level)) for contrast in contrasts]
+    _print_contrasts(title, contrasts[0].level, rows)
 
 
-def _contrast_table(title: str, level: float) -> Table:
-    table = _table(title, "")
-    for name in ("A", "B", "B - A", "" if level == 1 else f"bounds ({level:.1%})", "B / A"):
-        table.add_column(name, justify="right")
-    return table
+def _print_contrasts(title: str, level: float, rows: Iterable[Sequence[str]]) -> None:
+    bounds = "" if level == 1 else f"bounds ({level:.1%})"
+    print(draw_table(title, ("", "A", "B", "B - A", bounds, "B / A"), rows, left=("",)))
 
 
-def _compare_figure(each: Figure, level: float) -> list[str]:
-    a, b = (("-" if side is None else f"{side:,.0f}") for side in (each.a, each.b))
-    if not each.difference:
+def _compare_figure(figure: Figure, level: float) -> list[str]:
+    a, b = (("-" if side is None else f"{side:,.0f}") for side in (figure.a, figure.b))
+    if not figure.difference:
         return [a, b, "-", "", "-"]
-    lo, hi = each.difference.lo, each.difference.hi
+    lo, hi = figure.difference.lo, figure.difference.hi
     bounds = "" if level == 1 or lo == hi else f"{lo:+,.0f} to {hi:+,.0f}"
-    return [a, b, f"{each.difference.estimate:+,.0f}", bounds, f"{each.ratio.estimate:.3f}" if each.ratio else "-"]
+    ratio = f"{figure.ratio.estimate:.3f}" if figure.ratio else "-"
+    return [a, b, f"{figure.difference.estimate:+,.0f}", bounds, ratio]
 
 
-def show_findings(findings: Iterable[Finding], modes: Iterable[str]) -> None:
-    """Print what each check found; of what is not well, also what it breaks and what mends it.
+def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
+    """Print what each check found; for each problem also what it breaks, and how to fix it.
 
     :param modes: those that can be measured.
     """
-    table = _table("what a measurement takes", "check", "state")
-    table.add_column("found", overflow="fold")
-    for each in findings:
-        table.add_row(each.name, each.state, each.found)
-    _print(table)
-    for each in findings:
-        if each.state != "ok":
-            print(f"\n{each.name} ({each.state}) concerns {each.breaks}\n  {each.apt}")
-            if each.dnf != each.apt:
-                print(f"  {each.dnf}")
+    header = ("check", "state", "found")
+    rows = [(check.name, check.state, check.found) for check in findings]
+    print(draw_table("what a measurement takes", header, rows, left=header, fold=2))
+    for check in findings:
+        if check.state != "ok":
+            print(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
+            if check.dnf != check.apt:
+                print(f"  {check.dnf}")
     possible = ", ".join(modes)
     print(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    with StringIO() as text:
-        Console(file=text, width=80, highlight=False, markup=False, emoji=False).print(table)
-        print(plain("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")))

@@ -1,0 +1,42 @@
+"""The drawer of tables: alignment, cells of several lines, folding, escapes."""
+
+from __future__ import annotations
+
+from kproxylat.report.columns import draw_table
+
+
+def test_numbers_are_right_aligned_below_a_rule() -> None:
+    text = draw_table(
+        "cost, ns", ("place", "calls", "rules'\nshare"), [("nat", "7", "1%"), ("a\n  b", "1,234", "")], ("place",)
+    )
+    assert text.split("\n") == [
+        "cost, ns",
+        "",
+        " place  calls  rules'",
+        "                share",
+        " ────────────────────",
+        " nat        7      1%",
+        " a      1,234",
+        "   b",
+    ]
+
+
+def test_a_table_without_title_begins_with_its_header() -> None:
+    assert draw_table("", ("a",), []) == " a\n ─"
+
+
+def test_a_wide_column_is_folded_to_80_columns() -> None:
+    long = "one two three " * 10 + "x" * 90
+    text = draw_table("", ("check", "found"), [("tracefs", long)], ("check", "found"), fold=1)
+    assert max(map(len, text.split("\n"))) == 80
+    assert "".join(text.split("\n")[2:]).replace(" ", "") == "tracefs" + long.replace(" ", "")
+
+
+def test_numbers_are_whole_even_if_the_table_is_too_wide() -> None:
+    number = "1,234,567,890"
+    assert draw_table("", ["Services"] + ["mode"] * 8, [["10"] + [number] * 8]).count(number) == 8
+
+
+def test_escape_sequences_are_shown_before_widths_are_measured() -> None:
+    lines = draw_table("", ("a", "b"), [("\x1b[2J", "1"), ("x", "22")], ("a",)).split("\n")
+    assert lines[2:] == [r" \x1b[2J   1", " x        22"]
