@@ -10,7 +10,7 @@ from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
 from kproxylat.analysis.stats import Interval
 from kproxylat.errors import UsageError
-from kproxylat.results_json import build
+from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
 _TWICE = 2
@@ -158,10 +158,8 @@ def from_json(text: str | bytes) -> tuple[Comparison, ...]:
 
     :raises ValueError: another document.
     """
-    data = json.loads(text)
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f"not a document of schema {SCHEMA}")
+    document = load_document(text, SCHEMA)
     try:
-        return tuple(build(Comparison, item) for item in data["comparisons"])
+        return tuple(build(Comparison, item) for item in document["comparisons"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a document of schema {SCHEMA}: {error}") from error

@@ -240,9 +240,9 @@ def agrees(a: Series, b: Series, where: Interval) -> bool:
     """Return whether two series may cross: both have a line, and no measured point contradicts the crossing."""
     if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
         return False
-    others = {point.services: point for point in b.points}
+    opposite = {point.services: point for point in b.points}
     for x in a.points:
-        y = others.get(x.services)
+        y = opposite.get(x.services)
         if y is None or where.lo <= x.services <= where.hi:
             continue
         dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
