@@ -39,7 +39,7 @@ def list_from_json(text: str | bytes) -> list[Result]:
 
     :raises ValueError: as :func:`from_json`.
     """
-    document = _load(text)
+    document = load_document(text, SCHEMA)
     results = document.get("results", [document])
     if not isinstance(results, list):
         raise ValueError("its results are not a list")
@@ -51,13 +51,17 @@ def from_json(text: str | bytes) -> Result:
 
     :raises ValueError: not JSON, another schema, or fields that do not fit.
     """
-    return _build_result(_load(text))
+    return _build_result(load_document(text, SCHEMA))
 
 
-def _load(text: str | bytes) -> dict[str, Any]:
+def load_document(text: str | bytes, schema: str) -> dict[str, Any]:
+    """Read a JSON document.
+
+    :raises ValueError: not JSON, or another schema.
+    """
     document = json.loads(text)
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"not a document of schema {SCHEMA}")
+    if not isinstance(document, dict) or document.get("schema") != schema:
+        raise ValueError(f"not a document of schema {schema}")
     return document
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from kproxylat.analysis.series import Series
 from kproxylat.results import Result, ServiceCost
@@ -31,11 +31,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The outcome of ``whatif``.
+    """The outcome of ``whatif``; the Services in their present mode, the most expensive first, are a field, too.
 
     :param results: one for each Service in each mode; ``run.services`` is the number of Services before it. compare and
         plot read this shape as a sweep.
-    :param dearest: the Services in their present mode, the most expensive first.
     :param notes: sentences on the parts of the captured rules that are left out.
     """
 
@@ -50,5 +49,5 @@ class WhatIf:
 
     def to_json(self) -> str:
         """Write one document: results and series as in a sweep's, and the alternatives."""
-        names = ("source", "unit", "services", "alternatives", "dearest", "notes")
+        names = [field.name for field in fields(self) if field.name not in ("series", "results")]
         return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})

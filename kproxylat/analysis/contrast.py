@@ -30,17 +30,17 @@ from kproxylat.analysis.stats import (
 from kproxylat.results import Probe
 
 ALARMS = 0.05
-"""How often two samples of the same thing may be said to differ."""
+"""Rate of false alarms between two samples of the same thing."""
 SHIFT = 0.1
-"""On the instruction clock distributions farther apart than this are worth a word; the commonest value decides."""
+"""On the instruction clock the reason mentions distributions farther apart than this; the commonest value decides."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of both sides, and how they differ.
+    """A figure of both sides, and its difference.
 
-    :param difference: B less A; its bounds hold at the contrast's ``level`` (None: there are none).
+    :param difference: B less A; its bounds hold at the contrast's ``level`` (None: unknown).
     :param ratio: B by A, likewise.
     """
 
@@ -53,13 +53,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What was compared (``what``: an engine call, or the lookup at a number of Services) and what came out.
+    """The outcome for one pair (``what``: an engine call, or the lookup at a number of Services).
 
-    :param differs: whether the sides differ beyond what chance, rounding or hash seeds make (None: nobody can tell).
-    :param level: of each figure's bounds; 1 where values are exact.
+    :param differs: whether the sides differ by more than chance, rounding or hash seeds explain (None: unknown).
+    :param level: of each figure's bounds; 1 if values are exact.
     :param distance: the greatest difference of the distribution functions; chance alone exceeds ``chance_distance``
-        at most as often as a figure its bounds.
-    :param reason: why ``differs`` is what it is, in a few words.
+        at most as often as a figure exceeds its bounds.
+    :param reason: the reason for ``differs``, in a few words.
     """
 
     what: str
@@ -73,8 +73,8 @@ class Contrast:
 
     @property
     def main(self) -> Figure:
-        """The figure that a sentence speaks of: the commonest value, the median, or what there is."""
-        return next((each for each in self.figures if each.name in ("commonest", "p50")), self.figures[0])
+        """The figure that represents the others: the commonest value, the median, or the first."""
+        return next((figure for figure in self.figures if figure.name in ("commonest", "p50")), self.figures[0])
 
 
 def contrast(
@@ -89,22 +89,21 @@ def contrast(
 ) -> Contrast:
     """Compare the calls of two sides.
 
-    :param a: one call's probe, or those of repeats. ``b`` likewise.
-    :param tests: how many contrasts share the rate of false alarms; if more than one, only the median decides.
+    :param a: one call's probe, or those of repeats; ``b`` likewise.
+    :param tests: number of contrasts that share the rate of false alarms; if more than one, only the median decides.
+    :param hashed: whether the call looks up in hash tables, whose seeds change at every load.
     :param rounds: of the bootstrap.
-    :param hashed: whether the call looks up in hash tables, whose seeds are others at every load.
     """
-    sides = [[found for each in side if (found := distribution(each))] for side in (a, b)]
-    if all(each.unit == "instructions" and each.values for each in (*a, *b)):
+    sides = [[calls for probe in side if (calls := distribution(probe))] for side in (a, b)]
+    if all(probe.unit == "instructions" and probe.values for probe in (*a, *b)):
         return _contrast_counted(what, a, b, services, hashed)
-    means = [[each.mean for each in side if each.mean is not None] for side in (a, b)]
-    plain = [
-        _plain("min", *(min((each.min for each in side if each.min is not None), default=None) for side in (a, b))),
-        _plain("max", *(max((each.max for each in side if each.max is not None), default=None) for side in (a, b))),
-    ]
+    means = [[probe.mean for probe in side if probe.mean is not None] for side in (a, b)]
+    least = [min((probe.min for probe in side if probe.min is not None), default=None) for side in (a, b)]
+    most = [max((probe.max for probe in side if probe.max is not None), default=None) for side in (a, b)]
+    plain = [_plain("min", *least), _plain("max", *most)]
     if not all(means) or any(len(side) < len(probes) for side, probes in zip(sides, (a, b), strict=True)):
         mean = _plain("mean", *(fmean(side) if side else None for side in means))
-        return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "without a distribution nobody can tell")
+        return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "a side has no distribution")
     return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds)
 
 
@@ -120,11 +119,11 @@ def _contrast_counted(
 ) -> Contrast:
     merged = [_merge(side) for side in (a, b)]
     costs = [values.most_common(1)[0][0] for values in merged]
-    found = [Distribution.of_values(values) for values in merged]
-    figures = [_plain("commonest", *costs), _plain("min", *(float(each.lows[0]) for each in found))]
-    figures += [_plain(f"p{p * 100:g}", *(each.quantile(p)[0] for each in found)) for p in QUANTILES[2:]]
-    figures += [_plain("mean", *(sum(v * n for v, n in each.items()) / each.total() for each in merged))]
-    figures += [_plain("max", *(float(each.lows[-1]) for each in found))]
+    sides = [Distribution.of_values(values) for values in merged]
+    figures = [_plain("commonest", *costs), _plain("min", *(float(side.lows[0]) for side in sides))]
+    figures += [_plain(f"p{p * 100:g}", *(side.quantile(p)[0] for side in sides)) for p in QUANTILES[2:]]
+    figures += [_plain("mean", *(sum(v * n for v, n in values.items()) / values.total() for values in merged))]
+    figures += [_plain("max", *(float(side.lows[-1]) for side in sides))]
     near = [{value for probe in side for value in _find_commonest(_merge([probe]))} for side in (a, b)]
     apart = min(abs(x - y) for x in near[0] for y in near[1])
     if apart <= ROUNDING:
@@ -137,23 +136,23 @@ def _contrast_counted(
         if hashed and apart <= HASH_EFFECT:
             reason = f"{apart:,} apart; up to {HASH_EFFECT} instructions cannot be told from hash effects"
             apart = 0
-    spread = distance(found[0], found[1])
+    spread = distance(*sides)
     if apart <= ROUNDING and spread > SHIFT and reason == "the same commonest value":
         reason += f", but {spread:.0%} of the calls cost otherwise"
     return Contrast(what, services, tuple(figures), 1.0, apart > ROUNDING, reason, distance=spread)
 
 
 def _merge(probes: Sequence[Probe]) -> Counter[int]:
-    found: Counter[int] = Counter()
+    merged: Counter[int] = Counter()
     for probe in probes:
-        for value, count in (probe.values or {}).items():
-            found[int(value)] += count
-    return found
+        merged.update({int(value): count for value, count in (probe.values or {}).items()})
+    return merged
 
 
 def _find_commonest(values: Mapping[int, int]) -> set[int]:
-    """Return the commonest value, and those that chance may make the commonest the next time: nearly as many, and at
-    least half as many, for of few calls chance may make anything.
+    """Return the commonest value, and those that chance may make the commonest the next time.
+
+    Their counts are nearly as high, and at least half as high: in few calls chance is large.
     """
     most = max(values.values())
     return {value for value, count in values.items() if count >= max(most - 4 * math.sqrt(2 * most), most / 2)}
@@ -171,7 +170,7 @@ def _contrast_timed(
 ) -> Contrast:
     single = all(len(side) == 1 for side in sides)
     quantiles = [p for p in QUANTILES if all(run.has_tail(p) for side in sides for run in side)]
-    # The mean does not decide: a few calls that last a hundred times as long make of it what they like.
+    # The mean does not decide: a few calls that last a hundred times as long dominate it.
     deciding = [p for p in quantiles if tests == 1 or p == 0.5]
     with_distance = single and tests == 1
     level = 1 - ALARMS / max(len(deciding) + with_distance, 1) / tests
@@ -180,11 +179,11 @@ def _contrast_timed(
         middles = [[fmean(run.quantile(p)) for run in side] for side in sides]
         draws = [[run.draw(p, rng, rounds) for run in side] for side in sides]
         figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng))
-    judged = [each for p, each in zip(quantiles, figures, strict=True) if p in deciding]
-    draws = [[run.draw_mean(mean, rng, rounds) for run, mean in zip(*each, strict=True)]
-             for each in zip(sides, means, strict=True)]  # fmt: skip
+    judged = [figure for p, figure in zip(quantiles, figures, strict=True) if p in deciding]
+    draws = [[run.draw_mean(mean, rng, rounds) for run, mean in zip(*side, strict=True)]
+             for side in zip(sides, means, strict=True)]  # fmt: skip
     figures.append(_bound("mean", means, draws, level, rng))
-    wrong = [each.name for each in judged if each.difference and not each.difference.lo <= 0 <= each.difference.hi]
+    wrong = [f.name for f in judged if f.difference and not f.difference.lo <= 0 <= f.difference.hi]
     apart = by_chance = None
     if single:
         one, other = sides[0][0], sides[1][0]
@@ -205,7 +204,7 @@ def _bound(
     spread = drift(middles)
     (a_low, a_high), (b_low, b_high) = (merge_draws(side, spread, rng) for side in draws)
     a, b = fmean(middles[0]), fmean(middles[1])
-    # Where a histogram knows a value within a bucket only, its least and its greatest value bound the difference.
+    # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high
 
     def bound(operate: Callable[[float, float], float]) -> Interval:

@@ -1,4 +1,4 @@
-"""Results of a sweep -> series: what a lookup costs over numbers of Services, and whether it is O(1) or O(n). Pure."""
+"""Results of a sweep -> series: the cost of a lookup over numbers of Services, O(1) or O(n). Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kproxylat.analysis.stats import (
 from kproxylat.results import Result
 
 LEVEL = 0.95
-"""How often bounds hold what they are bounds of, unless it says otherwise."""
+"""The confidence level of bounds, unless stated otherwise."""
 ROUNDING = 1
 """The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
 HASH_EFFECT = 200
@@ -67,8 +67,9 @@ class Series:
     """The lookup of one mode and backend over numbers of Services.
 
     :param figure: what a cost is: "commonest" or "median".
-    :param per_service: what each Service adds. On the instruction clock its bounds are the least and the greatest slope
-        between any two points, else bootstrap's at ``level``. ``base``: the cost without any dummy Service, likewise.
+    :param per_service: the cost that each Service adds. On the instruction clock its bounds are the least and the
+        greatest slope between any two points, else the bootstrap's at ``level``.
+    :param base: the cost without any dummy Service, with bounds likewise.
     :param verdict: "O(1)", "O(n)" or "unclear"; ``evidence`` says why in one sentence.
     """
 
@@ -89,11 +90,16 @@ class Series:
         """Mode and backend in one word."""
         return f"{self.mode}/{self.backend}"
 
+    @property
+    def line(self) -> tuple[float, float] | None:
+        """Slope and intercept of the line through the points, if it has one."""
+        return (self.per_service.estimate, self.base.estimate) if self.per_service and self.base else None
+
 
 def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]]]:
     """Sort results with a lookup by mode and backend, and by the number of Services, ascending."""
     groups: dict[Key, dict[int, list[Result]]] = {}
-    for result in sorted(results, key=lambda each: each.run.services or 0):
+    for result in sorted(results, key=lambda result: result.run.services or 0):
         run = result.run
         if result.lookup and run.services is not None:
             cells = groups.setdefault((run.mode or "unknown", run.backend or "unknown"), {})
@@ -104,18 +110,18 @@ def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]
 def build_series(results: Iterable[Result], seed: int = 0) -> tuple[Series, ...]:
     """Build the series of a sweep.
 
-    :param seed: of what bootstrap draws.
+    :param seed: for the bootstrap.
     """
     return tuple(_build_one(key, cells, Random(seed)) for key, cells in group_results(results).items())  # noqa: S311
 
 
 def merge_values(results: Iterable[Result]) -> Counter[int]:
     """Add the exact values of repeats' lookups up: value -> count."""
-    found: Counter[int] = Counter()
+    merged: Counter[int] = Counter()
     for result in results:
-        for value, count in ((result.lookup and result.lookup.values) or {}).items():
-            found[int(value)] += count
-    return found
+        if result.lookup:
+            merged.update({int(value): count for value, count in (result.lookup.values or {}).items()})
+    return merged
 
 
 def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Series:
@@ -127,18 +133,18 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
         *key, unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
         1.0 if counting else LEVEL, "unclear", ""
     )  # fmt: skip
-    differing = next((found for result in runs if (found := find_differences(runs[0], result))), None)
-    flawed = next((found for result in runs if (found := find_flaws(result))), None)
-    if differing or any(each.unit != unit for each in lookups):
-        reason, what = next(iter((differing or {"clock": "two units"}).items()))
-        return replace(series, evidence=f"the runs cannot be compared, another {reason}: {what}")
-    if any(distribution(each) is None for each in lookups) or (counting and not all(each.values for each in lookups)):
+    differing = next((facts for result in runs if (facts := find_differences(runs[0], result))), None)
+    flaws = next((facts for result in runs if (facts := find_flaws(result))), None)
+    if differing or any(lookup.unit != unit for lookup in lookups):
+        reason, difference = next(iter((differing or {"clock": "two units"}).items()))
+        return replace(series, evidence=f"the runs cannot be compared, another {reason}: {difference}")
+    if any(distribution(lookup) is None or (counting and not lookup.values) for lookup in lookups):
         return replace(series, evidence="the runs did not keep their values")
     series = _judge_counted(series, cells) if counting else _judge_timed(series, cells, rng)
-    if flawed:
-        reason, what = next(iter(flawed.items()))
-        said = "books that do not close" if reason == "books" else "lost events"
-        return replace(series, verdict="unclear", evidence=f"{said}: {what}; {series.evidence}")
+    if flaws:
+        reason, flaw = next(iter(flaws.items()))
+        kind = "books that do not close" if reason == "books" else "lost events"
+        return replace(series, verdict="unclear", evidence=f"{kind}: {flaw}; {series.evidence}")
     places = {result.run.position for result in runs}
     if len(cells) > 1 and len(places) == 1 and None not in places:
         return replace(series, evidence=f"{series.evidence}; the worker's rule is number {places.pop()} in each")
@@ -146,14 +152,15 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
 
 
 def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
-    """Judge exact integers: no average, no chance; what is not on the line is shown."""
+    """Judge exact integers, without averages or chance; residuals are shown."""
     points = []
     for services, cell in cells.items():
         values = merge_values(cell)
-        each = [merge_values([result]).most_common(1)[0][0] for result in cell]
+        commonest = [merge_values([result]).most_common(1)[0][0] for result in cell]
         cost = values.most_common(1)[0][0]
         others = {str(value): count for value, count in sorted(values.items()) if abs(value - cost) > ROUNDING}
-        points.append(Point(services, len(cell), values.total(), cost, min(each), max(each), others=others))
+        lo, hi = min(commonest), max(commonest)
+        points.append(Point(services, len(cell), values.total(), cost, lo, hi, others=others))
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
     slope, base = fit_line([(point.services, point.cost) for point in points])
@@ -163,7 +170,7 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
     all_slopes = list(slopes([(point.services, point.cost) for point in points]))
     bases = [point.cost - slope * point.services for point in points]
-    # Seeds let three points rise once in six times, four once in 24; but they put no three points on one line.
+    # By chance of seeds three points rise once in six times, four once in 24; but three points do not lie on a line.
     enough = len(points) > 3 or (len(points) == 3 and worst <= ROUNDING)
     rising = enough and all(later - sooner > ROUNDING for sooner, later in pairwise(costs))
     where = f"at all {len(points)} points" if len(points) > 2 else "at both points"
@@ -196,22 +203,23 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
 def find_crossing(a: Series, b: Series) -> Interval | None:
     """Find the number of Services at which two series cost the same, with bounds.
 
-    They are those of all lines that leave both ends of a series by no more than its largest residual; exact, where that
-    is the clock's rounding.
+    The bounds are those of all lines that differ from a series' own at both ends by at most its largest residual; they
+    are exact if that residual is the clock's rounding.
 
-    :return: None where the lines do not certainly meet, are none ("unclear"), or a measured point is on the wrong side.
+    :return: None if the lines do not certainly meet, a series has no line ("unclear"), or a measured point is on the
+        wrong side.
     """
-    lines = [(each.per_service.estimate, each.base.estimate) for each in (a, b) if each.per_service and each.base]
+    lines = [line for series in (a, b) if (line := series.line)]
     if len(lines) < 2 or (where := crossing(*lines)) is None:
         return None
-    found = Interval(where, where, where)
-    if any(_worst(each) > ROUNDING for each in (a, b)):
-        met = [crossing(x, y) for x, y in product(*(_lines_within(each) for each in (a, b)))]
-        places = [each for each in met if each is not None]
-        if len(places) < len(met):
+    places = [where]
+    if any(_worst(series) > ROUNDING for series in (a, b)):
+        meetings = [crossing(x, y) for x, y in product(_lines_within(a), _lines_within(b))]
+        places = [place for place in meetings if place is not None]
+        if len(places) < len(meetings):
             return None
-        found = Interval(where, min(places), max(places))
-    return found if agrees(a, b, found) else None
+    interval = Interval(where, min(places), max(places))
+    return interval if agrees(a, b, interval) else None
 
 
 def _worst(series: Series) -> float:
@@ -220,23 +228,21 @@ def _worst(series: Series) -> float:
 
 def _lines_within(series: Series) -> list[tuple[float, float]]:
     """Return the outermost lines that are as far from a series' own at its ends as its farthest point is."""
-    if not series.per_service or not series.base:
+    if not series.line:
         return []
     first, last, worst = series.points[0].services, series.points[-1].services, _worst(series)
-    found = []
-    for low, high in product((-worst, worst), repeat=2):
-        slope = (high - low) / (last - first)
-        found.append((series.per_service.estimate + slope, series.base.estimate + low - slope * first))
-    return found
+    slope, base = series.line
+    turns = [(low, (high - low) / (last - first)) for low, high in product((-worst, worst), repeat=2)]
+    return [(slope + turn, base + low - turn * first) for low, turn in turns]
 
 
 def agrees(a: Series, b: Series, where: Interval) -> bool:
-    """Return whether two series may cross there: both have a line, and no measured point is on its wrong side."""
+    """Return whether two series may cross: both have a line, and no measured point contradicts the crossing."""
     if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
         return False
-    others = {point.services: point for point in b.points}
+    opposite = {point.services: point for point in b.points}
     for x in a.points:
-        y = others.get(x.services)
+        y = opposite.get(x.services)
         if y is None or where.lo <= x.services <= where.hi:
             continue
         dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
@@ -252,18 +258,18 @@ def draw_medians(
 
     :return: the points, and for each point its replicates.
     """
-    runs = {size: [found for each in cell if each.lookup and (found := distribution(each.lookup))]
+    runs = {size: [values for result in cell if result.lookup and (values := distribution(result.lookup))]
             for size, cell in cells.items()}  # fmt: skip
-    middles = {size: [fmean(run.quantile(0.5)) for run in each] for size, each in runs.items()}
+    middles = {size: [fmean(run.quantile(0.5)) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())
-    # At 95 % so many leave 12 beyond each bound.
+    # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
-    for size, each in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in each], spread, rng)
+    for size, repeats in runs.items():
+        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in repeats], spread, rng)
         lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
-        calls = sum(run.count for run in each)
-        points.append(Point(size, len(each), calls, fmean(middles[size]), lo, hi))
+        calls = sum(run.count for run in repeats)
+        points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
         drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
     return points, drawn
 
@@ -276,14 +282,14 @@ def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> lis
 
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
-    """Judge medians of nanoseconds by what bootstrap says of the line through them."""
+    """Judge medians of nanoseconds by the bootstrap of the line through them."""
     points, drawn = draw_medians(cells, rng)
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
     slope, base = fit_line([(point.services, point.cost) for point in points])
     lines = draw_lines(points, drawn)
-    per_service = Interval(slope, *bounds((each for each, _ in lines), LEVEL))
-    base_bounds = Interval(base, *bounds((each for _, each in lines), LEVEL))
+    per_service = Interval(slope, *bounds((line[0] for line in lines), LEVEL))
+    base_bounds = Interval(base, *bounds((line[1] for line in lines), LEVEL))
     points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services

@@ -287,8 +287,7 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
         rows = [(lookup.services[0] or 0, lookup.main.ratio) for lookup in pair.lookups if lookup.main.ratio]
         sizes = [size for size, _ in rows]
         _draw_points(axes, style, label, sizes, [ratio for _, ratio in rows])
-        lines = [(side.per_service.estimate, side.base.estimate)
-                 for side in pair.series if side.per_service and side.base]  # fmt: skip
+        lines = [line for side in pair.series if (line := side.line)]
         if len(lines) == 2:
             _draw_curve(axes, style, sizes, lines[1], divisor=lines[0])
     axes.axhline(1, color="black", linewidth=1)

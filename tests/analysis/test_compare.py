@@ -136,7 +136,7 @@ def test_false_alarms_stay_at_the_stated_level() -> None:
     assert 5 <= alarms <= 1000 * ALARMS + 14
 
 
-def test_what_differs_by_five_percent_is_found(tmp_path: Path) -> None:
+def test_a_difference_of_five_percent_is_detected(tmp_path: Path) -> None:
     rng, found = Random(3), 0
     for _ in range(10):
         each = pair(tmp_path, resample(SLOW, rng, 2000), resample(SLOW, rng, 2000, 1.05))
@@ -193,7 +193,7 @@ def test_two_series_of_a_sweep_and_where_they_cross() -> None:
     assert "every number of Services" in found["iptables/nft", "nftables/nft"].statement
 
 
-def test_a_crossing_that_is_not_certain_is_not_told(tmp_path: Path) -> None:
+def test_an_uncertain_crossing_is_not_reported(tmp_path: Path) -> None:
     sizes = (10, 2000), (100, 2000), (1000, 4000), (5000, 4000)
     step = [with_values(LEGACY, {cost: 2000}, size) for size, cost in sizes]
     found = pair(tmp_path, step, [with_values(NFTABLES, {2678: 2000}, size) for size, _ in sizes])
@@ -249,15 +249,15 @@ def test_old_logs_have_bounds_of_their_buckets(tmp_path: Path) -> None:
     assert set(found.unknown) == {"clock", "probe", "kernel", "bpftrace", "mitigations", "script", "books"}
 
 
-def test_without_a_distribution_nobody_can_tell(tmp_path: Path) -> None:
+def test_without_a_distribution_the_outcome_is_unknown(tmp_path: Path) -> None:
     from kproxylat.logs.legacy import EXPERIMENT_HEADER
 
     path = tmp_path / "old.csv"
     path.write_text(f"{EXPERIMENT_HEADER}\n100,iptables,102,103,5.1,90,4,8,16,x.log\n")
     [found] = compare(str(path), str(path))
     assert found.differs is None
-    assert "nobody can tell" in found.statement
-    with pytest.raises(UsageError, match="nobody can tell"):
+    assert "Cannot tell whether they differ" in found.statement
+    with pytest.raises(UsageError, match="cannot tell"):
         check_worse([found], 5)
 
 
@@ -266,7 +266,7 @@ NO_RESULTS += ('{"schema": "kproxylat/1", "results": []}', '{"schema": "kproxyla
 
 
 @pytest.mark.parametrize("text", NO_RESULTS)
-def test_what_is_no_result_is_one_clear_line(tmp_path: Path, text: str) -> None:
+def test_another_file_is_a_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(LogError, match=r"x\.json"):
@@ -290,7 +290,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_it_refuses_with_the_reason_unless_told_to(tmp_path: Path, reason: str) -> None:
+def test_it_refuses_with_the_reason_unless_overruled(tmp_path: Path, reason: str) -> None:
     with pytest.raises(CompareError, match=f"must not be compared: .*{reason} \\(") as raised:
         pair(tmp_path, LEGACY, BAD[reason])
     assert f"--allow {reason}" in raised.value.remedy
@@ -329,7 +329,7 @@ def test_a_masqueraded_sender_is_another(tmp_path: Path) -> None:
         pair(tmp_path, LEGACY, replace(LEGACY, quality=Quality(missed_probes=500)))
 
 
-def test_what_nobody_tells_of_the_sender_is_no_reason(tmp_path: Path) -> None:
+def test_unknown_senders_may_be_compared(tmp_path: Path) -> None:
     assert pair(tmp_path, LEGACY, change_run(LEGACY, origin="pod", masqueraded=False)).differs is False
 
 
@@ -372,7 +372,7 @@ def test_the_command_and_its_statuses(capsys: pytest.CaptureFixture[str], tmp_pa
     assert call(capsys, a, str(tmp_path / "nowhere"))[0] == 1
 
 
-def test_what_is_missing_in_b_is_no_success(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_points_missing_in_b_are_a_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     whole, fewer, series = files(tmp_path, load(COUNTED), [*load(COUNTED)[:2], *load(COUNTED)[3:]], load(COUNTED)[:6])
     status, out, err = call(capsys, whole, fewer, "--fail-if-worse", "5")
     assert (status, err) == (5, "kproxylat: nobody knows what B costs where A has iptables/legacy at 1,000 Services\n")
@@ -400,7 +400,7 @@ def test_a_slow_machine_is_not_worse_by_chance(tmp_path: Path) -> None:
     assert 20 < found.worse_pct < 30, "the lower bound counts"
 
 
-def test_what_changed_is_said(tmp_path: Path) -> None:
+def test_changed_conditions_are_reported(tmp_path: Path) -> None:
     traffic = LEGACY.traffic
     assert isinstance(traffic, Traffic)
     found = pair(tmp_path, LEGACY, replace(LEGACY, traffic=replace(traffic, rate_pps=5)))

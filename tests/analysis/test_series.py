@@ -85,7 +85,7 @@ def test_growth_in_mode_nftables_is_found() -> None:
     assert series.verdict == "O(n)"
 
 
-def test_a_step_is_no_line() -> None:
+def test_a_step_is_not_a_line() -> None:
     assert counted({10: 2000, 100: 2000, 1000: 4000, 5000: 4000}).verdict == "unclear"
 
 
@@ -100,7 +100,7 @@ def test_two_points_make_no_line() -> None:
     assert counted({10: 2106}).per_service is None
 
 
-def test_a_position_that_does_not_move_is_said() -> None:
+def test_a_constant_position_is_reported() -> None:
     results = [change_run(each, position=1) for each in NFTABLES]
     assert "number 1 in each" in build_series(results)[0].evidence
 
@@ -113,7 +113,7 @@ def test_a_position_that_does_not_move_is_said() -> None:
     (replace(LEGACY[2], quality=Quality(missed_probes=5)), "5 calls of probes missed"),
     (change_run(LEGACY[2], origin="node"), "another sender"),
 ])  # fmt: skip
-def test_no_verdict_on_runs_that_do_not_belong_together(changed: Result, said: str) -> None:
+def test_runs_that_cannot_be_compared_have_no_verdict(changed: Result, said: str) -> None:
     [series] = build_series([*LEGACY[:2], changed])
     assert series.verdict == "unclear"
     assert said in series.evidence
@@ -142,13 +142,13 @@ def test_few_services_tell_nothing_in_nanoseconds() -> None:
     assert [each.verdict for each in build_series(load(TIMED))] == ["unclear", "unclear"]
 
 
-def test_a_line_that_grows_too_little_is_not_said_to_be_none() -> None:
+def test_a_line_that_grows_too_little_is_reported_as_such() -> None:
     series = timed(lambda size: 3000 + 0.145 * size, (10, 100, 1000, 5000), repeats=5)
     assert series.verdict == "unclear"
     assert "of the base between 10 and 5,000 Services: too much for O(1), and too little for O(n)" in series.evidence
 
 
-def test_single_runs_are_said_to_be_single() -> None:
+def test_single_runs_are_reported() -> None:
     assert "--repeats" in timed(lambda size: 3000 + 5 * size, (10, 100, 1000), repeats=1).evidence
     assert "--repeats" not in timed(lambda size: 3000 + 5 * size, (10, 100, 1000)).evidence
 
@@ -206,7 +206,7 @@ def test_a_crossing_is_as_exact_as_its_lines() -> None:
     assert found == find_crossing(counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]), line)
 
 
-def test_no_crossing_of_what_is_no_line_or_never_certainly_meets() -> None:
+def test_unclear_or_parallel_series_have_no_crossing() -> None:
     flat = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])
     assert find_crossing(counted({10: 2000, 100: 2000, 1000: 4000, 5000: 4000}), flat) is None
     assert find_crossing(counted({10: 2670, 100: 2750, 1000: 2690}, NFTABLES[0]), flat) is None, "hash effects"

@@ -1,4 +1,4 @@
-"""The books: whatever deviates opens them and is named; what cannot be had is not held against anybody."""
+"""Packet accounting: every deviation opens the books and is named; unavailable counters are not compared."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def judged(text: str, kind: str = "kprobe", **more: int) -> Quality:
     return judge(parse_dump(text), kind, (LOOKUP,), tracer)  # type: ignore[arg-type]
 
 
-def test_a_trace_is_judged_by_what_it_lost() -> None:
+def test_lost_events_reach_the_quality() -> None:
     assert judged("@n[1, 0, 5]: 7\n") == Quality(3, 0, None, (), ("x: WARNING: y",))
 
 
@@ -88,7 +88,7 @@ def test_calls_without_an_exit_and_exits_without_a_call(
     assert (quality.missed_probes, quality.stray_exits) == (missed, strays)
 
 
-def test_what_was_too_much_is_said() -> None:
+def test_truncated_output_is_a_warning() -> None:
     full = "".join(f"@n[1, 0, {number}]: 1\n" for number in range(16))
     quality = judged(full, forgotten=5, unlogged=6)
     assert quality.full_maps == ("@n",)
@@ -191,7 +191,7 @@ def test_the_counter_that_explains_a_difference_is_named(books: Accounting, caus
     assert re.search(r" \((.*)\)$", books.difference)[1] == causes  # type: ignore[index]
 
 
-def test_what_pktgen_sent_again_is_not_lost() -> None:
+def test_packets_that_pktgen_sent_again_are_not_lost() -> None:
     result = replace(RESULT, traffic=replace(TRAFFIC, errors=70))
     assert hit(result, **{"link pod0": 70}).drops == {"link pod0": 0}
     books = hit(result, delivered=SENT - 9, **{"link pod0": 75})
@@ -206,7 +206,7 @@ def test_a_link_that_is_down_is_named() -> None:
     assert books.difference == "delivered 0 instead of 2000 (2000 unexplained, link be0 is down or gone)"
 
 
-def test_drops_alone_open_no_books() -> None:
+def test_drops_alone_do_not_open_the_books() -> None:
     books = hit(rp_filter=3, entries=SENT, strayed=0, others=4)
     assert books.closed
     assert (books.drops, books.entries, books.strayed, books.others) == ({"rp_filter": 3}, SENT, 0, 4)
@@ -254,7 +254,7 @@ def test_others_packets_that_do_not_add_up(books: Accounting, named: str) -> Non
     assert books.difference == named
 
 
-def test_counters_that_cannot_be_had_are_not_held_against_the_others() -> None:
+def test_unavailable_counters_are_not_compared() -> None:
     rule = ServiceRule(True)
     books = reconcile(LEGACY, RESULT, Snapshot(rule), Snapshot(rule, {"rejected": 0}))
     assert books == Accounting(SENT, SENT, None, None, None, 0, True, None)
@@ -308,7 +308,7 @@ def test_losses_to_load_suggest_a_rate() -> None:
     assert check_losses(TRAFFIC, hit(delivered=0, rp_filter=SENT)) == (), "no lower rate mends this"
 
 
-def test_drops_without_a_count_of_what_passed_are_no_loss() -> None:
+def test_drops_without_a_count_of_passed_packets_are_not_a_loss() -> None:
     """On a node, with a template that counts no calls: neither lookups nor delivered packets are counted."""
     counts = {"backlog": 1}
     books = reconcile(LEGACY, replace(RESULT, probes=()), Snapshot(HIT), Snapshot(HIT, counts), counts_calls=False)

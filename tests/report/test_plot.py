@@ -66,7 +66,7 @@ def test_one_run_timed(tmp_path: Path) -> None:
     assert "cost of a lookup, emulated ns (logarithmic)" in words
 
 
-def test_two_results_say_what_changed(tmp_path: Path) -> None:
+def test_a_picture_of_two_results_states_the_difference(tmp_path: Path) -> None:
     words = draw(tmp_path, *map(str, LOGS))
     assert "A's lookup is 2.11 times cheaper" in words
     assert "B: iptables/legacy, 100 Services (2,000 calls)" in words
@@ -129,7 +129,7 @@ def test_labels_do_not_overlap_and_the_legend_covers_nothing(tmp_path: Path, siz
     assert legend.get_window_extent().y1 < axes.get_window_extent().y0
 
 
-def test_a_rulesets_services_are_told_from_numbers_of_services(tmp_path: Path) -> None:
+def test_the_label_distinguishes_a_rulesets_services(tmp_path: Path) -> None:
     words = draw(tmp_path, *files(tmp_path, [change_run(each, arguments=("whatif", "x")) for each in sweep(range(4))]))
     assert "Services before the one that is looked up" in words
     assert "logarithmic" not in words
