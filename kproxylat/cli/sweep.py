@@ -177,12 +177,20 @@ def sweep(
         asking = on_cluster.Asking(names, backend or None, node.asked, number(family), confirming)
         options = replace(options, node=node.find())
         found, ended = on_cluster.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
-        if found.saved:
-            table = found.saved.with_suffix(".csv")
-            save_file(table, "".join(export_experiment(found.results)), replace=True)
-            say(f"saved: {table}")
+        save_csv(found)
     show(found, form)
     end(found.results, ended)
+
+
+def save_csv(sweep: Sweep) -> None:
+    """Save the old experiment's CSV beside a sweep's document, if the sweep is complete.
+
+    :raises MachineError: the file cannot be written.
+    """
+    if sweep.saved:
+        table = sweep.saved.with_suffix(".csv")
+        save_file(table, "".join(export_experiment(sweep.results)), replace=True)
+        say(f"saved: {table}")
 
 
 def _words(point: Options) -> list[str]:

@@ -20,6 +20,7 @@ from kproxylat.measure import plan as measure_plan
 from kproxylat.measure.options import Options
 from kproxylat.node import lock
 from kproxylat.system import btf, kernel, processes, virtual_machine
+from kproxylat.trace import plan as trace_plan
 from kproxylat.trace.script import render_script
 from tests.support import ROOT
 from tests.support.fakes import PROGRAMS, make_world
@@ -147,7 +148,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ((*TARGET, "10.96.0.10:80", "--allow", "kernel.panic"), "--allow kernel.panic is never needed"),
         ((*TARGET, "10.96.0.10:80", "--netns", "/nowhere"), "/nowhere is not a network namespace"),
         ((*TARGET, "10.96.0.10:80", "--netns", "/etc/passwd"), "/etc/passwd is not a network namespace"),
-        ((*TARGET, "10.96.0.10:80", "--netns", "/x", "--node-container", "y"), "name the same thing"),
+        ((*TARGET, "10.96.0.10:80", "--netns", "/x", "--node-container", "y"), "exclude each other"),
         ((*TARGET, "10.96.0.10:80", "--node-container", "--privileged"), "invalid container name"),
         (("sweep", "--lab", "--services", "10,many"), "no list of numbers"),
         (("sweep", "--lab", "--services", ""), "no numbers of Services are given"),
@@ -369,8 +370,8 @@ def test_render_prints_what_run_would_use(
         raise MachineError("enough")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
-    monkeypatch.setattr(plan, "find_engine", lambda mode, _: (mode.engines[0], "fentry"))
-    monkeypatch.setattr(plan, "find_version", lambda: ("", (0, 23)))
+    monkeypatch.setattr(trace_plan, "find_engine", lambda mode, _: (mode.engines[0], "fentry"))
+    monkeypatch.setattr(trace_plan, "find_version", lambda: ("", (0, 23)))
     monkeypatch.setattr(btf, "struct_offset", lambda *_: 64)
     for name in ("check_root", "load_module"):
         monkeypatch.setattr(kernel, name, lambda *_: None)

@@ -273,7 +273,7 @@ def sweep(points: list[Any], *options: Any) -> tuple[Any, None]:
     place = options[-1]
     own = [place.order(point) for point in points] if isinstance(place, Pool) else []
     DONE.append(f"sweep {describe(points)} {own} {describe([each for each in options if not isinstance(each, Pool)])}")
-    return SimpleNamespace(results=[]), None
+    return SimpleNamespace(results=[], saved=None), None
 
 
 def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node | None = None) -> Evidence:
@@ -283,55 +283,55 @@ def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node |
 
 
 ENTRIES: dict[str, Any] = {
-    "kernel.check_root": None,
-    "kernel.detect_clock": ("ns", False),
-    "plan.check_trusted": None,
-    "lookup.check_root": None,
-    "lookup.read_target": Target("10.96.0.10", 53, "udp", "prod/worker", ("53/UDP",), ("10.244.0.2:53",)),
-    "lookup.choose_source": "10.244.7.0/24",
-    "lookup.detect_mode": (find_mode("iptables", "nft"), ()),
-    "lookup.find_source": lambda options, _: options,
-    "cluster.connect": Api(),
-    "nodes.find_node": lambda netns, container: Node(netns, container or "here"),
-    "measure.measure": (RESULT, None),
-    "sweep.sweep": sweep,
-    "sweep.show": None,
-    "clustersweep.sweep_cluster": (SimpleNamespace(results=[]), None),
-    "pool.Pool": Pool,
-    "vm.Machine": Machine,
-    "vm.boot": None,
-    "doctor.missing_to_trace": ["bpftrace"],
-    "doctor.examine": [],
-    "doctor.to_json": "{}",
-    "watch.watch": None,
-    "plan.load_modules": None,
-    "plan.plan_script": lambda options: describe(options),
-    "render.render_script": "",
-    "whatif.whatif": (WHATIF, None),
-    "whatif.save": Path("saved.json"),
-    "screen.show_whatif": None,
-    "screen.confirm": None,
-    "capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
-    "capture.save": None,
-    "compare.compare": (),
-    "comparison.check_worse": False,
-    "comparison.to_json": "{}",
-    "plot.plot": None,
-    "proxymode.gather": gather,
-    "proxymode.decide": FINDING,
-    "rollout.plan_change": CHANGE,
-    "rollout.needs_restart": True,
-    "rollout.set_mode": None,
-    "liverules.read_live_rules": (),
-    "sync.service_ports": set(),
-    "sync.wait_for_rules": 1.0,
-    "dummies.read_dummies": DUMMIES,
-    "dummies.plan_creation": [1],
-    "dummies.create": None,
-    "dummies.delete": (0, 0),
-    "worker.apply_worker": None,
-    "worker.read_service": {},
-    "worker.delete_worker": 1,
+    "system.kernel.check_root": None,
+    "system.kernel.detect_clock": ("ns", False),
+    "measure.plan.check_trusted": None,
+    "measure.defaults.check_root": None,
+    "measure.defaults.read_target": Target("10.96.0.10", 53, "udp", "prod/worker", ("53/UDP",), ("10.244.0.2:53",)),
+    "measure.defaults.choose_source": "10.244.7.0/24",
+    "measure.defaults.detect_mode": (find_mode("iptables", "nft"), ()),
+    "measure.defaults.find_source": lambda options, _: options,
+    "cluster.api.connect": Api(),
+    "node.node.find_node": lambda netns, container: Node(netns, container or "here"),
+    "measure.run.measure": (RESULT, None),
+    "sweep.sweep.sweep": sweep,
+    "cli.sweep.show": None,
+    "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
+    "sweep.pool.Pool": Pool,
+    "system.virtual_machine.Machine": Machine,
+    "system.virtual_machine.boot": None,
+    "node.doctor.missing_to_trace": ["bpftrace"],
+    "node.doctor.examine": [],
+    "node.doctor.to_json": "{}",
+    "measure.watch.watch": None,
+    "measure.plan.load_modules": None,
+    "measure.plan.plan_script": lambda options: describe(options),
+    "trace.script.render_script": "",
+    "sweep.whatif.whatif": (WHATIF, None),
+    "sweep.whatif.save": Path("saved.json"),
+    "report.tables.show_whatif": None,
+    "console.confirm": None,
+    "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
+    "lab.capture.save": None,
+    "analysis.compare.compare": (),
+    "analysis.comparison.check_worse": False,
+    "analysis.comparison.to_json": "{}",
+    "report.plot.plot": None,
+    "cluster.proxy_mode.gather": gather,
+    "cluster.proxy_mode.decide": FINDING,
+    "cluster.rollout.plan_change": CHANGE,
+    "cluster.rollout.needs_restart": True,
+    "cluster.rollout.set_mode": None,
+    "node.live_rules.read_live_rules": (),
+    "cluster.sync.service_ports": set(),
+    "cluster.sync.wait_for_rules": 1.0,
+    "cluster.dummies.read_dummies": DUMMIES,
+    "cluster.dummies.plan_creation": [1],
+    "cluster.dummies.create": None,
+    "cluster.dummies.delete": (0, 0),
+    "cluster.worker.apply_worker": None,
+    "cluster.worker.read_service": {},
+    "cluster.worker.delete_worker": 1,
 }
 """What commands call -> what stands in for it, or what it returns; its arguments are noted."""
 
@@ -344,7 +344,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def note(name: str, answer: Any) -> Callable[..., Any]:
         def noted(*words: Any, **more: Any) -> Any:
-            if name not in ("sweep.sweep", "kernel.detect_clock"):
+            if name not in ("sweep.sweep.sweep", "system.kernel.detect_clock"):
                 DONE.append(f"{name} {describe(words)} {describe(sorted(more.items()))}")
             return answer(*words, **more) if callable(answer) else answer
 

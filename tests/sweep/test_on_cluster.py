@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kproxylat.cli.sweep import save_csv
 from kproxylat.cluster import proxy_mode, rollout, sources, sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import create, delete, plan_creation, read_dummies
@@ -163,6 +164,7 @@ def test_services_grow_and_are_gone_at_the_end(api: Api, runs: Runs, capsys: Cap
     assert (ended, found.complete) == (None, True)
     assert runs.seen == [("iptables", "legacy", 5, 5), ("iptables", "legacy", 20, 20)]
     assert runs.proxy.modes == ["iptables"], "kube-proxy is left alone"
+    save_csv(found)
     [saved] = runs.directory.glob("sweep_*.csv")
     rows = list(csv.DictReader(io.StringIO(saved.read_text())))
     assert [(row["ServiceCount"], row["ProxyMode"]) for row in rows] == [("5", "iptables"), ("20", "iptables")]

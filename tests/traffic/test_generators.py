@@ -23,7 +23,7 @@ from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.system import processes
 from kproxylat.traffic import burst as traffic_burst
-from kproxylat.traffic import generators, hping3, sockets
+from kproxylat.traffic import hping3, sockets
 from kproxylat.traffic import pktgen as traffic_pktgen
 from kproxylat.traffic import sender as sender_program
 from kproxylat.traffic.burst import PORTS, Burst, Sent
@@ -103,7 +103,7 @@ def pktgen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert (argv, netns) == (("cat", "/proc/net/pktgen/pod0"), "client")
         return text[-1]
 
-    monkeypatch.setattr(generators, "run", run)
+    monkeypatch.setattr(traffic_pktgen, "run", run)
     return text
 
 
@@ -140,7 +140,7 @@ class EchoingTee:
 
 
 def pktgen_file(monkeypatch: pytest.MonkeyPatch, answer: Path) -> traffic_pktgen._File:
-    monkeypatch.setattr(generators, "Background", EchoingTee)
+    monkeypatch.setattr(traffic_pktgen, "Background", EchoingTee)
     file = traffic_pktgen._File("pod0", "client")
     file.path = answer
     return file
@@ -289,7 +289,7 @@ def test_a_program_that_does_not_say_what_it_sent(read: Callable[[Burst, traffic
 def test_hping3s_last_wait_is_no_sending(monkeypatch: pytest.MonkeyPatch, packets: int, pps: float) -> None:
     sender = traffic_burst.Sender("echo", f"{packets} packets transmitted, 0 packets received, 100% packet loss")
     assert sender.wait(10)
-    monkeypatch.setattr(generators.time, "monotonic", lambda: sender.started_s + 3)
+    monkeypatch.setattr(hping3.time, "monotonic", lambda: sender.started_s + 3)
     assert hping3.read_hping3(BURST, sender) == Sent(packets, None, pytest.approx(pps))
 
 
