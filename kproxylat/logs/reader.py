@@ -2,6 +2,8 @@
 
 Memory does not grow with the length of a run. A damaged line loses only itself. docs/logs.md describes the dialects and
 how a file is divided into runs.
+
+Longer than 350 lines: the tables of dialects and line kinds stand beside the reader that they drive.
 """
 
 from __future__ import annotations

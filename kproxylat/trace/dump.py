@@ -2,6 +2,8 @@
 
 Format: bpftrace, ``src/output.cpp`` up to 0.23, ``src/output/text.cpp`` and ``src/types_format.cpp`` from 0.24 on;
 versions tried: tests/dumps/ and the corpus.
+
+Longer than 350 lines: the three automata of one grammar share its patterns.
 """
 
 from __future__ import annotations

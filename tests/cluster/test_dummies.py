@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -278,7 +279,8 @@ def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, agent: Agent) -> None:
             def interrupt(call: Call, verb: str = verb, wanted: int = wanted) -> None:
                 reached = len(fake.objects) >= wanted if verb == "create" else len(fake.objects) <= wanted
                 if call.verb == verb and reached:
-                    fake.after = None
+                    # The answers that follow take longer, so that the signal arrives before the command's end.
+                    fake.after = lambda _: threading.Event().wait(0.05)
                     agent.send(signal=int(signal.SIGINT))
 
             fake.after = interrupt

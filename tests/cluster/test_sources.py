@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kproxylat.cluster import sources
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.sources import choose_source, read_pod_cidr
 from kproxylat.errors import MachineError
@@ -37,7 +38,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
         # It prints nothing at all where there is nothing.
         return json.dumps(listed[argv[3]]) if listed[argv[3]] else ""
 
-    monkeypatch.setattr(addresses, "run", run)
+    for module in (addresses, sources):
+        monkeypatch.setattr(module, "run", run)
     return listed
 
 

@@ -145,7 +145,7 @@ FULL = "seq -f '@n[8, %.0f]: 1' 65536; echo '@table[8]: kube-proxy'; echo '@chai
 FAULTS = (
     Fault("bpftrace-missing", 1, r"bpftrace not found\n  apt-get install bpftrace", {"bpftrace": None}, ()),
     Fault("bpftrace-too-old", 1, "v0.9.4 is too old", {"bpftrace": "echo bpftrace v0.9.4"}, ()),
-    Fault("bpftrace-says-no-version", 1, "bpftrace --version says", {"bpftrace": "echo hello"}, ()),
+    Fault("bpftrace-says-no-version", 1, "bpftrace --version printed no version", {"bpftrace": "echo hello"}, ()),
     Fault("bpftrace-not-executable", 1, "status 126", {"bpftrace": "exit 126"}, ()),
     Fault("bpftrace-lists-nothing", 1, "no function nft_do_chain", {"bpftrace": after("-lv)", "-lv) exit ;; x)")}, ()),
     Fault("bpftrace-dies-at-attach", 1, f"before its probes were attached .status 1.: ERROR: no such probe{LOG}",
