@@ -13,7 +13,7 @@ from kproxylat.cluster import proxy_mode, rollout, sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import parse_mode
 from kproxylat.cluster.proxy_mode import CLEAN_UP
-from kproxylat.cluster.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
+from kproxylat.cluster.rollout import apply_change, needs_restart, plan_change, describe_rollout, wait_for_rollout
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination
@@ -79,13 +79,13 @@ def test_only_the_mode_is_changed_and_the_pods_are_restarted(api: Api, kubeadm: 
 
 def test_what_a_rollout_waits_for() -> None:
     document = copy.deepcopy(DAEMONSET)
-    assert pods_to_come(document) == "the DaemonSet controller has not seen the change"
+    assert describe_rollout(document) == "the DaemonSet controller has not seen the change"
     document["status"] = {"observedGeneration": 1, "desiredNumberScheduled": 2, "updatedNumberScheduled": 1}
-    assert pods_to_come(document) == "1 of 2 kube-proxy pods are restarted"
+    assert describe_rollout(document) == "1 of 2 kube-proxy pods are restarted"
     document["status"] |= {"updatedNumberScheduled": 2, "numberAvailable": 1}
-    assert pods_to_come(document) == "1 of 2 kube-proxy pods are available"
+    assert describe_rollout(document) == "1 of 2 kube-proxy pods are available"
     document["status"]["numberAvailable"] = 2
-    assert pods_to_come(document) is None
+    assert describe_rollout(document) is None
 
 
 def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
