@@ -29,20 +29,7 @@ DOCUMENTS = sorted(
     ]
 )
 MODULES = sorted((ROOT / "kproxylat").rglob("*.py"))
-NOT_YET_CLEAN: set[str] = {
-    "cli/compare",
-    "cli/options",
-    "cli/run",
-    "cli/services",
-    "cli/sweep",
-    "lab/rules",
-    "logs/recurring",
-    "measure/options",
-    "measure/plan",
-    "measure/ranking",
-    "sweep/on_cluster",
-    "trace/result",
-}
+NOT_YET_CLEAN: set[str] = set()
 """Modules, such as "system/kernel", that still have such phrases. Remove a name when its module is rewritten."""
 
 

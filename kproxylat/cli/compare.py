@@ -54,7 +54,7 @@ def compare(
     if worse:
         missing = ", ".join(name for each in found for name in each.missing)
         costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
-        say(f"kproxylat: nobody knows what B costs where A has {missing}" if missing else costs)
+        say(f"kproxylat: B lacks what A has: {missing}" if missing else costs)
         sys.exit(WORSE)
 
 

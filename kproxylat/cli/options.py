@@ -190,7 +190,7 @@ def number(family: Family | None) -> int | None:
 
 
 def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others: object) -> None:
-    """Refuse rules that nobody loads, and Services that nobody measures.
+    """Refuse a ruleset without a lab, and --every-service without a ruleset.
 
     :param others: the options of the lab's own Services, which a ruleset takes the place of.
     """

@@ -262,8 +262,8 @@ def render(
 ) -> None:
     """Print the bpftrace script that run would use on this kernel, and take run's arguments for it.
 
-    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it takes root: only root
-    is told which functions fentry can trace.
+    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it needs root: the kernel
+    tells only root which functions fentry can trace.
 
     \b
     Examples:

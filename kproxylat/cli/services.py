@@ -35,7 +35,7 @@ class How:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
 
     def check(self, place: Place) -> None:
-        """Refuse to name a node whose rules nobody waits for.
+        """Refuse the options of a node without --wait.
 
         :raises UsageError: it is named.
         """

@@ -98,9 +98,9 @@ def sweep(
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
-    Without --lab, on a node: so many dummy Services are created, kube-proxy is waited for, and they are deleted at the
-    end; with several modes, kube-proxy's mode is set, and back at the end. A sweep that was interrupted goes on where
-    it was when it is called again with the same --output-dir.
+    Without --lab, on a node, it creates so many dummy Services, waits for kube-proxy, and deletes them at the end. With
+    several modes, it sets kube-proxy's mode and restores it at the end. To resume after an interruption, run the same
+    command again with the same --output-dir.
 
     \b
     Examples:
@@ -206,7 +206,7 @@ def _counts(text: str) -> list[int]:
     try:
         counts = [int(each) for each in text.split(",")]
     except ValueError:
-        said = f"--services {text!r} is no list of numbers" if text else "no numbers of Services are given"
+        said = f"invalid list of numbers: --services {text!r}" if text else "no numbers of Services are given"
         raise UsageError(said, "--services takes some such as 10,100,1000") from None
     if len(set(counts)) < len(counts):
         raise UsageError(f"--services {text} names a number twice", "--repeats measures each several times")

@@ -63,7 +63,7 @@ def render_ruleset(
     }
     there = {each.port_name for each in standing}
     new = [each for each in services if each.port_name not in there]
-    # Whoever is last of a bucket's elements to come is found first.
+    # The kernel finds the last added element of a hash bucket first.
     last = [*takewhile(lambda each: each.port_name in there, reversed(services))][::-1]
     size = PORTION if mode.name == "nftables" else len(new)
     loaded: list[tuple[tuple[str, ...], str]] = []

@@ -104,7 +104,7 @@ class Collector:
         """Read one line without adding it.
 
         :param line: the line without its end.
-        :return: None if this is no recurring line.
+        :return: None if this line does not recur.
         """
         return _read_line(line, self._time)
 

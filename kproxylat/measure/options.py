@@ -168,11 +168,13 @@ def parse_destination(text: str, protocol: str, family: int | None = None) -> De
         ip = IPv6Address(found[1]) if found[1] else IPv4Address(found[2])
     except ValueError:
         raise UsageError(
-            f"{text!r} is no target", "--target takes IP:PORT, such as 10.96.0.10:50051 or [fd00:10:96::50]:50051"
+            f"invalid target {text!r}", "--target takes IP:PORT, such as 10.96.0.10:50051 or [fd00:10:96::50]:50051"
         ) from None
     number = int(found[3])
     if not 0 < number < 65536 or ip.is_multicast or ip.is_loopback or ip.is_unspecified:
-        raise UsageError(f"{text!r} is no target of a Service", "--target takes a ClusterIP and a port from 1 to 65535")
+        raise UsageError(
+            f"invalid target of a Service: {text!r}", "--target takes a ClusterIP and a port from 1 to 65535"
+        )
     if family not in (None, ip.version):
         raise UsageError(f"target {text} is IPv{ip.version}, and --family {family} is passed", "leave out --family")
     return Destination(str(ip), number, protocol)
@@ -191,4 +193,4 @@ def parse_source(text: str) -> IpNetwork:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is no network: {error}", "--source takes one such as 10.244.7.128/25") from None
+        raise UsageError(f"invalid network {text!r}: {error}", "--source takes one such as 10.244.7.128/25") from None

@@ -106,7 +106,7 @@ def plan_script(options: Options) -> Plan:
     flow = make_flow(None if options.targets else options.target, options.sources)
     sends = find_generator(options.generator).sends
     if sends and options.mode.origin != "node":
-        # Nobody else has our sources, and all that we send goes to this port: one read less for every call.
+        # Only our packets have our sources, and all of them go to this port: one read less for every call.
         flow = replace(flow, port_protocol=None)
     inode = options.node.inode if options.node.netns else 0
     # The second may be lost: there are to be some more.

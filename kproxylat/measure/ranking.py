@@ -1,4 +1,4 @@
-"""The values of a lookup by target -> what each Service costs, the dearest first. Pure."""
+"""The cost of each Service, from the values of a lookup by target; the most expensive first. Pure."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,13 +94,24 @@ def _take_lock() -> TextIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = file.readline(20).strip() or "unknown"
+            holder = _read_holder(file)
             file.close()
             raise MachineError(f"another run is under way (process {holder})", "wait for its end") from None
         # The run before may have removed the file after it was opened here.
         if _is_lock(file):
             return file
         file.close()
+
+
+def _read_holder(file: TextIO) -> str:
+    """Return the number of the process that holds the lock; it writes the number just after it takes the lock."""
+    pause = threading.Event()
+    for _ in range(50):
+        file.seek(0)
+        if holder := file.readline(20).strip():
+            return holder
+        pause.wait(0.01)
+    return "unknown"
 
 
 def _is_lock(file: TextIO) -> bool:

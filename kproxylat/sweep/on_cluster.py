@@ -179,7 +179,7 @@ def sweep_cluster(
     for count in counts:
         check_count(count)
     check_root()
-    # The target first: what is wrong with the cluster is told as such, and not as a mode that is not known.
+    # The target first: a fault of the cluster must not look like an unknown mode.
     options = look_up(base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api)
     running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]

@@ -212,12 +212,16 @@ class Machine:
         forwarded = 0
         while True:
             if not forwarded and (forwarded := interrupts.pending()):
-                self._process.write(json.dumps({"signal": forwarded}) + "\n")
+                self.signal(forwarded)
             event = self._next("finish")
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
                 print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the command that runs in the guest. Any thread may call this."""
+        self._process.write(json.dumps({"signal": signum}) + "\n")
 
 
 def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]:

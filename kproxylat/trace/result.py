@@ -79,7 +79,7 @@ def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer:
     if probes and not any(probe.lookup for probe in probes):
         warnings.append("no call was a Service lookup: are these the rules of the mode that was named?")
     warnings += check_envelopes(probes)
-    # What the kernel skips of fentry (its recursion_misses) is told to nobody who does not ask for it at the time.
+    # The kernel counts what it skips of fentry (recursion_misses) only while the program is loaded.
     known = missed if missed or kind == "kprobe" else None
     return Quality(count_lost(said), known, _read_count(maps, "strays"), full, tuple(warnings))
 

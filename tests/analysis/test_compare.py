@@ -375,10 +375,10 @@ def test_the_command_and_its_statuses(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_points_missing_in_b_are_a_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     whole, fewer, series = files(tmp_path, load(COUNTED), [*load(COUNTED)[:2], *load(COUNTED)[3:]], load(COUNTED)[:6])
     status, out, err = call(capsys, whole, fewer, "--fail-if-worse", "5")
-    assert (status, err) == (5, "kproxylat: nobody knows what B costs where A has iptables/legacy at 1,000 Services\n")
+    assert (status, err) == (5, "kproxylat: B lacks what A has: iptables/legacy at 1,000 Services\n")
     assert "only: 1,000 Services only in A" in out
     status, _, err = call(capsys, whole, series, "--fail-if-worse", "5")
-    assert (status, "where A has nftables/nft\n" in err) == (5, True)
+    assert (status, "B lacks what A has: nftables/nft\n" in err) == (5, True)
     assert call(capsys, fewer, whole, "--fail-if-worse", "5")[0] == 0, "what B has more does no harm"
     assert call(capsys, whole, fewer)[0] == 0
     one, other = files(tmp_path, LEGACY, with_values(LEGACY, {2106: 2000}, 20))

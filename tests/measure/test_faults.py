@@ -478,7 +478,7 @@ def test_a_second_signal_names_what_still_runs(agents: list[Agent], tmp_path: Pa
     world.check()
 
 
-def test_a_kept_lab(tmp_path: Path) -> None:
+def test_a_kept_lab(agents: list[Agent], tmp_path: Path) -> None:
     """It stands for more Services, and is gone after fewer, after cleanup, and after a run on it that fails."""
     world = World(tmp_path)
 
@@ -546,7 +546,8 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
     world = World(tmp_path / "world", {"tee": sender('[ "$order" = start ]', SHUFFLE)})
     script = (
-        "from tests import fakes; fakes.enter(); from kproxylat.measure.run import measure; from pathlib import Path; "
+        "from tests.support import fakes; fakes.enter(); from kproxylat.measure.run import measure; "
+        "from pathlib import Path; "
         "from kproxylat.measure.options import Options; from kproxylat.modes import find_mode; "
         "from kproxylat.results import Destination as To; from ipaddress import ip_network; "
         "measure(Options(find_mode('iptables', 'nft'), To('10.96.100.50', 50051, 'udp'), duration_s=0.2, "
