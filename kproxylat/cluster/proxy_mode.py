@@ -23,7 +23,7 @@ CLEAN_UP = (
 """How to remove rules that stay although kube-proxy was restarted: at its start, kube-proxy removes nftables' rules in
 modes iptables and ipvs, and those of iptables and ipvs in mode nftables, on its own iptables backend (Kubernetes,
 cmd/kube-proxy/app/server_linux.go, platformCleanup)."""
-SETTLE = "sudo kproxylat mode show --probe"
+SETTLE = "sudo kproxylat mode show --send-packet"
 ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
 
@@ -223,7 +223,7 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
     with asking("this kernel's rules"):
         rules = read_live_rules(node.netns)
     if send_packet and rules and len(rules) > 1:
-        with asking("--probe"):
+        with asking("--send-packet"):
             counted = probe(rules, node.netns)
     if open_api:
         with asking("the cluster's API"):

@@ -482,9 +482,19 @@ def test_the_program_itself() -> None:
     assert done.stderr == "kproxylat: unknown mode 'ipvs4'\n  --mode takes one of: iptables, ipvs, nftables\n"
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
-    done = python("-c", f"import sys, kproxylat.cli.app; print([each for each in {HEAVY} if each in sys.modules])")
-    assert done.stdout == "[]\n", done.stderr
+@pytest.mark.parametrize(
+    ("code", "libraries"),
+    [
+        ("pass", HEAVY),
+        ("app.build('parse')", HEAVY),
+        ("app.build()", ("kubernetes", "rich", "numpy", "matplotlib")),
+    ],
+)
+def test_the_command_line_imports_nothing_heavy(code: str, libraries: tuple[str, ...]) -> None:
+    """Neither without a command, nor for parse, nor for the help of the whole program."""
+    names = f"[library for library in {libraries} if library in sys.modules]"
+    process = python("-c", f"import sys; from kproxylat.cli import app; {code}; print({names})")
+    assert process.stdout == "[]\n", process.stderr
 
 
 @pytest.mark.parametrize("backend", ["legacy", "nft"])

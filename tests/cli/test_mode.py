@@ -70,7 +70,7 @@ def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, mo
     assert (status, answer["mode"], answer["sure"]) == (0, "nftables", "likely")
     assert "set to iptables but runs nftables" in answer["warnings"][0]
     assert "left behind" in answer["warnings"][1]
-    assert answer["settle"] == "sudo kproxylat mode show --probe"
+    assert answer["settle"] == "sudo kproxylat mode show --send-packet"
     status, out, _ = call(capsys, "mode", "show")
     assert f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {proxy_mode.CLEAN_UP}\n" in out
 
@@ -92,6 +92,20 @@ def test_a_wrong_context_is_told(capsys: Captured, cluster: FakeApi) -> None:
     status, out, err = call(capsys, "mode", "show", "--context", "prod")
     assert (status, out) == (2, "")
     assert err == "kproxylat: the kubeconfig has no context 'prod'\n  --context takes one of: fake\n"
+
+
+@pytest.mark.parametrize("option", ["--send-packet", "--probe"])
+def test_mode_show_sends_a_packet_under_the_new_and_the_old_name(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    assert cluster.port
+    legacy, nft = (LiveRules("iptables", backend, 5, {}) for backend in ("legacy", "nft"))
+    running(monkeypatch, "iptables", legacy, nft)
+    monkeypatch.setattr(proxy_mode, "probe", lambda *_: frozenset({str(nft)}))
+    assert call(capsys, "mode", "show")[0] == 1
+    status, out, _ = call(capsys, "mode", "show", option)
+    assert (status, out.splitlines()[0]) == (0, "kube-proxy mode iptables, backend nft: certain")
+    assert option == "--send-packet" or option not in call(capsys, "mode", "show", "--help")[1]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from kproxylat.cluster import proxy_mode, rollout, sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import parse_mode
 from kproxylat.cluster.proxy_mode import CLEAN_UP
-from kproxylat.cluster.rollout import apply_change, needs_restart, plan_change, describe_rollout, wait_for_rollout
+from kproxylat.cluster.rollout import apply_change, describe_rollout, needs_restart, plan_change, wait_for_rollout
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination
