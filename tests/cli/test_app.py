@@ -56,7 +56,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ((*LAB, "--mode", "ipvs4"), "unknown mode 'ipvs4'"),
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
@@ -186,11 +186,11 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
-def test_wrong_usage_is_status_2_and_one_clear_line(capsys: Captured, argv: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_is_status_2_and_one_clear_line(capsys: Captured, argv: tuple[str, ...], message: str) -> None:
     status, out, err = call(capsys, *argv)
     lines = err.splitlines()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     if lines[0].startswith("kproxylat: "):
         assert len(lines) in (1, 2)
@@ -207,7 +207,7 @@ def below_a_file(directory: Path) -> str:
 
 
 @pytest.mark.parametrize("command", [LAB, SWEEP], ids=" ".join)
-def test_an_output_directory_that_cannot_be_written_is_told_before_booting(
+def test_an_unwritable_output_directory_is_refused_before_booting(
     capsys: Captured, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     status, out, err = call(capsys, *command, "--vm", "--output-dir", below_a_file(tmp_path))
@@ -215,7 +215,7 @@ def test_an_output_directory_that_cannot_be_written_is_told_before_booting(
     assert re.fullmatch(r"kproxylat: .*/file/sub cannot be made: Not a directory\n  pass another --output-dir\n", err)
 
 
-def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> None:
+def test_a_missing_kernel_image(capsys: Captured, tmp_path: Path) -> None:
     argv = (*LAB, "--vm", "--kernel", "/nowhere/vmlinuz", "--output-dir", str(tmp_path))
     status, _, err = call(capsys, *argv)
     assert status == 1
@@ -227,7 +227,7 @@ def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> N
     [LAB, SWEEP, (*TARGET, "10.96.0.10:80"), ("trace", "--mode", "nftables"), ("cleanup",), ("render", "--lab")],
     ids=" ".join,
 )
-def test_an_ordinary_user_is_told_that_it_takes_root(
+def test_an_ordinary_user_reads_that_root_is_required(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -530,7 +530,7 @@ def test_a_directory_of_rulesets_is_swept_on_the_backend_that_is_passed(
         ("instructions", ("--ruleset", RULES, "--every-service"), 2),
     ],
 )
-def test_some_hundred_packets_do_where_instructions_are_counted(
+def test_a_sweep_sends_fewer_packets_on_the_instruction_clock(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, clock: str, options: tuple[str, ...], duration_s: float
 ) -> None:
     from kproxylat.sweep import sweep

@@ -87,7 +87,7 @@ def test_mode_show_without_a_cluster(capsys: Captured, cluster: FakeApi, monkeyp
     assert (status, out.splitlines()[0]) == (1, "kube-proxy mode ?, backend ?: unknown")
 
 
-def test_a_wrong_context_is_told(capsys: Captured, cluster: FakeApi) -> None:
+def test_mode_show_with_an_unknown_context(capsys: Captured, cluster: FakeApi) -> None:
     assert cluster.port
     status, out, err = call(capsys, "mode", "show", "--context", "prod")
     assert (status, out) == (2, "")
@@ -122,7 +122,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     return found
 
 
-def test_run_looks_target_and_mode_up(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
+def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
     for each in RECORDED.glob("*worker*.json"):
         cluster.add(each)
     status, _, err = call(capsys, "run", "2", "1000", "--service", "worker-dual", "--format", "json")
@@ -148,7 +148,7 @@ def test_run_with_a_target_asks_no_api(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said", "wanted"),
+    ("argv", "message", "expected"),
     [
         ((), "Service worker not found in namespace default", 1),
         (("-n", "other"), "Service worker not found in namespace other", 1),
@@ -158,17 +158,17 @@ def test_run_with_a_target_asks_no_api(
     ],
 )
 def test_bad_input_of_run(
-    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...], said: str, wanted: int
+    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...], message: str, expected: int
 ) -> None:
     assert cluster.port
     status, out, err = call(capsys, "run", *argv)
-    assert (status, out, measured) == (wanted, "", [])
-    assert said in err
+    assert (status, out, measured) == (expected, "", [])
+    assert message in err
     assert len(err.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("mode", "rules", "argv", "said"),
+    ("mode", "rules", "argv", "message"),
     [
         ("iptables", ("legacy", "nft"), (), "ambiguous: the kernel holds the rules of iptables on legacy and iptables"),
         ("iptables", (), (), "mode iptables on an unknown backend"),
@@ -181,7 +181,7 @@ def test_bad_input_of_run(
         (None, (), (), "no source knows of a kube-proxy"),
     ],
 )
-def test_a_mode_that_is_not_clear(
+def test_an_ambiguous_mode(
     capsys: Captured,
     cluster: FakeApi,
     measured: list[Options],
@@ -189,13 +189,13 @@ def test_a_mode_that_is_not_clear(
     mode: str | None,
     rules: tuple[str, ...],
     argv: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     assert cluster.port
     running(monkeypatch, mode, *(LiveRules("iptables", each, 5, {}) for each in rules))
     status, out, err = call(capsys, "run", "--target", "10.96.0.10:50051", *argv)
     assert (status, out, measured) == (1, "", [])
-    assert said in err
+    assert message in err
     assert err.splitlines()[1].startswith("  ")
 
 
@@ -228,9 +228,7 @@ def test_a_namespace_keeps_its_name_in_messages(capsys: Captured, cluster: FakeA
     assert call(capsys, *command)[1].startswith(f"created {objects}; 0 were there: ")
 
 
-def test_the_workers_rules_are_waited_for_too(
-    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wait_includes_the_workers_rules(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.port
     running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.2", 80, "tcp"): 0}))
     status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
@@ -238,7 +236,7 @@ def test_the_workers_rules_are_waited_for_too(
     assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
 
 
-def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
+def test_wait_ends_with_the_rules_and_an_idle_kube_proxy(
     capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.port
@@ -248,7 +246,7 @@ def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
     assert "kube-proxy's rules hold them: " in out
 
 
-def test_run_without_a_cluster_names_the_other_way(
+def test_run_without_a_cluster_names_target_and_mode(
     capsys: Captured, cluster: FakeApi, measured: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.port
@@ -259,7 +257,7 @@ def test_run_without_a_cluster_names_the_other_way(
     assert err.endswith("\n  or, without a cluster's API: --target IP:PORT --mode MODE\n")
 
 
-def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: FakeApi) -> None:
+def test_create_worker_and_keep_another_clients_worker(capsys: Captured, cluster: FakeApi) -> None:
     for _ in range(2):
         status, out, _ = call(capsys, "services", "create", "--count", "0", "--worker")
         assert (status, out.splitlines()[0]) == (0, "applied Service worker and Deployment worker")
@@ -292,7 +290,7 @@ API_COMMANDS = (
 
 
 @pytest.mark.parametrize(
-    ("wrong", "status", "said", "remedy"),
+    ("wrong", "status", "message", "remedy"),
     [
         ("no kubeconfig", 1, "there is no kubeconfig: ", "pass --kubeconfig FILE"),
         ("an expired token", 1, "refuses (401 Unauthorized): the token has expired", "log in again"),
@@ -312,7 +310,7 @@ def test_bad_input_of_every_command(
     argv: tuple[str, ...],
     wrong: str,
     status: int,
-    said: str,
+    message: str,
     remedy: str,
 ) -> None:
     """One clear line, the remedy, and the status; nothing is changed or measured."""
@@ -337,7 +335,7 @@ def test_bad_input_of_every_command(
     found, out, err = call(capsys, *argv, *(("--context", "prod") if wrong == "a wrong context" else ()))
     assert (found, out, measured, cluster.objects) == (status, "", [], before), err
     [line, *remedies] = err.splitlines()
-    assert re.search(re.escape(said).replace(r"\|", "|"), line)
+    assert re.search(re.escape(message).replace(r"\|", "|"), line)
     assert line.startswith("kproxylat: ")
     assert remedy in remedies[0]
     assert all(each.startswith("  ") for each in remedies)

@@ -1,4 +1,4 @@
-"""The detection table: each recorded state of a node and each mixture has one answer, told with its reason."""
+"""The detection table: each recorded state of a node and each mixture has one answer with a reason."""
 
 from __future__ import annotations
 
@@ -163,11 +163,11 @@ def test_every_step_has_an_answer() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_recorded_mode_switches(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     running, node = STEPS[step]
     finding = decide(Evidence(running, rules=look(monkeypatch, node)))
-    [wanted] = [answer for start, answer in ANSWERS.items() if step.startswith(start)]
-    assert (finding.mode, finding.backend, finding.sure) == wanted
+    [expected] = [answer for start, answer in ANSWERS.items() if step.startswith(start)]
+    assert (finding.mode, finding.backend, finding.sure) == expected
     assert finding.reason
     if step[0] in "456":
         assert finding.settle == SETTLE
@@ -179,7 +179,7 @@ def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: st
 
 
 @pytest.mark.parametrize(
-    ("step", "counted", "wanted"),
+    ("step", "counted", "expected"),
     [
         ("4", {NFT}, ("iptables", "nft", "certain")),
         ("4", {LEGACY}, ("iptables", "legacy", "certain")),
@@ -191,13 +191,13 @@ def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: st
         ("6", {LEGACY}, ("iptables", "legacy", "certain")),
     ],
 )
-def test_counters_settle_it(
-    monkeypatch: pytest.MonkeyPatch, step: str, counted: set[str], wanted: tuple[str | None, str | None, str]
+def test_counters_decide_between_backends(
+    monkeypatch: pytest.MonkeyPatch, step: str, counted: set[str], expected: tuple[str | None, str | None, str]
 ) -> None:
     [(running, node)] = [each for name, each in STEPS.items() if name.startswith(step)]
     finding = decide(Evidence(running, rules=look(monkeypatch, node), counted=frozenset(counted)))
-    assert (finding.mode, finding.backend, finding.sure) == wanted
-    assert bool(finding.settle) == (wanted[2] == "ambiguous")
+    assert (finding.mode, finding.backend, finding.sure) == expected
+    assert bool(finding.settle) == (expected[2] == "ambiguous")
     if finding.settle:
         assert finding.settle == CLEAN_UP
     if step == "5" and counted:
@@ -281,7 +281,7 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
 
 
 @pytest.mark.parametrize(
-    ("evidence", "wanted", "said"),
+    ("evidence", "expected", "message"),
     [
         (Evidence(settings=(IN_IPTABLES,), rules=(IPT,)), ("iptables", "nft", "certain"), "only rules of"),
         (
@@ -319,13 +319,13 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
         (Evidence(rules=()), (None, None, "unknown"), "no source knows"),
     ],
 )
-def test_mixtures(evidence: Evidence, wanted: tuple[str | None, str | None, str], said: str) -> None:
+def test_mixed_evidence(evidence: Evidence, expected: tuple[str | None, str | None, str], message: str) -> None:
     finding = decide(evidence)
-    assert (finding.mode, finding.backend, finding.sure) == wanted
-    assert said in " ".join([finding.reason, *finding.warnings])
+    assert (finding.mode, finding.backend, finding.sure) == expected
+    assert message in " ".join([finding.reason, *finding.warnings])
 
 
-def test_a_probe_tells_whose_rules_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_returns_the_rules_that_count_its_packet(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def connect(address: tuple[str, int], _: float) -> None:
@@ -359,7 +359,7 @@ def test_a_probe_tells_whose_rules_count(monkeypatch: pytest.MonkeyPatch) -> Non
         probe(())
 
 
-def test_only_root_may_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_rules_requires_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_rules.os, "geteuid", lambda: 1000)
     with pytest.raises(MachineError, match="requires root"):
         read_live_rules()

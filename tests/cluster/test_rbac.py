@@ -141,7 +141,7 @@ def test_every_command_is_documented() -> None:
 
 
 @pytest.mark.parametrize("command", WAYS)
-def test_the_least_that_is_enough(api: Api, fake: FakeApi, command: str) -> None:
+def test_the_documented_permissions_suffice(api: Api, fake: FakeApi, command: str) -> None:
     WAYS[command](api, fake)
     assert made(fake) == rights(MANIFESTS[command])
 
@@ -168,14 +168,14 @@ COMMANDS = (
 """Command line, the manifests that it takes, and its status where this machine holds no Service's rules."""
 
 
-@pytest.mark.parametrize(("argv", "manifests", "wanted"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
-def test_the_commands_themselves_take_no_more(
+@pytest.mark.parametrize(("argv", "manifests", "expected"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
+def test_the_commands_need_no_other_permissions(
     capsys: Captured,
     cluster: FakeApi,  # noqa: F811
     measured: list[Options],  # noqa: F811
     argv: tuple[str, ...],
     manifests: list[str],
-    wanted: int,
+    expected: int,
 ) -> None:
     """From the first word to the last, against a server that permits what the manifests have, and no more."""
     for each in RECORDED.glob("*worker-dual.json"):
@@ -184,6 +184,6 @@ def test_the_commands_themselves_take_no_more(
     cluster.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
     cluster.permitted = set().union(*(rights(MANIFESTS[each]) for each in manifests))
     status, _, err = call(capsys, *argv)
-    assert (status, "Forbidden" in err) == (wanted, False), err
+    assert (status, "Forbidden" in err) == (expected, False), err
     assert bool(cluster.calls) == bool(manifests)
     assert len(measured) == (argv[0] == "run")

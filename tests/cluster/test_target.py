@@ -68,7 +68,7 @@ PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port"
 
 
 @pytest.mark.parametrize(
-    ("spec", "endpoints", "said"),
+    ("spec", "endpoints", "message"),
     [
         ({"type": "ExternalName", "externalName": "x.org"}, None, "ExternalName"),
         ({"clusterIP": "None", "clusterIPs": ["None"]}, None, "headless"),
@@ -82,13 +82,13 @@ PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port"
         ({}, {"ports": [{"name": "grpc", "port": 50051, "protocol": "TCP"}]}, "no ready IPv4 endpoint"),
     ],
 )
-def test_what_cannot_be_measured(
-    api: Api, fake: FakeApi, spec: dict[str, Any], endpoints: dict[str, Any] | None, said: str
+def test_services_that_cannot_be_measured(
+    api: Api, fake: FakeApi, spec: dict[str, Any], endpoints: dict[str, Any] | None, message: str
 ) -> None:
     add(fake, spec, endpoints)
     with pytest.raises(MachineError) as caught:
         read_target(api, "worker-dual")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
@@ -116,13 +116,13 @@ def test_dual_stack_and_ports_by_name_and_number(api: Api, fake: FakeApi) -> Non
         read_target(api, "worker-dual", "443")
 
 
-def test_a_service_that_is_not_there(api: Api) -> None:
+def test_a_missing_service(api: Api) -> None:
     with pytest.raises(MachineError, match="Service worker not found in namespace default of context fake") as caught:
         read_target(api)
     assert "--service NAME -n NAMESPACE" in caught.value.remedy
 
 
-def test_a_target_that_changes_during_the_run_is_told(api: Api, recorded: FakeApi) -> None:
+def test_a_target_that_changes_during_the_run_is_a_warning(api: Api, recorded: FakeApi) -> None:
     found = read_target(api, "worker-udp")
     options = plan.Options(MODES[0], found=found, look_up=lambda: read_target(api, "worker-udp"))
     assert run._check_target(options) == ()

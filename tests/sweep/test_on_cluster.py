@@ -212,14 +212,14 @@ def test_a_kube_proxy_that_does_not_answer_is_not_changed(
     with monkeypatch.context() as patch:
         patch.setattr(rollout, "running_mode", lambda _: None)
         patch.setattr(on_cluster, "running_mode", lambda _: None)
-        with pytest.raises(MachineError, match="does not say which mode it is in"):
+        with pytest.raises(MachineError, match="does not report its mode"):
             sweep_it(api, runs, "iptables", "nftables")
     assert {call.verb for call in fake.calls} == {"get", "list"}
 
 
 @pytest.mark.parametrize(("told", "says"), [
-    ("nftables", "runs in mode iptables, but its ConfigMap says nftables"),
-    ("userspace", "was told mode userspace, which could not be put back"),
+    ("nftables", "runs in mode iptables, but its ConfigMap has nftables"),
+    ("userspace", "is set to mode userspace, which could not be restored"),
 ])  # fmt: skip
 def test_an_old_mode_that_is_not_clear_is_not_touched(
     api: Api, runs: Runs, fake: FakeApi, told: str, says: str
@@ -233,7 +233,7 @@ def test_an_old_mode_that_is_not_clear_is_not_touched(
     assert runs.seen == []
     assert {call.verb for call in fake.calls} == {"get", "list"}
     sweep_it(api, runs, "iptables")
-    assert len(runs.seen) == 2, "where no mode is set, none is to be put back"
+    assert len(runs.seen) == 2, "no mode was set, so none is restored"
     config["config.conf"] = before
 
 
