@@ -41,7 +41,6 @@ NOT_YET_CLEAN: set[str] = {
     "cli/services",
     "cli/sweep",
     "console",
-    "lab/rules",
     "logs/recurring",
     "measure/accounting",
     "measure/options",

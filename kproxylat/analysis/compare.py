@@ -23,6 +23,7 @@ from kproxylat.analysis.stats import Interval, bounds, crossing
 from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
+from kproxylat.modes import is_ordered
 from kproxylat.results import Probe, Result, target_text
 from kproxylat.results_json import list_from_json
 
@@ -139,7 +140,7 @@ def _compare_pair(
     a = [each for size, _ in sizes for each in cells_a[size]]
     b = [each for _, size in sizes for each in cells_b[size]]
     overruled = _check_comparable(a, b, allowed)
-    rng, hashed = Random(seed), key_a == key_b and key_a[0] not in ("iptables", "unknown")  # noqa: S311
+    rng, hashed = Random(seed), key_a == key_b and key_a[0] != "unknown" and not is_ordered(key_a[0])  # noqa: S311
     lookups = []
     for x, y in sizes:
         probes = [[probe for each in cell if (probe := each.main_probe)] for cell in (cells_a[x], cells_b[y])]

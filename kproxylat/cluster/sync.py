@@ -10,10 +10,11 @@ from contextlib import ExitStack
 
 from kproxylat.cluster.dummies import Dummies
 from kproxylat.cluster.kubeconfig import Object
-from kproxylat.cluster.proxy_mode import AMBIGUOUS, BACKENDS, decide, gather
+from kproxylat.cluster.proxy_mode import AMBIGUOUS, decide, gather
 from kproxylat.console import counting
 from kproxylat.errors import MachineError
-from kproxylat.node.live_rules import LINK, METRICS_PORT, read_proxy
+from kproxylat.modes import find_rows, only_backend
+from kproxylat.node.live_rules import METRICS_PORT, read_proxy
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
 from kproxylat.system import interrupts
@@ -51,7 +52,7 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
-    mode, backend = mode or finding.mode, backend or BACKENDS.get(mode or "") or finding.backend
+    mode, backend = mode or finding.mode, backend or only_backend(mode) or finding.backend
     if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
     return {port for each in evidence.rules if (each.mode, each.backend) == (mode, backend) for port in each.services}
@@ -60,16 +61,17 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
 def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Destination]] = set.union) -> set[Destination]:
     """Return the Service ports that a mode's rules translate, on any backend; none if the rules cannot be read.
 
-    NodePorts do not count: only ipvs has them, on the node's own addresses.
+    NodePorts do not count: a mode whose link holds the Services' addresses has them, too, on the node's own addresses.
 
     :param combine: combines those of several backends; ``set.intersection`` leaves out those of leftover rules.
     """
     found = [set(each.services) for each in gather(None, node=node).rules or () if each.mode == mode]
     ports = combine(*found) if found else set()
-    if mode != "ipvs" or not ports:
+    link = next((row.link for row in find_rows(mode)), None)
+    if not link or not ports:
         return ports
     links = json.loads(run("ip", "-json", "address", "show", netns=node.netns if node else None) or "[]")
-    own = {info["local"] for each in links if each.get("ifname") != LINK for info in each.get("addr_info", ())}
+    own = {info["local"] for each in links if each.get("ifname") != link for info in each.get("addr_info", ())}
     return {each for each in ports if each.ip not in own}
 
 

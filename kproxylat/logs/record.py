@@ -16,7 +16,7 @@ from kproxylat.trace.probes import build_path, build_probes, split_maps
 MARK = "kproxylat record: "
 SIGN = re.compile(r"kproxylat( record)?: ")
 _FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
-_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_(us|instructions|linear)\Z")
+_REPORT_MAP = re.compile(rf"({'|'.join({row.report[1] for row in MODES})})_latency_(us|instructions|linear)\Z")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.modes import Mode
+from kproxylat.modes import MAP, SERVERS, Mode
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.results import Destination, join_host_port
 from kproxylat.system.processes import run
@@ -56,11 +56,11 @@ def read_service_rule(
         -A KUBE-SERVICES -d 10.96.100.50/32 -p udp -m comment --comment "default/worker:grpc-udp cluster IP" -m udp
         --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
-    if mode.name == "nftables":
+    if mode.form == MAP:
         # To get a single element, nft would read the elements of all sets and maps.
         listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
         return ServiceRule({target, *others} <= set(parse_elements(listed)))
-    if mode.name == "ipvs":
+    if mode.form == SERVERS:
         return _read_virtual_servers((target, *others), netns, _ADDED_UP if at_rest else 1)
     lines = list_rules(mode.iptables, netns, "-v")
     matches: dict[Destination, tuple[int, int]] = {}

@@ -9,7 +9,7 @@ from functools import partial
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
-from kproxylat.cluster.proxy_config import BY_HAND, DEFAULT_MODE
+from kproxylat.cluster.proxy_config import BY_HAND
 from kproxylat.cluster.proxy_mode import detect_mode
 from kproxylat.cluster.rollout import (
     MODES,
@@ -27,7 +27,7 @@ from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import Options
-from kproxylat.modes import Mode, find_mode
+from kproxylat.modes import DEFAULT_MODE, Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
@@ -190,7 +190,7 @@ def sweep_cluster(
     if others and asking.confirm:
         asking.confirm(question, f"--mode {running.name}")
     options = replace(options, mode=running)
-    rows = [running if name == running.name else find_mode(name, asking.backend or _usual(name)) for name in modes]
+    rows = [running if name == running.name else find_mode(name, asking.backend, usual=True) for name in modes]
     points = plan_points(options, rows, sorted(counts))
     with interrupts.deferred(), ExitStack() as stack:
         preparation = Preparation(api, base.node, running.name, asking.backend)
@@ -231,8 +231,3 @@ def _check_old_mode(api: Api, node: Node, running: str) -> None:
             f"kube-proxy runs in mode {running}, but its ConfigMap says {told}: which is to be put back, is not clear",
             f"decide first: kproxylat mode set {running}, or mode set {told}; or pass --mode {running} alone",
         )
-
-
-def _usual(mode: str) -> str | None:
-    """Return a backend to plan with; which one it really is, is seen when kube-proxy runs in the mode."""
-    return "nft" if mode == DEFAULT_MODE else None

@@ -61,7 +61,8 @@ class Node:
                 own = self.text("iptables", "nft", "iptables-nft-restore")
                 return own or self.text("ipvs", "ipvs", "iptables-nft-restore")
             case ("nft", "list", "tables"):
-                has = {("iptables", "nft"): "table ip nat\n", ("nftables", "nft"): "table ip kube-proxy\n"}
+                nat = "table ip nat\n"
+                has = {("iptables", "nft"): nat, ("nftables", "nft"): "table ip kube-proxy\n", ("ipvs", "ipvs"): nat}
                 return "".join(text for key, text in has.items() if key in self.modes)
             case ("nft", "--json", *_):
                 key = {"concat": ["10.96.0.1", "tcp", 443]}
