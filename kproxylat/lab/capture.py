@@ -86,7 +86,7 @@ def _print(row: Mode, netns: str | None) -> dict[str, str]:
 
 def _choose(live: tuple[LiveRules, ...], mode: str | None, backend: str | None) -> Mode:
     """Return the mode of the live rules that mode and backend choose."""
-    choices = [each for each in live if mode in (None, each.mode) and backend in (None, each.backend)]
+    choices = [rules for rules in live if mode in (None, rules.mode) and backend in (None, rules.backend)]
     if not choices:
         names = ", ".join(map(str, live)) or "no rules of kube-proxy's"
         raise MachineError(f"no matching rules: this kernel holds {names}", "run it on a node, as root")

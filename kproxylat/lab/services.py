@@ -109,7 +109,7 @@ class Service:
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Address and port of each endpoint."""
-        return [(ip.strip("[]"), port) for ip, _, port in (each.rpartition(":") for each in self.endpoints)]
+        return [(ip.strip("[]"), port) for ip, _, port in (endpoint.rpartition(":") for endpoint in self.endpoints)]
 
     @property
     def hairpins(self) -> list[str]:
@@ -143,8 +143,8 @@ def worker_services(ports: str, family: int = 4) -> list[Service]:
     names = {"tcp": "grpc", "udp": "grpc-udp"}
     endpoint = join_host_port(ADDRESSES[family].endpoint_ip, WORKER_PORT)
     return [
-        Service(f"default/worker:{names[each]}", each, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
-        for each in WORKER_PORTS[ports]
+        Service(f"default/worker:{names[protocol]}", protocol, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
+        for protocol in WORKER_PORTS[ports]
     ]
 
 
@@ -164,9 +164,9 @@ def place_services(count: int, position: str, ports: str, family: int = 4) -> li
 
 
 def check_services(count: int, position: str, ports: str) -> None:
-    """Refuse what :func:`place_services` cannot place.
+    """Check arguments of :func:`place_services`.
 
-    :raises UsageError: another position or other ports, or an impossible count.
+    :raises UsageError: the position, the ports or the count is invalid.
     """
     if position not in POSITIONS:
         raise UsageError(f"unknown position {position!r}", f"it takes one of: {', '.join(POSITIONS)}")

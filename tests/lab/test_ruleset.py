@@ -224,15 +224,15 @@ def test_sets_are_created_and_filled_and_nothing_else(tmp_path: Path, line: str)
 
 
 @pytest.mark.parametrize(
-    ("mode", "name", "port"),
+    ("kind", "name", "port"),
     [
-        ("iptables", "cni-iptables-save.txt", "--dport 53"),
-        ("nftables", "kube-proxy-1.31-nft.txt", ". 53 :"),
-        ("ipvs", "ipvsadm.txt", ":443 "),
+        ("iptables-save", "cni-iptables-save.txt", "--dport 53"),
+        ("nft", "kube-proxy-1.31-nft.txt", ". 53 :"),
+        ("ipvsadm", "ipvsadm.txt", ":443 "),
     ],
 )
-def test_a_port_of_5000_digits_is_not_a_port(mode: str, name: str, port: str) -> None:
-    text, parse = (OTHERS / name).read_text(), PARSERS[mode][1]
+def test_a_port_of_5000_digits_is_not_a_port(kind: str, name: str, port: str) -> None:
+    text, parse = (OTHERS / name).read_text(), PARSERS[kind]
     assert len(parse(text.replace(port, port.replace("3", "3" * 5000)))) == len(parse(text)) - 1
 
 
