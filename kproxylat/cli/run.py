@@ -48,6 +48,7 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
+from kproxylat.modes import mode_names
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options
@@ -217,7 +218,7 @@ def run(
 
 @spread
 def trace(
-    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")],
+    mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
     backend: Backend = None,
     target: Target = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="The target's: udp or tcp (udp).")] = None,
