@@ -1,6 +1,6 @@
 """Table MODES: proxy mode (kube-proxy's setting) and backend (the kernel's) -> all that kproxylat knows of them.
 
-Other modules ask the row. They name a mode only in texts for people, and in what the old scripts' logs hold.
+Other modules ask the row. They write a name out only where other programs print it: old logs, iptables-save.
 """
 
 from __future__ import annotations

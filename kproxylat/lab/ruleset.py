@@ -9,9 +9,9 @@ tool read a file or run a program.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -24,7 +24,7 @@ from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, sniff
 from kproxylat.lab.ruleset_services import (
     count_left_out,
     find_cluster_cidr,
-    find_others,
+    find_foreign,
     parse_iptables,
     parse_ipvsadm,
     parse_nft,
@@ -257,9 +257,9 @@ def _read_text(file: Path) -> str:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            data = io.BytesIO(stream.read(MAX_BYTES + 1)).getvalue()
+            data = stream.read(MAX_BYTES + 1)
         text = data.decode()
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise RulesetError(f"cannot read {file}: {reason}", "pass a text file to --ruleset") from None
     if len(data) > MAX_BYTES:
@@ -300,11 +300,11 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     for service in PARSERS[mode.form.tool](kept.get(mode.form.tool, "")):
         if _is_valid(service):
             services.setdefault(Destination(service.ip, service.port, service.protocol), service)
-    foreign, evidence = find_others(kept, services.values())
+    foreign, certain = find_foreign(kept, services.values())
     if foreign:
         examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"
         added.append(f"addresses that are not ClusterIPs are not measured: {examples}")
-    if mode.form == SERVERS and not evidence:
+    if mode.form == SERVERS and not certain:
         added.append("without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs")
     cluster_ips = tuple(service for service in services.values() if service.ip not in foreign)
     cidr = find_cluster_cidr(kept.get("nft" if mode.form == MAP else "iptables-save", ""))

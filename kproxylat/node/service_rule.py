@@ -50,11 +50,6 @@ def read_service_rule(
     :param at_rest: in mode ipvs, whose counters lag behind, wait until the counter stops changing.
     :raises CommandError: the rules cannot be read, or KUBE-SERVICES or map service-ips does not exist.
     :raises MachineError: the counter keeps changing.
-
-    Sample of ``iptables -t nat -v -S KUBE-SERVICES``::
-
-        -A KUBE-SERVICES -d 10.96.100.50/32 -p udp -m comment --comment "default/worker:grpc-udp cluster IP" -m udp
-        --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
     targets = (target, *further)
     if mode.form == MAP:
