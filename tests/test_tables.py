@@ -22,7 +22,8 @@ from kproxylat.logs.reader import Dialect, read_log
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.options import Lab, Options
 from kproxylat.modes import LoadStep, Mode, find_mode
-from kproxylat.node import service_rule
+from kproxylat.node import live_rules, service_rule
+from kproxylat.node.live_rules import LiveRules, read_live_rules
 from kproxylat.node.service_rule import read_service_rule
 from kproxylat.report.export import EXPORTERS
 from kproxylat.results import Destination, Result, Run
@@ -93,9 +94,17 @@ def test_a_modes_script_and_rules_are_rendered(own: Mode, monkeypatch: pytest.Mo
 def test_a_modes_rule_is_read(own: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     key = {"concat": ["10.96.100.50", "udp", 50051]}
     listed = json.dumps({"nftables": [{"map": {"elem": [[key, {"goto": {"target": "x"}}]]}}]})
-    monkeypatch.setattr(service_rule, "run", lambda *_, **__: listed)
-    assert read_service_rule(own, Destination("10.96.100.50", 50051, "udp"), None).found
-    assert not read_service_rule(own, Destination("10.96.100.50", 50051, "tcp"), None).found
+    texts = {
+        ("nft", "list", "tables"): "table ip own-table\n",
+        ("nft", "--json", "list", "map", "ip", "own-table", "service-ips"): listed,
+    }
+    monkeypatch.setattr(live_rules.os, "geteuid", lambda: 0)
+    for module in (service_rule, live_rules):
+        monkeypatch.setattr(module, "run", lambda *argv, **_: texts.get(argv, ""))
+    service = Destination("10.96.100.50", 50051, "udp")
+    assert read_service_rule(own, service, None).found
+    assert not read_service_rule(own, service._replace(protocol="tcp"), None).found
+    assert read_live_rules() == (LiveRules("own", "nft", 1, {service: None}),)
 
 
 def test_a_mode_is_swept(own: Mode) -> None:

@@ -122,7 +122,7 @@ def _read_rules(mode: Mode, netns: str | None) -> LiveRules | None:
     if mode.form == CHAIN:
         return parse_nat(run(f"{mode.iptables}-save", "-c", "-t", "nat", netns=netns), mode)
     try:
-        listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
+        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
     except CommandError as error:
         if "No such file" in error.output:
             return None

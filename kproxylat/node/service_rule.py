@@ -54,7 +54,7 @@ def read_service_rule(
     targets = (target, *further)
     if mode.form == MAP:
         # To get a single element, nft would read the elements of all sets and maps.
-        listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
+        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
         return ServiceRule(set(targets) <= set(parse_elements(listed)))
     if mode.form == SERVERS:
         return _read_virtual_servers(targets, netns, _ADDED_UP if at_rest else 1)

@@ -18,7 +18,7 @@ import json
 from kproxylat.lab.rules import load_ruleset, render_ruleset
 from kproxylat.lab.services import place_services
 from kproxylat.modes import MODES
-from kproxylat.measure.options import load_modules
+from kproxylat.measure.plan import load_modules
 from kproxylat.system.processes import run
 
 LISTINGS = {
