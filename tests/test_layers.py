@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "kproxylat"
 ORDER = (
-    *("errors", "results", "results_json", "console", "modes"),
+    *("errors", "modes", "results", "results_json", "console"),
     *("system", "templates", "trace", "node", "logs", "traffic", "lab", "cluster"),
     *("analysis", "measure", "sweep", "report", "cli", "guest", "__main__"),
 )

@@ -13,6 +13,7 @@ from kproxylat.cli.options import Cluster, Format, Place, spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
 from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
 from kproxylat.console import confirm, say
+from kproxylat.modes import mode_names
 
 mode_app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +74,7 @@ def mode_show(
 @mode_app.command("set")
 @spread
 def mode_set(
-    mode: Annotated[str, typer.Argument(help="iptables, nftables, ipvs, or default (an empty mode).")],
+    mode: Annotated[str, typer.Argument(help=f"{', '.join(mode_names())}, or default (an empty mode).")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     limit: Annotated[float, typer.Option("--timeout", help="Longest wait for each step, in seconds.")] = 300,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change without applying it.")] = False,

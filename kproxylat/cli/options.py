@@ -15,6 +15,7 @@ import typer
 
 from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
+from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
 Rate = Annotated[int, typer.Argument(help="Packets per second.")]
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
-ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
+ModeName = Annotated[str | None, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
 Services = Annotated[int | None, typer.Option("--services", help=f"Dummy Services in the lab ({DUMMIES}).")]
 RulePosition = Annotated[

@@ -48,6 +48,7 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
+from kproxylat.modes import mode_names
 
 if TYPE_CHECKING:
     from kproxylat.measure.options import Options
@@ -104,7 +105,7 @@ class Wanted:
         """
         from kproxylat.measure import options as plan
         from kproxylat.measure import plan as measure_plan
-        from kproxylat.modes import find_mode
+        from kproxylat.modes import DEFAULT_MODE, find_mode
         from kproxylat.traffic.generators import find_generator
 
         position = self.rule_position or self.position
@@ -119,8 +120,7 @@ class Wanted:
         generator = self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen")
         protocol = self.protocol or find_generator(generator).protocols[0]
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
-        usual = "nft" if self.mode in (None, "iptables") else None
-        row = find_mode("iptables" if self.mode is None else self.mode, usual if self.backend is None else self.backend)
+        row = find_mode(DEFAULT_MODE if self.mode is None else self.mode, self.backend, usual=True)
         services = DUMMIES if self.services is None else self.services
         options = plan.Options(
             mode=row.from_node() if self.origin is Origin.NODE else row,
@@ -218,7 +218,7 @@ def run(
 
 @spread
 def trace(
-    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")],
+    mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
     backend: Backend = None,
     target: Target = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="The target's: udp or tcp (udp).")] = None,

@@ -35,6 +35,7 @@ from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded,
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.measure.options import Options
+from kproxylat.modes import only_backend
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep.sweep import Sweep
@@ -197,7 +198,7 @@ def _words(point: Options) -> list[str]:
     """Return what of a run's command line differs from point to point."""
     backend, services = point.mode.backend, point.lab.services if point.lab and not point.lab.ruleset else None
     words = [str(point.duration_s), str(point.rate_pps), str(point.warmup), f"--mode={point.mode.name}"]
-    words += [f"--backend={backend}"] if point.mode.name == "iptables" else []
+    words += [f"--backend={backend}"] if not only_backend(point.mode.name) else []
     return words + ([] if services is None else [f"--services={services}"])
 
 

@@ -12,9 +12,8 @@ from pathlib import PurePosixPath
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import ApiError, MachineError
+from kproxylat.modes import DEFAULT_MODE
 
-DEFAULT_MODE = "iptables"
-"""The mode on Linux if ``mode`` is empty (Kubernetes, pkg/proxy/apis/config/types.go, ProxyMode)."""
 NAMESPACE = "/namespaces/kube-system"
 DAEMONSETS = f"/apis/apps/v1{NAMESPACE}/daemonsets"
 CONFIGMAPS = f"/api/v1{NAMESPACE}/configmaps"

@@ -9,13 +9,10 @@ from dataclasses import dataclass, replace
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import Configured, Setting, read_configured
 from kproxylat.errors import MachineError
-from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.modes import Mode, find_mode, mode_names, only_backend
 from kproxylat.node.live_rules import LiveRules, probe, read_live_rules, read_proxy
 from kproxylat.node.node import Node
 
-PROXY_MODES = ("iptables", "ipvs", "nftables")
-BACKENDS = {"nftables": "nft", "ipvs": "ipvs"}
-"""Mode -> its backend, for the modes that have only one."""
 CERTAIN, LIKELY, AMBIGUOUS, UNKNOWN, NONE = "certain", "likely", "ambiguous", "unknown", "none"
 CLEAN_UP = (
     "run kube-proxy --cleanup on the node, with the iptables backend to remove first in PATH; then restart kube-proxy"
@@ -135,7 +132,7 @@ def _decide_running(mode: str, evidence: Evidence, warnings: list[str]) -> Findi
     leftovers = [live for live in rules if live.mode != mode]
     report = f"the running kube-proxy reports {mode}"
     if not own:
-        backend = BACKENDS.get(mode)
+        backend = only_backend(mode)
         problem = "this kernel has none of its rules"
         if evidence.rules is None:
             problem = "this kernel's rules could not be read"
@@ -167,9 +164,7 @@ def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list
         result = "" if counted is None else ", and their counters do not show which of them translate"
         mode = running or (rules[0].mode if len({live.mode for live in rules}) == 1 else None)
         settle = SETTLE if counted is None else CLEAN_UP
-        return Finding(
-            mode, BACKENDS.get(mode or ""), AMBIGUOUS, f"the kernel holds the rules of {names}{result}", settle
-        )
+        return Finding(mode, only_backend(mode), AMBIGUOUS, f"the kernel holds the rules of {names}{result}", settle)
     mode = active[0].mode
     if running and mode != running:
         warnings.append(f"kube-proxy runs in mode {running}, but rules of {active[0]}, left behind, translate first")
@@ -190,7 +185,7 @@ def _decide_configured(configured: list[str], evidence: Evidence, warnings: list
     if evidence.workloads == 0:
         warnings.append("no DaemonSet, pod or node that runs kube-proxy was found")
     [mode] = configured
-    return Finding(mode, BACKENDS.get(mode), LIKELY, f"{reason}; this kernel {problem}", ASK_NODE)
+    return Finding(mode, only_backend(mode), LIKELY, f"{reason}; this kernel {problem}", ASK_NODE)
 
 
 def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: Node | None = None) -> Evidence:
@@ -216,7 +211,7 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
 
     with asking("/proxyMode"):
         answer = read_proxy("/proxyMode", netns=node.netns).strip()
-        if answer in PROXY_MODES:
+        if answer in mode_names():
             running = answer
         else:
             unasked.append(f"/proxyMode: port 10249 answers {answer[:40]!r}, which is not a mode")
@@ -258,9 +253,9 @@ def detect_mode(
     if name is None:
         unasked = f" (not asked: {'; '.join(evidence.unasked)})" if evidence.unasked else ""
         raise MachineError(finding.reason + unasked, "pass --target, --mode and --backend")
-    if all(row.name != name for row in MODES):
+    if name not in mode_names():
         raise MachineError(f"kube-proxy is in mode {name}, which cannot be measured yet", "kproxylat mode set nftables")
-    backend = backend or finding.backend or BACKENDS.get(name)
+    backend = backend or finding.backend or only_backend(name)
     if backend is None:
         raise MachineError(f"mode {name} on an unknown backend: {finding.reason}", "pass --backend legacy or nft")
     return find_mode(name, backend), finding.warnings

@@ -17,7 +17,6 @@ from kproxylat.cluster.proxy_config import (
     BY_HAND,
     CONFIGMAPS,
     DAEMONSETS,
-    DEFAULT_MODE,
     ConfigMapKey,
     change_mode,
     last_change,
@@ -28,11 +27,12 @@ from kproxylat.cluster.proxy_mode import Finding, decide, gather
 from kproxylat.cluster.sync import mode_ports, wait_for_rules
 from kproxylat.console import waiting
 from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.modes import DEFAULT_MODE, mode_names
 from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
 from kproxylat.system import interrupts
 
-MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
+MODES = {**{name: name for name in mode_names()}, "default": ""}
 """Argument of ``mode set`` -> ``mode`` in the ConfigMap."""
 RESTARTED = "kubectl.kubernetes.io/restartedAt"
 """The annotation that ``kubectl rollout restart`` sets to restart pods."""

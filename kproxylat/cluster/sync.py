@@ -9,10 +9,11 @@ from collections.abc import Callable, Set
 
 from kproxylat.cluster.dummies import Dummies
 from kproxylat.cluster.kubeconfig import Object
-from kproxylat.cluster.proxy_mode import AMBIGUOUS, BACKENDS, decide, gather
+from kproxylat.cluster.proxy_mode import AMBIGUOUS, decide, gather
 from kproxylat.console import counting
 from kproxylat.errors import MachineError
-from kproxylat.node.live_rules import LINK, METRICS_PORT, read_proxy
+from kproxylat.modes import find_rows, only_backend
+from kproxylat.node.live_rules import METRICS_PORT, read_proxy
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
 from kproxylat.system import interrupts
@@ -51,7 +52,7 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
-    mode, backend = mode or finding.mode, backend or BACKENDS.get(mode or "") or finding.backend
+    mode, backend = mode or finding.mode, backend or only_backend(mode) or finding.backend
     if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
     return {port for live in evidence.rules if (live.mode, live.backend) == (mode, backend) for port in live.services}
@@ -60,17 +61,18 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
 def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Destination]] = set.union) -> set[Destination]:
     """Return the Service ports that a mode's rules translate, on any backend; none if the rules cannot be read.
 
-    NodePorts do not count: only ipvs has them, on the node's own addresses.
+    NodePorts do not count: a mode whose link holds the Services' addresses has them, too, on the node's own addresses.
 
     :param node: the node (None: this machine).
     :param combine: combines the ports of several backends; ``set.intersection`` leaves out those of leftover rules.
     """
     port_sets = [set(live.services) for live in gather(None, node=node).rules or () if live.mode == mode]
     ports = combine(*port_sets) if port_sets else set()
-    if mode != "ipvs" or not ports:
+    mode_link = next((row.link for row in find_rows(mode)), None)
+    if not mode_link or not ports:
         return ports
     links = json.loads(run("ip", "-json", "address", "show", netns=node.netns if node else None) or "[]")
-    own = {info["local"] for link in links if link.get("ifname") != LINK for info in link.get("addr_info", ())}
+    own = {info["local"] for link in links if link.get("ifname") != mode_link for info in link.get("addr_info", ())}
     return {port for port in ports if port.ip not in own}
 
 

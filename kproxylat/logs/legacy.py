@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
+from kproxylat.modes import only_backend
 from kproxylat.results import Bucket, Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
 
 FUNCTIONS = {
@@ -16,7 +17,8 @@ FUNCTIONS = {
     "nftables": ("nft_do_chain", "nft"),
     "ipvs": ("ipvs", "ipvs"),  # the function differs from kernel to kernel, and the log does not name it
 }
-"""Name of the engine in a log -> the traced kernel function, and the prefix of its maps' names."""
+"""Name of the engine in an old script's log -> the traced kernel function, and the prefix of its maps' names. A new
+mode never appears in such a log."""
 EXPERIMENT_HEADER = (
     "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
 )
@@ -61,7 +63,7 @@ def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
         started=header["Timestamp"].replace(" ", "T", 1) if "Timestamp" in header else None,
         duration_s=_int(header.get("Duration")),
         mode=header.get("Kube-proxy mode"),
-        backend={"ipvs": "ipvs", "nftables": "nft"}.get(header.get("Kube-proxy mode", "")),
+        backend=only_backend(header.get("Kube-proxy mode")),
         position=int(position[1]) if position else None,
         chain_length=int(position[2]) if position else None,
         arguments=tuple(arguments[:1] and [arguments[0].removesuffix("s")]) + tuple(arguments[1:]),
@@ -197,7 +199,7 @@ def build_experiment(text: RunText) -> Result:
         elif value is not None:
             high = float(2 * low if low > 1 else low + 1)
             percentiles[name] = Percentile(None, float(low), high if most is None else max(low, min(high, float(most))))
-    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(row["ProxyMode"], row["ProxyMode"])
+    engine = FUNCTIONS.get(row["ProxyMode"], (row["ProxyMode"], ""))[0]
     probe = Probe(engine, None, None, None, False, 0, None, most, mean, None, None, "us", Histogram(), percentiles)
     run = Run(
         mode=row["ProxyMode"] or None,

@@ -16,7 +16,6 @@ from kproxylat.trace.probes import build_path, build_probes, split_maps
 MARK = "kproxylat record: "
 SIGN = re.compile(r"kproxylat( record)?: ")
 _FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
-_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_(us|instructions|linear)\Z")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:
@@ -68,7 +67,7 @@ def build_recorded(text: RunText) -> Result:
         )
     own, others = split_maps(text.maps)
     probes = build_probes(own, mode, facts[4])
-    others = {name: others[name] for name in others if not _REPORT_MAP.match(name)}
+    others = {name: others[name] for name in others if not _is_of_report(name)}
     return replace(
         result,
         probes=probes,
@@ -76,3 +75,9 @@ def build_recorded(text: RunText) -> Result:
         maps=add_to_maps(others),
         intervals=text.intervals or result.intervals,
     )
+
+
+def _is_of_report(name: str) -> bool:
+    """Return whether a map is one that the final report prints."""
+    prefix, _, unit = name.partition("_latency_")
+    return unit in ("us", "instructions", "linear") and prefix in {row.report[1] for row in MODES}

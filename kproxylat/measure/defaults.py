@@ -14,6 +14,7 @@ from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import plan_bursts
+from kproxylat.modes import only_backend
 from kproxylat.node.network import Network
 from kproxylat.system.kernel import check_root
 from kproxylat.traffic.generators import find_generator
@@ -46,7 +47,7 @@ def look_up(
         if missing:
             say(missing)
         options = find_source(options, api)
-    if mode and (backend or mode != "iptables"):
+    if mode and (backend or only_backend(mode)):
         return options
     row, warnings = detect_mode(None if target else open_api, mode, backend, options.node)
     for each in warnings:

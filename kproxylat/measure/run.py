@@ -191,8 +191,7 @@ def _check_target(options: Options) -> tuple[str, ...]:
 
 def _describe(mode: Mode, rule: ServiceRule) -> str:
     if rule.found:
-        place = {"ipvs": "a virtual server", "nftables": "in map service-ips"}.get(mode.name, "in KUBE-SERVICES")
-        return f"rule {rule.position} of {rule.chain_length}" if rule.position else place
+        return f"rule {rule.position} of {rule.chain_length}" if rule.position else mode.form.place
     if not mode.misses_looked_up:
         return "miss path: no virtual server matches, so the packets are rejected before the lookup"
     return "miss path: no rule matches, so the packets walk all rules and are not translated"

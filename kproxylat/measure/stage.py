@@ -75,7 +75,7 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         say(f"      the ruleset: {note}")
     targets = [each.ip for each in options.targets or (options.target,)]
     counters.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
-    if options.position and mode.name == "iptables":
+    if options.position and mode.form.ordered:
         changes.move_rule(mode.iptables, options.target, options.position)
     return made
 

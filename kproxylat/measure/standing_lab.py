@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from kproxylat import __version__
 from kproxylat.errors import MachineError
-from kproxylat.lab import rules
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import plan_bursts
 from kproxylat.node import lock as node_lock
@@ -30,7 +29,7 @@ def find_standing(options: Options) -> Standing | None:
 
     :raises CommandError: ip(8) cannot look.
     """
-    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
+    grows = options.lab and not options.lab.ruleset and options.mode.growing
     label = net.read_label() if grows else ""
     if not options.lab or not label:
         return None

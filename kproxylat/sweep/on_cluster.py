@@ -12,7 +12,7 @@ from functools import partial
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
-from kproxylat.cluster.proxy_config import BY_HAND, DEFAULT_MODE
+from kproxylat.cluster.proxy_config import BY_HAND
 from kproxylat.cluster.proxy_mode import detect_mode
 from kproxylat.cluster.rollout import (
     MODES,
@@ -30,7 +30,7 @@ from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import Options
-from kproxylat.modes import Mode, find_mode
+from kproxylat.modes import DEFAULT_MODE, Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
@@ -201,7 +201,7 @@ def sweep_cluster(
     if new_modes and asking.confirm:
         asking.confirm(question, f"--mode {running.name}")
     options = replace(options, mode=running)
-    rows = [running if name == running.name else find_mode(name, asking.backend or _usual(name)) for name in modes]
+    rows = [running if name == running.name else find_mode(name, asking.backend, usual=True) for name in modes]
     points = plan_points(options, rows, sorted(counts))
     with interrupts.deferred(), ExitStack() as stack:
         preparation = Preparation(api, base.node, running.name, asking.backend)
@@ -242,8 +242,3 @@ def _check_old_mode(api: Api, node: Node, running: str) -> None:
             f"kube-proxy runs in mode {running}, but its ConfigMap has {configured}: unclear which mode to restore",
             f"decide first: kproxylat mode set {running}, or mode set {configured}; or pass --mode {running} alone",
         )
-
-
-def _usual(mode: str) -> str | None:
-    """Return a backend to plan with; the real one is detected when kube-proxy runs in the mode."""
-    return "nft" if mode == DEFAULT_MODE else None

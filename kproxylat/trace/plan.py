@@ -124,10 +124,10 @@ def make_plan(
     """
     engine, kind = find_engine(mode, kind)
     # ipvs sends the node's own packet, once translated, through OUTPUT again.
-    nested = mode.name == "ipvs" and mode.origin == "node"
+    nested = mode.nested and mode.origin == "node"
     if nested and kind == "kprobe":
         raise MachineError(
-            "kprobes cannot tell ipvs' lookup of the node's own packets from the call within it",
+            f"kprobes cannot tell mode {mode.name}'s lookup of the node's own packets from the call within it",
             "pass --probe fentry, or --from pod",
         )
     entry, leave, args = probe_words(find_version()[1], kind)

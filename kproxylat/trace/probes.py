@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from kproxylat.modes import Mode
+from kproxylat.modes import MODES, Mode
 from kproxylat.results import HOOKS, Bucket, Destination, Histogram, Map, Path, Probe
 from kproxylat.trace.percentiles import PERCENTILES, compute_percentiles, estimate_percentiles
 
@@ -38,8 +38,8 @@ _OWN_MAPS = {
 """The script's own maps: kind ("": any, since names may look like any kind) and number of key parts, all integers."""
 ENVELOPE = "nf_hook_slow"
 """The kernel function that calls everything that has registered at a netfilter hook."""
-NESTING = "ip_vs_in_hook"
-"""The engine whose call at INPUT contains its call at OUTPUT."""
+NESTING = {row.engine for row in MODES if row.nested}
+"""The engines whose call at INPUT contains their call at OUTPUT."""
 _SUB_BUCKETS = 5
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 _U64 = (1 << 64) - 1
@@ -150,7 +150,7 @@ def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
     calls = [probe for probe in probes if not probe.envelope]
     if not calls:
         return None
-    if any(probe.lookup and probe.engine == NESTING and probe.hook == "INPUT" for probe in calls):
+    if any(probe.lookup and probe.engine in NESTING and probe.hook == "INPUT" for probe in calls):
         calls = [probe for probe in calls if probe.hook != "OUTPUT"]
     total = sum(probe.sum or 0 for probe in calls)
     lookups = sum(probe.count for probe in calls if probe.lookup)

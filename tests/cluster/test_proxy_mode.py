@@ -14,6 +14,7 @@ import pytest
 from kproxylat.cluster.proxy_config import Setting
 from kproxylat.cluster.proxy_mode import CLEAN_UP, SETTLE, Evidence, decide
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.modes import find_mode
 from kproxylat.node import live_rules
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, probe, read_live_rules
 from kproxylat.results import Destination
@@ -95,7 +96,8 @@ def test_ipv6_rules_where_there_are_none_of_ipv4(monkeypatch: pytest.MonkeyPatch
         LiveRules("nftables", "nft", 1, {Destination("fd00:10:96::1", 443, "tcp"): None}),
     )
     own = parse_ip_vs(
-        "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n"
+        "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n",
+        find_mode("ipvs", None),
     )
     assert own == LiveRules("ipvs", "ipvs", 1, {Destination("fd00:10:96::50", 50051, "udp"): None})
 
@@ -210,7 +212,7 @@ def test_counters_decide_between_backends(
 @pytest.mark.parametrize("size", ["n0", "n100", "n1000"])
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
 def test_recorded_rules_of_iptables(size: str, backend: str) -> None:
-    rules = parse_nat(ruleset(f"iptables-{backend}", size), backend)
+    rules = parse_nat(ruleset(f"iptables-{backend}", size), find_mode("iptables", backend))
     assert rules
     dummies = int(size[1:])
     assert (rules.mode, rules.backend, rules.rules, len(rules.services)) == (
@@ -247,25 +249,30 @@ def test_recorded_nodes(monkeypatch: pytest.MonkeyPatch, path: Path, running: bo
 
 @pytest.mark.parametrize("size", ["n0", "n100"])
 def test_recorded_rules_of_nftables(size: str) -> None:
-    rules = parse_service_ips(read(RULES / "nftables" / size / "service-ips.json"))
+    rules = parse_service_ips(read(RULES / "nftables" / size / "service-ips.json"), find_mode("nftables", None))
     assert rules
     assert (str(rules), rules.rules) == (NFTABLES, int(size[1:]) + 4)
-    iptables = parse_nat(ruleset("iptables-nft", size), "nft")
+    iptables = parse_nat(ruleset("iptables-nft", size), find_mode("iptables", "nft"))
     assert iptables
     assert set(rules.services) == set(iptables.services)
 
 
 def test_elements_with_comments_and_empty_maps() -> None:
     element = [{"elem": {"val": {"concat": ["10.96.0.1", "tcp", 443]}, "comment": "x"}}, {"goto": {"target": "y"}}]
-    rules = parse_service_ips(json.dumps({"nftables": [{"metainfo": {}}, {"map": {"elem": [element]}}]}))
+    rules = parse_service_ips(
+        json.dumps({"nftables": [{"metainfo": {}}, {"map": {"elem": [element]}}]}), find_mode("nftables", None)
+    )
     assert rules
     assert dict(rules.services) == {Destination("10.96.0.1", 443, "tcp"): None}
-    assert parse_service_ips(json.dumps({"nftables": [{"map": {"name": "service-ips"}}]})) is None
+    assert (
+        parse_service_ips(json.dumps({"nftables": [{"map": {"name": "service-ips"}}]}), find_mode("nftables", None))
+        is None
+    )
 
 
 def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode ipvs writes rules of iptables, too; they look addresses up in an ipset."""
-    rules = parse_ip_vs(IP_VS)
+    rules = parse_ip_vs(IP_VS, find_mode("ipvs", None))
     assert rules
     assert set(rules.services) == {Destination("10.96.0.1", 443, "tcp"), Destination("10.96.100.51", 50051, "udp")}
     iptables = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
@@ -273,8 +280,8 @@ def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.mode, finding.backend, finding.sure) == ("ipvs", "ipvs", "certain")
 
 
-IPT = parse_nat(ruleset("iptables-nft", "n0"), "nft")
-NFT_MAP = parse_service_ips(read(RULES / "nftables/n0/service-ips.json"))
+IPT = parse_nat(ruleset("iptables-nft", "n0"), find_mode("iptables", "nft"))
+NFT_MAP = parse_service_ips(read(RULES / "nftables/n0/service-ips.json"), find_mode("nftables", None))
 assert IPT
 assert NFT_MAP
 IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptables"), Setting("DaemonSet x", "nftables")

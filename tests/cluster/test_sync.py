@@ -15,6 +15,7 @@ from kproxylat.cluster.dummies import create, plan_creation, read_dummies
 from kproxylat.cluster.proxy_mode import Evidence
 from kproxylat.cluster.sync import is_idle, live_ports, mode_ports, service_ports, wait_for_rules
 from kproxylat.errors import MachineError
+from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
 from kproxylat.results import Destination
 from tests.support import TESTS
@@ -148,7 +149,10 @@ def test_mode_ports_are_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch) 
     elements = [({"concat": [each.ip, "tcp", each.port]}, {"goto": {}}) for each in (OTHER, balancer)]
     service_ips = json.dumps({"nftables": [{"map": {"elem": elements}}]})
     for rules in (
-        *(parse_ip_vs(ip_vs), parse_service_ips(service_ips), parse_nat(nat, "nft"), parse_nat(firewalled, "legacy")),
+        parse_ip_vs(ip_vs, find_mode("ipvs", None)),
+        parse_service_ips(service_ips, find_mode("nftables", None)),
+        parse_nat(nat, find_mode("iptables", "nft")),
+        parse_nat(firewalled, find_mode("iptables", "legacy")),
     ):
         assert rules
         monkeypatch.setattr(sync, "gather", lambda _, rules=rules, **__: Evidence(rules=(rules,)))

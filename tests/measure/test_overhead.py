@@ -12,7 +12,7 @@ import pytest
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure import overhead
 from kproxylat.measure.options import Lab, Options
-from kproxylat.measure.overhead import add_overhead, compute_overhead, find_hook
+from kproxylat.measure.overhead import add_overhead, compute_overhead
 from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
@@ -69,7 +69,7 @@ def test_bursts_that_do_not_agree_are_no_measurement(texts: tuple[str, ...], sai
 
 
 def test_of_ipvs_the_call_that_holds_no_other() -> None:
-    assert (find_hook(LEGACY), find_hook(IPVS)) == (2, 3)
+    assert (LEGACY.overhead_hook, IPVS.overhead_hook) == (2, 3)
 
 
 def test_untraced_is_within_bounds_and_not_below_nothing() -> None:

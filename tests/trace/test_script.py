@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageError
-from kproxylat.lab.rules import RULESETS
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
@@ -347,8 +346,8 @@ def test_the_rules_templates_are_found(name: str) -> None:
 
 def test_every_mode_has_its_rules_template() -> None:
     found = {each.name for directory in DIRECTORIES for each in directory.glob("*.j2")}
-    assert found >= {SCRIPT, *(f"rules-{name}.j2" for steps in RULESETS.values() for _, name in steps if name)}
-    assert set(RULESETS) == {mode.name for mode in MODES}
+    steps = [step for mode in MODES for step in (*mode.loading, *mode.growing)]
+    assert found >= {SCRIPT, *(f"rules-{step.template}.j2" for step in steps if step.template)}
 
 
 def test_ipvs_lookup_of_the_nodes_own_packets_holds_a_call_at_the_same_hook() -> None:
