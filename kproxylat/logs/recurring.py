@@ -49,6 +49,9 @@ class RecurringLine(NamedTuple):
     engine: str
 
 
+Watch = Callable[[RecurringLine], None]
+
+
 class Summary:
     """A :class:`Samples` that grows line by line."""
 
@@ -93,7 +96,7 @@ class Collector:
     :param watch: called with each line of the kinds slow, block and row; lines are then added one by one.
     """
 
-    def __init__(self, watch: Callable[[RecurringLine], None] | None = None) -> None:
+    def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
         self.slow: dict[str, Summary] = {}
         self.intervals: dict[str, Summary] = {}
