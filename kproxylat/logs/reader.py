@@ -84,8 +84,7 @@ _STARTS = {
     "table": re.compile(r"TIME +\| PACKETS"),
 }
 _ENDS = re.compile(r" +FINAL (SUMMARY )?REPORT")
-_COLOUR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
-_COLOUR_BYTES = re.compile(_COLOUR.pattern.encode())
+_COLOUR = re.compile(rb"\x1b\[[\d;]*[A-Za-z]")
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
 
 
@@ -149,8 +148,9 @@ class LogReader:
 
     def _read_recurring_lines(self, piece: bytes) -> bool:
         """Read a piece that holds nothing but recurring and quiet lines; return False if it must be divided."""
-        run = self._run
-        plain = _COLOUR_BYTES.sub(b"", piece).replace(b"\r\n", b"\n")
+        run, plain = self._run, piece
+        if b"\x1b" in piece or b"\r" in piece:
+            plain = _COLOUR.sub(b"", piece).replace(b"\r\n", b"\n")
         # After a report, a block begins another run. In a key or a string, even a blank line counts.
         if run.is_ended or run.prints.counts_text or not run.samples.add_all(plain):
             return False
@@ -173,7 +173,7 @@ class LogReader:
             run.warn("the last line has no end and was left out")
             return
         if raw[:1] != b"@" and b"\x1b" in raw:
-            raw = _COLOUR_BYTES.sub(b"", raw)
+            raw = _COLOUR.sub(b"", raw)
         if raw[:1].isdigit() or raw[:3] == b"  [":
             yield from self._read_recurring(raw)
             return
