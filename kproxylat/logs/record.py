@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 
-from kproxylat.logs.legacy import RunText, read_run
+from kproxylat.logs.legacy import RunText, read_header
 from kproxylat.modes import MODES, Mode
 from kproxylat.results import SCHEMA, Result, Run
 from kproxylat.results_json import from_json
@@ -46,8 +46,7 @@ def build_recorded(text: RunText) -> Result:
     :param text: the run's text; gets warnings.
     :return: the result; without a record, it was cut short.
     """
-    run, target, traffic = read_run(text)
-    result = Result(run=run, target=target, traffic=traffic)
+    result = read_header(text)
     facts = next(filter(None, map(_FACTS.match, text.marks["kproxylat"])), None)
     for line in text.marks["kproxylat"]:
         if line.startswith(MARK):
