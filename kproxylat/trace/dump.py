@@ -111,9 +111,12 @@ class PrintAssembler:
     @property
     def counts_text(self) -> bool:
         """Whether the number of blank lines and lines of text matters now: a key or a string may hold them."""
-        return self._key.is_open or bool(
-            self._open or (self._in_dump and self._entries and self._entries[-1].kind == "str")
-        )
+        return self._key.is_open or self._open is not None or self._takes_text
+
+    @property
+    def _takes_text(self) -> bool:
+        """Whether the next lines may belong to the last entry's string."""
+        return self._in_dump and bool(self._entries) and self._entries[-1].kind == "str"
 
     def end(self) -> None:
         """End the text; lines that are fed later belong to another one."""
@@ -200,11 +203,10 @@ class PrintAssembler:
             return self.feed(line[inside.start() :])
         if self._open and self._open.rows and not self._blank:
             return False  # a foreign line inside a histogram, which ends with a blank line
-        last = self._entries[-1] if self._entries else None
         if _RULE.match(line):  # the title of a report follows: bpftrace's own text is over
             self._end_print()
         self._text_came = True
-        if self._in_dump and last and last.kind == "str" and len(self._tail) < _VALUE_LINES:
+        if self._takes_text and len(self._tail) < _VALUE_LINES:
             self._tail += [""] * self._blank + [line]
             self._blank = 0
             return True
@@ -225,15 +227,13 @@ class PrintAssembler:
             if self._begins_print(entry, last):
                 self._complete_print(followed=True)
             else:
-                self._join_tail(followed=True)
-                self._finish_open()
+                self._finish_entry(followed=True)
         self._in_dump = self._blank >= 2 or (self._in_dump and entry.name >= self._last_name)
         self._last_name, self._blank = entry.name, 0
         self._entries.append(entry)
         self._keys.add(entry.key)
         if entry.text == "":
             self._open = entry
-            entry.expect_lines()
 
     def _begins_print(self, entry: PrintedEntry, last: PrintedEntry) -> bool:
         """Return whether an entry belongs to another print than the last one.
@@ -249,8 +249,12 @@ class PrintAssembler:
             or (self._blank == 1 and not self._open and last.kind != "str")
         )
 
-    def _join_tail(self, followed: bool) -> None:
-        """Add the lines after a string to it: all of them if an entry follows, else those before a blank line."""
+    def _finish_entry(self, *, followed: bool) -> None:
+        """Finish the last entry; ``followed``: by another entry.
+
+        A string gets the lines after it: all of them if an entry follows, else those before a blank line. Two blank
+        lines begin the dump at exit: a single or third one ends a histogram.
+        """
         tail, self._tail = self._tail, []
         if not followed and "" in tail:
             tail = tail[: tail.index("")]
@@ -258,9 +262,6 @@ class PrintAssembler:
             last = self._entries[-1]
             last.text = "\n".join([last.text, *tail])
             last.kind, last.value = parse_value(last.text)
-
-    def _finish_open(self) -> None:
-        """Finish the open entry. Two blank lines begin the dump at exit: a single or third one ends a histogram."""
         if self._open:
             self._open.finish("hist" if self._blank in (1, 3) and not self._spaced else "str")
             self._open = None
@@ -269,8 +270,7 @@ class PrintAssembler:
         """Make a print of the entries so far; ``followed``: by another entry."""
         if not self._entries:
             return
-        self._join_tail(followed)
-        self._finish_open()
+        self._finish_entry(followed=followed)
         if followed and not self._blank and all(entry.text.startswith("count ") for entry in self._entries):
             for entry in self._entries:  # a blank line follows stats that are written like this
                 entry.read_as_string()

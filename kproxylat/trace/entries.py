@@ -35,13 +35,11 @@ class PrintedEntry:
             plain = parse_value(_COLOURS.sub("", text))
             if plain[0] != "str":
                 self.kind, self.value = plain
-
-    def expect_lines(self) -> None:
-        """Prepare for the lines below ``@name:``, which decide what the value is."""
-        self.rows: list[dict[str, int | None]] = []
-        self.points: list[dict[str, Any]] = []
-        self.frames: list[str] = []
-        self.series = self.empty = False
+        if not text:  # the lines below ``@name:`` decide what the value is
+            self.rows: list[dict[str, int | None]] = []
+            self.points: list[dict[str, Any]] = []
+            self.frames: list[str] = []
+            self.series = self.empty = False
 
     def add_line(self, line: str) -> bool:
         """Add a line if it is a histogram's row, a line of a time series or a stack's frame; return whether it is."""
@@ -94,7 +92,7 @@ def split_key(name: str, rest: str) -> PrintedEntry:
 
 
 def build_map(entries: list[PrintedEntry]) -> Map:
-    """Make a map of the entries of one print, which all have the same types."""
+    """Build a map of the entries of one print, which all have the same types."""
     sure_kinds = {entry.kind for entry in entries if not entry.other}
     for entry in entries:
         if not entry.other:
