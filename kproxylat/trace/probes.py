@@ -90,30 +90,28 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     :param mode: decides which probe is the lookup.
     :param unit: "ns" or "instructions".
     """
-    names, hooks = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}, read_hooks(maps)
+    tables, chains, hooks = _by_key(maps.get("table")), _by_key(maps.get("chain")), read_hooks(maps)
 
     def place(call: int) -> Key:
         priv, hook = split_call(call, hooks)
-        key = (priv,)
-        table, chain = (names[kind].get(key) for kind in ("table", "chain"))
+        table, chain = tables.get((priv,)), chains.get((priv,))
         return table and str(table), chain and str(chain), HOOKS.get(hook, str(hook))
 
     exact: dict[Key, Counter[int]] = defaultdict(Counter)
     for call, value, count in _counts(maps.get("n")):
         exact[place(call)][value] += count
-    probes = [_exact_probe(key, values, mode, unit) for key, values in exact.items()]
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for target, call, value, count in _counts(maps.get("targets")):
         targets[place(call)][_name_target(target)][str(value)] = count
-    by_target = {key: dict(values) for key, values in targets.items()}
-    probes = [
-        replace(probe, targets=by_target.get((probe.table, probe.chain, probe.hook))) if probe.lookup else probe
-        for probe in probes
-    ]
-    parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "stats", "min", "max")}
-    for key, stats in parts["stats"].items():
-        shape = {kind: parts[kind].get(key) for kind in ("hist", "min", "max")}
-        probes.append(_summed_probe(place(*key), stats, shape, mode, unit))
+    probes = []
+    for key, values in exact.items():
+        probe = _exact_probe(key, values, mode, unit)
+        is_split = probe.lookup and key in targets
+        probes.append(replace(probe, targets=dict(targets[key])) if is_split else probe)
+    parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "min", "max")}
+    for call_key, stats in _by_key(maps.get("stats")).items():
+        shape = {kind: part.get(call_key) for kind, part in parts.items()}
+        probes.append(_summed_probe(place(*call_key), stats, shape, mode, unit))
     probes += _build_envelopes(maps.get("envelope"), probes, mode, unit)
     return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
 
