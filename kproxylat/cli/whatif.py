@@ -52,7 +52,7 @@ def whatif(
 
     check_vm(vm or vm_if_needed, clock, kernel)
     read = read_ruleset(ruleset, mode, backend)
-    options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=ctx.obj)
+    options = plan.Options(read.mode, sending=plan.Sending(rate_pps=rate), record=plan.Record(output_dir, ctx.obj))
     asking.check(options, packets)
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
     found, ended = asking.whatif(options, read, MODES, packets)

@@ -12,7 +12,6 @@ from kproxylat.node.network import Network
 from kproxylat.results import IpNetwork
 from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
-from kproxylat.traffic.generators import find_generator
 
 TIMEOUT_S = 1
 """How long the lab's conntrack keeps our flows, where it has no room for all: at UDP's default, 30 s, 10,000 pps would
@@ -61,13 +60,13 @@ def make_room(options: Options, made: Network, raise_limit: Callable[[int], None
     """
     setting = TIMEOUTS[options.target.protocol]
     room = kernel.conntrack_room(made.node)
-    kept = made.is_lab and options.packets_in_all + options.warmup <= room
+    kept = made.is_lab and options.packets_in_all + options.sending.warmup <= room
     if made.is_lab:
-        timeout_s: float = round(options.duration_s) + KEEP_S if kept else TIMEOUT_S
+        timeout_s: float = round(options.sending.duration_s) + KEEP_S if kept else TIMEOUT_S
         run("sysctl", "-q", "-w", f"{setting}={timeout_s}", netns=made.node)
     else:
         timeout_s = int(run("sysctl", "-n", setting, netns=made.node))
-    sends = find_generator(options.generator).sends
+    sends = options.sending.generator.sends
     most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
     forget_s = None
     if not made.is_lab and sends and _live(options, timeout_s) > most:
@@ -79,7 +78,7 @@ def make_room(options: Options, made: Network, raise_limit: Callable[[int], None
         room = kernel.conntrack_room(made.node)
         most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
     if needed > most:
-        pps = int(max(most - options.warmup, 0) / max(timeout_s, 1))
+        pps = int(max(most - options.sending.warmup, 0) / max(timeout_s, 1))
         raise MachineError(
             f"{needed} flows at a time need more room than {'masquerade' if most < room else 'conntrack'} has ({most})",
             f"there is room for {pps} pps, or for a shorter run"
@@ -90,7 +89,7 @@ def make_room(options: Options, made: Network, raise_limit: Callable[[int], None
 
 def _live(options: Options, timeout_s: float) -> int:
     """Return how many flows there are at most, if each stays so long."""
-    return round(min(options.packets_in_all, options.rate_pps * timeout_s)) + options.warmup
+    return round(min(options.packets_in_all, options.sending.rate_pps * timeout_s)) + options.sending.warmup
 
 
 def forget_flows(made: Network, source: IpNetwork) -> None:

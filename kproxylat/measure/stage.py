@@ -8,7 +8,7 @@ from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import NodeUnderTest, Options
 from kproxylat.measure.plan import load_modules
 from kproxylat.measure.standing_lab import Standing, find_standing
 from kproxylat.modes import Mode
@@ -19,7 +19,6 @@ from kproxylat.node.changes import FORWARD, Changes, clean_up
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
 from kproxylat.trace.engine import find_engine
-from kproxylat.traffic.generators import GENERATORS
 
 
 def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
@@ -29,10 +28,10 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     :return: what notes the run's changes; the lab that it can go on from.
     :raises MachineError: something is missing, or another run is under way.
     """
-    generator = GENERATORS[options.generator]
+    generator = options.sending.generator
     uses = "run", *generator.modules, *generator.tools, *(() if options.lab else ("node",))
-    check_machine(options.mode, options.probe, *uses)
-    make_directory(options.output_dir)
+    check_machine(options.mode, options.tracing.probe, *uses)
+    make_directory(options.record.output_dir)
     lock = stack.enter_context(node_lock.lock())
     standing = find_standing(options)
     for name in clean_up(lock, standing is not None):
@@ -49,7 +48,7 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
     :param stack: removes it all.
     :raises MachineError: something refuses, or is not allowed.
     """
-    generator, mode, netns = GENERATORS[options.generator], options.mode, options.node.netns
+    generator, mode, netns = options.sending.generator, options.mode, options.node.netns
     for module in generator.modules:
         changes.load_module(module)
     made = net.Network(None, netns, None, mode.origin, options.family)
@@ -70,13 +69,13 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
             say(f"      on top of the {standing.services} Services that stand")
             forget_flows(made, options.sources)
             return made
-    replayed = options.lab.ruleset if options.lab else None
+    replayed = options.ruleset
     for note in replayed.notes if replayed else ():
         say(f"      the ruleset: {note}")
     targets = [each.ip for each in options.targets or (options.target,)]
     counters.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
-    if options.position and mode.name == "iptables":
-        changes.move_rule(mode.iptables, options.target, options.position)
+    if options.on_node and options.on_node.position and mode.name == "iptables":
+        changes.move_rule(mode.iptables, options.target, options.on_node.position)
     return made
 
 
@@ -86,8 +85,8 @@ def open_node(options: Options, made: net.Network, changes: Changes, stack: Exit
     :param stack: removes them.
     :raises MachineError: the node does not forward, and we may not let it.
     """
-    if not options.lab and GENERATORS[options.generator].sends:
-        let_forward(options, changes)
+    if options.on_node and options.sending.generator.sends:
+        let_forward(options.on_node, options.family, changes)
         stack.callback(forget_flows, made, options.sources)
 
 
@@ -96,14 +95,14 @@ def _restore(changes: Changes) -> None:
         say(f"warning: {warning}")
 
 
-def let_forward(options: Options, changes: Changes) -> None:
+def let_forward(where: NodeUnderTest, family: int, changes: Changes) -> None:
     """Make sure that a node forwards packets.
 
     :raises MachineError: it does not, and we may not let it.
     """
-    name = FORWARD[options.family]
-    if run("sysctl", "-n", name, netns=options.node.netns).strip() == "0":
-        if name not in options.allow:
+    name = FORWARD[family]
+    if run("sysctl", "-n", name, netns=where.node.netns).strip() == "0":
+        if name not in where.allow:
             raise MachineError(f"{name} is 0: is this a node?", f"to have it set for the run: --allow {name}")
         changes.set(name, "1")
 

@@ -30,7 +30,7 @@ def find_standing(options: Options) -> Standing | None:
 
     :raises CommandError: ip(8) cannot look.
     """
-    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
+    grows = options.lab and not options.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
     label = net.read_label() if grows else ""
     if not options.lab or not label:
         return None

@@ -34,7 +34,7 @@ def check(base: Options, packets: int) -> None:
     """
     if not 1 <= packets <= MAX_PACKETS:
         raise UsageError(f"{packets} packets to each Service are not possible", f"--packets takes 1 to {MAX_PACKETS}")
-    check_options(replace(base, duration_s=1))
+    check_options(replace(base, sending=replace(base.sending, duration_s=1)))
 
 
 def whatif(
@@ -53,14 +53,14 @@ def whatif(
     for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
         kind = "rewritten" if rules.rewritten else "as captured"
         say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(found) + 1} of {len(others) + 1}")
-        options = plan_replay(replace(base, mode=rules.mode), rules, None, True, "", "")
+        options = plan_replay(base, rules, None, True)
         step = -(-len(options.targets) // MAX_MEASURED)
         targets = options.targets[::step]
         if step > 1:
             say(f"      {len(targets)} of {len(options.targets)} Services are measured")
-        seconds = packets * len(targets) / base.rate_pps
+        sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
         try:
-            result, ended = measure(replace(options, targets=targets, target=targets[0], duration_s=seconds))
+            result, ended = measure(replace(options, targets=targets, target=targets[0], sending=sending))
         except (KproxylatError, Interrupted) as error:
             if not found:
                 raise
