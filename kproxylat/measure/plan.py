@@ -79,7 +79,7 @@ def check_overhead(options: Options) -> None:
 
 
 def check_template(template: Path | None) -> None:
-    """Make sure that a user's template is there, and is one to believe.
+    """Make sure that a user's template is there, and is trusted.
 
     :raises UsageError: it is not there.
     :raises MachineError: as root, others can change it.
@@ -132,7 +132,7 @@ def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
     )
 
 
-def plan_bursts(options: Options, made: Network) -> list[Burst]:
+def plan_bursts(options: Options, network: Network) -> list[Burst]:
     """Split the sources between the warm-up, the run and what follows, so that no flow comes twice.
 
     :return: the warm-up, which is empty where others send; the run; three more where the overhead is measured.
@@ -141,9 +141,9 @@ def plan_bursts(options: Options, made: Network) -> list[Burst]:
     rate = min(options.sending.rate_pps, max(options.sending.warmup, 1) * 10)
     count = options.sending.warmup if options.sending.generator.sends else 0
     ip, port, protocol = options.target
-    netns = made.node if options.mode.origin == "node" else made.client
+    netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
-    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, made.skip, protocol, options.targets)
+    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
     bursts = [warmup]
     for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0)):
         skip = bursts[-1].skip + bursts[-1].addresses

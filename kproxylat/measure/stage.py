@@ -1,4 +1,4 @@
-"""The stage of a run: the machine checked, leftovers removed, the network made, rules loaded, counters placed."""
+"""The stage of a run: check the machine, remove leftovers, build the network, load rules, place counters."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kproxylat.trace.engine import find_engine
 
 
 def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
-    """Make sure that a run is possible, and that it is the only one.
+    """Check that a run is possible and that no other one is under way.
 
     :param stack: releases the lock, after the changes are put back.
-    :return: what notes the run's changes; the lab that it can go on from.
+    :return: the changes that the run will note, and the standing lab in which it can continue.
     :raises MachineError: something is missing, or another run is under way.
     """
     generator = options.sending.generator
@@ -44,42 +44,41 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
 def build(options: Options, changes: Changes, standing: Standing | None, stack: ExitStack) -> net.Network:
     """Make the network, load the lab's rules, place the counters, and on a node move the target's rule.
 
-    :param standing: the lab to go on from (None: none).
-    :param stack: removes it all.
-    :raises MachineError: something refuses, or is not allowed.
+    :param standing: the lab to continue in (None: build a new one).
+    :param stack: removes everything at its end.
+    :raises MachineError: a tool refuses a step, or a change is not allowed.
     """
     generator, mode, netns = options.sending.generator, options.mode, options.node.netns
     for module in generator.modules:
         changes.load_module(module)
-    made = net.Network(None, netns, None, mode.origin, options.family)
+    network = net.Network(None, netns, None, mode.origin, options.family)
     if not options.lab and generator.sends:
         addresses.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
         node, backend = (net.NODE, net.BACKEND) if options.lab else (netns, None)
         skip = standing.skip if standing else 0
-        made = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
+        network = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
         keep = options.lab is not None and options.lab.keep
-        network = net.take_over(keep) if standing else net.build_network(made, options.sources, endpoint, keep)
-        stack.enter_context(network)
+        built = net.take_over(keep) if standing else net.build_network(network, options.sources, endpoint, keep)
+        stack.enter_context(built)
         if options.lab:
             options.lab.load(mode, net.NODE, standing.services if standing else None)
         if standing:
             # Its counters count on, and those of before are taken off.
             say(f"      on top of the {standing.services} Services that stand")
-            forget_flows(made, options.sources)
-            return made
-    replayed = options.ruleset
-    for note in replayed.notes if replayed else ():
+            forget_flows(network, options.sources)
+            return network
+    for note in options.ruleset.notes if options.ruleset else ():
         say(f"      the ruleset: {note}")
-    targets = [each.ip for each in options.targets or (options.target,)]
-    counters.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
+    targets = [target.ip for target in options.targets or (options.target,)]
+    counters.place_counters(network, options.sources, options.endpoints, targets, options.ruleset is not None)
     if options.on_node and options.on_node.position and mode.name == "iptables":
         changes.move_rule(mode.iptables, options.target, options.on_node.position)
-    return made
+    return network
 
 
-def open_node(options: Options, made: net.Network, changes: Changes, stack: ExitStack) -> None:
+def open_node(options: Options, network: net.Network, changes: Changes, stack: ExitStack) -> None:
     """On a node, let our packets through, and take their flows out of conntrack at the end.
 
     :param stack: removes them.
@@ -87,7 +86,7 @@ def open_node(options: Options, made: net.Network, changes: Changes, stack: Exit
     """
     if options.on_node and options.sending.generator.sends:
         let_forward(options.on_node, options.family, changes)
-        stack.callback(forget_flows, made, options.sources)
+        stack.callback(forget_flows, network, options.sources)
 
 
 def _restore(changes: Changes) -> None:

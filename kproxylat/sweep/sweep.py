@@ -148,12 +148,12 @@ def find_modes(modes: Iterable[str], backends: Iterable[str]) -> list[Mode]:
 
     :raises UsageError: a name that no row has, or names that no row has together.
     """
-    wanted = set(modes), set(backends)
+    names, kinds = set(modes), set(backends)
     known = {row.name for row in MODES}, {row.backend for row in MODES}
-    for kind, names, there in zip(("mode", "backend"), wanted, known, strict=True):
-        if names - there:
-            raise UsageError(f"unknown {kind} {min(names - there)!r}", f"there are: {', '.join(sorted(there))}")
-    rows = [row for row in MODES if row.name in (wanted[0] or known[0]) and row.backend in (wanted[1] or known[1])]
+    for kind, passed, valid in zip(("mode", "backend"), (names, kinds), known, strict=True):
+        if passed - valid:
+            raise UsageError(f"unknown {kind} {min(passed - valid)!r}", f"there are: {', '.join(sorted(valid))}")
+    rows = [row for row in MODES if row.name in (names or known[0]) and row.backend in (kinds or known[1])]
     if not rows:
         raise UsageError("no mode has these backends", "leave --backend out")
     return rows
@@ -276,12 +276,12 @@ def sweep(
     if in_order:
         runs.sort(key=lambda each: points.index(each[0]))
     left = [each for each in runs if _key(*each) not in state.results]
-    found = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
-    if found.resumed:
-        say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
+    finished = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
+    if finished.resumed:
+        say(f"Resuming {state.path.name}: {finished.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
     if state.seed is not None:
         say(f"Order randomised, seed {state.seed}")
-    numbers = count(found.resumed + 1)
+    numbers = count(finished.resumed + 1)
 
     def begin(run: Run) -> None:
         undone = [each for each in runs if _key(*each) not in state.results]
@@ -298,11 +298,11 @@ def sweep(
         raise
     for key in [_key(*run) for run in runs if _key(*run) in state.results]:
         result = state.results[key]
-        found.results.append(result)
-        found.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
+        finished.results.append(result)
+        finished.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
     if ended:
-        return found, ended
-    found.complete = True
-    found.saved = state.close([_key(*run) for run in runs], found.to_json())
-    say(f"saved: {found.saved}")
-    return found, None
+        return finished, ended
+    finished.complete = True
+    finished.saved = state.close([_key(*run) for run in runs], finished.to_json())
+    say(f"saved: {finished.saved}")
+    return finished, None
