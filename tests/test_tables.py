@@ -20,7 +20,7 @@ from kproxylat.logs import reader, writer
 from kproxylat.logs.legacy import RunText
 from kproxylat.logs.reader import Dialect, read_log
 from kproxylat.logs.writer import RunLog, log_header, render_report
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.modes import LoadStep, Mode, find_mode
 from kproxylat.node import live_rules, service_rule
 from kproxylat.node.live_rules import LiveRules, read_live_rules
@@ -33,7 +33,7 @@ from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps
 from kproxylat.trace.script import render_script
 from kproxylat.traffic.burst import Burst, Sender, Sent, find_summary, stop_program
-from kproxylat.traffic.generators import GENERATORS, Generator
+from kproxylat.traffic.generators import GENERATORS, Generator, find_generator
 from kproxylat.traffic.sending import send
 from tests.cli.test_app import Captured, call
 from tests.support import TESTS
@@ -109,7 +109,7 @@ def test_a_modes_rule_is_read(own: Mode, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_mode_is_swept(own: Mode) -> None:
     assert find_modes([], [])[-1] == own
-    points = plan_points(Options(own, lab=Lab()), find_modes(["own"], ["nft"]), (10, 100))
+    points = plan_points(Options(own, where=Lab()), find_modes(["own"], ["nft"]), (10, 100))
     check_points(points)
     assert [title(point) for point in points] == ["own on nft, 10 Services", "own on nft, 100 Services"]
 
@@ -140,10 +140,11 @@ def test_a_generator_sends(monkeypatch: pytest.MonkeyPatch) -> None:
         match = find_summary(r"own: (\d+) packets", sender)
         return Sent(int(match[1]) if match else 0)
 
-    monkeypatch.setitem(GENERATORS, "own", Generator(("udp",), start, stop_program, read))
-    check_points(plan_points(Options(NFTABLES, lab=Lab(), generator="own"), [NFTABLES], (10,)))
+    monkeypatch.setitem(GENERATORS, "own", Generator("own", ("udp",), start, stop_program, read))
+    sending = Sending(generator=find_generator("own"))
+    check_points(plan_points(Options(NFTABLES, where=Lab(), sending=sending), [NFTABLES], (10,)))
     burst = Burst(7, 1000, IPv4Network("10.244.128.0/29"), "10.96.100.50", 50051, None, "pod0", "02:00:00:00:00:01")
-    assert send(burst, "own") == (Sent(7), None)
+    assert send(burst, sending.generator) == (Sent(7), None)
 
 
 def test_an_exporter_exports(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

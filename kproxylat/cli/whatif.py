@@ -47,12 +47,12 @@ def whatif(
       kproxylat whatif iptables-save.txt --vm-if-needed --plot
     """
     from kproxylat.lab.ruleset import read_ruleset
-    from kproxylat.measure.options import Options
+    from kproxylat.measure.options import Options, Record, Sending
     from kproxylat.sweep import whatif as alternatives
 
     check_vm(vm or vm_if_needed, clock, kernel)
     rules = read_ruleset(ruleset, mode, backend)
-    options = Options(rules.mode, rate_pps=rate, output_dir=output_dir, arguments=ctx.obj)
+    options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
     answer, ended = alternatives.whatif(options, rules, MODES, packets)

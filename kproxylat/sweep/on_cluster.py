@@ -29,7 +29,7 @@ from kproxylat.cluster.target import miss_path
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.measure.defaults import look_up
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, add_warnings
 from kproxylat.modes import DEFAULT_MODE, Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
@@ -97,11 +97,11 @@ class Preparation:
         :raises MachineError: kube-proxy does not reach this state in time.
         """
         self._set_mode(point.mode.name)
-        if point.found and not miss_path(point.found):
+        if point.service and not miss_path(point.service):
             self._target = frozenset([point.target])
-        sync_s = self._set_count(point.services or 0)
+        sync_s = self._set_count(point.where.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
-        return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
+        return add_warnings(replace(point, mode=row), *warnings), sync_s
 
     def _set_mode(self, mode: str) -> None:
         if mode == self._mode:
@@ -191,7 +191,9 @@ def sweep_cluster(
         check_count(count)
     check_root()
     # The target first: a fault of the cluster must not look like an unknown mode.
-    options = look_up(base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api)
+    options, read_target = look_up(
+        base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api
+    )
     running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
     new_modes = [name for name in modes if name != running.name]
@@ -209,7 +211,7 @@ def sweep_cluster(
         # Last in, first out: delete the Services, then restore the mode, even if the first fails.
         stack.callback(preparation.set_old_mode)
         stack.callback(preparation.delete_services)
-        return sweep(points, repeats, None, fresh, Here(preparation), in_order=True)
+        return sweep(points, repeats, None, fresh, Here(preparation, read_target), in_order=True)
 
 
 def _detect(api: Api, node: Node, asking: Asking) -> Mode:

@@ -263,7 +263,7 @@ def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.Mon
 def internal_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let every run end with an internal error, and return the user's state directory."""
 
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("surprise \x1b[2J\nof two lines")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", fail)
@@ -365,8 +365,9 @@ def test_render_prints_what_run_would_use(
 ) -> None:
     used = list[str]()
 
-    def measure(options: plan.Options) -> None:
-        used.append(render_script(measure_plan.plan_script(options), options.template, options.settings))
+    def measure(options: plan.Options, **_: object) -> None:
+        tracing = options.tracing
+        used.append(render_script(measure_plan.plan_script(options), tracing.template, tracing.settings))
         raise MachineError("enough")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
@@ -538,11 +539,11 @@ def test_a_sweep_sends_fewer_packets_on_the_instruction_clock(
     planned: list[float] = []
 
     def stop(points: list[Options], *_: object) -> None:
-        planned.extend(each.duration_s for each in points)
+        planned.extend(each.sending.duration_s for each in points)
         raise MachineError("enough")
 
     monkeypatch.setattr(sweep, "sweep", stop)
-    monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
+    monkeypatch.setattr("kproxylat.cli.sweep.detect_clock", lambda: (clock, True))
     backend = ("--mode", "iptables", "--backend", "nft")
     assert call(capsys, "sweep", "--lab", *options, *backend) == (1, "", "kproxylat: enough\n")
     assert planned == [duration_s]

@@ -113,9 +113,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
     """What would be measured."""
     found: list[Options] = []
 
-    def measure(options: Options) -> tuple[Result, None]:
+    def measure(options: Options, **_: object) -> tuple[Result, None]:
         found.append(options)
-        return Result(Run(), options.found), None
+        return Result(Run(), options.service), None
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
     monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
@@ -136,7 +136,7 @@ def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measur
     assert "miss path: Service default/worker has no UDP port" in err
     assert "packets come from 198.18.0.0/15 and are masqueraded: none of the cluster's 0 nodes has an address" in err
     assert [each.masqueraded for each in measured] == [True, True]
-    assert "masqueraded: none of the cluster" in measured[0].warnings[0]
+    assert "masqueraded: none of the cluster" in measured[0].record.warnings[0]
 
 
 def test_run_with_a_target_asks_no_api(

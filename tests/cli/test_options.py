@@ -88,10 +88,13 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     },
     "sweep": {
         "lab": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "ruleset": IN_LAB | NO_VM | {"--target", "--services", "--position", "--family", "--yes", "--mode"},
+        "ruleset": IN_LAB
+        | NO_VM
+        | (OWN - {"rule_position"})
+        | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed"},
+        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}},
     "trace": {"all packets": {"--protocol"}, "target": {"--family"}},
@@ -141,6 +144,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--generator": ("--generator", "sockets"),
     "run ruleset --generator": ("--generator", "pktgen"),
     "render ruleset --generator": ("--generator", "pktgen"),
+    "sweep ruleset --generator": ("--generator", "pktgen"),
     "parse prints --format": ("--format", "csv"),
     "parse intervals --format": ("--format", "csv"),
     "--kernel": ("--kernel", "/boot/vmlinuz-7"),
@@ -285,6 +289,7 @@ def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node |
 ENTRIES: dict[str, Any] = {
     "system.kernel.check_root": None,
     "cli.host.check_root": None,
+    "cli.sweep.detect_clock": ("ns", False),
     "system.kernel.detect_clock": ("ns", False),
     "measure.plan.check_trusted": None,
     "measure.defaults.check_root": None,
@@ -298,7 +303,7 @@ ENTRIES: dict[str, Any] = {
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
-    "sweep.pool.Pool": Pool,
+    "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
     "system.virtual_machine.boot": None,
     "node.doctor.missing_to_trace": ["bpftrace"],
@@ -311,6 +316,7 @@ ENTRIES: dict[str, Any] = {
     "sweep.whatif.whatif": (WHATIF, None),
     "sweep.whatif.save": Path("saved.json"),
     "cli.whatif.show_whatif": None,
+    "cli.sweep.confirm": None,
     "console.confirm": None,
     "cli.mode.confirm": None,
     "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
@@ -346,7 +352,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def note(name: str, answer: Any) -> Callable[..., Any]:
         def noted(*words: Any, **more: Any) -> Any:
-            if name not in ("sweep.sweep.sweep", "system.kernel.detect_clock"):
+            if name not in ("sweep.sweep.sweep", "cli.sweep.detect_clock", "system.kernel.detect_clock"):
                 DONE.append(f"{name} {describe(words)} {describe(sorted(more.items()))}")
             return answer(*words, **more) if callable(answer) else answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,7 @@ import pytest
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.target import destination, miss_path, read_target
 from kproxylat.errors import MachineError
-from kproxylat.measure import options as plan
 from kproxylat.measure import run
-from kproxylat.modes import MODES
 from kproxylat.results import Destination, Target
 from tests.support import TESTS
 from tests.support.fake_api import FakeApi
@@ -124,12 +123,12 @@ def test_a_missing_service(api: Api) -> None:
 
 def test_a_target_that_changes_during_the_run_is_a_warning(api: Api, recorded: FakeApi) -> None:
     found = read_target(api, "worker-udp")
-    options = plan.Options(MODES[0], found=found, look_up=lambda: read_target(api, "worker-udp"))
-    assert run._check_target(options) == ()
+    read = partial(read_target, api, "worker-udp")
+    assert run._check_target(found, read) == ()
     [key] = [key for key in recorded.objects if key[3] == "worker-udp-1"]
     recorded.objects[key]["endpoints"].append({"addresses": ["10.244.1.11"]})
-    [warning] = run._check_target(options)
+    [warning] = run._check_target(found, read)
     assert warning.startswith("the target changed during the run: 10.96.100.51, endpoints 10.244.1.10:50051; now")
     recorded.denied.add(("get", "services"))
-    [warning] = run._check_target(options)
+    [warning] = run._check_target(found, read)
     assert "could not be looked up after the run" in warning

@@ -37,7 +37,7 @@ def test_brackets_wherever_an_address_has_a_port() -> None:
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
 def test_a_target_makes_the_mode_its_familys(mode: Any) -> None:
-    options = Options(mode, WORKER[6], Lab())
+    options = Options(mode, WORKER[6], where=Lab())
     assert options.mode == mode.for_family(6) == match_family(mode, WORKER[6], None) == match_family(mode, None, 6)
     assert options.mode.for_family(4) == mode == match_family(mode, None, None)
     assert (options.family, options.mode.ip, str(options.sources)) == (6, "ip6", "fd00:10:244:80::/64")

@@ -19,7 +19,7 @@ from kproxylat.cluster.dummies import create, delete, plan_creation, read_dummie
 from kproxylat.cluster.proxy_config import parse_mode
 from kproxylat.errors import DeclinedError, Interrupted, MachineError
 from kproxylat.measure import defaults
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, Record, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination, Result
@@ -116,19 +116,19 @@ class Runs:
         self.end_at: int | None = None
         self.error: BaseException | None = None
 
-    def measure(self, options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         there = len([each for each in self.proxy.fake.named("services") if each.startswith("dummy")])
         held = self.proxy.rules(None)[0].rules - 2
         mode = options.mode
         assert mode.name == self.proxy.mode
-        assert str(options.source) == "10.244.1.252/30" or options.source
+        assert str(options.sending.source) == "10.244.1.252/30" or options.sending.source
         if len(self.seen) == self.end_at and self.error:
             raise self.error
         self.seen.append((mode.name, mode.backend, there, held))
         log = self.directory / f"ebpf_{mode.name}_{len(list(self.directory.glob('ebpf_*.json'))):03}.log"
         ended = Interrupted(2) if len(self.seen) == self.end_at and not self.error else None
         result = change_run(
-            with_values(load(COUNTED)[0], {2000 + there: 20}, options.services or 0),
+            with_values(load(COUNTED)[0], {2000 + there: 20}, options.where.services or 0),
             mode=mode.name, backend=mode.backend, script_sha256=mode.backend, log=str(log), cut_short=bool(ended),
             clock="ns", sync_s=sync_s,
         )  # fmt: skip
@@ -155,7 +155,8 @@ def sweep_it(
     confirm: Callable[[str, str], None] | None = None,
     backend: str | None = None,
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
-    base = Options(find_mode("nftables", None), duration_s=1, rate_pps=1000, output_dir=runs.directory)
+    sending, record = Sending(duration_s=1, rate_pps=1000), Record(runs.directory)
+    base = Options(find_mode("nftables", None), sending=sending, record=record)
     return sweep_cluster(api, base, counts, Asking(modes, backend, ("worker-dual", None), None, confirm), 1, False)
 
 
@@ -287,7 +288,7 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
 ) -> None:
     measure = runs.measure
 
-    def lose_rights(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def lose_rights(options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("delete", "services"))
         return measure(options, sync_s)
@@ -301,7 +302,7 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
     fake.denied.clear()
     delete(api)
 
-    def lose_others(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def lose_others(options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("patch", "daemonsets"))
         return measure(options, sync_s)

@@ -13,7 +13,7 @@ import pytest
 from kproxylat.analysis.compare import compare
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset import read_ruleset
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
@@ -117,19 +117,19 @@ def test_the_result_of_many_is_shown_and_comes_back_from_json(capsys: pytest.Cap
     assert capsys.readouterr().out.count("default/dummy-service-") == 100
 
 
-BASE = Options(find_mode("iptables", "legacy"), duration_s=1, rate_pps=1000)
+BASE = Options(find_mode("iptables", "legacy"), sending=Sending(duration_s=1, rate_pps=1000))
 
 
 def test_a_replay_sends_from_pods_to_endpoints_of_the_rules() -> None:
     [udp] = [f"{each.ip}:{each.port}" for each in RULES.targets if each.protocol == "udp" and each.ip.endswith(".51")]
-    one = plan_replay(BASE, RULES, udp, False, "", "")
-    assert (one.generator, one.targets, one.target.protocol) == ("pktgen", (), "udp")
+    one = plan_replay(BASE, RULES, udp, False)
+    assert (one.sending.generator.name, one.targets, one.target.protocol) == ("pktgen", (), "udp")
     assert [str(each) for each in one.endpoints] == ["10.244.1.10:50051/udp"]
     assert str(one.sources) == "10.244.128.0/17"
-    tcp = plan_replay(BASE, RULES, "10.97.0.1:80", False, "", "")
-    assert (tcp.generator, tcp.target.protocol) == ("sockets", "tcp")
-    every = plan_replay(BASE, RULES, None, True, "", "")
-    assert (every.generator, len(every.targets), every.packets) == ("sockets", 104, 936)
+    tcp = plan_replay(BASE, RULES, "10.97.0.1:80", False)
+    assert (tcp.sending.generator.name, tcp.target.protocol) == ("sockets", "tcp")
+    every = plan_replay(BASE, RULES, None, True)
+    assert (every.sending.generator.name, len(every.targets), every.packets) == ("sockets", 104, 936)
     check_options(every)
     _, burst = plan_bursts(every, Network(None, None, None))
     assert (burst.count, burst.targets) == (936, every.targets)
