@@ -133,6 +133,12 @@ def test_a_long_module_says_why(module: str) -> None:
     assert len(TEXTS[module].splitlines()) <= LONGEST or f"Longer than {LONGEST} lines" in head
 
 
+def test_no_test_imports_from_a_test() -> None:
+    """What tests share stands in tests/support or in a conftest.py."""
+    pattern = re.compile(r"^from tests\.\S*test_|^import tests\.\S*test_", re.MULTILINE)
+    assert [str(path) for path in (ROOT / "tests").rglob("*.py") if pattern.search(path.read_text())] == []
+
+
 def test_contributing_shows_the_packages() -> None:
     """The picture of the packages in CONTRIBUTING.md has each one, in the order in which they import."""
     text = (ROOT / "CONTRIBUTING.md").read_text()

@@ -35,8 +35,8 @@ from kproxylat.trace.script import render_script
 from kproxylat.traffic.burst import Burst, Sender, Sent, find_summary, stop_program
 from kproxylat.traffic.generators import GENERATORS, Generator, find_generator
 from kproxylat.traffic.sending import send
-from tests.cli.test_app import Captured, call
 from tests.support import TESTS
+from tests.support.command import Captured, call
 
 NFTABLES = find_mode("nftables", None)
 OWN = replace(

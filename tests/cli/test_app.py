@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from kproxylat import __version__
-from kproxylat.cli import app
 from kproxylat.errors import MachineError
 from kproxylat.measure import options as plan
 from kproxylat.measure import plan as measure_plan
@@ -23,36 +22,17 @@ from kproxylat.system import btf, kernel, processes, virtual_machine
 from kproxylat.trace import plan as trace_plan
 from kproxylat.trace.script import render_script
 from tests.support import ROOT
+from tests.support.command import RULES, Captured, call
 from tests.support.fakes import PROGRAMS, make_world
+
+pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
             *("capture", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
-RULES = str(ROOT / "tests/kube-proxy-rules/iptables-nft/n0/iptables-nft-save.txt")
 TARGET = ("run", "--mode", "nftables", "--target")
-Captured = pytest.CaptureFixture[str]
-
-
-def call(capsys: Captured, *argv: str) -> tuple[int, str, str]:
-    """Run one command line in this process: status, stdout, stderr."""
-    with pytest.raises(SystemExit) as ended:
-        app.main(list(argv))
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
-
-
-@pytest.fixture(autouse=True)
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no program run and no signal handler stay: what bad input starts would fail the test."""
-
-    def start(*argv: object, **_: object) -> None:
-        raise AssertionError(f"{argv} was started")
-
-    monkeypatch.setattr(processes, "_command", start)
-    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
 
 
 @pytest.mark.parametrize(

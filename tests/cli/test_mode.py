@@ -10,43 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.cluster import proxy_mode, sync
-from kproxylat.errors import MachineError
+from kproxylat.cluster import proxy_mode
 from kproxylat.measure.options import Options
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination, Result, Run
-from tests.cli.test_app import Captured, call
-from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
-from tests.support import TESTS
+from kproxylat.results import Destination
+from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
-
-RECORDED = TESTS / "kube-api"
-RULES = LiveRules("iptables", "nft", 5, {})
-
-
-@pytest.fixture
-def cluster(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
-    """A cluster as kubeadm makes it, and this machine as a node whose kube-proxy is not reached."""
-    for each in (CONFIGMAP, DAEMONSET):
-        fake.add(copy.deepcopy(each))
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    monkeypatch.setattr("kproxylat.cli.app.signal.signal", lambda *_: None)
-    running(monkeypatch, None, RULES)
-    return fake
-
-
-def running(monkeypatch: pytest.MonkeyPatch, mode: str | None, *rules: LiveRules) -> None:
-    """Let a kube-proxy in a mode run on this machine (None: none), and the kernel hold rules."""
-
-    def read_proxy(path: str, netns: str | None = None) -> str:
-        assert netns is None
-        if mode is None:
-            raise MachineError("no kube-proxy answers on port 10249 of this machine: Connection refused")
-        return (RECORDED / "metrics.txt").read_text() if path == "/metrics" else mode
-
-    for module in (proxy_mode, sync):
-        monkeypatch.setattr(module, "read_proxy", read_proxy)
-    monkeypatch.setattr(proxy_mode, "read_live_rules", lambda _: rules)
+from tests.support.fixtures import RULES, running
+from tests.support.kube_proxy import RECORDED
 
 
 def test_mode_show(capsys: Captured, cluster: FakeApi) -> None:
@@ -106,20 +77,6 @@ def test_mode_show_sends_a_packet_under_the_new_and_the_old_name(
     status, out, _ = call(capsys, "mode", "show", option)
     assert (status, out.splitlines()[0]) == (0, "kube-proxy mode iptables, backend nft: certain")
     assert option == "--send-packet" or option not in call(capsys, "mode", "show", "--help")[1]
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What would be measured."""
-    found: list[Options] = []
-
-    def measure(options: Options, **_: object) -> tuple[Result, None]:
-        found.append(options)
-        return Result(Run(), options.service), None
-
-    monkeypatch.setattr("kproxylat.measure.run.measure", measure)
-    monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
-    return found
 
 
 def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:

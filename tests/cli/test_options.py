@@ -22,9 +22,11 @@ from kproxylat.cluster.proxy_mode import Evidence, Finding
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
-from tests.cli.test_app import RULES, Captured, call, nothing_starts  # noqa: F401
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.command import RULES, Captured, call
+
+pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
 TEMPLATE = str(ROOT / "templates/overhead.bt.j2")

@@ -23,8 +23,8 @@ from kproxylat.node.changes import ALLOWABLE
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, Result, Run
 from kproxylat.traffic.generators import GENERATORS
-from tests.cli.test_app import RULES
 from tests.support import ROOT
+from tests.support.command import RULES
 
 RUN = typer.main.get_command(app.build("run"))
 RULESET = read_ruleset(Path(RULES))

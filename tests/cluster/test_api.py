@@ -21,11 +21,11 @@ from kproxylat.cluster import api as cluster
 from kproxylat.cluster import kubeconfig
 from kproxylat.cluster.api import Api, connect
 from kproxylat.errors import ApiError, MachineError, UsageError
-from tests.support import TESTS, fake_api
+from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
+from tests.support.kube_proxy import RECORDED
 
 SERVICES = "/api/v1/namespaces/default/services"
-RECORDED = TESTS / "kube-api"
 
 
 def service(name: str) -> dict[str, object]:

@@ -23,15 +23,14 @@ from kproxylat.cluster.dummies import create, delete, paths, plan_creation, read
 from kproxylat.cluster.kubeconfig import CONNECTIONS
 from kproxylat.errors import ApiError, Interrupted, MachineError
 from kproxylat.system import interrupts
-from tests.support import TESTS
 from tests.support.agent import Agent
 from tests.support.fake_api import Call, FakeApi
+from tests.support.kube_proxy import RECORDED
 
 WAIT_S = 0.01
 """How long a client waits here at most before it tries again."""
 INTERRUPTIONS, INTERRUPTED = 20, 400
 """How often, half of them while creating and half while deleting; and how many Services there are to be then."""
-RECORDED = TESTS / "kube-api"
 
 
 def fill(api: Api, count: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -11,27 +10,8 @@ import pytest
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, read_configured
 from kproxylat.errors import MachineError
-from tests.support import TESTS
 from tests.support.fake_api import FakeApi
-
-RECORDED = TESTS / "kube-api"
-CONFIGMAP = json.loads((RECORDED / "configmap-kube-proxy.json").read_text())
-DAEMONSET = json.loads((RECORDED / "daemonset-kube-proxy.json").read_text())
-NODE = json.loads((RECORDED / "node.json").read_text())
-CONFIG = CONFIGMAP["data"]["config.conf"]
-
-
-def configmap(name: str = "kube-proxy", **data: str) -> dict[str, Any]:
-    return {**copy.deepcopy(CONFIGMAP), "metadata": {"name": name, "namespace": "kube-system"}, "data": data}
-
-
-def daemonset(command: list[str], volume: str = "kube-proxy", name: str = "kube-proxy") -> dict[str, Any]:
-    found = copy.deepcopy(DAEMONSET)
-    found["metadata"]["name"] = name
-    spec = found["spec"]["template"]["spec"]
-    spec["containers"][0] |= {"command": command, "name": name}
-    spec["volumes"][0]["configMap"]["name"] = volume
-    return found
+from tests.support.kube_proxy import CONFIG, CONFIGMAP, DAEMONSET, NODE, configmap, daemonset
 
 
 def pod(command: list[str], labels: dict[str, str], node: str = "node") -> dict[str, Any]:

@@ -17,11 +17,12 @@ from kproxylat.cluster.rollout import apply_change, describe_rollout, needs_rest
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination
-from tests.cli.test_app import ROOT, Captured, call
-from tests.cli.test_mode import RECORDED, cluster, running  # noqa: F401
-from tests.cluster.test_proxy_config import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
+from tests.support import ROOT
+from tests.support.command import Captured, call
 from tests.support.fake_api import Call, FakeApi, Refused
 from tests.support.fakes import Typed
+from tests.support.fixtures import cluster, running  # noqa: F401
+from tests.support.kube_proxy import CONFIG, CONFIGMAP, DAEMONSET, RECORDED, configmap, daemonset
 
 CM = ("", "configmaps", "kube-system", "kube-proxy")
 DS = ("apps", "daemonsets", "kube-system", "kube-proxy")

@@ -18,14 +18,13 @@ from kproxylat.node import addresses
 from kproxylat.node.addresses import check_free, find_free
 from kproxylat.node.node import Node
 from tests.support.fake_api import FakeApi
+from tests.support.nodes import ADDRESSES, BRIDGE, node_of
 
 CIDR = IPv4Network("10.244.1.0/24")
 DEFAULT = {"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}
 CLUSTER = {"dst": "10.244.0.0/16", "gateway": "192.0.2.9", "dev": "eth0"}
-BRIDGE = {"dst": "10.244.1.0/24", "dev": "cni0", "scope": "link"}
 LOCAL = {"type": "local", "dst": "10.244.1.1", "dev": "cni0", "table": "local"}
 BROADCAST = {"type": "broadcast", "dst": "10.244.1.255", "dev": "cni0", "table": "local"}
-ADDRESSES = [{"ifname": "eth0", "addr_info": [{"family": "inet", "local": "192.0.2.2"}]}]
 
 
 @pytest.fixture
@@ -41,12 +40,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     for module in (addresses, sources):
         monkeypatch.setattr(module, "run", run)
     return listed
-
-
-def node_of(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
-    spec = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)} if pod_cidrs else {}
-    status = {"addresses": [{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": address}]}
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec, "status": status}
 
 
 def pod_of(name: str, node: str, *ips: str) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from kproxylat.cluster.target import destination, miss_path, read_target
 from kproxylat.errors import MachineError
 from kproxylat.measure import run
 from kproxylat.results import Destination, Target
-from tests.support import TESTS
 from tests.support.fake_api import FakeApi
+from tests.support.kube_proxy import RECORDED
 
-RECORDED = TESTS / "kube-api"
 SERVICE = json.loads((RECORDED / "service-worker-dual.json").read_text())
 SLICE = json.loads((RECORDED / "endpointslice-worker-dual.json").read_text())
 

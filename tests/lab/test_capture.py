@@ -21,9 +21,9 @@ from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node import live_rules
 from kproxylat.node import node as nodes
 from kproxylat.system import kernel
-from tests.cli.test_app import call
-from tests.lab.test_services import CAPTURED
 from tests.support import TESTS
+from tests.support.command import call
+from tests.support.rules import CAPTURED
 
 SERVICES = place_services(5, "middle", "both")
 

@@ -17,10 +17,8 @@ from kproxylat.lab.ruleset_check import find_backend
 from kproxylat.lab.services import dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.results import Destination
-from tests.lab.test_services import ALWAYS, CAPTURED
-from tests.support import TESTS
+from tests.support.rules import ALWAYS, CAPTURED, OTHERS
 
-OTHERS = TESTS / "rulesets"
 CNI = OTHERS / "cni-iptables-save.txt"
 REAL = sorted(
     each for each in CAPTURED.rglob("*") if each.name.endswith((".txt", ".txt.gz")) and "ip6" not in each.name

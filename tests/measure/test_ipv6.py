@@ -22,7 +22,7 @@ from kproxylat.results import Destination, Result, Run, Target, target_text
 from kproxylat.trace.plan import network_words
 from kproxylat.traffic import pktgen, sockets
 from kproxylat.traffic.burst import Burst
-from tests.lab.test_services import captured, iptables_chains, nft_blocks, text_of
+from tests.support.rules import captured, iptables_chains, nft_blocks, text_of
 
 BURST = Burst(2000, 1000, LAB_SOURCE[6], "fd00:10:96::50", 50051, "client", "pod0", "02:00:00:00:00:01", skip=1)
 

@@ -20,7 +20,7 @@ from kproxylat.results import Bounded, Map, Overhead, Probe, Result, Run
 from kproxylat.trace.dump import parse_dump
 from kproxylat.traffic.burst import Burst, Sent
 from kproxylat.traffic.generators import GENERATORS
-from tests.trace.test_script import PLAN
+from tests.support.plans import PLAN
 
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)
 NONE = "@envelope[2, 5000]: 8\n@envelope[2, 9000]: 2\n@envelope[0, 1]: 10\n@stored[574]: 19\n@stored[575]: 1\n"

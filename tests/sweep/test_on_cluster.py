@@ -28,18 +28,17 @@ from kproxylat.sweep import on_cluster, sweep
 from kproxylat.sweep.on_cluster import Asking, sweep_cluster
 from kproxylat.sweep.sweep import Sweep
 from kproxylat.system import kernel
-from tests.cli.test_app import Captured, call
-from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
-from tests.cluster.test_rbac import MANIFESTS, made, rights
-from tests.cluster.test_sources import ADDRESSES, BRIDGE, node_of
 from tests.results import COUNTED, change_run, load, with_values
-from tests.support import ROOT, TESTS
+from tests.support import ROOT
+from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 from tests.support.fakes import Typed
+from tests.support.kube_proxy import CONFIGMAP, DAEMONSET, RECORDED
+from tests.support.nodes import ADDRESSES, BRIDGE, node_of
+from tests.support.rights import MANIFESTS, made, rights
 
 LATE = 3
 """Looks after which kube-proxy's rules hold what the API holds."""
-RECORDED = TESTS / "kube-api"
 
 
 class KubeProxy:

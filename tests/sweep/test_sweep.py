@@ -24,7 +24,7 @@ from kproxylat.system import kernel
 from kproxylat.traffic.generators import GENERATORS
 from tests.results import COUNTED, change_run, load, with_values
 from tests.support import ROOT
-from tests.sweep.test_whatif import RULES, measured
+from tests.support.costs import RULES, measured
 
 COST = {("iptables", "legacy"): 26, ("iptables", "nft"): 84, ("nftables", "nft"): 0}
 

@@ -18,19 +18,16 @@ from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import _check_shares
-from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.modes import MODES, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
-from kproxylat.results import Accounting, Probe, Result, Run, Traffic
+from kproxylat.results import Probe, Result, Traffic
 from kproxylat.results_json import from_json, to_json
 from kproxylat.sweep.whatif import judge, save, whatif
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps
-from tests.lab.test_services import CAPTURED
 from tests.support import TESTS
-
-RULES = read_ruleset(CAPTURED / "iptables-legacy/n100/iptables-legacy-save.txt.gz")
-COST = {"legacy": (2000, 26), "nft": (3000, 84), "nftables": (2678, 0), "ipvs": (4000, 0)}
+from tests.support.costs import RULES, measured
 
 
 def words_of(ip: str, port: int, protocol: int) -> int:
@@ -48,25 +45,6 @@ def test_values_are_split_by_target() -> None:
     lookup, other = build_probes(own, find_mode("iptables", "legacy"), "instructions")
     assert lookup.targets == {"10.96.0.9:80/tcp": {"10": 2}, "10.96.0.10:53/udp": {"10": 1, "12": 1}}
     assert other.targets is None
-
-
-def measured(mode: Mode, packets: int = 20) -> Result:
-    """What a run of all Services would be, where each Service adds an integer."""
-    base, each = COST[mode.name if mode.name != "iptables" else mode.backend]
-    values = {
-        str(target): {str(base + each * number): packets}
-        for number, target in enumerate(RULES.targets)
-    }  # fmt: skip
-    every: dict[str, int] = {}
-    for found in values.values():
-        for value, count in found.items():
-            every[value] = every.get(value, 0) + count
-    lookup = Probe(mode.engine, "nat", None, "PREROUTING", True, packets * len(values), None, None, None, None, None,
-                   "instructions", values=every, targets=values)  # fmt: skip
-    run = Run(mode=mode.name, backend=mode.backend, clock="instructions", emulated=True, kernel="6.1", services=105,
-              bpftrace="v0.17.0", probe_kind="fentry", script_sha256=mode.engine, kproxylat="0")  # fmt: skip
-    books = Accounting(lookup.count, lookup.count, None, lookup.count, 0, 0, True)
-    return Result(run, probes=(lookup,), accounting=books, services=rank_services(lookup, RULES.services))
 
 
 def test_services_are_ranked_by_cost_with_their_place_in_the_rules() -> None:

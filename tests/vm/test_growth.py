@@ -9,7 +9,7 @@ from itertools import chain
 
 import pytest
 
-from tests.lab.test_services import iptables_chains, nft_blocks
+from tests.support.rules import iptables_chains, nft_blocks
 from tests.vm.conftest import Guest
 
 GROW = """
