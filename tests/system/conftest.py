@@ -11,8 +11,12 @@ from kproxylat.system import interrupts
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
-    """Handle signals as the program does, and restore the handlers of the test run."""
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Handle signals as the program does, and restore the handlers of the test run.
+
+    Programs that run for other tests, such as a virtual machine, are not among those that a signal names.
+    """
+    monkeypatch.setattr(interrupts, "RUNNING", {})
     before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
     interrupts.install()
     yield
