@@ -1,10 +1,17 @@
-"""Table MODES: proxy mode (kube-proxy's setting) and backend (the kernel's) -> the kernel function to trace."""
+"""Table MODES: proxy mode (kube-proxy's setting) and backend (the kernel's) -> all that kproxylat knows of them.
+
+Other modules ask the row. They write a name out only where other programs print it: old logs, iptables-save.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kproxylat.errors import UsageError
+
+DEFAULT_MODE = "iptables"
+"""The mode on Linux if kube-proxy's ``mode`` is empty (Kubernetes, pkg/proxy/apis/config/types.go, ProxyMode)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,38 @@ class Engine:
     skb: str
     state: str
     priv: str
-    offsets: tuple[tuple[str, str, str], ...] = ()
+    offsets: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class RuleForm:
+    """The form in which the kernel holds Service rules. node/service_rule, node/live_rules and lab/ read each form.
+
+    :param tool: the tool that prints the rules; lab/ruleset_check has its texts' kind of this name.
+    :param place: the place of a Service's rule, in words.
+    :param ordered: whether packets pass the rules one by one, so that a lookup costs more after more rules; otherwise
+        a hash table finds the rule, and a Service changes the cost only by the luck of its hash.
+    """
+
+    tool: str
+    place: str
+    ordered: bool
+
+
+CHAIN = RuleForm("iptables-save", "in KUBE-SERVICES", ordered=True)
+MAP = RuleForm("nft", "in map service-ips", ordered=False)
+SERVERS = RuleForm("ipvsadm", "a virtual server", ordered=False)
+
+
+class LoadStep(NamedTuple):
+    """One command that loads the lab's rules.
+
+    :param argv: the command; ``{ip}`` in it stands for "ip" or "ip6".
+    :param template: NAME of the template ``rules-NAME.j2`` of what the command reads; "" if it reads nothing.
+    """
+
+    argv: tuple[str, ...]
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +85,17 @@ class Mode:
     :param counts_hits: whether the rules count packets.
     :param report: section of the old FINAL REPORT: its title and the prefix of its map names.
     :param loading_cost: how long the rules of many Services take to load, compared with other modes; 1 is the shortest.
+    :param form: the form in which the kernel holds the rules.
+    :param loading: the commands that load the rules of the lab.
+    :param growing: the commands that add Services to loaded rules; () if all rules have to be loaded again.
+    :param transaction: how many Services a transaction takes; the commands run once for each (0: all in one).
+    :param parity_matters: whether a lookup costs more after an even number of transactions than after an odd one.
+    :param usual: whether current distributions have this one of the mode's backends.
+    :param overhead_hook: number of the hook at which to measure what tracing adds: one without conntrack's work, which
+        varies, where the engine is called and no call holds another one.
+    :param nested: whether the engine's call for the node's own packet holds another call, which sends the packet on.
+    :param raw_sockets: whether the tools need raw sockets, which a container may forbid.
+    :param link: the link that holds the Services' addresses, except those of NodePorts.
     :param misses_looked_up: whether the engine also sees, at the lookup's hook, packets that match no Service.
     :param origin: where the packets come from: a "pod", or the "node" itself.
     :param family: the packets' IP family, 4 or 6.
@@ -65,6 +114,16 @@ class Mode:
     counts_hits: bool
     report: tuple[str, str]
     loading_cost: int
+    form: RuleForm
+    loading: tuple[LoadStep, ...]
+    growing: tuple[LoadStep, ...] = ()
+    transaction: int = 0
+    parity_matters: bool = False
+    usual: bool = True
+    overhead_hook: int = 2
+    nested: bool = False
+    raw_sockets: bool = False
+    link: str | None = None
     misses_looked_up: bool = True
     origin: str = "pod"
     family: int = 4
@@ -79,14 +138,10 @@ class Mode:
             return tuple(names.get(word, word) for word in words)
 
         engines = tuple(
-            replace(
-                engine,
-                functions=rename(engine.functions),
-                offsets=tuple((names.get(module, module), name, member) for module, name, member in engine.offsets),
-            )
+            replace(engine, functions=rename(engine.functions), offsets=tuple(map(rename, engine.offsets)))
             for engine in self.engines
         )
-        module = names.get(self.module, self.module)
+        [module] = rename((self.module,))
         modules, tools = rename(self.modules), rename(self.tools)
         return replace(self, engines=engines, module=module, modules=modules, tools=tools, family=family)
 
@@ -146,6 +201,15 @@ _IPVS = (
     Engine(("ip_vs_remote_request4", "ip_vs_local_request4"), (4, 9), ("priv", "skb", "state"), "skb", "state", "priv"),
 )
 
+# kube-proxy makes this counter, which its rule in KUBE-FORWARD names.
+_MAKE_COUNTER = LoadStep(("nfacct", "add", "ct_state_invalid_dropped_pkts"))
+_LOAD_NFTABLES = (LoadStep(("nft", "-f", "-"), "nftables"),)
+_LOAD_ADDRESSES, _LOAD_SETS, _LOAD_SERVERS = (
+    LoadStep(("ip", "-batch", "-"), "ipvs-addresses"),
+    LoadStep(("ipset", "restore"), "ipvs-sets"),
+    LoadStep(("ipvsadm", "--restore"), "ipvs-services"),
+)
+
 MODES: tuple[Mode, ...] = (
     Mode(
         name="iptables",
@@ -161,6 +225,12 @@ MODES: tuple[Mode, ...] = (
         counts_hits=True,
         report=("IPTABLES", "ipt"),
         loading_cost=1,
+        form=CHAIN,
+        loading=(_MAKE_COUNTER, LoadStep(("{ip}tables-legacy-restore",), "iptables")),
+        # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
+        growing=(LoadStep(("{ip}tables-legacy-restore", "--noflush"), "iptables"),),
+        usual=False,
+        raw_sockets=True,
     ),
     Mode(
         name="iptables",
@@ -176,6 +246,9 @@ MODES: tuple[Mode, ...] = (
         counts_hits=True,
         report=("IPTABLES", "ipt"),
         loading_cost=1,
+        form=CHAIN,
+        # No growing: to add 5,000 Services to 5,000, iptables-nft-restore takes longer than to load 10,000.
+        loading=(_MAKE_COUNTER, LoadStep(("{ip}tables-nft-restore",), "iptables")),
     ),
     Mode(
         name="nftables",
@@ -192,6 +265,15 @@ MODES: tuple[Mode, ...] = (
         report=("NFTABLES", "nft"),
         # For each map the kernel goes through all others (net/netfilter/nf_tables_api.c, nf_tables_newset).
         loading_cost=3,
+        form=MAP,
+        loading=_LOAD_NFTABLES,
+        growing=_LOAD_NFTABLES,
+        # For each anonymous map of a transaction the kernel goes through all that is in the transaction
+        # (net/netfilter/nf_tables_api.c, __nft_set_trans_bind).
+        transaction=500,
+        # nft_do_chain takes one instruction more for each chain after an even number of transactions
+        # (net/netfilter/nf_tables_core.c: blob_gen_0 or blob_gen_1, by the generation's cursor).
+        parity_matters=True,
     ),
     Mode(
         name="ipvs",
@@ -210,26 +292,59 @@ MODES: tuple[Mode, ...] = (
         report=("IPVS", "ipvs"),
         # Four tools load the rules.
         loading_cost=2,
+        form=SERVERS,
+        loading=(
+            LoadStep(("sysctl", "-q", "-p", "-"), "ipvs-sysctl"),
+            _LOAD_ADDRESSES,
+            _LOAD_SETS,
+            LoadStep(("{ip}tables-nft-restore",), "ipvs-iptables"),
+            _LOAD_SERVERS,
+        ),
+        growing=(_LOAD_ADDRESSES, _LOAD_SETS, _LOAD_SERVERS),
+        # ipvs is not called in FORWARD.
+        overhead_hook=3,
+        nested=True,
+        link="kube-ipvs0",
         # Rules in INPUT reject such a packet before.
         misses_looked_up=False,
     ),
 )
 
 
-def find_mode(name: str, backend: str | None) -> Mode:
+def find_rows(name: str | None = None, backend: str | None = None) -> list[Mode]:
+    """Return the rows of a mode and a backend; None stands for any."""
+    return [row for row in MODES if name in (None, row.name) and backend in (None, row.backend)]
+
+
+def mode_names() -> list[str]:
+    """Return the names of all modes, in the table's order."""
+    return list(dict.fromkeys(row.name for row in MODES))
+
+
+def only_backend(name: str | None) -> str | None:
+    """Return the backend of a mode that has only one; None if it has several, or is unknown."""
+    backends = [row.backend for row in MODES if row.name == name]
+    return backends[0] if len(backends) == 1 else None
+
+
+def is_ordered(name: str | None) -> bool:
+    """Return whether packets pass this mode's rules one by one."""
+    return any(row.form.ordered for row in MODES if row.name == name)
+
+
+def find_mode(name: str, backend: str | None, *, usual: bool = False) -> Mode:
     """Return the row of a mode and backend.
 
     :param backend: None if the mode has only one backend.
+    :param usual: without a backend, take that of current distributions.
     :raises UsageError: the mode or the backend is unknown, or the backend is None and the mode has several.
     """
-    rows = [row for row in MODES if row.name == name]
+    backends = [row.backend for row in find_rows(name)]
+    if not backends:
+        raise UsageError(f"unknown mode {name!r}", f"--mode takes one of: {', '.join(sorted(mode_names()))}")
+    rows = [row for row in find_rows(name, backend) if row.usual or backend or not usual]
     if not rows:
-        names = sorted({row.name for row in MODES})
-        raise UsageError(f"unknown mode {name!r}", f"--mode takes one of: {', '.join(names)}")
-    backends = [row.backend for row in rows]
-    if backend is None and len(rows) > 1:
-        raise UsageError(f"mode {name} has several backends", f"pass --backend {' or '.join(backends)}")
-    matches = [row for row in rows if backend in (None, row.backend)]
-    if not matches:
         raise UsageError(f"mode {name} has no backend {backend!r}", f"--backend takes: {', '.join(backends)}")
-    return matches[0]
+    if len(rows) > 1:
+        raise UsageError(f"mode {name} has several backends", f"pass --backend {' or '.join(backends)}")
+    return rows[0]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
+from kproxylat.modes import find_rows
+
 SCHEMA = "kproxylat/1"
 IpNetwork = IPv4Network | IPv6Network
 HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING"}
@@ -378,7 +380,8 @@ class Result:
     @property
     def main_probe(self) -> Probe | None:
         """The probe that represents the run in one line: the lookup, else that of its mode, else the busiest."""
-        engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(self.run.mode or "")
+        rows = find_rows(self.run.mode or "", self.run.backend)
+        engine = rows[0].engine if rows else None
         probes = sorted(
             self.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
         )

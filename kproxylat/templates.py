@@ -78,7 +78,7 @@ def render_template(name: str, variables: Mapping[str, Any], template: Path | No
     """Render a template in the sandbox.
 
     :param name: the template's name.
-    :param variables: the template's input.
+    :param variables: its input.
     :param template: the user's template, which may extend or include those beside it and ours (None: ours only).
     :param marks: whether to put marks into the text, for :func:`split_marks`.
     :raises TemplateError: a template is missing, unreadable or invalid, or uses an unknown variable.
@@ -113,7 +113,7 @@ def _list_names(variables: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names that a template can use: of variables, or of the fields of those that have some."""
     for name, value in variables.items():
         if is_dataclass(value):
-            yield from (f"{name}.{each.name}" for each in fields(value))
+            yield from (f"{name}.{field.name}" for field in fields(value))
         else:
             yield name
 

@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from kproxylat.cluster.api import Api, connect
 from tests.support.fake_api import FakeApi, serving
+from tests.support.fixtures import cluster, measured, nothing_starts  # noqa: F401 - fixtures of all tests
 
 # Started in the background by a script, we and every program that a test starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

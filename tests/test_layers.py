@@ -13,7 +13,7 @@ from tests.support import ROOT
 
 PACKAGE = ROOT / "kproxylat"
 ORDER = (
-    *("errors", "results", "results_json", "console", "modes"),
+    *("errors", "modes", "results", "results_json", "console"),
     *("system", "templates", "trace", "node", "logs", "traffic", "lab", "cluster"),
     *("analysis", "measure", "sweep", "report", "cli", "guest", "__main__"),
 )
@@ -131,6 +131,12 @@ def test_no_shell_and_no_sleeping(module: str) -> None:
 def test_a_long_module_says_why(module: str) -> None:
     head = ast.get_docstring(MODULES[module]) or ""
     assert len(TEXTS[module].splitlines()) <= LONGEST or f"Longer than {LONGEST} lines" in head
+
+
+def test_no_test_imports_from_a_test() -> None:
+    """What tests share stands in tests/support or in a conftest.py."""
+    pattern = re.compile(r"^from tests\.\S*test_|^import tests\.\S*test_", re.MULTILINE)
+    assert [str(path) for path in (ROOT / "tests").rglob("*.py") if pattern.search(path.read_text())] == []
 
 
 def test_contributing_shows_the_packages() -> None:

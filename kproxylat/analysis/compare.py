@@ -23,6 +23,7 @@ from kproxylat.analysis.stats import Interval, bounds, crossing
 from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
+from kproxylat.modes import is_ordered
 from kproxylat.results import Probe, Result, target_text
 from kproxylat.results_json import list_from_json
 
@@ -140,7 +141,7 @@ def _compare_pair(
     a = [result for size, _ in sizes for result in cells_a[size]]
     b = [result for _, size in sizes for result in cells_b[size]]
     overruled = _check_comparable(a, b, allowed)
-    rng, hashed = Random(seed), key_a == key_b and key_a[0] not in ("iptables", "unknown")  # noqa: S311
+    rng, hashed = Random(seed), key_a == key_b and key_a[0] != "unknown" and not is_ordered(key_a[0])  # noqa: S311
     lookups = []
     for x, y in sizes:
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]

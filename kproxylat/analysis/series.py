@@ -22,6 +22,7 @@ from kproxylat.analysis.stats import (
     merge_draws,
     slopes,
 )
+from kproxylat.modes import is_ordered
 from kproxylat.results import Result
 
 LEVEL = 0.95
@@ -176,14 +177,14 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     where = f"at all {len(points)} points" if len(points) > 2 else "at both points"
     if spread <= ROUNDING:
         verdict, evidence = "O(1)", f"the commonest lookup is the same {where}"
-    elif series.mode != "iptables" and spread <= HASH_EFFECT and not rising:
+    elif not is_ordered(series.mode) and spread <= HASH_EFFECT and not rising:
         verdict = "O(1)"
         evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
     elif len(points) < 3:
         verdict, evidence = "unclear", f"it grows by {growth:,.0f}, but two points show no line"
     elif worst <= ROUNDING and growth > 0:
         verdict, evidence = "O(n)", f"each Service adds {slope:,.6g}, residual {worst:.0f} {where}"
-    elif series.mode != "iptables" and spread <= HASH_EFFECT:
+    elif not is_ordered(series.mode) and spread <= HASH_EFFECT:
         evidence = f"it grows at every step, by {spread:,.0f} in all, but hash effects may be up to {HASH_EFFECT}"
         verdict = "unclear"
     elif worst <= LINEAR * growth:

@@ -1,4 +1,8 @@
-"""The command line: options -> one call -> print. The commands are in cli_*.py."""
+"""The program: its list of commands, its errors and its exit status.
+
+Only the module of the command that runs is imported. A module imports at its top what its commands need, except what
+makes ``--help`` slow: kubernetes, rich, matplotlib, jinja2.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ COMMANDS = {
     "mode": "mode",
     "services": "services",
 }
-"""Command, or group of commands (``NAME_app``) -> its module."""
+"""Command, or group of commands (``NAME_app``) -> its module in :mod:`kproxylat.cli`."""
 HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
 
     \b
@@ -55,13 +59,13 @@ def kproxylat(
 
 
 def _forget_output() -> None:
-    """Discard the rest of the output: its reader has gone, and a flush at exit would fail again."""
+    """Discard the rest of the output: its reader has ended, and a flush at exit would fail again."""
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say_errors(error: BaseException) -> None:
-    """Print an error and its remedy, after those of the errors during whose clean-up it came."""
+    """Print an error and its remedy; first print the error during whose clean-up it occurred."""
     if error.__context__ and not error.__suppress_context__:
         _say_errors(error.__context__)
     if isinstance(error, KproxylatError):
@@ -71,9 +75,11 @@ def _say_errors(error: BaseException) -> None:
 
 
 def build(name: str = "") -> typer.Typer:
-    """Return the program with one command, or with all if none has that name.
+    """Return the program with one command, or with all commands if none has that name.
 
-    To import every command's module and read all its options would take most of a short command's time.
+    Importing the modules of all commands would take longer than a short command runs.
+
+    :param name: the command's name.
     """
     app = typer.Typer(
         add_completion=False,

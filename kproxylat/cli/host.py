@@ -1,4 +1,7 @@
-"""The commands about this host: capture, cleanup, doctor."""
+"""The commands about this host: capture, cleanup, doctor.
+
+Imported in a function: :mod:`kproxylat.lab`, for the sake of ``--help``, because it imports jinja2.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,14 @@ from typing import Annotated
 import typer
 
 from kproxylat.cli.options import Backend, Form, Format, ModeName, Place, spread
-from kproxylat.console import say
+from kproxylat.console import say, waiting
 from kproxylat.errors import MachineError
+from kproxylat.node import doctor as checks
+from kproxylat.node import lock as node_lock
+from kproxylat.node.changes import clean_up, describe
+from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
+from kproxylat.system.kernel import check_root
 
 
 @spread
@@ -20,11 +28,11 @@ def capture(
     anonymous: Annotated[
         bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
     ] = False,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="A new file.")] = Path("ruleset.json"),
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to create.")] = Path("ruleset.json"),
     *,
     place: Place,
 ) -> None:
-    """Save this node's live kube-proxy rules in one file, which run --lab --ruleset measures anywhere. Looks only.
+    """Save this node's live kube-proxy rules in one file, for run --lab --ruleset on any machine. It changes nothing.
 
     \b
     Examples:
@@ -32,7 +40,6 @@ def capture(
       sudo kproxylat capture --anonymous --output node-7.json
       sudo kproxylat capture --node-container kind-worker
     """
-    from kproxylat.console import waiting
     from kproxylat.lab import capture as capturing
 
     with waiting("reading the live rules", 5), interrupts.deferred():
@@ -44,16 +51,12 @@ def capture(
 
 
 def cleanup() -> None:
-    """Remove whatever an interrupted run or --keep left: namespaces, links, and what is in them.
+    """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
 
     \b
     Example:
       sudo kproxylat cleanup
     """
-    from kproxylat.node import lock as node_lock
-    from kproxylat.node.changes import clean_up, describe
-    from kproxylat.system.kernel import check_root
-
     check_root()
     with node_lock.lock() as lock:
         removed = clean_up(lock)
@@ -68,17 +71,15 @@ def cleanup() -> None:
 
 
 def doctor(form: Form = Format.TABLE) -> None:
-    """Look for what a measurement takes of this machine, and for what mends it; status 0 if one is possible.
+    """Check this machine for all that a measurement needs, and name the remedies.
+
+    Exit status 0: a measurement is possible in some mode; 1: in none.
 
     \b
     Examples:
       kproxylat doctor
       kproxylat doctor --format json
     """
-    from kproxylat.console import waiting
-    from kproxylat.node import doctor as checks
-    from kproxylat.report.tables import show_findings
-
     with waiting("looking", 4), interrupts.deferred():
         findings = checks.examine()
     modes = checks.possible_modes(findings)

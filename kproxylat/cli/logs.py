@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import TextIOWrapper
@@ -23,25 +23,45 @@ from kproxylat.trace.percentiles import PERCENTILES, add_percentiles
 
 
 @dataclass
-class Wanted:
-    """The options of the command.
+class ParseOptions:
+    """The command's options.
 
     :param output: a name in EXPORTERS; None is a table, or lines of JSON for prints and intervals.
     :param csv_dialect: a name in CSV_DIALECTS.
-    :param percentiles: numbers from 0 to 100, separated by commas.
+    :param percentiles: numbers from 0 to 100, separated by commas; None: the default ones.
     :param prints: ``last``, or ``all``: every print of a map.
     :param intervals: every recurring line instead of results.
+    :ivar percents: the percentiles as numbers.
     :raises UsageError: an option is invalid, or two options exclude each other.
     """
 
     output: str | None
     csv_dialect: str
-    percentiles: str
+    percentiles: str | None
     prints: str
     intervals: bool
-    percents: list[float] = field(init=False)
+    percents: Sequence[float] = field(init=False, default=PERCENTILES)
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_combinations()
+        if self.percentiles is None:
+            return
+        try:
+            self.percents = [float(number) for number in self.percentiles.split(",")]
+        except ValueError:
+            self.percents = [-1]
+        if not all(0 <= percent <= 100 for percent in self.percents):
+            raise UsageError(f"--percentiles {self.percentiles}: give numbers from 0 to 100, e.g. 50,95,99.9")
+        for is_fixed, reason in (
+            (self.prints == "all", "--prints all writes maps as they are"),
+            (self.intervals, "--intervals writes the log's own figures"),
+            (self.csv_dialect == "experiment", "--csv-dialect experiment has its own percentiles"),
+        ):
+            if is_fixed:
+                refuse_options(reason, percentiles=self.percentiles)
+
+    def _check_choices(self) -> None:
         for option, value, choices in (
             ("--format", self.output or "table", EXPORTERS),
             ("--csv-dialect", self.csv_dialect, CSV_DIALECTS),
@@ -49,72 +69,60 @@ class Wanted:
         ):
             if value not in choices:
                 raise UsageError(f"{option} {value}: choose one of {', '.join(choices)}")
-        for is_wrong, reason in (
-            (self.prints == "all" and self.intervals, "--prints all and --intervals exclude each other"),
-            (
-                self.intervals and self.output not in (None, "csv", "json"),
-                f"--intervals writes json or csv, not {self.output}: pass another --format",
-            ),
-            (
-                self.prints == "all" and self.output not in (None, "json"),
-                f"--prints all writes json, not {self.output}: leave out --format",
-            ),
-            (
-                self.csv_dialect != "run" and self.output != "csv",
-                f"--csv-dialect {self.csv_dialect} needs --format csv",
-            ),
-        ):
-            if is_wrong:
-                raise UsageError(reason)
-        try:
-            self.percents = [float(number) for number in self.percentiles.split(",")]
-        except ValueError:
-            self.percents = [-1]
-        if not all(0 <= percent <= 100 for percent in self.percents):
-            raise UsageError(f"--percentiles {self.percentiles}: give numbers from 0 to 100, e.g. 50,95,99.9")
+
+    def _check_combinations(self) -> None:
+        if self.prints == "all" and self.intervals:
+            raise UsageError("--prints all and --intervals exclude each other")
+        if self.intervals and self.output not in (None, "csv", "json"):
+            raise UsageError(f"--intervals writes json or csv, not {self.output}: pass another --format")
+        if self.prints == "all" and self.output not in (None, "json"):
+            raise UsageError(f"--prints all writes json, not {self.output}: leave out --format")
+        if self.csv_dialect != "run" and self.output != "csv":
+            raise UsageError(f"--csv-dialect {self.csv_dialect} needs --format csv")
+        if self.csv_dialect != "run" and self.intervals:
+            refuse_options("--intervals has its own columns", csv_dialect=self.csv_dialect)
 
 
-def parse_logs(names: Iterable[str], wanted: Wanted, complain: Callable[[str], None]) -> int:
+def parse_logs(names: Iterable[str], options: ParseOptions, complain: Callable[[str], None]) -> int:
     """Read logs and write them to stdout in the form that the options name.
 
     :param names: the logs; ``-`` is stdin.
-    :param wanted: the options.
+    :param options: the command's options.
     :param complain: called with a message for each log that cannot be read.
     :return: the exit status: 1 if a log could not be read, else 0.
     :raises MachineError: stdout is closed.
     """
     if not isinstance(sys.stdout, TextIOWrapper):
         raise MachineError("stdout is closed", "send it to a file or a pipe: kproxylat parse FILE > OUT")
-    failed: list[str] = []
+    status = 0
 
     def read_all(read: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
+        nonlocal status
         for name in names:
             try:
                 yield from read(name)
             except LogError as error:
-                failed.append(name)
+                status = 1
                 complain(f"kproxylat: {error}".replace("\n", "?") + (f"\n  {error.remedy}" if error.remedy else ""))
 
-    def read_results(name: str) -> Iterator[Result]:
-        percents = (
-            PERCENTILES if wanted.csv_dialect == "experiment" else wanted.percents
-        )  # the columns of this dialect are fixed
-        return (add_percentiles(result, percents) for result in read_log(name))
-
     sys.stdout.reconfigure(errors="backslashreplace")
-    if wanted.prints == "all":
+    if options.prints == "all":
         pieces = read_all(_stream_prints)
-    elif wanted.intervals:
-        pieces = _stream_intervals(read_all(_read_intervals), wanted.output == "csv")
+    elif options.intervals:
+        pieces = _stream_intervals(read_all(_read_intervals), options.output == "csv")
     else:
-        export = CSV_DIALECTS[wanted.csv_dialect] if wanted.output == "csv" else EXPORTERS[wanted.output or "table"]
-        if export is export_csv:
-            export = partial(export_csv, percents=wanted.percents)
-        pieces = export(read_all(read_results))
-    for piece in pieces:
-        sys.stdout.write(piece)
+        pieces = _export(read_all(read_log), options)
+    sys.stdout.writelines(pieces)
     sys.stdout.flush()
-    return 1 if failed else 0
+    return status
+
+
+def _export(results: Iterable[Result], options: ParseOptions) -> Iterator[str]:
+    """Write results, with the percentiles of the options."""
+    export = CSV_DIALECTS[options.csv_dialect] if options.output == "csv" else EXPORTERS[options.output or "table"]
+    if export is export_csv:
+        export = partial(export_csv, percents=options.percents)
+    return export(add_percentiles(result, options.percents) for result in results)
 
 
 def _stream_prints(name: str) -> Iterator[str]:
@@ -160,16 +168,5 @@ def parse(
       kproxylat parse logs/ebpf/*.log
       kproxylat parse --format csv --csv-dialect experiment old.log.gz
     """
-    pass
-
-    wanted = Wanted(output, csv_dialect, "50,95,99" if percentiles is None else percentiles, prints, intervals)
-    for fixed, why in (
-        (prints == "all", "--prints all writes maps as they are"),
-        (intervals, "--intervals writes the log's own figures"),
-        (csv_dialect == "experiment", "--csv-dialect experiment has its own percentiles"),
-    ):
-        if fixed:
-            refuse_options(why, percentiles=percentiles)
-    if intervals and csv_dialect != "run":
-        refuse_options("--intervals has its own columns", csv_dialect=csv_dialect)
-    raise typer.Exit(parse_logs(files, wanted, say))
+    options = ParseOptions(output, csv_dialect, percentiles, prints, intervals)
+    raise typer.Exit(parse_logs(files, options, say))

@@ -1,14 +1,19 @@
-"""The commands for a cluster, ``kproxylat mode`` and ``services``; :mod:`kproxylat.cli.app` adds them."""
+"""The commands mode show and mode set."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from kproxylat.cli.options import Cluster, Format, Place, spread
+from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
+from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
+from kproxylat.console import confirm, say
+from kproxylat.modes import mode_names
 
 mode_app = typer.Typer(
     no_args_is_help=True,
@@ -26,9 +31,11 @@ mode_app = typer.Typer(
 @mode_app.command("show")
 @spread
 def mode_show(
-    probe: Annotated[
-        bool, typer.Option("--probe", help="If several backends hold rules, open one TCP connection to a Service.")
+    send_packet: Annotated[
+        bool,
+        typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
+    probe: Annotated[bool, typer.Option("--probe", hidden=True, help="The old name of --send-packet.")] = False,
     form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
@@ -36,19 +43,15 @@ def mode_show(
 ) -> None:
     """Show kube-proxy's mode and backend, how certain they are, and the answer of every source.
 
-    Run it on a node, as root. Exit status 0: certain or likely; 1: ambiguous, unknown, or no kube-proxy. Nothing is
-    changed; --probe sends packets.
+    Run it on a node, as root. It changes nothing. Exit status 0: certain or likely; 1: ambiguous, unknown, or no
+    kube-proxy.
 
     \b
     Examples:
       sudo kproxylat mode show
-      sudo kproxylat mode show --probe --format json
+      sudo kproxylat mode show --send-packet --format json
     """
-    from dataclasses import asdict
-
-    from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
-
-    evidence = gather(cluster.connect, probe, place.find())
+    evidence = gather(cluster.connect, send_packet or probe, place.find())
     finding = decide(evidence)
     if form is Format.JSON:
         print(json.dumps({**asdict(finding), "sources": dict(evidence.sources), "unasked": evidence.unasked}, indent=2))
@@ -71,8 +74,8 @@ def mode_show(
 @mode_app.command("set")
 @spread
 def mode_set(
-    mode: Annotated[str, typer.Argument(help="iptables, nftables, ipvs, or default (an empty mode).")],
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    mode: Annotated[str, typer.Argument(help=f"{', '.join(mode_names())}, or default (an empty mode).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     limit: Annotated[float, typer.Option("--timeout", help="Longest wait for each step, in seconds.")] = 300,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the change without applying it.")] = False,
     *,
@@ -90,9 +93,6 @@ def mode_set(
       kproxylat mode set default --yes
       sudo kproxylat mode set nftables --dry-run
     """
-    from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
-    from kproxylat.console import confirm, say
-
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
     if not needs_restart(api, change, node.netns, limit):

@@ -15,10 +15,13 @@ import typer
 
 from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
+from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
 
 if TYPE_CHECKING:
     from kproxylat.cluster.api import Api
+    from kproxylat.measure import options as measuring
+    from kproxylat.modes import Mode
     from kproxylat.node.node import Node
     from kproxylat.results import Result
 
@@ -74,7 +77,7 @@ Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
 Rate = Annotated[int, typer.Argument(help="Packets per second.")]
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
-ModeName = Annotated[str | None, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")]
+ModeName = Annotated[str | None, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")]
 Backend = Annotated[str | None, typer.Option("--backend", help="In mode iptables: legacy or nft.")]
 Services = Annotated[int | None, typer.Option("--services", help=f"Dummy Services in the lab ({DUMMIES}).")]
 RulePosition = Annotated[
@@ -96,6 +99,9 @@ ProbeKind = Annotated[Kind, typer.Option("--probe", help="auto takes fentry wher
 Envelope = Annotated[
     bool,
     typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
+]
+WithOverhead = Annotated[
+    bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
 ]
 RulesetFile = Annotated[
     Path | None,
@@ -182,6 +188,77 @@ class OnNode(Namespaced, Place):
             refuse_options("--lab makes its own node, without a cluster", "leave out --lab", **node, **cluster)
         elif target is not None:
             refuse_options("with --target no cluster is asked", "leave out --target", **cluster)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What run, render and sweep measure: where, with which packets, and how to trace them."""
+
+    lab: InLab = False
+    position: RulePosition = None
+    worker_ports: Ports = None
+    target: Target = None
+    origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD
+    generator: Annotated[
+        str, typer.Option("--generator", help="Who sends: pktgen (a pod's), sockets (the node's own), hping3 or none.")
+    ] = ""
+    protocol: Annotated[str, typer.Option("--protocol", help="udp or tcp (default: the generator's).")] = ""
+    family: FamilyOption = None
+    source: Source = None
+    ruleset: RulesetFile = None
+    every_service: EveryService = False
+    template: Template = None
+    settings: Settings = None
+    probe: ProbeKind = Kind.AUTO
+    envelope: Envelope = False
+    others: Annotated[
+        bool,
+        typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
+    ] = False
+
+    def check(self, node: OnNode, **own: object) -> None:
+        """Refuse options that have no effect in this place.
+
+        :param own: further options of the lab's own Services, which a ruleset replaces.
+        :raises UsageError: one of them was passed.
+        """
+        check_ruleset(
+            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports, **own
+        )
+        if not self.lab:
+            refuse_options("only the lab makes Services", "add --lab", worker_ports=self.worker_ports)
+        node.check(self.lab, self.target)
+
+    def build(
+        self, mode: Mode, services: int, node: OnNode, record: measuring.Record, overhead: bool, **sending: Any
+    ) -> measuring.Options:
+        """Put the options together; a ruleset's are still those of the lab's own Services.
+
+        :param services: the number of the lab's dummy Services.
+        :param sending: further fields of :class:`kproxylat.measure.options.Sending`.
+        :raises UsageError: an option is invalid.
+        """
+        from kproxylat.measure import options as measuring
+        from kproxylat.traffic.generators import find_generator
+
+        generator = find_generator(self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen"))
+        family, protocol = number(self.family), self.protocol or generator.protocols[0]
+        target = measuring.WORKER[family or 4]._replace(protocol=protocol)
+        if self.target is not None:
+            target = measuring.parse_destination(self.target, protocol, family)
+        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both")
+        on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
+        source = measuring.parse_source(self.source) if self.source else None
+        return measuring.Options(
+            mode,
+            target,
+            where=lab if self.lab else on_node,
+            sending=measuring.Sending(generator, source=source, origin=self.origin, **sending),
+            tracing=measuring.Tracing(
+                self.probe, self.envelope, overhead, self.others, self.template, read_settings(self.settings)
+            ),
+            record=record,
+        )
 
 
 def number(family: Family | None) -> int | None:

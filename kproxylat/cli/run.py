@@ -6,7 +6,7 @@ Each imports what it needs when it runs, so that none waits for another's import
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,32 +15,24 @@ from kproxylat.cli.options import (
     LOGS,
     Backend,
     Duration,
-    Envelope,
-    EveryService,
     Family,
-    FamilyOption,
     Form,
     Format,
-    InLab,
     Kind,
+    Measured,
     ModeName,
     OnNode,
-    Origin,
     OutputDir,
     Place,
-    Ports,
     Position,
     ProbeKind,
     Rate,
-    RulePosition,
-    RulesetFile,
     Services,
     Settings,
-    Source,
     Target,
     Template,
     Warmup,
-    check_ruleset,
+    WithOverhead,
     end,
     number,
     read_settings,
@@ -48,127 +40,130 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
+from kproxylat.modes import mode_names
+from kproxylat.results import join_host_port
 
 if TYPE_CHECKING:
-    from kproxylat.measure.options import Options
+    from collections.abc import Callable
 
-WithOverhead = Annotated[
-    bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
-]
+    from kproxylat import results
+    from kproxylat.measure.options import Options, Record
 
-WithOthers = Annotated[
-    bool,
-    typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
-]
 Keep = Annotated[
     bool, typer.Option("--keep", help="Leave the lab standing: for its rules to be looked at, or for more Services.")
 ]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a run is to measure, and so what its script is rendered from."""
+class RunOptions(Measured):
+    """The options of a run, from which its script is rendered, too."""
 
     duration: Duration = 30
     rate: Rate = 10000
     warmup: Warmup = 100
     rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
-    lab: InLab = False
     mode: ModeName = None
     backend: Backend = None
     services: Services = None
-    position: RulePosition = None
-    worker_ports: Ports = None
-    target: Target = None
-    origin: Annotated[Origin, typer.Option("--from", help="Whose packets: a pod's, or the node's own.")] = Origin.POD
-    generator: Annotated[
-        str, typer.Option("--generator", help="Who sends: pktgen (a pod's), sockets (the node's own), hping3 or none.")
-    ] = ""
-    protocol: Annotated[str, typer.Option("--protocol", help="udp or tcp (what the generator is for).")] = ""
-    family: FamilyOption = None
-    source: Source = None
-    ruleset: RulesetFile = None
-    every_service: EveryService = False
-    template: Template = None
-    settings: Settings = None
-    probe: ProbeKind = Kind.AUTO
-    envelope: Envelope = False
-    others: WithOthers = False
 
-    def plan(self, node: OnNode, keep: bool = False, **more: Any) -> Options:
+    def plan(self, node: OnNode, record: Record, overhead: bool = False, keep: bool = False) -> Options:
         """Put together what the command line says.
 
+        :param record: where to save the result.
+        :param overhead: measure what tracing adds to a call.
         :param keep: leave the lab standing.
-        :param more: further fields of :class:`kproxylat.measure.options.Options`.
-        :raises UsageError: it cannot be.
+        :raises UsageError: it is not possible.
         """
-        from kproxylat.measure import options as plan
-        from kproxylat.measure import plan as measure_plan
-        from kproxylat.modes import find_mode
-        from kproxylat.traffic.generators import find_generator
+        from kproxylat.lab.ruleset import read_ruleset
+        from kproxylat.measure.plan import check_options
+        from kproxylat.measure.replay import plan_replay
+        from kproxylat.modes import DEFAULT_MODE, find_mode
 
-        position = self.rule_position or self.position
-        own = {"services": self.services, "position": position, "worker_ports": self.worker_ports}
-        check_ruleset(self.ruleset, self.every_service, self.lab, family=self.family, **own)
+        asked = replace(self, position=self.rule_position or self.position)
+        asked.check(node, services=self.services, position=asked.position)
         if not self.lab:
-            dummies: dict[str, Any] = {"services": self.services, "worker_ports": self.worker_ports}
-            refuse_options("only the lab makes Services", "add --lab", **dummies)
-        if self.lab and self.target is not None and not self.ruleset:
+            refuse_options("only the lab makes Services", "add --lab", services=self.services)
+        elif self.target is not None and not self.ruleset:
             raise UsageError("--lab brings its own target", "leave out --lab or --target")
-        node.check(self.lab, self.target)
-        generator = self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen")
-        protocol = self.protocol or find_generator(generator).protocols[0]
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
-        usual = "nft" if self.mode in (None, "iptables") else None
-        row = find_mode("iptables" if self.mode is None else self.mode, usual if self.backend is None else self.backend)
+        row = find_mode(DEFAULT_MODE if self.mode is None else self.mode, self.backend, usual=True)
+        sending = {"duration_s": self.duration, "rate_pps": self.rate, "warmup": self.warmup}
         services = DUMMIES if self.services is None else self.services
-        options = plan.Options(
-            mode=row.from_node() if self.origin is Origin.NODE else row,
-            target=plan.parse_destination(self.target, protocol, number(self.family))
-            if self.target is not None
-            else plan.WORKER[number(self.family) or 4]._replace(protocol=protocol),
-            lab=plan.Lab(services, position or "last", self.worker_ports or "both", keep=keep) if self.lab else None,
-            position=None if self.lab else position,
-            duration_s=self.duration,
-            rate_pps=self.rate,
-            warmup=self.warmup,
-            generator=generator,
-            source=plan.parse_source(self.source) if self.source else None,
-            allow=tuple(node.allow or ()),
-            template=self.template,
-            settings=read_settings(self.settings),
-            probe=self.probe,
-            envelope=self.envelope,
-            others=self.others,
-            **more,
-        )
+        options = asked.build(row, services, node, record, overhead, **sending)
         if self.ruleset:
-            from kproxylat.lab.ruleset import read_ruleset
-            from kproxylat.measure.replay import plan_replay
-
-            read = read_ruleset(self.ruleset, self.mode, self.backend)
-            options = plan_replay(options, read, self.target, self.every_service, self.generator, self.protocol)
-        measure_plan.check_options(options)
+            rules = read_ruleset(self.ruleset, self.mode, self.backend)
+            options = plan_replay(options, rules, self.target, self.every_service, self.generator, self.protocol)
+        elif options.lab and keep:
+            options = replace(options, where=replace(options.lab, keep=True))
+        check_options(options)
         return options
 
-    def look_up(self, options: Options, node: OnNode) -> Options:
+    def look_up(self, options: Options, node: OnNode) -> tuple[Options, Callable[[], results.Target] | None]:
         """Fill in what the command line leaves out, from cluster and node; in the lab nothing.
 
-        :raises MachineError: as :func:`kproxylat.measure.defaults.look_up`.
+        :return: as :func:`kproxylat.measure.defaults.look_up`.
+        :raises MachineError: likewise.
         """
-        if self.lab:
-            return options
+        if not options.on_node:
+            return options, None
         from kproxylat.measure.defaults import look_up
 
-        options = replace(options, node=node.find())
+        options = replace(options, where=replace(options.on_node, node=node.find()))
         return look_up(options, self.mode, self.backend, self.target, node.asked, number(self.family), node.connect)
+
+
+def words(options: Options) -> list[str]:
+    """Write the arguments of ``run`` that ask for these options: the inverse of its command line.
+
+    :param options: of a lab; or of a node in a named network namespace, with target, mode and backend. The words leave
+        out what a run adds itself: arguments, warnings, and the cluster's facts. Of a ruleset's Services the words name
+        one, or all.
+    """
+    sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
+    host_port = join_host_port(options.target.ip, options.target.port)
+    protocol = options.target.protocol
+    if ruleset and options.targets:
+        protocol = "" if set(options.targets) == set(ruleset.targets) else protocol
+    named = {
+        "mode": options.mode.name,
+        "backend": options.mode.backend,
+        "family": options.family if lab and not ruleset else None,
+        "services": lab.services if lab and not ruleset else None,
+        "position": None if ruleset else options.where.position,
+        "worker-ports": lab.worker_ports if lab and not ruleset else None,
+        "ruleset": ruleset and ruleset.source,
+        "target": None if options.targets or (lab and not ruleset) else host_port,
+        "netns": options.node.netns,
+        "from": sending.origin,
+        "generator": sending.generator.name,
+        "protocol": protocol or None,
+        "source": sending.source,
+        "template": tracing.template,
+        "probe": tracing.probe,
+        "output-dir": options.record.output_dir,
+    }
+    flags = {
+        "lab": lab,
+        "keep": lab and lab.keep,
+        "every-service": options.targets,
+        "envelope": tracing.envelope,
+        "overhead": tracing.overhead,
+        "others": tracing.others,
+    }
+    return [
+        *map(str, (sending.duration_s, sending.rate_pps, sending.warmup)),
+        *(f"--{name}={value}" for name, value in named.items() if value is not None),
+        *(f"--{name}" for name, is_set in flags.items() if is_set),
+        *(f"--allow={name}" for name in (options.on_node.allow if options.on_node else ())),
+        *(f"--set={name}={value}" for name, value in tracing.settings.items()),
+    ]
 
 
 @spread
 def run(
     ctx: typer.Context,
     *,
-    wanted: Wanted,
+    options: RunOptions,
     overhead: WithOverhead = False,
     keep: Keep = False,
     form: Form = Format.TABLE,
@@ -199,16 +194,18 @@ def run(
       kproxylat run --lab --ruleset node.json --target 10.96.0.10:53
       kproxylat run --lab --keep --services 1000 2 1000
     """
+    from kproxylat.measure.options import Record
     from kproxylat.measure.run import measure
     from kproxylat.report.tables import show_result
     from kproxylat.results_json import to_json
 
     check_vm(vm or vm_if_needed, clock, kernel)
-    if keep and (not wanted.lab or wanted.ruleset or vm or vm_if_needed):
+    if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    options = wanted.plan(node, keep, output_dir=output_dir, overhead=overhead, arguments=ctx.obj)
-    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [options.mode], options.probe)
-    result, ended = measure(wanted.look_up(options, node))
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, keep)
+    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
+    plan, read_target = options.look_up(plan, node)
+    result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
         print(to_json(result))
     else:
@@ -218,7 +215,7 @@ def run(
 
 @spread
 def trace(
-    mode: Annotated[str, typer.Option("--mode", help="kube-proxy's mode: iptables, nftables or ipvs.")],
+    mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
     backend: Backend = None,
     target: Target = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="The target's: udp or tcp (udp).")] = None,
@@ -255,7 +252,7 @@ def trace(
 def render(
     ctx: typer.Context,
     *,
-    wanted: Wanted,
+    options: RunOptions,
     vm: InVm = False,
     kernel: KernelImage = None,
     node: OnNode,
@@ -270,14 +267,15 @@ def render(
       sudo kproxylat render --lab --mode iptables --backend legacy > trace.bt
       kproxylat render --target 10.96.0.10:50051 --mode nftables --vm
     """
+    from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
     from kproxylat.system.kernel import check_root
     from kproxylat.trace.script import render_script
 
     check_vm(vm, None, kernel)
-    options = wanted.plan(node)
+    plan = options.plan(node, Record())
     relay_if(ctx.obj, vm, False, None, Clock.NS, kernel)
     check_root()
-    options = wanted.look_up(options, node)
-    load_modules(options.mode)
-    print(render_script(plan_script(options), options.template, options.settings), end="")
+    plan, _ = options.look_up(plan, node)
+    load_modules(plan.mode)
+    print(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")

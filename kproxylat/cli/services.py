@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from kproxylat.cli.options import Format, Namespaced, Place, spread
+from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
+from kproxylat.cluster.sync import service_ports, wait_for_rules
+from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, read_service
+from kproxylat.console import say
 from kproxylat.errors import refuse_options
 
 services_app = typer.Typer(
@@ -26,59 +31,56 @@ services_app = typer.Typer(
 
 @dataclass(frozen=True)
 class How:
-    """How Services are created and deleted."""
+    """Options of both services create and services delete."""
 
     wait: Annotated[
         float | None,
-        typer.Option("--wait", metavar="SECONDS", help="On a node: until the kernel's rules hold it, so long at most."),
+        typer.Option("--wait", metavar="SECONDS", help="On a node: wait up to SECONDS until the kernel's rules match."),
     ] = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes without applying them.")] = False
 
     def check(self, place: Place) -> None:
         """Refuse the options of a node without --wait.
 
-        :raises UsageError: it is named.
+        :raises UsageError: one of them was passed.
         """
         if self.wait is None:
             node = {"netns": place.netns, "node_container": place.node_container}
-            refuse_options("no node's rules are waited for", "add --wait SECONDS", **node)
+            refuse_options("without --wait no node's rules are read", "add --wait SECONDS", **node)
 
 
 @services_app.command("create")
 @spread
 def services_create(
-    count: Annotated[int, typer.Option("--count", help="How many there are to be: 0 to N-1, each if it is missing.")],
+    count: Annotated[int, typer.Option("--count", help="Number of Services; existing ones are kept.")],
     worker: Annotated[
-        bool, typer.Option("--worker", help="Make Service worker, TCP and UDP 50051, and its Deployment, too.")
+        bool, typer.Option("--worker", help="Also create the Service worker (TCP and UDP 50051) and its Deployment.")
     ] = False,
-    image: Annotated[str | None, typer.Option("--worker-image", help="Its image (Kubernetes' agnhost).")] = None,
+    image: Annotated[
+        str | None, typer.Option("--worker-image", help="Image of the worker (Kubernetes' agnhost).")
+    ] = None,
     *,
     how: How,
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Create dummy Services with an EndpointSlice each; what is there stays, so an interrupted command is repeated.
+    """Create dummy Services with one EndpointSlice each. To resume after an interruption, run the same command again.
 
     \b
     Examples:
       kproxylat services create --count 10000
       kproxylat services create --count 0 --worker -n default
     """
-    import time
-
-    from kproxylat.cluster.dummies import check_count, create, plan_creation, read_dummies
-    from kproxylat.cluster.worker import IMAGE, apply_worker, read_service
-
     check_count(count)
     if not worker:
-        refuse_options("no worker is made", "add --worker", worker_image=image)
+        refuse_options("without --worker no worker is created", "add --worker", worker_image=image)
     how.check(place)
     api = cluster.connect()
-    found = read_dummies(api)
-    missing = plan_creation(found, count)
+    existing = read_dummies(api)
+    missing = plan_creation(existing, count)
     objects = f"{len(missing)} dummy Services and their EndpointSlices in namespace {api.namespace}"
     if how.dry_run:
-        print(f"would create {objects}; {len(found.services)} are there")
+        print(f"would create {objects}; {len(existing.services)} are there")
         if worker:
             print("would apply Service worker and Deployment worker")
         return
@@ -86,44 +88,40 @@ def services_create(
         apply_worker(api, image or IMAGE)
         print("applied Service worker and Deployment worker")
     started_s = time.monotonic()
-    create(api, found, missing)
+    create(api, existing, missing)
     took_s = time.monotonic() - started_s
     rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
-    print(f"created {objects}; {len(found.services)} were there{rate}")
+    print(f"created {objects}; {len(existing.services)} were there{rate}")
     if how.wait is not None:
-        from kproxylat.cluster.sync import service_ports, wait_for_rules
-
-        others = [read_service(api)] if worker else []
-        took_s = wait_for_rules(service_ports(read_dummies(api), *others), limit_s=how.wait, node=place.find())
+        ports = service_ports(read_dummies(api), *([read_service(api)] if worker else []))
+        took_s = wait_for_rules(ports, limit_s=how.wait, node=place.find())
         print(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 
 @services_app.command("delete")
 @spread
 def services_delete(
-    worker: Annotated[bool, typer.Option("--worker", help="And the worker that create --worker made.")] = False,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Also delete the worker that create --worker created.")
+    ] = False,
     *,
     how: How,
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Delete the dummy Services and their EndpointSlices: those with the label type=dummy and such a name, no others.
+    """Delete the Services dummy-service-N that have the label type=dummy, and their EndpointSlices.
 
     \b
     Examples:
       kproxylat services delete --dry-run
       kproxylat services delete --worker
     """
-    from kproxylat.cluster.dummies import delete, read_dummies
-    from kproxylat.cluster.sync import service_ports, wait_for_rules
-    from kproxylat.cluster.worker import delete_worker
-
     how.check(place)
     api = cluster.connect()
     if how.dry_run:
-        found = read_dummies(api)
-        numbers = f"{len(found.services)} dummy Services and {len(found.slices)} EndpointSlices"
-        print(f"would delete {numbers} in namespace {api.namespace}{' and the worker' if worker else ''}")
+        existing = read_dummies(api)
+        objects = f"{len(existing.services)} dummy Services and {len(existing.slices)} EndpointSlices"
+        print(f"would delete {objects} in namespace {api.namespace}{' and the worker' if worker else ''}")
         return
     ports = service_ports(read_dummies(api)) if how.wait is not None else set()
     services, slices = delete(api)
@@ -141,26 +139,23 @@ def services_list(
     *,
     cluster: Namespaced,
 ) -> None:
-    """List the dummy Services, and say what is incomplete.
+    """List the dummy Services, and those without an EndpointSlice.
 
     \b
     Examples:
       kproxylat services list
       kproxylat services list --format json | jq .count
     """
-    from kproxylat.cluster.dummies import read_dummies
-    from kproxylat.console import say
-
     api = cluster.connect()
-    found = read_dummies(api)
-    addresses = {number: found.services[number]["spec"].get("clusterIP", "") for number in sorted(found.services)}
+    existing = read_dummies(api)
+    addresses = {number: existing.services[number]["spec"].get("clusterIP", "") for number in sorted(existing.services)}
+    without_slice = existing.without_slice
     if form is Format.JSON:
-        rest = {"without_slice": found.without_slice, "not_ours": found.strange, "services": addresses}
-        print(json.dumps({"namespace": api.namespace, "count": len(addresses), **rest}, indent=2))
+        details = {"without_slice": without_slice, "not_ours": existing.strange, "services": addresses}
+        print(json.dumps({"namespace": api.namespace, "count": len(addresses), **details}, indent=2))
         return
     for number, address in addresses.items():
-        print(f"dummy-service-{number:<6} {address}{'  no EndpointSlice' if number in found.without_slice else ''}")
-    lacking = len(found.without_slice)
-    say(f"{len(addresses)} dummy Services in namespace {api.namespace}; without EndpointSlice: {lacking}")
-    for name in found.strange:
+        print(f"dummy-service-{number:<6} {address}{'  no EndpointSlice' if number in without_slice else ''}")
+    say(f"{len(addresses)} dummy Services in namespace {api.namespace}; without EndpointSlice: {len(without_slice)}")
+    for name in existing.strange:
         say(f"not ours, though it has the label: {name}")

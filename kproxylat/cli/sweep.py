@@ -1,47 +1,44 @@
-"""The commands that measure many times: sweep, whatif.
-
-Each imports what it needs when it runs, so that none waits for another's imports.
-"""
+"""The command sweep: many measurements."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from kproxylat.cli.options import (
     LOGS,
-    EveryService,
-    FamilyOption,
-    InLab,
-    Kind,
+    Measured,
     OnNode,
     OutputDir,
-    ProbeKind,
     Rate,
-    RulePosition,
-    RulesetFile,
-    Source,
-    Target,
     Warmup,
-    check_ruleset,
+    WithOverhead,
     end,
     number,
     spread,
 )
+from kproxylat.cli.run import words
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
-from kproxylat.measure.options import Options
+from kproxylat.lab.ruleset import read_ruleset
+from kproxylat.measure.options import NodeUnderTest, Options, Record
+from kproxylat.measure.replay import plan_backends
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
-from kproxylat.sweep.sweep import Sweep
+from kproxylat.sweep import on_cluster
+from kproxylat.sweep import sweep as sweeping
+from kproxylat.sweep.pool import Pool
+from kproxylat.sweep.sweep import Ended, Sweep, keep_lab
 from kproxylat.system.files import save_file
+from kproxylat.system.kernel import detect_clock
 
-if TYPE_CHECKING:
-    from kproxylat.measure.options import Options
+Finished = tuple[Sweep, Ended]
+"""A sweep, and what cut it short."""
 
 
 class SweepFormat(StrEnum):
@@ -53,47 +50,102 @@ class SweepFormat(StrEnum):
 
 
 DURATION_S = {"ns": 2, "instructions": 0.3}
-"""How long each point is measured unless said otherwise, by clock: the same lookup takes the same instructions, so that
-some hundred packets show its commonest value, and 20,000 rules a packet take an emulated machine long."""
+"""Clock -> the default duration of a run. The same lookup takes the same instructions, so some hundred packets show its
+commonest value, and with 20,000 rules a packet takes an emulated machine long."""
 SweepDuration = Annotated[
     float | None, typer.Argument(help="Seconds to send for (2; if instructions are counted 0.3).", show_default=False)
 ]
 
 
+@dataclass(frozen=True)
+class SweepOptions(Measured):
+    """The options of a sweep's points and their order."""
+
+    duration: SweepDuration = None
+    rate: Rate = 1000
+    warmup: Warmup = 100
+    services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = ""
+    mode: Annotated[
+        str, typer.Option("--mode", metavar="MODE,...", help="Modes (lab: all; cluster: the present one).")
+    ] = ""
+    backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = ""
+    overhead: WithOverhead = False
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the order, random on the ns clock; another does not resume.")
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume an interrupted sweep.")] = False
+    output_dir: OutputDir = LOGS
+
+    @property
+    def modes(self) -> list[str]:
+        """The names of ``--mode``."""
+        return [name for name in self.mode.split(",") if name]
+
+    @property
+    def backends(self) -> list[str]:
+        """The names of ``--backend``."""
+        return [name for name in self.backend.split(",") if name]
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of ``--services``."""
+        try:
+            counts = [int(number) for number in self.services.split(",")]
+        except ValueError:
+            error = f"invalid list of numbers: --services {self.services!r}"
+            error = error if self.services else "no numbers of Services are given"
+            raise UsageError(error, "--services takes some such as 10,100,1000") from None
+        if len(set(counts)) < len(counts):
+            raise UsageError(
+                f"--services {self.services} names a number twice", "--repeats measures each several times"
+            )
+        return counts
+
+    def choose_duration(self, clock: str) -> float:
+        """Return the seconds of a run on a clock."""
+        return DURATION_S["ns" if self.every_service else clock] if self.duration is None else self.duration
+
+    def plan(self, node: OnNode, arguments: tuple[str, ...]) -> list[Options]:
+        """Return the points to measure.
+
+        :param arguments: the command line.
+        :raises UsageError: an option is invalid.
+        """
+        if not self.ruleset and self.target:
+            raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
+        modes = sweeping.find_modes(self.modes, self.backends)
+        counts = [0] if self.ruleset else self.counts
+        sending = {
+            "duration_s": self.choose_duration(detect_clock()[0]),
+            "rate_pps": self.rate,
+            "warmup": self.warmup,
+        }
+        base = self.build(modes[0], counts[0], node, Record(self.output_dir, arguments), self.overhead, **sending)
+        points = sweeping.plan_points(base, modes, counts)
+        if self.ruleset:
+            only = self.backends[0] if len(self.backends) == 1 else None
+            rules = read_ruleset(self.ruleset, self.mode or None, only)
+            points = plan_backends(
+                base, rules, self.backends, self.target, self.every_service, self.generator, self.protocol
+            )
+        sweeping.check_points(points, self.repeats)
+        return points
+
+
 @spread
 def sweep(
     ctx: typer.Context,
-    duration: SweepDuration = None,
-    rate: Rate = 1000,
-    warmup: Warmup = 100,
-    services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = "",
-    lab: InLab = False,
-    ruleset: RulesetFile = None,
-    target: Target = None,
-    every_service: EveryService = False,
-    mode: Annotated[
-        str, typer.Option("--mode", metavar="MODE,...", help="Modes (lab: all; cluster: the one it is in).")
-    ] = "",
-    backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = "",
-    position: RulePosition = None,
-    family: FamilyOption = None,
-    probe: ProbeKind = Kind.AUTO,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of the order, random on the ns clock; another does not resume.")
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on where such a sweep was interrupted.")] = False,
-    source: Source = None,
+    *,
+    options: SweepOptions,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
     form: Annotated[
         SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
-    output_dir: OutputDir = LOGS,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
     clock: VmClock = None,
-    *,
     node: OnNode,
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
@@ -111,75 +163,45 @@ def sweep(
       kproxylat sweep --lab --vm --family 6 --services 10,100,1000
       kproxylat sweep --lab --vm --ruleset node.json --every-service
     """
-    from kproxylat.measure import options as plan
-    from kproxylat.measure import replay
-    from kproxylat.sweep import sweep as sweeping
-    from kproxylat.system.kernel import detect_clock
-
-    check_ruleset(ruleset, every_service, lab, services=services or None, position=position, family=family)
-    node.check(lab)
+    options.check(node, services=options.services or None, position=options.position)
     check_vm(vm or vm_if_needed, clock, kernel)
-    if lab:
+    if options.lab:
         refuse_options("--lab sets no cluster's mode", yes=yes)
     else:
-        refuse_options("a cluster is measured mode by mode, in the order of --services", seed=seed)
-    measured_clock = clock or Clock(detect_clock()[0])
-    if measured_clock is Clock.INSTRUCTIONS:
-        refuse_options("on the instruction clock the order is not random", seed=seed)
-    if not ruleset and target:
-        raise UsageError("--target is for a --ruleset here", "on a cluster: --service; the lab brings its own")
-    modes = sweeping.find_modes(filter(None, mode.split(",")), filter(None, backend.split(",")))
-    counts = [0] if ruleset else _counts(services)
-    options = plan.Options(
-        mode=modes[0],
-        target=plan.WORKER[number(family) or 4],
-        lab=plan.Lab(counts[0], position or "last") if lab else None,
-        position=None if lab else position,
-        source=plan.parse_source(source) if source else None,
-        allow=tuple(node.allow or ()),
-        duration_s=DURATION_S["ns" if every_service else detect_clock()[0]] if duration is None else duration,
-        rate_pps=rate,
-        warmup=warmup,
-        output_dir=output_dir,
-        probe=probe,
-        arguments=ctx.obj,
-    )
-    points = sweeping.plan_points(options, modes, counts)
-    if ruleset:
-        from kproxylat.lab.ruleset import read_ruleset
-
-        backends = [each for each in backend.split(",") if each]
-        read = read_ruleset(ruleset, mode or None, backends[0] if len(backends) == 1 else None)
-        points = replay.plan_backends(options, read, backends, target, every_service)
-    sweeping.check_points(points, repeats)
-    if lab and wants_vm(vm, vm_if_needed, [each.mode for each in points], probe):
-        from kproxylat.sweep.pool import Pool
-
-        usual_s = DURATION_S["ns" if every_service else clock or Clock.NS]
-        points = [replace(each, duration_s=usual_s if duration is None else duration) for each in points]
-        run = ["run", "--lab", "--format=json", f"--output-dir={output_dir}", f"--probe={probe}"]
-        run += [f"--family={family}"] if family else []
-        run += [f"--source={source}"] if source else []
-        run += [f"--ruleset={ruleset}"] if ruleset else [f"--position={position or 'last'}", "--keep"]
-        run += ["--every-service"] if every_service else [f"--target={target}"] if target else []
-        place = Pool(clock or Clock.NS, kernel, output_dir, lambda each: [*run, *_words(each)])
-        found, ended = sweeping.sweep(points, repeats, seed, fresh, place)
-    elif lab:
-        found, ended = sweeping.sweep(points, repeats, seed, fresh)
+        refuse_options("a cluster is measured mode by mode, in the order of --services", seed=options.seed)
+    if (clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
+        refuse_options("on the instruction clock the order is not random", seed=options.seed)
+    points = options.plan(node, ctx.obj)
+    rows = [point.mode for point in points]
+    machine_clock = clock or Clock.NS
+    if not options.lab:
+        relay_if(ctx.obj, vm, vm_if_needed, options.output_dir, machine_clock, kernel, rows, options.probe)
+        finished, ended = _sweep_cluster(options, points, node, ask=not yes)
+    elif wants_vm(vm, vm_if_needed, rows, options.probe):
+        finished, ended = _sweep_in_vms(options, points, machine_clock, kernel)
     else:
-        relay_if(
-            ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [each.mode for each in points], probe
-        )
-        from kproxylat.sweep import on_cluster
+        finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
+    show(finished, form)
+    end(finished.results, ended)
 
-        names = [each for each in mode.split(",") if each]
-        confirming = None if yes else confirm
-        asking = on_cluster.Asking(names, backend or None, node.asked, number(family), confirming)
-        options = replace(options, node=node.find())
-        found, ended = on_cluster.sweep_cluster(node.connect(), options, counts, asking, repeats, fresh)
-        save_csv(found)
-    show(found, form)
-    end(found.results, ended)
+
+def _sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
+    duration_s = options.choose_duration(clock)
+    points = [replace(point, sending=replace(point.sending, duration_s=duration_s)) for point in points]
+    place = Pool(clock, kernel, options.output_dir, lambda point: ["run", "--format=json", *words(keep_lab(point))])
+    return sweeping.sweep(points, options.repeats, options.seed, options.fresh, place)
+
+
+def _sweep_cluster(options: SweepOptions, points: list[Options], node: OnNode, ask: bool) -> Finished:
+    request = on_cluster.Asking(
+        options.modes, options.backend or None, node.asked, number(options.family), confirm if ask else None
+    )
+    base = replace(points[0], where=NodeUnderTest(node.find(), options.position, tuple(node.allow or ())))
+    finished, ended = on_cluster.sweep_cluster(
+        node.connect(), base, options.counts, request, options.repeats, options.fresh
+    )
+    save_csv(finished)
+    return finished, ended
 
 
 def save_csv(sweep: Sweep) -> None:
@@ -193,40 +215,20 @@ def save_csv(sweep: Sweep) -> None:
         say(f"saved: {table}")
 
 
-def _words(point: Options) -> list[str]:
-    """Return what of a run's command line differs from point to point."""
-    backend, services = point.mode.backend, point.lab.services if point.lab and not point.lab.ruleset else None
-    words = [str(point.duration_s), str(point.rate_pps), str(point.warmup), f"--mode={point.mode.name}"]
-    words += [f"--backend={backend}"] if point.mode.name == "iptables" else []
-    return words + ([] if services is None else [f"--services={services}"])
-
-
-def _counts(text: str) -> list[int]:
-    """Read ``10,100,1000``."""
-    try:
-        counts = [int(each) for each in text.split(",")]
-    except ValueError:
-        said = f"invalid list of numbers: --services {text!r}" if text else "no numbers of Services are given"
-        raise UsageError(said, "--services takes some such as 10,100,1000") from None
-    if len(set(counts)) < len(counts):
-        raise UsageError(f"--services {text} names a number twice", "--repeats measures each several times")
-    return counts
-
-
-def show(found: Sweep, form: str) -> None:
+def show(finished: Sweep, form: str) -> None:
     """Write a sweep to stdout.
 
     :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
     """
     if form == "json":
-        print(found.to_json())
+        print(finished.to_json())
     elif form == "csv":
-        print("".join(export_experiment(found.results)), end="")
-        if any(result.run.clock == "instructions" for result in found.results):
+        print("".join(export_experiment(finished.results)), end="")
+        if any(result.run.clock == "instructions" for result in finished.results):
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
     else:
-        show_series(found.series)
-        if any(result.services for result in found.results):
+        show_series(finished.series)
+        if any(result.services for result in finished.results):
             print("Services: those before the one that is looked up; the document has each by name")
-        closed = sum(bool(result.accounting and result.accounting.closed) for result in found.results)
-        print(f"books closed: {closed} of {len(found.results)} runs")
+        closed = sum(bool(result.accounting and result.accounting.closed) for result in finished.results)
+        print(f"books closed: {closed} of {len(finished.results)} runs")

@@ -1,4 +1,7 @@
-"""The command whatif."""
+"""The command whatif.
+
+Imported in the function: :mod:`kproxylat.lab` and what uses it, for the sake of ``--help``, because it imports jinja2.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,36 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import (
-    LOGS,
-    Backend,
-    Form,
-    Format,
-    ModeName,
-    OutputDir,
-    end,
-)
+from kproxylat.cli.options import LOGS, Backend, Form, Format, ModeName, OutputDir, end
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, relay_if
 from kproxylat.console import say
+from kproxylat.modes import MODES
+from kproxylat.report import plot as plotting
+from kproxylat.report.tables import show_whatif
 
 
 def whatif(
     ctx: typer.Context,
-    ruleset: Annotated[Path, typer.Argument(metavar="RULESET", help="As run --ruleset takes it.")],
+    ruleset: Annotated[
+        Path, typer.Argument(metavar="RULESET", help="Rules of capture, iptables-save, nft or ipvsadm.")
+    ],
     mode: ModeName = None,
     backend: Backend = None,
-    packets: Annotated[int, typer.Option("--packets", metavar="N", help="To each Service, in each mode.")] = 20,
+    packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
-    picture: Annotated[bool, typer.Option("--plot", help="Draw it, too: a PNG beside the result.")] = False,
+    picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
     kernel: KernelImage = None,
-    clock: Annotated[Clock | None, typer.Option("--clock", help="Of --vm: ns, or instructions (that).")] = None,
+    clock: Annotated[
+        Clock | None, typer.Option("--clock", help="Clock with --vm: ns, or instructions (those).")
+    ] = None,
 ) -> None:
-    """Say what the lookups of a captured ruleset cost, and what they would cost in each other mode.
+    """Measure the lookups of a captured ruleset, in its own mode and in each other mode.
 
-    Without --vm the clock is this machine's.
+    Without --vm, this machine's clock counts.
 
     \b
     Examples:
@@ -45,26 +47,22 @@ def whatif(
       kproxylat whatif iptables-save.txt --vm-if-needed --plot
     """
     from kproxylat.lab.ruleset import read_ruleset
-    from kproxylat.measure import options as plan
-    from kproxylat.modes import MODES
-    from kproxylat.report.tables import show_whatif
-    from kproxylat.sweep import whatif as asking
+    from kproxylat.measure.options import Options, Record, Sending
+    from kproxylat.sweep import whatif as alternatives
 
     check_vm(vm or vm_if_needed, clock, kernel)
-    read = read_ruleset(ruleset, mode, backend)
-    options = plan.Options(read.mode, rate_pps=rate, output_dir=output_dir, arguments=ctx.obj)
-    asking.check(options, packets)
+    rules = read_ruleset(ruleset, mode, backend)
+    options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
+    alternatives.check(options, packets)
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
-    found, ended = asking.whatif(options, read, MODES, packets)
-    path = asking.save(found, output_dir)
+    answer, ended = alternatives.whatif(options, rules, MODES, packets)
+    path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
     if picture:
-        from kproxylat.report.plot import plot as draw
-
-        draw([str(path)], path.with_suffix(".png"))
+        plotting.plot([str(path)], path.with_suffix(".png"))
         say(f"drawn: {path.with_suffix('.png')}")
     if form is Format.JSON:
-        print(found.to_json())
+        print(answer.to_json())
     else:
-        show_whatif(found)
-    end(list(found.results), ended)
+        show_whatif(answer)
+    end(list(answer.results), ended)

@@ -25,29 +25,31 @@ from kproxylat.system import interrupts
 PATIENCE_S = 120.0
 """How long a request is repeated."""
 FIRST_S = 10.0
-"""The same, as long as the server has not answered any request."""
+"""The same, until the server answers for the first time."""
 LONGEST_WAIT_S = 10.0
-"""Longest wait between two tries, if the server does not ask for another one."""
+"""Longest wait before a repetition, unless the server asks for another one."""
 CONNECT_S, READ_S = 5.0, 60.0
 PAGE = 500
 """Objects per page of a list, as in kubectl."""
 OVERLOADED = (429, 500, 502, 503, 504)
 RANGE_FULL = "range is full"
-REMEDIES: tuple[tuple[int | str, str], ...] = (
-    (RANGE_FULL, "delete Services, or give the cluster a larger service CIDR"),
-    ("Apply failed", "measure it as it is, or delete it and let kproxylat create it again"),
-    (
-        "being terminated",
-        "wait until the namespace is gone and create it again: kubectl create namespace; or use another one (-n)",
+MESSAGE_REMEDIES = {
+    RANGE_FULL: "delete Services, or give the cluster a larger service CIDR",
+    "Apply failed": "measure it as it is, or delete it and let kproxylat create it again",
+    "being terminated": (
+        "wait until the namespace is gone and create it again: kubectl create namespace; or use another one (-n)"
     ),
-    ("exceeded quota", "ask for more, or use another namespace (-n): kubectl describe quota -n {namespace}"),
-    (401, "log in again, or look at the user of context {context}: kubectl auth whoami"),
-    (403, "docs/rbac.md lists the permissions that each command needs"),
-    (404, "check the namespace, and that the cluster's version is recent: kubectl get namespaces"),
-    (409, "another client changes the same object: try again"),
-    *((status, "the API server is overloaded; run the same command again later to resume") for status in OVERLOADED),
-)
-"""Status of a refusal, or text of its message -> remedy. The first row that fits counts."""
+    "exceeded quota": "ask for more, or use another namespace (-n): kubectl describe quota -n {namespace}",
+}
+"""Text in the message of a refusal -> remedy."""
+STATUS_REMEDIES = {
+    401: "log in again, or look at the user of context {context}: kubectl auth whoami",
+    403: "docs/rbac.md lists the permissions that each command needs",
+    404: "check the namespace, and that the cluster's version is recent: kubectl get namespaces",
+    409: "another client changes the same object: try again",
+    **dict.fromkeys(OVERLOADED, "the API server is overloaded; run the same command again later to resume"),
+}
+"""Status of a refusal whose message has none of these texts -> remedy."""
 APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML, too."""
 JSON_PATCH = "application/json-patch+json"
@@ -68,13 +70,14 @@ class Api:
         self.context = context
         self._client = client
         self._host = client.configuration.host
+        self._remedy = f"look at the cluster of context {context}: kubectl config view --minify"
         self._load = load
         self._auth = threading.Lock()
         self._answered = False
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let the requests under way end, and start no other one."""
+        """Let the requests under way end, and send no others."""
         self._stopped.set()
 
     def resume(self) -> None:
@@ -85,8 +88,8 @@ class Api:
         """Read an object, or one page of a list.
 
         :param path: e.g. ``/api/v1/namespaces/default/services/worker``.
-        :raises ApiError: the server refuses.
-        :raises MachineError: it cannot be reached.
+        :raises ApiError: the server refuses the request.
+        :raises MachineError: the server cannot be reached.
         """
         return self.request("GET", path, query=query)
 
@@ -103,10 +106,26 @@ class Api:
                 raise
             return None
 
+    def delete(self, path: str, **preconditions: str) -> bool:
+        """Delete an object, and in the background what it owns.
+
+        :param preconditions: fields of ``metadata`` that the object must have, such as its ``uid``.
+        :return: whether the object existed.
+        :raises ApiError: the server refuses, with status 409 because of a precondition.
+        """
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        try:
+            self.request("DELETE", path, {**options, "preconditions": preconditions})
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def list(self, path: str, **query: str | int) -> Iterator[Object]:
         """Read a list page by page.
 
-        If the continue token has expired (410), the list begins again, and may return an object twice.
+        If the continue token has expired (410), the list starts again, and may return an object twice.
         """
         token = ""
         while True:
@@ -130,12 +149,12 @@ class Api:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        """Send a request, and again after an overload, a lost connection or a conflict (except that of a DELETE).
+        """Send a request; repeat it after an overload, a lost connection or a conflict (a DELETE not after a conflict).
 
-        The server may have carried out a request whose answer was lost: a second POST may return AlreadyExists, a
-        second DELETE NotFound. If the server rejects the credentials, they are read again, once.
+        The server may have carried out a request whose answer was lost: the next POST may return AlreadyExists, the
+        next DELETE NotFound. If the server rejects the credentials, they are read again, once.
 
-        :raises ApiError: the server refuses it.
+        :raises ApiError: the server refuses the request.
         :raises MachineError: the server cannot be reached.
         :raises CancelledError: :meth:`stop` was called.
         """
@@ -154,7 +173,7 @@ class Api:
             try:
                 answer = pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
             except urllib3.exceptions.HTTPError as error:
-                # A lost connection may come back. Without any so far, the address is probably wrong.
+                # Repeat after a lost connection. If there never was a connection, the address is probably wrong.
                 lost = isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError))
                 if not (lost or self._answered) or not self.pause(attempt, started_s + self._patience_s):
                     raise self._unreachable(error) from None
@@ -167,14 +186,12 @@ class Api:
                 renewed = True
                 continue
             refused = self._refuse(answer.status, answer.data)
-            # The object changed in between. Conflicts of field managers have the same reason, but do not go away.
-            raced = refused.reason == "Conflict" and "Apply failed" not in str(refused)
-            again = answer.status in OVERLOADED or (method in ("POST", "PATCH") and raced)
-            # No ClusterIP is left: the server calls that an internal error.
-            again = again and RANGE_FULL not in str(refused)
-            if not again or not self.pause(
-                attempt, started_s + self._patience_s, answer.headers.get("Retry-After", "")
-            ):
+            # Another client changed the object. Conflicts of field managers have the same reason, but do not go away.
+            raced = refused.reason == "Conflict" and "Apply failed" not in str(refused) and method != "DELETE"
+            # The server reports an internal error if no ClusterIP is left.
+            temporary = raced or (answer.status in OVERLOADED and RANGE_FULL not in str(refused))
+            retry_after = answer.headers.get("Retry-After", "")
+            if not temporary or not self.pause(attempt, started_s + self._patience_s, retry_after):
                 raise refused
         raise AssertionError("not reached")
 
@@ -183,13 +200,13 @@ class Api:
         return PATIENCE_S if self._answered else FIRST_S
 
     def _headers(self, client: Any, content_type: str) -> dict[str, str]:
-        # The server takes the first word for the field manager's name in managedFields.
+        # The server uses the first word as the field manager's name in managedFields.
         agent = f"kproxylat/{__version__}"
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": agent}
-        # The client asks an exec plugin for a new token when the old one expires: the lock lets one thread do so.
+        # The client runs an exec plugin when the token expires: the lock lets only one thread do so.
         with self._auth, raise_logged_errors("the exec plugin"):
             settings = client.configuration.auth_settings().values()
-        return headers | {each["key"]: each["value"] for each in settings if each["in"] == "header"}
+        return headers | {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header"}
 
     def _renew(self, refused: Any) -> None:
         """Read the credentials again, once for all threads: a token file or a plugin may have new ones."""
@@ -198,9 +215,9 @@ class Api:
                 self._client = self._load()
 
     def pause(self, attempt: int, ends_s: float, retry_after: str = "") -> bool:
-        """Wait before the next try: at least as long as the server asks for, else twice as long each time.
+        """Wait before the next attempt: as long as the server asks for, or twice as long after each attempt.
 
-        :param attempt: the number of the last try, from 1 on.
+        :param attempt: the number of the last attempt, from 1 on.
         :param ends_s: latest end of the wait, on the monotonic clock.
         :return: False, at once, if the wait would end later.
         :raises CancelledError: :meth:`stop` was called.
@@ -214,25 +231,20 @@ class Api:
         return True
 
     def _parse(self, data: bytes) -> Object:
-        try:
-            parsed = json.loads(data)
-        except ValueError:
-            parsed = None
-        if not isinstance(parsed, dict):
-            raise MachineError(f"invalid answer from {self._host}: not a Kubernetes API", self._look_at())
-        return parsed
+        document = _parse_object(data)
+        if document is None:
+            raise MachineError(f"invalid answer from {self._host}: not a Kubernetes API", self._remedy)
+        return document
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
         """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
-        try:
-            document = json.loads(data)
-            message, reason = str(document.get("message", "")), str(document.get("reason", ""))
-        except (ValueError, AttributeError):
-            message, reason = data[:200].decode(errors="replace"), ""
-        message = " ".join(message.split()) or "no message"
-        remedy = next(
-            (text for cause, text in REMEDIES if cause == status or (isinstance(cause, str) and cause in message)), ""
-        )
+        document = _parse_object(data)
+        if document is None:
+            document = {"message": data[:200].decode(errors="replace")}
+        message = " ".join(str(document.get("message", "")).split()) or "no message"
+        reason = str(document.get("reason", ""))
+        remedies = (remedy for text, remedy in MESSAGE_REMEDIES.items() if text in message)
+        remedy = next(remedies, STATUS_REMEDIES.get(status, ""))
         if status == 401:
             message = "the token has expired or is invalid"
         return ApiError(
@@ -244,17 +256,22 @@ class Api:
 
     def _unreachable(self, error: Exception) -> MachineError:
         reason = str(error).rsplit(">: ", 1)[-1]
-        return MachineError(f"no API server answers at {self._host}: {reason[:160]}", self._look_at())
+        return MachineError(f"no API server answers at {self._host}: {reason[:160]}", self._remedy)
 
-    def _look_at(self) -> str:
-        return f"look at the cluster of context {self.context}: kubectl config view --minify"
+
+def _parse_object(data: bytes) -> Object | None:
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Api:
     """Read the configuration as kubectl does: ``--kubeconfig``, KUBECONFIG, ~/.kube/config, or a pod's account.
 
-    :param context: name of the context (None: the current one).
-    :param namespace: used instead of the context's.
+    :param context: the context's name (None: the current one).
+    :param namespace: a namespace instead of the context's.
     :raises UsageError: the file or the context does not exist.
     :raises MachineError: the configuration is missing or invalid.
     """

@@ -1,7 +1,7 @@
 """The dummy Services that make a cluster large: create, list and delete them, with the old scripts' names and labels.
 
 Each has an EndpointSlice of the same name, without which kube-proxy would write no rules for it. A command changes only
-what differs from its goal, so the same command resumes an interrupted one.
+the objects that differ from its goal, so the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -28,10 +29,10 @@ SELECTOR = "type=dummy"
 LABELS = dict([SELECTOR.split("=")])
 NAME = re.compile(r"dummy-service-(\d+)")
 SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
-"""kproxylat's have the Service's name; those of a controller have a suffix, too, and the Service's labels."""
+"""kproxylat's slices have the Service's name; a controller's have a suffix, too, and the Service's labels."""
 OWNER = "kubernetes.io/service-name"
 POLL_S = 0.05
-"""How often the main thread looks whether a signal has come while others send requests."""
+"""How often the main thread checks for a signal while other threads send requests."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Dummies:
 
     :param services: number -> Service.
     :param slices: name -> EndpointSlice.
-    :param strange: names of Services that have the label, but another kind of name: never touched.
+    :param strange: names of Services that have the label, but a name of another form: never touched.
     """
 
     services: dict[int, Object]
@@ -49,7 +50,7 @@ class Dummies:
 
     @property
     def without_slice(self) -> list[int]:
-        """Numbers of the Services without an EndpointSlice of their own; one of an earlier Service does not count."""
+        """Numbers of the Services without an EndpointSlice of their own; an earlier Service's slice does not count."""
         covered = {
             (document["metadata"].get("labels", {}).get(OWNER), owner)
             for document in self.slices.values()
@@ -72,12 +73,13 @@ def paths(api: Api) -> tuple[str, str]:
 
 def read_dummies(api: Api) -> Dummies:
     """List the dummy Services of the API's namespace and their EndpointSlices, by label."""
-    services, slices = (list(api.list(path, labelSelector=SELECTOR)) for path in paths(api))
-    named = {each["metadata"]["name"]: each for each in services}
-    ours = {int(hit[1]): each for name, each in named.items() if (hit := NAME.fullmatch(name))}
-    strange = tuple(sorted(name for name in named if not NAME.fullmatch(name)))
-    owned = {each["metadata"]["name"]: each for each in slices if SLICE_NAME.fullmatch(each["metadata"]["name"])}
-    return Dummies(ours, owned, strange)
+    services, slices = (
+        {document["metadata"]["name"]: document for document in api.list(path, labelSelector=SELECTOR)}
+        for path in paths(api)
+    )
+    numbered = {int(match[1]): service for name, service in services.items() if (match := NAME.fullmatch(name))}
+    own_slices = {name: document for name, document in slices.items() if SLICE_NAME.fullmatch(name)}
+    return Dummies(numbered, own_slices, tuple(sorted(name for name in services if not NAME.fullmatch(name))))
 
 
 def check_count(count: int) -> None:
@@ -90,30 +92,30 @@ def check_count(count: int) -> None:
 
 
 def choose_numbers(count: int, before: Set[int] = frozenset()) -> set[int]:
-    """Return the numbers of at least ``count`` Services: those of ``before``, and the lowest others."""
-    others = (number for number in itertools.count() if number not in before)
-    return {*before, *itertools.islice(others, max(count - len(before), 0))}
+    """Return the numbers of at least ``count`` Services: those of ``before``, and the lowest other numbers."""
+    unused = (number for number in itertools.count() if number not in before)
+    return {*before, *itertools.islice(unused, max(count - len(before), 0))}
 
 
-def plan_creation(found: Dummies, count: int, before: Set[int] = frozenset()) -> list[int]:
+def plan_creation(existing: Dummies, count: int, before: Set[int] = frozenset()) -> list[int]:
     """Return the numbers of :func:`choose_numbers` that lack their Service or its EndpointSlice."""
     numbers = choose_numbers(count, before)
-    return sorted(numbers - {*found.services} | numbers & {*found.without_slice})
+    return sorted(numbers - {*existing.services} | numbers & {*existing.without_slice})
 
 
-def create(api: Api, found: Dummies, numbers: Sequence[int]) -> None:
+def create(api: Api, existing: Dummies, numbers: Sequence[int]) -> None:
     """Create the missing Services and EndpointSlices of these numbers.
 
-    :param found: the dummy Services that exist.
+    :param existing: the dummy Services that exist.
     :raises ApiError: the server refuses.
     :raises MachineError: another object has the name of a dummy Service.
     """
 
-    def make(number: int) -> None:
-        service = found.services.get(number) or _post(api, paths(api)[0], service_of(number))
+    def create_pair(number: int) -> None:
+        service = existing.services.get(number) or _post(api, paths(api)[0], service_of(number))
         _post(api, paths(api)[1], slice_of(number, service))
 
-    in_parallel(api, make, numbers, "dummy Services")
+    _in_parallel(api, create_pair, numbers, "dummy Services")
 
 
 def service_of(number: int) -> Object:
@@ -128,7 +130,7 @@ def service_of(number: int) -> Object:
 
 
 def slice_of(number: int, service: Object) -> Object:
-    """Return the EndpointSlice of a Service: one endpoint. It is deleted with the Service.
+    """Return the EndpointSlice of a Service: one endpoint. The server deletes the slice with the Service.
 
     :param service: as the server returned it, with its uid.
     """
@@ -153,7 +155,7 @@ def slice_of(number: int, service: Object) -> Object:
 def _post(api: Api, path: str, document: Object) -> Object:
     """Create an object, or accept an existing one with the same label and owner: an answer may have been lost.
 
-    If the owner differs, it is an EndpointSlice whose Service was deleted, and the garbage collector will delete it.
+    If the owner differs, the object is an EndpointSlice whose Service was deleted: delete it, too.
     """
     name, ends_s = document["metadata"]["name"], time.monotonic() + PATIENCE_S
     for attempt in itertools.count(1):
@@ -181,28 +183,24 @@ def _is_ours(document: Object) -> bool:
 
 
 def _owners(document: Object) -> set[str]:
-    """Return the uids of an object's owners; it is deleted with the last one. The old tools' slices have none."""
-    return {each["uid"] for each in document["metadata"].get("ownerReferences") or ()}
+    """Return the uids of an object's owners. The old scripts' slices have no owner."""
+    return {owner["uid"] for owner in document["metadata"].get("ownerReferences") or ()}
 
 
 def delete(api: Api, keep: Set[int] = frozenset()) -> tuple[int, int]:
     """Delete the dummy Services, and then their EndpointSlices, except those of the numbers ``keep``.
 
-    The server deletes an object only as it was listed, with its label; a changed one is read again.
+    The server deletes an object only as it was listed, with its label; a changed object is read again.
 
-    :return: how many Services and EndpointSlices there were to delete.
+    :return: the numbers of Services and EndpointSlices to delete.
     """
-    services = [each for number, each in read_dummies(api).services.items() if number not in keep]
-    in_parallel(api, lambda each: _delete(api, paths(api)[0], each), services, "Services to delete")
+    services = [service for number, service in read_dummies(api).services.items() if number not in keep]
+    _in_parallel(api, partial(_delete, api, paths(api)[0]), services, "Services to delete")
     # List them again: the garbage collector may have removed many with their Services.
-    left = [each for name, each in read_dummies(api).slices.items() if slice_number(name) not in keep]
-    in_parallel(api, lambda each: _delete(api, paths(api)[1], each), left, "EndpointSlices to delete")
-    return len(services), len(left)
-
-
-def slice_number(name: str) -> int:
-    """Return the number in an EndpointSlice's name."""
-    return int(name.split("-")[2])
+    left = read_dummies(api).slices
+    slices = [document for name, document in left.items() if int(name.split("-")[2]) not in keep]
+    _in_parallel(api, partial(_delete, api, paths(api)[1]), slices, "EndpointSlices to delete")
+    return len(services), len(slices)
 
 
 def _delete(api: Api, path: str, listed: Object) -> None:
@@ -213,73 +211,53 @@ def _delete(api: Api, path: str, listed: Object) -> None:
         if not document or not _is_ours(document) or document["metadata"]["uid"] != listed["metadata"]["uid"]:
             return
         meta = document["metadata"]
-        body = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "propagationPolicy": "Background",
-            "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
-        }
         try:
-            api.request("DELETE", f"{path}/{meta['name']}", body)
+            api.delete(f"{path}/{meta['name']}", uid=meta["uid"], resourceVersion=meta["resourceVersion"])
+            return
         except ApiError as error:
-            if error.status == 404:
-                return
             if error.status != 409 or (attempt > 1 and not api.pause(attempt, ends_s)):
                 raise
-            document = api.find(f"{path}/{meta['name']}")
-        else:
-            return
+        document = api.find(f"{path}/{meta['name']}")
 
 
-def in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
+def _in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:
     """Call a function for all items, some at a time, and show progress; the first error or signal stops the rest.
 
-    Requests under way are answered first, so that the cluster's state is the one that the answers describe.
+    The requests under way end first, so that the cluster's state is the one that the answers describe.
 
     :param work: the function; it sends requests of ``api``.
     :param text: name of the items, for the progress bar.
     :raises Interrupted: a signal came. Any error of ``work``.
     """
-    failed: list[Exception] = []
+    errors: list[Exception] = []
+    completed: SimpleQueue[Future[None]] = SimpleQueue()
 
     def attempt(item: Item) -> None:
-        # Stop the others here: they would go on until the main thread learns of the error.
+        # Stop the other threads here: they would continue until the main thread learns of the error.
         try:
             work(item)
         except Exception as error:
-            failed.append(error)
+            errors.append(error)
             api.stop()
             raise
 
     # A signal must not strike inside the executor while that holds a lock: the threads would wait for ever.
     with interrupts.deferred(), counting(text, len(items)) as advance, ThreadPoolExecutor(CONNECTIONS) as threads:
-        futures = [threads.submit(attempt, item) for item in items]
+        for item in items:
+            threads.submit(attempt, item).add_done_callback(completed.put)
         try:
-            for future in _as_completed(futures):
-                future.result()
-                advance()
+            pending = len(items)
+            while pending:
+                interrupts.check()
+                with suppress(Empty):
+                    completed.get(timeout=POLL_S).result()
+                    pending -= 1
+                    advance()
         except BaseException as error:
             api.stop()
             threads.shutdown(cancel_futures=True)
-            # The first future to complete may be one that another's error stopped.
-            raise failed[0] if isinstance(error, CancelledError) and failed else error from None
+            # The first future to complete may be one that an error in another thread stopped.
+            raise errors[0] if isinstance(error, CancelledError) and errors else error from None
         finally:
             api.resume()
     interrupts.check()
-
-
-def _as_completed(futures: Sequence[Future[None]]) -> Iterator[Future[None]]:
-    """Return futures as they complete.
-
-    :raises Interrupted: a signal came first.
-    """
-    completed: SimpleQueue[Future[None]] = SimpleQueue()
-    for future in futures:
-        future.add_done_callback(completed.put)
-    for _ in futures:
-        ended: Future[None] | None = None
-        while not ended:
-            interrupts.check()
-            with suppress(Empty):
-                ended = completed.get(timeout=POLL_S)
-        yield ended

@@ -1,4 +1,4 @@
-"""The kubeconfig: its files, its contexts, and the client that they make."""
+"""The kubeconfig: its files, its contexts, and the kubernetes client that they configure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kproxylat.errors import MachineError, UsageError
 Object = dict[str, Any]
 """An object of the API, as parsed from JSON."""
 CONNECTIONS = 16
-"""Requests under way at a time."""
+"""Number of requests under way at the same time."""
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -24,8 +24,8 @@ IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 def raise_logged_errors(plugin: str) -> Iterator[None]:
     """Raise the errors of an exec plugin, which the kubernetes client (its kube_config.py) only logs.
 
-    :param plugin: its name, for the message.
-    :raises MachineError: it failed.
+    :param plugin: the plugin's name, for the message.
+    :raises MachineError: the plugin failed.
     """
     handler = logging.handlers.BufferingHandler(100)
     logging.root.addHandler(handler)
@@ -40,11 +40,13 @@ def raise_logged_errors(plugin: str) -> Iterator[None]:
 
 
 def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
-    """Make the kubernetes client from the configuration files, or in a pod from its account.
+    """Make the kubernetes client from the kubeconfig files, or in a pod from its service account.
 
+    :param kubeconfig: the file to use (None: those of KUBECONFIG, else ~/.kube/config).
+    :param context: the context's name (None: the current one).
     :return: the client, the context's name, and its namespace.
-    :raises UsageError: as :func:`find_files` and :func:`choose_context`.
-    :raises MachineError: the configuration is missing or invalid.
+    :raises UsageError: the file or the context does not exist.
+    :raises MachineError: the configuration is missing, invalid or not supported.
     """
     from kubernetes.client import Configuration
     from kubernetes.config import ConfigException, load_incluster_config
@@ -54,7 +56,7 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str,
     configuration.connection_pool_maxsize = CONNECTIONS
     namespace: str | None
     try:
-        if files := find_files(kubeconfig):
+        if files := _find_files(kubeconfig):
             name, namespace = _read_files(files, context, configuration)
         else:
             load_incluster_config(configuration)
@@ -65,13 +67,8 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str,
     return _make_client(configuration), name, namespace
 
 
-def find_files(kubeconfig: Path | None) -> list[str]:
-    """Return the kubeconfig files that exist, as kubectl finds them; none in a pod that has only its account.
-
-    :param kubeconfig: a file to use instead (None: those of KUBECONFIG, else ~/.kube/config).
-    :raises UsageError: ``kubeconfig`` does not exist.
-    :raises MachineError: there is no file, and this is not a pod.
-    """
+def _find_files(kubeconfig: Path | None) -> list[str]:
+    """Return the kubeconfig files that exist, as kubectl finds them; none in a pod that has only its account."""
     if kubeconfig and not kubeconfig.is_file():
         raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
     text = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
@@ -81,7 +78,7 @@ def find_files(kubeconfig: Path | None) -> list[str]:
             f"there is no kubeconfig: {text} does not exist, and this is not a pod",
             "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
         )
-    # kubectl ignores an empty file among others.
+    # Like kubectl, ignore an empty file beside others.
     return [path for path in files if Path(path).stat().st_size] or files
 
 
@@ -91,54 +88,35 @@ def _read_files(files: Sequence[str], context: str | None, configuration: Any) -
     from kubernetes.config.kube_config import KubeConfigMerger
 
     merger = KubeConfigMerger(os.pathsep.join(files))
-    # If several files name a context, the first one counts; the client would take the last one.
+    # If several files name a current context, kubectl uses the first one; the client would use the last one.
     current = next(filter(None, (file.get("current-context") for file in merger.config_files.values())), "")
     name = context or current
-    chosen = choose_context(_read_section(merger, "context"), name)
-    user = _read_section(merger, "user").get(chosen.get("user"), {})
-    refuse_impersonation(name, user)
-    with raise_logged_errors(f"exec plugin {(user.get('exec') or {}).get('command')}"):
-        load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
-    return name, chosen.get("namespace")
-
-
-def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
-    """Return the merged contexts or users by name.
-
-    :param kind: "context" or "user".
-    """
-    entries = [getattr(entry, "value", entry) for entry in merger.config.value.get(f"{kind}s") or ()]
-    return {entry["name"]: entry.get(kind) or {} for entry in entries}
-
-
-def choose_context(contexts: Mapping[Any, Object], name: str) -> Object:
-    """Return the context of a name.
-
-    :param name: the name ("": neither the user nor a file names one).
-    :raises UsageError: the kubeconfig has no such context.
-    """
+    contexts = _read_section(merger, "context")
     if name not in contexts:
         raise UsageError(
             f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
             f"--context takes one of: {', '.join(map(str, contexts))}",
         )
-    return contexts[name]
-
-
-def refuse_impersonation(context: str, user: Object) -> None:
-    """Refuse a user that acts as another one: the client would ignore that.
-
-    :raises MachineError: the user does.
-    """
+    user = _read_section(merger, "user").get(contexts[name].get("user"), {})
     if user.get("as"):
+        # The client would ignore the impersonation.
         raise MachineError(
-            f"the user of context {context} acts as {user['as']}, which kproxylat cannot do",
+            f"the user of context {name} acts as {user['as']}, which kproxylat cannot do",
             "pass the --context of a user who has the rights",
         )
+    with raise_logged_errors(f"exec plugin {(user.get('exec') or {}).get('command')}"):
+        load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
+    return name, contexts[name].get("namespace")
+
+
+def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
+    """Return the merged contexts or users (``kind``: "context" or "user") by name."""
+    entries = [getattr(entry, "value", entry) for entry in merger.config.value.get(f"{kind}s") or ()]
+    return {entry["name"]: entry.get(kind) or {} for entry in entries}
 
 
 def _make_client(configuration: Any) -> Any:
-    """Return the kubernetes client, without urllib3's warnings of what the kubeconfig asks for."""
+    """Return the kubernetes client, without urllib3's warnings about what the kubeconfig asks for."""
     import urllib3
     from kubernetes.client import ApiClient
 
@@ -149,6 +127,6 @@ def _make_client(configuration: Any) -> Any:
         except ModuleNotFoundError:
             raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
     if not configuration.verify_ssl:
-        # The kubeconfig asks for it, and kubectl does not warn at each request, either.
+        # Like kubectl, do not warn at each request.
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     return client

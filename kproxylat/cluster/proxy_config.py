@@ -12,9 +12,8 @@ from pathlib import PurePosixPath
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import ApiError, MachineError
+from kproxylat.modes import DEFAULT_MODE
 
-DEFAULT_MODE = "iptables"
-"""The mode on Linux if ``mode`` is empty (Kubernetes, pkg/proxy/apis/config/types.go, ProxyMode)."""
 NAMESPACE = "/namespaces/kube-system"
 DAEMONSETS = f"/apis/apps/v1{NAMESPACE}/daemonsets"
 CONFIGMAPS = f"/api/v1{NAMESPACE}/configmaps"
@@ -70,7 +69,7 @@ class Configured:
     :param settings: the modes in the configuration.
     :param config: the ConfigMap's key (None: the configuration is not in a ConfigMap).
     :param daemonsets: DaemonSets that read this ConfigMap.
-    :param workloads: how many DaemonSets, pods or node programs run kube-proxy.
+    :param workloads: number of DaemonSets, pods or node programs that run kube-proxy.
     :param replacements: programs in the cluster that can replace kube-proxy.
     :param unasked: sources that could not be read, with the reason.
     """
@@ -84,7 +83,7 @@ class Configured:
 
     @contextmanager
     def asking(self, source: str) -> Iterator[None]:
-        """Note that a source must not be read, and continue without it."""
+        """Note a source that may not be read, and continue without it."""
         try:
             yield
         except ApiError as error:
@@ -144,7 +143,7 @@ def _list_pods(api: Api, node: str) -> list[Object]:
 def last_change(document: Object) -> str:
     """Return the time of an object's last change, except of its status, by the API server's clock; "" if unknown."""
     fields = document["metadata"].get("managedFields") or ()
-    return max((each.get("time") or "" for each in fields if each.get("subresource") != "status"), default="")
+    return max((entry.get("time") or "" for entry in fields if entry.get("subresource") != "status"), default="")
 
 
 def is_kube_proxy(daemonset: Object) -> bool:
@@ -152,7 +151,7 @@ def is_kube_proxy(daemonset: Object) -> bool:
     spec = daemonset["spec"]["template"]["spec"]
     if (spec.get("nodeSelector") or {}).get("kubernetes.io/os") == "windows":
         return False
-    return any(each["name"] == "kube-proxy" or "kube-proxy" in _words(each)[:1] for each in spec["containers"])
+    return any("kube-proxy" in (container["name"], *_words(container)[:1]) for container in spec["containers"])
 
 
 def _words(container: Object) -> list[str]:
@@ -178,7 +177,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, str]:
 def _proxy_of(spec: Object) -> Object:
     """Return a pod's kube-proxy container."""
     containers: list[Object] = spec["containers"]
-    return next((each for each in containers if each["name"] == "kube-proxy"), containers[0])
+    return next((container for container in containers if container["name"] == "kube-proxy"), containers[0])
 
 
 def _read_pod(api: Api, configured: Configured, source: str, spec: Object) -> ConfigMapKey | None:
@@ -200,16 +199,17 @@ def _read_config(api: Api, configured: Configured, names: Sequence[str], keys: S
         with configured.asking(f"ConfigMap {name}"):
             document = api.find(f"{CONFIGMAPS}/{name}") or {}
             data = document.get("data") or {}
-            key = next((each for each in keys if each in data), None)
-            if key:
-                config = ConfigMapKey(name, key, data[key], last_change(document))
-                mode = parse_mode(data[key])
-                empty = "" if mode else ": empty, the default"
-                setting = Setting(f"ConfigMap {name}, {key}{empty}", mode or DEFAULT_MODE)
-                if setting not in configured.settings:
-                    configured.settings.append(setting)
-                configured.config = configured.config or config
-                return config
+            key = next((key for key in keys if key in data), None)
+            if not key:
+                continue
+            config = ConfigMapKey(name, key, data[key], last_change(document))
+            mode = parse_mode(data[key])
+            empty = "" if mode else ": empty, the default"
+            setting = Setting(f"ConfigMap {name}, {key}{empty}", mode or DEFAULT_MODE)
+            if setting not in configured.settings:
+                configured.settings.append(setting)
+            configured.config = configured.config or config
+            return config
     return None
 
 
@@ -234,7 +234,7 @@ def parse_mode(text: str) -> str:
 
 
 def change_mode(text: str, mode: str) -> str:
-    """Return the configuration with another mode. Everything else stays, even a comment on the mode's line.
+    """Return the configuration with another mode. All other text stays, even a comment on the mode's line.
 
     :raises MachineError: the text is not a YAML mapping, or its mode is not on one plain line.
     """

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from kproxylat.cluster.api import Api
-from kproxylat.cluster.proxy_config import Setting, read_configured
+from kproxylat.cluster.proxy_config import Configured, Setting, read_configured
 from kproxylat.errors import MachineError
-from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.modes import Mode, find_mode, mode_names, only_backend
 from kproxylat.node.live_rules import LiveRules, probe, read_live_rules, read_proxy
 from kproxylat.node.node import Node
 
-PROXY_MODES = ("iptables", "ipvs", "nftables")
-BACKENDS = {"nftables": "nft", "ipvs": "ipvs"}
-"""Mode -> its backend, for the modes that have only one."""
 CERTAIN, LIKELY, AMBIGUOUS, UNKNOWN, NONE = "certain", "likely", "ambiguous", "unknown", "none"
 CLEAN_UP = (
     "run kube-proxy --cleanup on the node, with the iptables backend to remove first in PATH; then restart kube-proxy"
@@ -22,7 +20,7 @@ CLEAN_UP = (
 """How to remove rules that stay although kube-proxy was restarted: at its start, kube-proxy removes nftables' rules in
 modes iptables and ipvs, and those of iptables and ipvs in mode nftables, on its own iptables backend (Kubernetes,
 cmd/kube-proxy/app/server_linux.go, platformCleanup)."""
-SETTLE = "sudo kproxylat mode show --probe"
+SETTLE = "sudo kproxylat mode show --send-packet"
 ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
 
@@ -35,7 +33,7 @@ class Evidence:
     :param rules: the rules in the node's kernel (None: they could not be read).
     :param counted: names of the rules that counted a packet to a Service that all of them hold (None: no packet was
         sent).
-    :param workloads: how many DaemonSets, pods or node programs run kube-proxy (None: the API was not asked).
+    :param workloads: number of DaemonSets, pods or node programs that run kube-proxy (None: the API was not asked).
     :param replacements: programs in the cluster that can replace kube-proxy.
     :param unasked: sources that could not be asked, with the reason.
     """
@@ -54,8 +52,8 @@ class Evidence:
         answers = [("running kube-proxy (/proxyMode)", self.running)] if self.running else []
         answers += [(setting.source, setting.mode) for setting in self.settings]
         if self.rules is not None:
-            held = [f"{each} ({each.rules} rules, {len(each.services)} Service ports)" for each in self.rules]
-            answers.append(("this kernel's rules", "; ".join(held) or "no Service rules"))
+            texts = [f"{rules} ({rules.rules} rules, {len(rules.services)} Service ports)" for rules in self.rules]
+            answers.append(("this kernel's rules", "; ".join(texts) or "no Service rules"))
         if self.counted is not None:
             counted = ", ".join(sorted(self.counted)) or "none of the rules that have counters"
             answers.append(("rules that counted a packet sent", counted))
@@ -97,7 +95,7 @@ def decide(evidence: Evidence) -> Finding:
     translates, and only counters that increase when a packet is sent show which one that is.
     """
     configured = sorted({setting.mode for setting in evidence.settings})
-    warnings = []
+    warnings: list[str] = []
     if evidence.running and configured and configured != [evidence.running]:
         names = " and ".join(configured)
         warnings.append(f"kube-proxy is set to {names} but runs {evidence.running}: was it restarted since?")
@@ -105,131 +103,129 @@ def decide(evidence: Evidence) -> Finding:
         warnings.append(f"the API's sources disagree: {', '.join(configured)}")
     if evidence.replacements and (evidence.running or evidence.rules):
         warnings.append(f"besides kube-proxy, the cluster runs {', '.join(evidence.replacements)}")
-    rules = evidence.rules or ()
+    finding = _choose_finding(evidence, configured, warnings)
+    return replace(finding, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _choose_finding(evidence: Evidence, configured: list[str], warnings: list[str]) -> Finding:
+    """Decide, without the warnings, and add more of these to the list; the functions that it calls do so, too."""
     if evidence.running:
         return _decide_running(evidence.running, evidence, warnings)
-    if len(rules) > 1:
-        return _choose(rules, evidence, None, warnings)
-    if rules:
-        [only] = rules
-        if configured and only.mode not in configured:
-            warnings.append(f"kube-proxy is set to {', '.join(configured)}, but the rules are those of {only}")
-            reason = f"the kernel holds only rules of {only}, although kube-proxy is set to another mode"
-            return Finding(only.mode, only.backend, LIKELY, reason, ASK_NODE, tuple(warnings))
-        sure = CERTAIN if configured == [only.mode] else LIKELY
-        return Finding(only.mode, only.backend, sure, f"the kernel holds only rules of {only}", "", tuple(warnings))
-    return _decide_configured(configured, evidence, warnings)
+    if not evidence.rules:
+        return _decide_configured(configured, evidence, warnings)
+    if len(evidence.rules) > 1:
+        return _choose_rules(evidence.rules, evidence, warnings)
+    [only] = evidence.rules
+    reason = f"the kernel holds only rules of {only}"
+    if configured and only.mode not in configured:
+        warnings.append(f"kube-proxy is set to {', '.join(configured)}, but the rules are those of {only}")
+        return Finding(
+            only.mode, only.backend, LIKELY, f"{reason}, although kube-proxy is set to another mode", ASK_NODE
+        )
+    return Finding(only.mode, only.backend, CERTAIN if configured == [only.mode] else LIKELY, reason)
 
 
 def _decide_running(mode: str, evidence: Evidence, warnings: list[str]) -> Finding:
     """Decide, given the mode that the running kube-proxy reports."""
     rules = evidence.rules or ()
-    own = [each for each in rules if each.mode == mode]
-    leftovers = [each for each in rules if each.mode != mode]
+    own = [live for live in rules if live.mode == mode]
+    leftovers = [live for live in rules if live.mode != mode]
     report = f"the running kube-proxy reports {mode}"
     if not own:
-        backend = BACKENDS.get(mode)
-        lacking = "this kernel has none of its rules"
+        backend = only_backend(mode)
+        problem = "this kernel has none of its rules"
         if evidence.rules is None:
-            lacking = "this kernel's rules could not be read"
+            problem = "this kernel's rules could not be read"
         warnings += [f"rules of {leftover} were left behind" for leftover in leftovers]
         settle = "" if backend else "on the node, as root: kproxylat mode show"
-        return Finding(mode, backend, LIKELY, f"{report}; {lacking}", settle, tuple(warnings))
+        return Finding(mode, backend, LIKELY, f"{report}; {problem}", settle)
     if len(own) > 1:
-        return _choose(own, evidence, mode, warnings)
-    if leftovers and evidence.counted is None:
-        warnings += [f"rules of {each} were left behind, and may translate before its own" for each in leftovers]
-        return Finding(
-            mode, own[0].backend, LIKELY, f"{report}, and the kernel holds its rules", SETTLE, tuple(warnings)
-        )
-    if leftovers:
-        return _choose(rules, evidence, mode, warnings)
-    return Finding(mode, own[0].backend, CERTAIN, f"{report}, and the kernel holds only its rules", "", tuple(warnings))
+        return _choose_rules(own, evidence, warnings)
+    if not leftovers:
+        return Finding(mode, own[0].backend, CERTAIN, f"{report}, and the kernel holds only its rules")
+    if evidence.counted is not None:
+        return _choose_rules(rules, evidence, warnings)
+    warnings += [f"rules of {leftover} were left behind, and may translate before its own" for leftover in leftovers]
+    return Finding(mode, own[0].backend, LIKELY, f"{report}, and the kernel holds its rules", SETTLE)
 
 
-def _choose(
-    rules: tuple[LiveRules, ...] | list[LiveRules], evidence: Evidence, running: str | None, warnings: list[str]
-) -> Finding:
+def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list[str]) -> Finding:
     """Decide between the rules of several backends by their counters."""
-    names = " and ".join(str(each) for each in rules)
-    counted = evidence.counted
-    hits = [each for each in rules if counted and str(each) in counted]
-    uncounted = [each for each in rules if all(packets is None for packets in each.services.values())]
-    if counted is not None and not hits and len(uncounted) == 1:
-        hits = uncounted
-        reason = f"no other rules counted a packet sent, and those of {hits[0]} have no counters"
-    elif len(hits) == 1:
-        reason = f"of the rules of {names}, those of {hits[0]} counted a packet sent"
+    running, counted = evidence.running, evidence.counted
+    names = " and ".join(map(str, rules))
+    active = [live for live in rules if counted and str(live) in counted]
+    uncounted = [live for live in rules if all(packets is None for packets in live.services.values())]
+    if len(active) == 1:
+        reason = f"of the rules of {names}, those of {active[0]} counted a packet sent"
+    elif counted is not None and not active and len(uncounted) == 1:
+        active = uncounted
+        reason = f"no other rules counted a packet sent, and those of {active[0]} have no counters"
     else:
-        tried = "" if counted is None else ", and their counters do not show which of them translate"
-        reason = f"the kernel holds the rules of {names}{tried}"
-        mode = running or (rules[0].mode if len({each.mode for each in rules}) == 1 else None)
+        result = "" if counted is None else ", and their counters do not show which of them translate"
+        mode = running or (rules[0].mode if len({live.mode for live in rules}) == 1 else None)
         settle = SETTLE if counted is None else CLEAN_UP
-        return Finding(mode, BACKENDS.get(mode or ""), AMBIGUOUS, reason, settle, tuple(warnings))
-    [active] = hits
-    if running and active.mode != running:
-        warnings.append(f"kube-proxy runs in mode {running}, but rules of {active}, left behind, translate first")
-    warnings += [f"rules of {each} were left behind" for each in rules if each != active and each.mode != running]
-    return Finding(active.mode, active.backend, CERTAIN, reason, "", tuple(dict.fromkeys(warnings)))
+        return Finding(mode, only_backend(mode), AMBIGUOUS, f"the kernel holds the rules of {names}{result}", settle)
+    mode = active[0].mode
+    if running and mode != running:
+        warnings.append(f"kube-proxy runs in mode {running}, but rules of {active[0]}, left behind, translate first")
+    warnings += [f"rules of {live} were left behind" for live in rules if live != active[0] and live.mode != running]
+    return Finding(mode, active[0].backend, CERTAIN, reason)
 
 
 def _decide_configured(configured: list[str], evidence: Evidence, warnings: list[str]) -> Finding:
     """Decide without an answer of kube-proxy and without rules in the kernel."""
     if not evidence.workloads and evidence.replacements:
-        reason = f"the cluster has no kube-proxy, but {', '.join(evidence.replacements)}"
-        return Finding(None, None, NONE, reason, "", tuple(warnings))
-    lacking = "could not be read" if evidence.rules is None else "has no Service rules: is it a node's?"
-    if len(configured) == 1:
-        if evidence.workloads == 0:
-            warnings.append("no DaemonSet, pod or node that runs kube-proxy was found")
-        [mode] = configured
-        reason = f"kube-proxy is set to {mode}; this kernel {lacking}"
-        return Finding(mode, BACKENDS.get(mode), LIKELY, reason, ASK_NODE, tuple(warnings))
-    if configured:
-        reason = f"kube-proxy is set to {' and '.join(configured)}"
-        return Finding(None, None, AMBIGUOUS, reason, ASK_NODE, tuple(warnings))
-    reason = f"no source knows of a kube-proxy; this kernel {lacking}"
-    return Finding(None, None, UNKNOWN, reason, ASK_NODE, tuple(warnings))
+        return Finding(None, None, NONE, f"the cluster has no kube-proxy, but {', '.join(evidence.replacements)}")
+    problem = "could not be read" if evidence.rules is None else "has no Service rules: is it a node's?"
+    if not configured:
+        return Finding(None, None, UNKNOWN, f"no source knows of a kube-proxy; this kernel {problem}", ASK_NODE)
+    reason = f"kube-proxy is set to {' and '.join(configured)}"
+    if len(configured) > 1:
+        return Finding(None, None, AMBIGUOUS, reason, ASK_NODE)
+    if evidence.workloads == 0:
+        warnings.append("no DaemonSet, pod or node that runs kube-proxy was found")
+    [mode] = configured
+    return Finding(mode, only_backend(mode), LIKELY, f"{reason}; this kernel {problem}", ASK_NODE)
 
 
-def gather(open_api: Callable[[], Api] | None, send_probe: bool = False, node: Node | None = None) -> Evidence:
+def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: Node | None = None) -> Evidence:
     """Ask every source that permits it: kube-proxy, the kernel and the API.
 
     :param open_api: connects to the API (None: do not ask the API).
-    :param send_probe: if several backends hold rules, open a connection to a Service, see :func:`liverules.probe`.
+    :param send_packet: if several backends hold rules, open a connection to a Service: see
+        :func:`kproxylat.node.live_rules.probe`.
     :param node: the node whose kernel and kube-proxy are asked (None: this machine).
     :raises UsageError: the command line names a context or a file that does not exist.
     """
     node = node or Node()
-    unasked: list[str] = []
     running, rules, counted, workloads = None, None, None, None
-    settings: tuple[Setting, ...] = ()
-    replacements: tuple[str, ...] = ()
-    try:
+    configured = Configured()
+    unasked: list[str] = []
+
+    @contextmanager
+    def asking(source: str) -> Iterator[None]:
+        try:
+            yield
+        except MachineError as error:
+            unasked.append(f"{source}: {error}")
+
+    with asking("/proxyMode"):
         answer = read_proxy("/proxyMode", netns=node.netns).strip()
-        if answer in PROXY_MODES:
+        if answer in mode_names():
             running = answer
         else:
             unasked.append(f"/proxyMode: port 10249 answers {answer[:40]!r}, which is not a mode")
-    except MachineError as error:
-        unasked.append(f"/proxyMode: {error}")
-    try:
+    with asking("this kernel's rules"):
         rules = read_live_rules(node.netns)
-    except MachineError as error:
-        unasked.append(f"this kernel's rules: {error}")
-    try:
-        if rules and send_probe and len(rules) > 1:
+    if send_packet and rules and len(rules) > 1:
+        with asking("--send-packet"):
             counted = probe(rules, node.netns)
-    except MachineError as error:
-        unasked.append(f"--probe: {error}")
-    try:
-        if open_api:
+    if open_api:
+        with asking("the cluster's API"):
             configured = read_configured(open_api(), node.name)
-            settings, replacements = tuple(configured.settings), tuple(configured.replacements)
             workloads = configured.workloads
-            unasked += configured.unasked
-    except MachineError as error:
-        unasked.append(f"the cluster's API: {error}")
+    unasked += configured.unasked
+    settings, replacements = tuple(configured.settings), tuple(configured.replacements)
     return Evidence(running, settings, rules, counted, workloads, replacements, tuple(unasked))
 
 
@@ -239,8 +235,8 @@ def detect_mode(
     """Return the row of MODES for the rules that this node's packets meet.
 
     :param open_api: connects to the API (None: do not ask the API).
-    :param mode: kube-proxy's mode as the user passed it (None: detect it).
-    :param backend: the backend as the user passed it (None: detect it).
+    :param mode: the mode of the command line (None: detect it).
+    :param backend: the backend of the command line (None: detect it).
     :param node: the node (None: this machine).
     :return: the row, and warnings on disagreements of the sources.
     :raises MachineError: mode or backend is ambiguous, no kube-proxy runs, or its mode cannot be measured.
@@ -257,9 +253,9 @@ def detect_mode(
     if name is None:
         unasked = f" (not asked: {'; '.join(evidence.unasked)})" if evidence.unasked else ""
         raise MachineError(finding.reason + unasked, "pass --target, --mode and --backend")
-    if all(row.name != name for row in MODES):
+    if name not in mode_names():
         raise MachineError(f"kube-proxy is in mode {name}, which cannot be measured yet", "kproxylat mode set nftables")
-    backend = backend or finding.backend or BACKENDS.get(name)
+    backend = backend or finding.backend or only_backend(name)
     if backend is None:
         raise MachineError(f"mode {name} on an unknown backend: {finding.reason}", "pass --backend legacy or nft")
     return find_mode(name, backend), finding.warnings

@@ -1,4 +1,4 @@
-"""Setting kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until both took effect."""
+"""The change of kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait for the effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kproxylat.cluster.proxy_config import (
     BY_HAND,
     CONFIGMAPS,
     DAEMONSETS,
-    DEFAULT_MODE,
     ConfigMapKey,
     change_mode,
     last_change,
@@ -28,11 +27,12 @@ from kproxylat.cluster.proxy_mode import Finding, decide, gather
 from kproxylat.cluster.sync import mode_ports, wait_for_rules
 from kproxylat.console import waiting
 from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.modes import DEFAULT_MODE, mode_names
 from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
 from kproxylat.system import interrupts
 
-MODES = {"iptables": "iptables", "ipvs": "ipvs", "nftables": "nftables", "default": ""}
+MODES = {**{name: name for name in mode_names()}, "default": ""}
 """Argument of ``mode set`` -> ``mode`` in the ConfigMap."""
 RESTARTED = "kubectl.kubernetes.io/restartedAt"
 """The annotation that ``kubectl rollout restart`` sets to restart pods."""
@@ -84,16 +84,16 @@ def plan_change(api: Api, mode: str) -> Change:
     configured = read_configured(api, socket.gethostname())
     config = configured.config
     if not config or not configured.daemonsets:
-        refused = [source.split(":")[0] for source in configured.unasked if "cilium" not in source]
-        if refused:
+        forbidden = [source.split(":")[0] for source in configured.unasked if "cilium" not in source]
+        if forbidden:
             raise MachineError(
-                f"cannot set kube-proxy's mode: not permitted to read {refused[0]}",
+                f"cannot set kube-proxy's mode: not permitted to read {forbidden[0]}",
                 "docs/rbac.md lists the permissions that mode set needs",
             )
         sources = ", ".join(setting.source for setting in configured.settings) or "nowhere"
-        lacking = "DaemonSet" if config else "ConfigMap"
+        missing = "DaemonSet" if config else "ConfigMap"
         raise MachineError(
-            f"cannot set kube-proxy's mode: kube-system has no readable {lacking} of kube-proxy (mode from: {sources})",
+            f"cannot set kube-proxy's mode: kube-system has no readable {missing} of kube-proxy (mode from: {sources})",
             "set --proxy-mode where its flags are (k3s: --kube-proxy-arg), and restart it",
         )
     old = parse_mode(config.text)
@@ -126,9 +126,13 @@ def running_mode(netns: str | None) -> str | None:
     :param netns: the node's network namespace (None: the current one).
     """
     try:
-        return read_proxy("/proxyMode", netns=netns).strip()
+        return _ask_mode(netns)
     except MachineError:
         return None
+
+
+def _ask_mode(netns: str | None) -> str:
+    return read_proxy("/proxyMode", netns=netns).strip()
 
 
 def set_mode(
@@ -189,11 +193,11 @@ def _patch(api: Api, change: Change) -> None:
         if error.status != 422:
             raise
         if "immutable" in str(error):
-            error.remedy = "it has immutable: true: replace it by a new ConfigMap yourself"
+            error.remedy = "the ConfigMap has immutable: true: replace it by a new one yourself"
             raise
-        # An earlier try may have succeeded, and its answer been lost.
-        now = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
-        if now != change.text:
+        # An earlier attempt may have succeeded although its answer was lost.
+        present = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
+        if present != change.text:
             raise MachineError(f"ConfigMap {change.config.name} was changed by another client", "try again") from None
 
 
@@ -205,8 +209,8 @@ def _restart(api: Api, change: Change, **query: str) -> None:
         api.request("PATCH", f"{DAEMONSETS}/{name}", body, query, MERGE_PATCH)
 
 
-def pods_to_come(daemonset: Object) -> str | None:
-    """Return what a rollout still waits for; None if it is complete, by the rule of ``kubectl rollout status``."""
+def describe_rollout(daemonset: Object) -> str | None:
+    """Return the state of an unfinished rollout; None if it is complete, by the rule of ``kubectl rollout status``."""
     status = daemonset.get("status") or {}
     if status.get("observedGeneration", 0) < daemonset["metadata"]["generation"]:
         return "the DaemonSet controller has not seen the change"
@@ -222,14 +226,14 @@ def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> floa
 
     :param limit_s: the longest time to wait.
     :return: how long it took, in seconds.
-    :raises MachineError: the rollout takes longer; says what is missing.
+    :raises MachineError: the rollout takes longer; names the step that is missing.
     """
 
-    def lacking() -> str | None:
-        missing = (pods_to_come(api.get(f"{DAEMONSETS}/{name}")) for name in change.daemonsets)
-        return next(filter(None, missing), None)
+    def describe() -> str | None:
+        states = (describe_rollout(api.get(f"{DAEMONSETS}/{name}")) for name in change.daemonsets)
+        return next(filter(None, states), None)
 
-    return _wait(lacking, "kube-proxy's pods", limit_s)
+    return _wait(describe, "kube-proxy's pods", limit_s)
 
 
 def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None) -> float:
@@ -238,27 +242,28 @@ def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None)
     :param limit_s: the longest time to wait.
     :param netns: the node's network namespace (None: the current one).
     :return: how long it took, in seconds.
-    :raises MachineError: it takes longer; carries kube-proxy's last answer.
+    :raises MachineError: the change takes longer; carries kube-proxy's last answer.
     """
 
-    def lacking() -> str | None:
+    def describe() -> str | None:
         try:
-            running = read_proxy("/proxyMode", netns=netns).strip()
+            running = _ask_mode(netns)
         except MachineError as error:
             return str(error)
         return None if running == mode else f"kube-proxy reports {running}"
 
-    return _wait(lacking, f"mode {mode}", limit_s)
+    return _wait(describe, f"mode {mode}", limit_s)
 
 
-def _wait(lacking: Callable[[], str | None], text: str, limit_s: float) -> float:
+def _wait(describe: Callable[[], str | None], text: str, limit_s: float) -> float:
+    """Wait until ``describe``, which returns the unfinished state, returns None; return the time in seconds."""
     started_s = time.monotonic()
     pause = threading.Event()
     with waiting(text, limit_s):
-        while (missing := lacking()) is not None:
+        while (state := describe()) is not None:
             if time.monotonic() - started_s > limit_s:
                 raise MachineError(
-                    f"waited {limit_s:g} s for {text}: {missing}",
+                    f"waited {limit_s:g} s for {text}: {state}",
                     "see: kubectl -n kube-system get pods -l k8s-app=kube-proxy",
                 )
             interrupts.wait(pause, PAUSE_S)

@@ -21,13 +21,13 @@ PODS = "/api/v1/pods"
 def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: Iterable[str] = ()) -> IpNetwork:
     """Return a free part of the node's podCIDR: the last one, because pods get the first addresses.
 
-    :param addresses: how many addresses it needs beside its first and last.
+    :param addresses: number of addresses in the part, without its first and last.
     :param family: 4 or 6.
     :param endpoints: endpoints of the Service under test, each ``IP:PORT``.
-    :raises MachineError: no part is free, or the API does not tell; the message is the reason.
+    :raises MachineError: no part is free, or the API does not permit the look-up; the message is the reason.
     """
     try:
-        document = _find_object(api, node, family)
+        document = _find_node(api, node, family)
         pods = list(api.list(PODS, fieldSelector=f"spec.nodeName={document['metadata']['name']}"))
     except ApiError as error:
         if error.status != 403:
@@ -35,24 +35,21 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
         raise MachineError(f"cannot list nodes and pods: {error}", error.remedy) from None
     pod_cidr = read_pod_cidr(document, family)
     taken = read_taken(node.netns, pod_cidr, bridged=True)
-    ips = [each.get("ip", "") for pod in pods for each in (pod.get("status") or {}).get("podIPs") or ()]
-    hosts = (each.rpartition(":")[0].strip("[]") for each in endpoints)
-    taken |= _hosts(ips, "a pod", family) | _hosts(hosts, "an endpoint", family)
+    pod_ips = [pod_ip.get("ip", "") for pod in pods for pod_ip in (pod.get("status") or {}).get("podIPs") or ()]
+    hosts = [endpoint.rpartition(":")[0].strip("[]") for endpoint in endpoints]
+    for user, ips in (("a pod", pod_ips), ("an endpoint", hosts)):
+        taken |= {ip_network(ip): f"{user}, {ip}" for ip in ips if ip and (":" in ip) == (family == 6)}
     return find_free(pod_cidr, taken, addresses)
 
 
-def _hosts(addresses: Iterable[str], user: str, family: int) -> dict[IpNetwork, str]:
-    return {ip_network(each): f"{user}, {each}" for each in addresses if each and (":" in each) == (family == 6)}
-
-
-def _find_object(api: Api, node: Node, family: int) -> Object:
+def _find_node(api: Api, node: Node, family: int) -> Object:
     """Return the Node object that has an address of this node's network namespace, or else the node's name."""
     listed = json.loads(run("ip", "-json", f"-{family}", "address", "show", netns=node.netns) or "[]")
     own = {info["local"] for link in listed for info in link.get("addr_info", ())}
     objects = list(api.list(NODES))
     for document in objects:
         addresses = (document.get("status") or {}).get("addresses") or ()
-        if any(each["type"] == "InternalIP" and each["address"] in own for each in addresses):
+        if any(address["type"] == "InternalIP" and address["address"] in own for address in addresses):
             return document
     for document in objects:
         if document["metadata"]["name"] == node.name:
@@ -63,9 +60,9 @@ def _find_object(api: Api, node: Node, family: int) -> Object:
 
 
 def read_pod_cidr(document: Object, family: int) -> IpNetwork:
-    """Return a Node object's podCIDR of an IP family.
+    """Return the podCIDR of a Node object in an IP family.
 
-    :raises MachineError: the node has none, for example because the cloud's network gives pods their addresses.
+    :raises MachineError: the node has no such podCIDR, for example because the cloud's network assigns pod addresses.
     """
     spec = document.get("spec") or {}
     for text in spec.get("podCIDRs") or [spec.get("podCIDR") or ""]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kproxylat.cluster.api import APPLY_PATCH, Api
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.target import SERVICE
-from kproxylat.errors import ApiError, MachineError
+from kproxylat.errors import MachineError
 from kproxylat.lab.services import WORKER_PORT
 
 MANAGER = "kproxylat"
@@ -30,7 +30,7 @@ def documents(image: str) -> list[Object]:
         "name": SERVICE,
         "image": image,
         "args": ["netexec", f"--http-port={WORKER_PORT}", f"--udp-port={WORKER_PORT}"],
-        "ports": [{**each, "containerPort": WORKER_PORT} for each in ports],
+        "ports": [{**port, "containerPort": WORKER_PORT} for port in ports],
         "securityContext": RESTRICTED,
     }
     deployment = {
@@ -40,7 +40,7 @@ def documents(image: str) -> list[Object]:
     }
     service = {
         "selector": labels,
-        "ports": [{**each, "port": WORKER_PORT, "targetPort": WORKER_PORT} for each in ports],
+        "ports": [{**port, "port": WORKER_PORT, "targetPort": WORKER_PORT} for port in ports],
     }
     meta = {"name": SERVICE, "labels": {**labels, **OURS}}
     return [
@@ -58,7 +58,8 @@ def _path(api: Api, document: Object) -> str:
 def apply_worker(api: Api, image: str = IMAGE) -> None:
     """Create or repair the worker, by server-side apply.
 
-    :raises MachineError: there is a worker that kproxylat did not create.
+    :param image: the image of the Deployment's container.
+    :raises MachineError: another client created such a Service or Deployment.
     """
     for document in documents(image):
         _check_owner(api, document, api.find(_path(api, document)))
@@ -69,30 +70,23 @@ def apply_worker(api: Api, image: str = IMAGE) -> None:
 def read_service(api: Api) -> Object:
     """Read the worker's Service, with the addresses that the server chose.
 
-    :raises ApiError: it does not exist.
+    :raises ApiError: the Service does not exist.
     """
     return api.get(_path(api, documents(IMAGE)[1]))
 
 
 def delete_worker(api: Api) -> int:
-    """Delete the worker that :func:`apply_worker` made.
+    """Delete the worker that :func:`apply_worker` created.
 
-    :return: how many objects it deleted.
-    :raises MachineError: there is a worker that kproxylat did not create.
+    :return: the number of deleted objects.
+    :raises MachineError: another client created such a Service or Deployment.
     """
     deleted = 0
     for document in documents(IMAGE):
         existing = api.find(_path(api, document))
-        if existing is None:
-            continue
-        _check_owner(api, document, existing)
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": existing["metadata"]["uid"]}}
-        try:
-            api.request("DELETE", _path(api, document), {"apiVersion": "v1", "kind": "DeleteOptions", **body})
-            deleted += 1
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        if existing:
+            _check_owner(api, document, existing)
+            deleted += api.delete(_path(api, document), uid=existing["metadata"]["uid"])
     return deleted
 
 

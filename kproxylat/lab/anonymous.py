@@ -11,10 +11,8 @@ import re
 from base64 import b32encode
 from ipaddress import IPv4Address, IPv4Network
 
-_SPECIAL = [
-    IPv4Network(each) for each in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
-]
-_WHOLE = [IPv4Network(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+_SPECIAL = [*map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))]
+_WHOLE = [*map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))]
 """Networks whose prefix stays, and networks whose addresses stay."""
 _KEPT = {
     format(int(network.network_address), "032b")[:length]
@@ -97,7 +95,7 @@ class Anonymizer:
         """
         number = int(IPv4Address(text))
         bits = format(number, "032b")
-        if any(IPv4Address(text) in each for each in _WHOLE):
+        if any(IPv4Address(text) in network for network in _WHOLE):
             return text
         flips = "".join(str(self._flip(bits[:at])) if at < length else "0" for at in range(32))
         return str(IPv4Address(number ^ int(flips, 2)))

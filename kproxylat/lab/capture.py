@@ -18,8 +18,8 @@ from kproxylat import __version__
 from kproxylat.errors import MachineError, RulesetError
 from kproxylat.lab.anonymous import Anonymizer
 from kproxylat.lab.ruleset import SCHEMA, Ruleset, build
-from kproxylat.modes import Mode, find_mode
-from kproxylat.node.live_rules import LiveRules, read_live_rules
+from kproxylat.modes import CHAIN, MAP, MODES, Mode, find_mode
+from kproxylat.node.live_rules import LiveRules, has_table, read_live_rules
 from kproxylat.system import kernel
 from kproxylat.system.files import save_file
 from kproxylat.system.processes import run
@@ -65,11 +65,10 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
 
 
 def _print_rules(row: Mode, netns: str | None) -> str:
-    """Return the output of iptables-save for the backend; in mode ipvs, for the backend that has ipvs' few rules."""
-    tables = run("cat", "/proc/net/ip_tables_names", netns=netns, ok=(0, 1)).split()
-    for backend in ("legacy", "nft") if row.name == "ipvs" else (row.backend,):
-        if backend == "nft" or "nat" in tables:
-            text = run(f"iptables-{backend}-save", "-c", netns=netns)
+    """Return the output of iptables-save for the backend; of virtual servers, for the backend that has their chain."""
+    for chain in [row] if row.form == CHAIN else [mode for mode in MODES if mode.form == CHAIN]:
+        if has_table(chain, netns):
+            text = run(f"{chain.iptables}-save", "-c", netns=netns)
             if "KUBE-SERVICES" in text:
                 return text
     return ""
@@ -77,17 +76,17 @@ def _print_rules(row: Mode, netns: str | None) -> str:
 
 def _print(row: Mode, netns: str | None) -> dict[str, str]:
     """Return the output of the tools that print the rules: kind -> text."""
-    if row.name == "nftables":
+    if row.form == MAP:
         return {"nft": run("nft", "list", "table", "ip", "kube-proxy", netns=netns)}
     texts = {"iptables-save": _print_rules(row, netns)}
     if "--match-set" in texts["iptables-save"]:
         texts["ipset"] = run("ipset", "save", netns=netns)
-    return texts | ({"ipvsadm": run("ipvsadm", "-S", "-n", netns=netns)} if row.name == "ipvs" else {})
+    return texts if row.form == CHAIN else {**texts, "ipvsadm": run("ipvsadm", "-S", "-n", netns=netns)}
 
 
 def _choose(live: tuple[LiveRules, ...], mode: str | None, backend: str | None) -> Mode:
     """Return the mode of the live rules that mode and backend choose."""
-    choices = [each for each in live if mode in (None, each.mode) and backend in (None, each.backend)]
+    choices = [rules for rules in live if mode in (None, rules.mode) and backend in (None, rules.backend)]
     if not choices:
         names = ", ".join(map(str, live)) or "no rules of kube-proxy's"
         raise MachineError(f"no matching rules: this kernel holds {names}", "run it on a node, as root")

@@ -9,33 +9,34 @@ tool read a file or run a program.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
-from kproxylat.lab.rules import render_ruleset
+from kproxylat.lab.rules import Command, render_ruleset
 from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, sniff
 from kproxylat.lab.ruleset_services import (
     count_left_out,
     find_cluster_cidr,
-    find_others,
+    find_foreign,
     parse_iptables,
     parse_ipvsadm,
     parse_nft,
 )
 from kproxylat.lab.services import ADDRESSES, Service
-from kproxylat.modes import Mode, find_mode
+from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
 from kproxylat.results import Destination
 from kproxylat.system.processes import run
 
 SCHEMA = "kproxylat-ruleset/1"
 MAX_BYTES = 256 << 20
+_REMEDY = "pass the output of kproxylat capture, iptables-save, nft list ruleset or ipvsadm -Sn"
 _IPV6 = re.compile(r"-d [\da-f:]+/128 .*-j KUBE-SV|^table ip6 kube-proxy|^-A -[tu] \[", re.M)
 """A Service of IPv6, as iptables-save, nft or ipvsadm prints it."""
 
@@ -76,34 +77,35 @@ class Ruleset:
         """Kind -> the text's SHA-256."""
         return {kind: sha256(text.encode()).hexdigest() for kind, text in self.texts.items()}
 
+    @property
+    def pods(self) -> IPv4Network:
+        """The network of the pods; the lab's if the rules do not name it, as they do not masquerade by it then."""
+        return self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
+
     def find(self, text: str, protocol: str = "") -> Destination:
         """Return the Service with an address ``IP:PORT``.
 
         :param protocol: "" prefers UDP over TCP.
         :raises UsageError: no Service with an endpoint has this address.
         """
-        matches = [
-            each for each in self.targets if f"{each.ip}:{each.port}" == text and protocol in ("", each.protocol)
-        ]
+        targets = {target: service.address for target, service in self.targets.items()}
+        matches = [target for target in targets if targets[target] == text and protocol in ("", target.protocol)]
         if not matches:
-            examples = ", ".join(f"{each.ip}:{each.port}" for each in list(self.targets)[:3])
+            examples = ", ".join([*targets.values()][:3])
             raise UsageError(
                 f"{self.source} has no Service {text}{f'/{protocol}' if protocol else ''} with an endpoint",
-                f"it has {len(self.targets)}, such as {examples}; --every-service measures all of them",
+                f"it has {len(targets)}, such as {examples}; --every-service measures all of them",
             )
         return max(matches, key=lambda target: target.protocol)
 
     def find_sources(self, endpoints: Iterable[str]) -> IPv4Network | None:
-        """Return the largest part of clusterCIDR without any of these endpoints, the last of that size; None if all
-        parts hold one.
-
-        Rules that name no clusterCIDR do not masquerade by it: then the lab's serves.
+        """Return the largest part of the pods' network without any of these endpoints, the last of that size; None if
+        all parts hold one.
         """
-        whole = self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
-        numbers = [int(IPv4Address(each)) for each in endpoints]
-        for length in range(whole.prefixlen + 1, min(whole.prefixlen + 9, 29)):
+        numbers = [int(IPv4Address(endpoint)) for endpoint in endpoints]
+        for length in range(self.pods.prefixlen + 1, min(self.pods.prefixlen + 9, 29)):
             taken = {number >> (32 - length) for number in numbers}
-            for part in reversed(list(whole.subnets(new_prefix=length))):
+            for part in reversed(list(self.pods.subnets(new_prefix=length))):
                 if int(part.network_address) >> (32 - length) not in taken:
                     return part
         return None
@@ -114,36 +116,33 @@ class Ruleset:
             f"{part} ({count} line{'s' * (count > 1)})" for part, count in count_left_out(self.texts).items()
         )
         notes = (f"rewritten rules leave out what the captured ones pay for: {lacking}",) if lacking else ()
-        cidr = self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
-        return replace(self, mode=mode, rewritten=True, cluster_cidr=cidr, notes=(*self.notes, *notes))
+        return replace(self, mode=mode, rewritten=True, cluster_cidr=self.pods, notes=(*self.notes, *notes))
 
-    def _render(self) -> list[tuple[tuple[str, ...], str]]:
-        addresses = [int(IPv4Address(each.ip)) for each in self.services]
-        pods = {int(IPv4Address(ip)) for each in self.services for ip, _ in each.pairs}
+    def _render(self) -> list[Command]:
+        addresses = [int(IPv4Address(service.ip)) for service in self.services]
+        pods = {int(IPv4Address(ip)) for service in self.services for ip, _ in service.pairs}
         length = 32 - (min(addresses) ^ max(addresses)).bit_length()
         # kube-proxy drops packets to unused addresses of the Service CIDR. Take the smallest network that holds all
         # ClusterIPs, and no endpoint: the dropping rule sees translated packets.
         while length < 32 and any(pod >> (32 - length) == min(addresses) >> (32 - length) for pod in pods):
             length += 1
         portals = IPv4Network((min(addresses), length), strict=False)
-        cidr = str(self.cluster_cidr or ADDRESSES[4].cluster_cidr)
-        return render_ruleset(
-            self.mode, self.services, replace(ADDRESSES[4], cluster_cidr=cidr, service_cidr=str(portals))
-        )
+        cluster = replace(ADDRESSES[4], cluster_cidr=str(self.pods), service_cidr=str(portals))
+        return render_ruleset(self.mode, self.services, cluster)
 
-    def commands(self) -> list[tuple[tuple[str, ...], str]]:
-        """Return the commands that load the rules, with their input, as lab/rules does."""
+    def commands(self) -> list[Command]:
+        """Return the commands that load the rules."""
         if self.rewritten:
             return self._render()
-        saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")
-        accounts = sorted(set(re.findall(r"--nfacct-name\s+(\S+)", saved)))
-        before: list[tuple[tuple[str, ...], str]] = [(("nfacct", "add", each), "") for each in accounts]
-        before += [(("ipset", "restore"), sets)] if sets else []
-        if self.mode.name == "iptables":
-            return [*before, ((f"iptables-{self.mode.backend}-restore",), saved)]
-        if self.mode.name == "nftables":
+        if self.mode.form == MAP:
             return [(("nft", "-f", "-"), self.texts["nft"])]
-        # In mode ipvs, replace missing texts by the rules that kube-proxy writes.
+        saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")
+        names = sorted(set(re.findall(r"--nfacct-name\s+(\S+)", saved)))
+        before: list[Command] = [(("nfacct", "add", name), "") for name in names]
+        before += [(("ipset", "restore"), sets)] if sets else []
+        if self.mode.form == CHAIN:
+            return [*before, ((f"{self.mode.iptables}-restore",), saved)]
+        # Replace missing texts by the rules that kube-proxy writes.
         rendered = {argv[0]: (argv, text) for argv, text in self._render()}
         if saved:
             rules = [*before, (("iptables-nft-restore",), saved)]
@@ -161,10 +160,10 @@ class Ruleset:
                 run(*argv, netns=netns, stdin=text)
             except CommandError as error:
                 message = " ".join(error.output.split())[:300] or f"(nothing; status {error.status})"
-                number = re.search(r"line:?\s+(\d+)|stdin:(\d+)|^(\d+):", error.output, re.I)
+                match = re.search(r"line:?\s+(\d+)|stdin:(\d+)|^(\d+):", error.output, re.I)
+                number = int(match[match.lastindex or 0]) if match else 0
                 lines = text.split("\n")
-                at = int(next(filter(None, number.groups()))) if number else 0
-                quoted = lines[at - 1].strip()[:200] if 0 < at <= len(lines) else "unknown"
+                quoted = lines[number - 1].strip()[:200] if 0 < number <= len(lines) else "unknown"
                 problem = f"cannot load {self.source}: {argv[0]}: {message}"
                 raise MachineError(problem, f"the line: {quoted}") from None
 
@@ -180,36 +179,48 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
     if not path.exists():
         raise UsageError(f"{path} does not exist", "name the file of a ruleset, or a directory of such files")
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    rulesets: list[Ruleset] = []
+    texts: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
     ipv6 = False
-    texts: dict[str, list[tuple[Path, str]]] = {kind: [] for kind in KINDS}
     for file in files:
         text = _read_text(file)
         ipv6 = ipv6 or bool(_IPV6.search(text))
-        if text.lstrip().startswith("{"):
-            if path.is_dir():
-                continue
+        if not text.lstrip().startswith("{"):
+            if kind := sniff(text):
+                texts[kind].append((str(file), text))
+        elif not path.is_dir():
             return _choose(path, [_read_capture(path, text)], mode, backend, False)
-        kind = sniff(text)
-        if kind:
-            texts[kind].append((file, text))
-    sets = "\n".join(text for _, text in texts["ipset"])
-    ipvs = "\n".join(text for _, text in texts["ipvsadm"])
-    for file, text in texts["iptables-save"]:
-        is_ipvs = "--match-set KUBE-CLUSTER-IP" in text
-        parts = {"iptables-save": text, "ipset": sets} | ({"ipvsadm": ipvs} if is_ipvs else {})
-        if is_ipvs and not ipvs:
-            problem = f"{file} holds the iptables rules of mode ipvs, which do not hold the Services"
+    return _choose(path, list(_build_all(path, texts, backend)), mode, backend, ipv6)
+
+
+def _build_all(path: Path, texts: Mapping[str, list[tuple[str, str]]], backend: str | None) -> Iterator[Ruleset]:
+    """Build a ruleset of each file that holds rules, together with the sets and virtual servers of other files.
+
+    :param texts: kind -> (file, text) of all files.
+    :param backend: the backend of rules that do not name it.
+    """
+    sets, servers = ("\n".join(text for _, text in texts[kind]) for kind in ("ipset", "ipvsadm"))
+    with_rules = False
+    for source, text in texts["iptables-save"]:
+        parts = {"iptables-save": text, "ipset": sets}
+        if "--match-set KUBE-CLUSTER-IP" not in text:
+            named = find_backend(text)
+            notes = () if named or backend else ("it does not name its backend: nft is assumed",)
+            yield build(source, _find_row(CHAIN, named or backend or None), parts, notes)
+        elif servers:
+            with_rules = True
+            yield build(source, _find_row(SERVERS), {**parts, "ipvsadm": servers})
+        else:
+            problem = f"{source} holds the iptables rules of mode ipvs, which do not hold the Services"
             raise RulesetError(problem, "name a directory with this file and the output of ipvsadm -Sn, or a capture")
-        if not is_ipvs or ipvs:
-            backend_of = find_backend(text)
-            row = find_mode("ipvs", None) if is_ipvs else find_mode("iptables", backend_of or backend or "nft")
-            notes = () if backend_of or is_ipvs or backend else ("it does not name its backend: nft is assumed",)
-            rulesets.append(build(str(file), row, parts, notes))
-    if ipvs and not any(each.mode.name == "ipvs" for each in rulesets):
-        rulesets.append(build(str(path), find_mode("ipvs", None), {"ipvsadm": ipvs}))
-    rulesets += [build(str(file), find_mode("nftables", None), {"nft": text}) for file, text in texts["nft"]]
-    return _choose(path, rulesets, mode, backend, ipv6)
+    if servers and not with_rules:
+        yield build(str(path), _find_row(SERVERS), {"ipvsadm": servers})
+    for source, text in texts["nft"]:
+        yield build(source, _find_row(MAP), {"nft": text})
+
+
+def _find_row(form: RuleForm, backend: str | None = None) -> Mode:
+    """Return the mode of a form; without a backend, on that of current distributions."""
+    return find_mode(next(row.name for row in MODES if row.form == form), backend, usual=True)
 
 
 def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: str | None, ipv6: bool) -> Ruleset:
@@ -217,20 +228,17 @@ def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: 
 
     :param ipv6: whether the texts hold Services of IPv6.
     """
-    usable = [each for each in rulesets if each.targets]
+    usable = [ruleset for ruleset in rulesets if ruleset.targets]
     if not usable and ipv6:
         problem = f"{path} holds no Service of IPv4 with an endpoint, and kproxylat cannot replay rules of IPv6"
         raise RulesetError(problem, "sweep --lab --family 6 measures lookups of IPv6, with the lab's own rules")
     if not usable:
         lacking = "Service with an endpoint" if rulesets else "rule"
-        raise RulesetError(
-            f"{path} is not a ruleset of kube-proxy's: it holds no {lacking}",
-            "pass the output of kproxylat capture, iptables-save, nft list ruleset or ipvsadm -Sn",
-        )
-    names = ", ".join(f"{each.mode.name}/{each.mode.backend}" for each in usable)
-    choices = [each for each in usable if mode in (None, each.mode.name)]
+        raise RulesetError(f"{path} is not a ruleset of kube-proxy's: it holds no {lacking}", _REMEDY)
+    names = ", ".join(f"{ruleset.mode.name}/{ruleset.mode.backend}" for ruleset in usable)
+    choices = [ruleset for ruleset in usable if mode in (None, ruleset.mode.name)]
     if len(choices) > 1:
-        choices = [each for each in choices if backend in (None, each.mode.backend)] or choices
+        choices = [ruleset for ruleset in choices if backend in (None, ruleset.mode.backend)] or choices
     if not choices:
         raise UsageError(f"{path} holds no rules of mode {mode}, but of {names}", "leave --mode out, or name that one")
     if len(choices) > 1:
@@ -249,9 +257,9 @@ def _read_text(file: Path) -> str:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            data = io.BytesIO(stream.read(MAX_BYTES + 1)).getvalue()
+            data = stream.read(MAX_BYTES + 1)
         text = data.decode()
-    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise RulesetError(f"cannot read {file}: {reason}", "pass a text file to --ruleset") from None
     if len(data) > MAX_BYTES:
@@ -263,25 +271,17 @@ def _read_capture(path: Path, text: str) -> Ruleset:
     """Read the document of :mod:`kproxylat.lab.capture`."""
     try:
         data = json.loads(text)
-        known = data.get("schema") == SCHEMA
-        texts = {kind: "\n".join([*data["texts"].get(kind, ()), ""]) for kind in KINDS} if known else {}
-        row = find_mode(data["mode"], data["backend"]) if known else None
+        if data["schema"] != SCHEMA:
+            raise ValueError(data["schema"])
+        texts = {kind: "\n".join([*data["texts"].get(kind, ()), ""]) for kind in KINDS}
+        row = find_mode(data["mode"], data["backend"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        row, texts = None, {}
-    if row is None:
-        raise RulesetError(
-            f"{path} is JSON, but not a ruleset of schema {SCHEMA}",
-            "pass the output of kproxylat capture, iptables-save, nft list ruleset or ipvsadm -Sn",
-        )
+        raise RulesetError(f"{path} is JSON, but not a ruleset of schema {SCHEMA}", _REMEDY) from None
     return build(str(path), row, texts)
 
 
-PARSERS = {
-    "iptables": ("iptables-save", parse_iptables),
-    "nftables": ("nft", parse_nft),
-    "ipvs": ("ipvsadm", parse_ipvsadm),
-}
-"""Mode -> the kind of text that holds its Services, and the parser of that text."""
+PARSERS = {CHAIN.tool: parse_iptables, MAP.tool: parse_nft, SERVERS.tool: parse_ipvsadm}
+"""Kind of text that holds Services -> its parser."""
 
 
 def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] = ()) -> Ruleset:
@@ -292,46 +292,49 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     :param notes: the first notes of the ruleset.
     :raises RulesetError: a line is unsafe.
     """
-    kept, added = {}, list(notes)
-    for kind, text in texts.items():
-        if text.strip():
-            kept[kind] = CHECKS[kind](source, text, added)
+    added = list(notes)
+    kept = {kind: CHECKS[kind](source, text, added) for kind, text in texts.items() if text.strip()}
     if "iptables-save" in kept:
-        sets = set(re.findall(r"^create (\S+)", kept.get("ipset", ""), re.M))
-        missing = sorted(set(re.findall(r"--match-set (\S+)", kept["iptables-save"])) - sets)
-        if missing:
-            added.append(f"sets that rules name and the file does not hold are created empty: {', '.join(missing)}")
-            kept["ipset"] = "\n".join([kept.get("ipset", ""), *(f"create {each} hash:ip" for each in missing), ""])
-            CHECKS["ipset"](source, kept["ipset"], [])
-    for name in re.findall(r"--nfacct-name\s+(\S+)", kept.get("iptables-save", "")):
-        if not re.fullmatch(r"[\w.-]{1,31}", name) or name.startswith("-"):
+        _check_names(source, kept, added)
+    services: dict[Destination, Service] = {}
+    for service in PARSERS[mode.form.tool](kept.get(mode.form.tool, "")):
+        if _is_valid(service):
+            services.setdefault(Destination(service.ip, service.port, service.protocol), service)
+    foreign, certain = find_foreign(kept, services.values())
+    if foreign:
+        examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"
+        added.append(f"addresses that are not ClusterIPs are not measured: {examples}")
+    if mode.form == SERVERS and not certain:
+        added.append("without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs")
+    cluster_ips = tuple(service for service in services.values() if service.ip not in foreign)
+    cidr = find_cluster_cidr(kept.get("nft" if mode.form == MAP else "iptables-save", ""))
+    return Ruleset(source, mode, kept, cluster_ips, cidr, tuple(added))
+
+
+def _check_names(source: str, texts: dict[str, str], notes: list[str]) -> None:
+    """Check the nfacct objects that iptables' rules name, and add the sets that they name and the texts lack."""
+    saved, sets = texts["iptables-save"], texts.get("ipset", "")
+    existing = re.findall(r"^create (\S+)", sets, re.M)
+    missing = sorted(set(re.findall(r"--match-set (\S+)", saved)).difference(existing))
+    if missing:
+        notes.append(f"sets that rules name and the file does not hold are created empty: {', '.join(missing)}")
+        texts["ipset"] = "\n".join([sets, *(f"create {name} hash:ip" for name in missing), ""])
+        CHECKS["ipset"](source, texts["ipset"], [])
+    for name in re.findall(r"--nfacct-name\s+(\S+)", saved):
+        if not re.fullmatch(r"(?!-)[\w.-]{1,31}", name):
             raise RulesetError(
                 f"{source}: invalid name of an nfacct object {name[:40]!r}", "names have letters, digits and _ . -"
             )
-    if re.search(r"^:FORWARD DROP", kept.get("iptables-save", ""), re.M):
-        added.append("its chain FORWARD drops packets that no rule accepts")
-    kind, parse = PARSERS[mode.name]
-    services: dict[tuple[str, int, str], Service] = {}
-    for service in parse(kept.get(kind, "")):
-        if _is_address(service.ip, service.port, *service.endpoints):
-            services.setdefault((service.ip, service.port, service.protocol), service)
-    others, evidence = find_others(kept, services.values())
-    if others:
-        examples = f"{min(others)}{f' and {len(others) - 1} more' if len(others) > 1 else ''}"
-        added.append(f"addresses that are not ClusterIPs are not measured: {examples}")
-    if mode.name == "ipvs" and not evidence:
-        added.append("without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs")
-    services = {key: service for key, service in services.items() if service.ip not in others}
-    cidr = find_cluster_cidr(kept.get("nft" if kind == "nft" else "iptables-save", ""))
-    return Ruleset(source, mode, kept, tuple(services.values()), cidr, tuple(added))
+    if re.search(r"^:FORWARD DROP", saved, re.M):
+        notes.append("its chain FORWARD drops packets that no rule accepts")
 
 
-def _is_address(ip: str, port: int, *endpoints: str) -> bool:
-    """Return whether a Service's address and endpoints are valid addresses and ports of IPv4."""
+def _is_valid(service: Service) -> bool:
+    """Return whether a Service's address and endpoints are addresses and ports of IPv4."""
     try:
         return all(
-            IPv4Address(address) and 0 < int(number) < 65536
-            for address, _, number in (each.rpartition(":") for each in (f"{ip}:{port}", *endpoints))
+            IPv4Address(ip) and 0 < int(port) < 65536
+            for ip, _, port in (text.rpartition(":") for text in (service.address, *service.endpoints))
         )
     except ValueError:
         return False

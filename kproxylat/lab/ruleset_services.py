@@ -6,7 +6,6 @@ Rules of Kubernetes 1.18 to 1.36: pkg/proxy/iptables, nftables, ipvs/proxier.go.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 
@@ -22,7 +21,7 @@ _ELEMENT = re.compile(
 _NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 """Number of a protocol, which nft prints with ``--numeric``, -> its name."""
 _SERVER = re.compile(r"-A -([tu]) ([\d.]+):(\d{1,5})(?: |$)")
-_REAL = re.compile(r"-a -([tu]) ([\d.]+:\d+) -r ([\d.]+:\d+)(?: |$)")
+_REAL = re.compile(r"-a -([tu]) ([\d.]+):(\d{1,5}) -r ([\d.]+:\d+)(?: |$)")
 _CIDR = r"([\d.]+/\d+)"
 _NODE_PORTS = range(30000, 32768)
 """kube-apiserver's usual --service-node-port-range."""
@@ -63,17 +62,18 @@ def parse_iptables(text: str) -> list[Service]:
         chains = dict.fromkeys(choice.jump for choice in choices)
         translations = [translation.bare for chain in chains for translation in nat.get(chain, [])]
         endpoints = re.findall(r"--to-destination ([\d.]+:\d+)", "\n".join(translations))
-        name = _name_service(rule.comment.partition(" ")[0], *port)
-        commented = any(choice.comment for choice in choices)
-        services.append(Service(name, port.protocol, port.ip, port.port, tuple(endpoints), commented))
+        name, commented = rule.comment.partition(" ")[0], any(choice.comment for choice in choices)
+        services.append(_make_service(name, port.protocol, port.ip, port.port, endpoints, commented))
     return services
 
 
-def _name_service(name: str | None, ip: str, port: str | int, protocol: str) -> str:
-    """Return ``namespace/name:port``; if the rules have no such name, one made of the address."""
-    if name and re.fullmatch(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?", name):
-        return name
-    return f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
+def _make_service(
+    name: str, protocol: str, ip: str, port: str | int, endpoints: Iterable[str], commented: bool = True
+) -> Service:
+    """Return a Service; if the rules do not hold its name, ``namespace/name:port``, with one made of the address."""
+    if not re.fullmatch(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?", name):
+        name = f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
+    return Service(name, protocol, ip, int(port), tuple(endpoints), commented)
 
 
 def parse_nft(text: str) -> list[Service]:
@@ -88,8 +88,7 @@ def parse_nft(text: str) -> list[Service]:
 
     :return: Services in the order of maps service-ips and no-endpoint-services.
     """
-    table = dict(find_tables(text)).get("ip kube-proxy", "")
-    blocks = _split_blocks(table)
+    blocks = _split_blocks(text)
     services = []
     for map_name in ("service-ips", "no-endpoint-services"):
         for ip, number, port, comment, chain in _ELEMENT.findall(blocks.get(map_name, "")):
@@ -103,12 +102,13 @@ def parse_nft(text: str) -> list[Service]:
                 endpoints += re.findall(r"dnat to ([\d.]+:\d+)", blocks.get(hop, ""))
             words = re.fullmatch(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)", chain)
             name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
-            services.append(Service(_name_service(name, ip, port, protocol), protocol, ip, int(port), tuple(endpoints)))
+            services.append(_make_service(name, protocol, ip, port, endpoints))
     return services
 
 
-def _split_blocks(table: str) -> dict[str, str]:
-    """Split an nft table: name of a set, map or chain -> its content."""
+def _split_blocks(text: str) -> dict[str, str]:
+    """Split kube-proxy's table in an nft ruleset: name of a set, map or chain -> its content."""
+    table = dict(find_tables(text)).get("ip kube-proxy", "")
     return dict(re.findall(r"^\s+(?:set|map|chain) (\S+) \{(.*?)^\s+\}$", table, re.M | re.S))
 
 
@@ -117,43 +117,34 @@ def parse_ipvsadm(text: str) -> list[Service]:
 
     Samples: ``-A -t 10.96.0.9:80 -s rr`` and ``-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1``.
     """
-    protocols = {"t": "tcp", "u": "udp"}
-    servers: list[tuple[str, str, str]] = []
-    endpoints: dict[tuple[str, str], list[str]] = defaultdict(list)
+    servers: dict[tuple[str, ...], list[str]] = {}
     for line in text.splitlines():
         if server := _SERVER.match(line):
-            servers.append((protocols[server[1]], server[2], server[3]))
-        elif endpoint := _REAL.match(line):
-            endpoints[protocols[endpoint[1]], endpoint[2]].append(endpoint[3])
-    return [
-        Service(
-            _name_service(None, ip, port, protocol), protocol, ip, int(port), tuple(endpoints[protocol, f"{ip}:{port}"])
-        )
-        for protocol, ip, port in servers
-    ]
+            servers.setdefault(server.groups(), [])
+        elif (endpoint := _REAL.match(line)) and endpoint.groups()[:3] in servers:
+            servers[endpoint.groups()[:3]].append(endpoint[4])
+    protocols = {"t": "tcp", "u": "udp"}
+    return [_make_service("", protocols[letter], ip, port, servers[letter, ip, port]) for letter, ip, port in servers]
 
 
-def find_others(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[set[str], str]:
+def find_foreign(texts: Mapping[str, str], services: Iterable[Service]) -> tuple[set[str], bool]:
     """Find the Services' addresses that are not ClusterIPs: of LoadBalancers, external ones, the node's for NodePorts.
 
     :param texts: kind of text -> text.
     :param services: the Services in these texts.
-    :return: the addresses, and the set that identifies them ("" if they are a guess).
+    :return: the addresses, and whether a set identifies them; otherwise they are a guess.
     """
     services = list(services)
     addresses = {service.ip for service in services}
-    table = _split_blocks(dict(find_tables(texts.get("nft", ""))).get("ip kube-proxy", ""))
-    cluster_ips = re.findall(r"[\d.]{7,}", strip_quoted(table.get("cluster-ips", "")))
+    cluster_ips = re.findall(r"[\d.]{7,}", strip_quoted(_split_blocks(texts.get("nft", "")).get("cluster-ips", "")))
+    cluster_ips += re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
     if cluster_ips:
-        return addresses - set(cluster_ips), "set cluster-ips"
-    cluster_ips = re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
-    if cluster_ips:
-        return addresses - set(cluster_ips), "ipset KUBE-CLUSTER-IP"
+        return addresses - set(cluster_ips), True
     if "ipvsadm" not in texts:
-        return set(), ""
+        return set(), False
     pods = {endpoint.rpartition(":")[0] for service in services for endpoint in service.endpoints}
     with_other_ports = {service.ip for service in services if service.port not in _NODE_PORTS}
-    return (addresses & pods) | (addresses - with_other_ports), ""
+    return (addresses & pods) | (addresses - with_other_ports), False
 
 
 def count_left_out(texts: Mapping[str, str]) -> dict[str, int]:

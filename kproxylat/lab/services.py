@@ -16,8 +16,9 @@ from kproxylat.results import join_host_port
 class Addresses:
     """A cluster's addresses of one IP family.
 
-    :param source: a free part of ``cluster_cidr``, to send from.
-    :param dummy_ip: the first dummy's ClusterIP. ``dummy_endpoint``: its endpoint.
+    :param source: a part of ``cluster_cidr`` without endpoints, to send from.
+    :param dummy_ip: the first dummy's ClusterIP.
+    :param dummy_endpoint: the first dummy's endpoint.
     """
 
     cluster_cidr: str
@@ -74,8 +75,8 @@ class Service:
 
     :param port_name: ``namespace/name:port``.
     :param protocol: lower case.
-    :param endpoints: ``IP:PORT`` each.
-    :param commented: whether the rules of its endpoints have comments, in mode iptables.
+    :param endpoints: the endpoints, as ``IP:PORT``.
+    :param commented: whether the rules of the endpoints have comments, in mode iptables.
     """
 
     port_name: str
@@ -109,7 +110,7 @@ class Service:
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Address and port of each endpoint."""
-        return [(ip.strip("[]"), port) for ip, _, port in (each.rpartition(":") for each in self.endpoints)]
+        return [(ip.strip("[]"), port) for ip, _, port in (endpoint.rpartition(":") for endpoint in self.endpoints)]
 
     @property
     def hairpins(self) -> list[str]:
@@ -126,7 +127,7 @@ class Service:
 def dummy_service(number: int, commented: bool = True, family: int = 4) -> Service:
     """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint.
 
-    It is kept with the names of its chains, which a sweep needs for each backend and number of Services.
+    The cache keeps the names of its chains, which a sweep needs for each backend and number of Services.
     """
     # 250 to 256 addresses, so that none ends in 0 or 255.
     offset = number // 250 * 256 + number % 250
@@ -143,8 +144,8 @@ def worker_services(ports: str, family: int = 4) -> list[Service]:
     names = {"tcp": "grpc", "udp": "grpc-udp"}
     endpoint = join_host_port(ADDRESSES[family].endpoint_ip, WORKER_PORT)
     return [
-        Service(f"default/worker:{names[each]}", each, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
-        for each in WORKER_PORTS[ports]
+        Service(f"default/worker:{names[protocol]}", protocol, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
+        for protocol in WORKER_PORTS[ports]
     ]
 
 
@@ -152,9 +153,10 @@ def place_services(count: int, position: str, ports: str, family: int = 4) -> li
     """Return the worker among ``count`` dummy Services, in the order of KUBE-SERVICES, as in a cluster that grew from
     the worker on.
 
-    :param position: where the worker stands: "first", "middle" or "last" (of its ports, the UDP one outermost).
-    :param family: of their addresses, 4 or 6.
-    :raises UsageError: as :func:`check_services`.
+    :param position: the worker's place: "first", "middle" or "last" (of its ports, the UDP one outermost).
+    :param ports: the worker's ports: "both", "tcp" or "udp".
+    :param family: the addresses' IP family, 4 or 6.
+    :raises UsageError: see :func:`check_services`.
     """
     check_services(count, position, ports)
     worker = worker_services(ports, family)
@@ -164,9 +166,9 @@ def place_services(count: int, position: str, ports: str, family: int = 4) -> li
 
 
 def check_services(count: int, position: str, ports: str) -> None:
-    """Refuse what :func:`place_services` cannot place.
+    """Check arguments of :func:`place_services`.
 
-    :raises UsageError: another position or other ports, or an impossible count.
+    :raises UsageError: the position, the ports or the count is invalid.
     """
     if position not in POSITIONS:
         raise UsageError(f"unknown position {position!r}", f"it takes one of: {', '.join(POSITIONS)}")

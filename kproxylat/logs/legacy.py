@@ -1,4 +1,7 @@
-"""Results of the old scripts' logs: a builder for each dialect. Pure; docs/logs.md describes the dialects."""
+"""Results of the old scripts' logs: a builder for each dialect. Pure; docs/logs.md describes the dialects.
+
+A builder takes the text of a run, adds warnings to it, and returns the result without source and quality.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
+from kproxylat.modes import only_backend
 from kproxylat.results import Bucket, Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
 
 FUNCTIONS = {
@@ -16,7 +20,8 @@ FUNCTIONS = {
     "nftables": ("nft_do_chain", "nft"),
     "ipvs": ("ipvs", "ipvs"),  # the function differs from kernel to kernel, and the log does not name it
 }
-"""Name of the engine in a log -> the traced kernel function, and the prefix of its maps' names."""
+"""Name of the engine in an old script's log -> the traced kernel function, and the prefix of its maps' names. A new
+mode never appears in such a log."""
 EXPERIMENT_HEADER = (
     "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
 )
@@ -46,22 +51,22 @@ class RunText:
     ended: bool = False
 
 
-def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
+def read_header(text: RunText) -> Result:
     """Read the metadata header that the later of the old scripts wrote.
 
-    :param text: the run's text.
-    :return: the run; the target if the header names a ClusterIP; the traffic if it names a rate.
+    :return: a result with the run, the target if the header names a ClusterIP, and the traffic if it names a rate.
     """
     header = text.header
     position = re.match(r"(\d+) / (\d+)", header.get("Worker position", ""))
     rate, warmup = _int(header.get("Packet rate")), _int(header.get("Warmup packets"))
+    mode = header.get("Kube-proxy mode")
     words = [header.get(name, "").split() for name in ("Duration", "Packet rate", "Warmup packets", "Rule position")]
     arguments = [value[0] for value in takewhile(bool, words)]
     run = Run(
         started=header["Timestamp"].replace(" ", "T", 1) if "Timestamp" in header else None,
         duration_s=_int(header.get("Duration")),
-        mode=header.get("Kube-proxy mode"),
-        backend={"ipvs": "ipvs", "nftables": "nft"}.get(header.get("Kube-proxy mode", "")),
+        mode=mode,
+        backend=only_backend(mode),
         position=int(position[1]) if position else None,
         chain_length=int(position[2]) if position else None,
         arguments=tuple(arguments[:1] and [arguments[0].removesuffix("s")]) + tuple(arguments[1:]),
@@ -69,24 +74,26 @@ def read_run(text: RunText) -> tuple[Run, Target | None, Traffic | None]:
     address = header.get("Worker ClusterIP")
     target = Target(address, None, None) if address else None
     traffic = Traffic("pktgen", None, None, None, None, rate, None, warmup) if rate is not None else None
-    return run, target, traffic
+    return Result(run, target, traffic=traffic)
 
 
 def build_report(text: RunText) -> Result:
     """Build the result of a FINAL REPORT (dialect A), or of the last interval blocks if the run was cut short.
 
-    :param text: the run's text; gets warnings.
     :return: the result, with a probe for each engine.
     """
-    run, target, traffic = read_run(text)
+    header = read_header(text)
     probes = [
         _build_probe(text, engine, function, prefix)
         for engine, (function, prefix) in FUNCTIONS.items()
         if engine in text.report or engine in text.intervals
     ]
+    run = header.run
     if len(probes) == 1 and run.backend is None:
-        run = _replace_backend(run, "legacy" if probes[0].engine == "ipt_do_table" else "nft")
-    return _assemble(text, run, target, traffic, probes)
+        backend = "legacy" if probes[0].engine == "ipt_do_table" else "nft"
+        mode = run.mode or ("iptables" if backend == "legacy" else None)
+        header = replace(header, run=replace(run, backend=backend, mode=mode))
+    return _assemble(text, header, probes)
 
 
 def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Probe:
@@ -120,10 +127,8 @@ def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Prob
 def build_summary(text: RunText) -> Result:
     """Build the result of a FINAL SUMMARY REPORT (dialect B), or of the table's rows if the run was cut short.
 
-    :param text: the run's text; gets warnings.
     :return: the result, with one probe if there was a packet.
     """
-    run, target, traffic = read_run(text)
     figures = dict(text.report.get("summary", {}))
     rows = text.intervals.get("")
     if "count" not in figures and rows and rows.total:
@@ -132,22 +137,20 @@ def build_summary(text: RunText) -> Result:
         figures = {"count": rows.total} | ({"max": worst} if worst is not None else {})
     total = _find_number(text.maps, r"total_lat")
     count = figures.get("count", 0)
-    probe: dict[str, Any] = {"count": count, "min": None, "max": figures.get("max"), "mean": figures.get("mean")}
-    probe["sum"] = total
-    if total is not None and count and total // count == probe["mean"]:
-        probe["mean"] = total / count
+    mean: float | None = figures.get("mean")
+    if total is not None and count and total // count == mean:
+        mean = total / count
+    probe = {"count": count, "min": None, "max": figures.get("max"), "mean": mean, "sum": total}
     histogram = _find_histogram({name: text.maps[name] for name in text.maps if name in ("dist_latency", "lat")})
     probes = [_make_probe(text, "ip_rcv", "", probe, histogram)] if count or histogram.buckets else []
-    return _assemble(text, run, target, traffic, probes)
+    return _assemble(text, read_header(text), probes)
 
 
 def build_single(text: RunText) -> Result:
     """Build the result of the single-packet script (dialect C): one call a line, in ns.
 
-    :param text: the run's text; gets warnings.
     :return: the result, with a probe for each engine.
     """
-    run, target, traffic = read_run(text)
     calls: dict[str, list[int]] = {}
     for line in text.marks["single"]:
         call = re.match(r"\[(\w+)\] Latency: .*\((\d{1,18}) ns\)$", line)
@@ -160,17 +163,12 @@ def build_single(text: RunText) -> Result:
         figures = {"count": len(times), "min": min(times), "max": max(times), "mean": sum(times) / len(times)}
         function = FUNCTIONS.get(engine, (engine, ""))[0]
         probes.append(_make_probe(text, function, engine, figures | {"sum": sum(times)}, Histogram(), "ns"))
-    return _assemble(text, run, target, traffic, probes)
+    return _assemble(text, read_header(text), probes)
 
 
 def build_dump(text: RunText) -> Result:
-    """Build the result of a text that holds nothing but maps.
-
-    :param text: the run's text.
-    :return: the result, without probes.
-    """
-    run, target, traffic = read_run(text)
-    return _assemble(text, run, target, traffic, [])
+    """Build the result, without probes, of a text that holds nothing but maps."""
+    return _assemble(text, read_header(text), [])
 
 
 def build_experiment(text: RunText) -> Result:
@@ -180,24 +178,25 @@ def build_experiment(text: RunText) -> Result:
     estimates. If a percentile has a point or is not a power of two, kproxylat wrote the line: then all percentiles are
     estimates without bounds.
 
-    :param text: the run's text; its last mark is the line.
+    :param text: its last mark is the line.
     :return: the result, with one probe.
     """
     fields = next(csv.reader(text.marks["experiment"][-1:]))
     row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
     most, mean = _int(row["MaxLatency_us"]), _float(row["MeanLatency_us"])
     percentiles = {}
-    values = {name: _float(row[f"P{name}_us"]) for name in ("50", "95", "99")}
-    edges = all(value is None or (value.is_integer() and int(value).bit_count() <= 1) for value in values.values())
-    edges = edges and not any("." in row[f"P{name}_us"] for name in values)
+    cells = {name: row[f"P{name}_us"] for name in ("50", "95", "99")}
+    values = {name: value for name, cell in cells.items() if (value := _float(cell)) is not None}
+    are_edges = not any("." in cell for cell in cells.values())
+    are_edges = are_edges and all(int(value).bit_count() <= 1 for value in values.values())
     for name, value in values.items():
-        low = int(value or 0)
-        if value is not None and not edges:
-            percentiles[name] = Percentile(value, None, None)
-        elif value is not None:
+        if are_edges:
+            low = int(value)
             high = float(2 * low if low > 1 else low + 1)
             percentiles[name] = Percentile(None, float(low), high if most is None else max(low, min(high, float(most))))
-    engine = {"iptables": "ipt_do_table", "nftables": "nft_do_chain"}.get(row["ProxyMode"], row["ProxyMode"])
+        else:
+            percentiles[name] = Percentile(value, None, None)
+    engine = FUNCTIONS.get(row["ProxyMode"], (row["ProxyMode"], ""))[0]
     probe = Probe(engine, None, None, None, False, 0, None, most, mean, None, None, "us", Histogram(), percentiles)
     run = Run(
         mode=row["ProxyMode"] or None,
@@ -206,25 +205,12 @@ def build_experiment(text: RunText) -> Result:
         chain_length=_int(row["TotalRules"]),
         log=row["LogFile"] or None,
     )
-    return _assemble(text, run, None, None, [probe])
+    return _assemble(text, Result(run), [probe])
 
 
-def _assemble(
-    text: RunText, run: Run, target: Target | None, traffic: Traffic | None, probes: Iterable[Probe]
-) -> Result:
-    return Result(
-        run=replace(run, cut_short=not text.ended),
-        target=target,
-        traffic=traffic,
-        probes=tuple(probes),
-        maps=text.maps,
-        intervals=text.intervals,
-        slow=text.slow,
-    )
-
-
-def _replace_backend(run: Run, backend: str) -> Run:
-    return replace(run, backend=backend, mode=run.mode or ("iptables" if backend == "legacy" else None))
+def _assemble(text: RunText, header: Result, probes: Iterable[Probe]) -> Result:
+    run = replace(header.run, cut_short=not text.ended)
+    return replace(header, run=run, probes=tuple(probes), maps=text.maps, intervals=text.intervals, slow=text.slow)
 
 
 def _make_probe(
@@ -234,15 +220,7 @@ def _make_probe(
     if histogram.buckets and held != figures["count"]:
         text.warnings.append(f"the histogram holds {held} of {figures['count']} calls {engine}".rstrip())
     return Probe(
-        function,
-        table=None,
-        chain=None,
-        hook=None,
-        lookup=False,
-        mode=None,
-        unit=unit,
-        histogram=histogram,
-        **figures,
+        function, table=None, chain=None, hook=None, lookup=False, mode=None, unit=unit, histogram=histogram, **figures
     )
 
 

@@ -6,9 +6,9 @@ import json
 import re
 from dataclasses import asdict, replace
 
-from kproxylat.logs.legacy import RunText, read_run
+from kproxylat.logs.legacy import RunText, read_header
 from kproxylat.modes import MODES, Mode
-from kproxylat.results import SCHEMA, Result, Run
+from kproxylat.results import SCHEMA, Result
 from kproxylat.results_json import from_json
 from kproxylat.trace.percentiles import add_to_maps
 from kproxylat.trace.probes import build_path, build_probes, split_maps
@@ -16,26 +16,20 @@ from kproxylat.trace.probes import build_path, build_probes, split_maps
 MARK = "kproxylat record: "
 SIGN = re.compile(r"kproxylat( record)?: ")
 _FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
-_REPORT_MAP = re.compile(r"(ipt|nft|ipvs)_latency_(us|instructions|linear)\Z")
 
 
 def render_facts(mode: Mode, version: str, clock: str) -> str:
-    """Render the header's line ``kproxylat: VERSION, MODE/BACKEND, CLOCK[, from node]``.
+    """Render the text after ``kproxylat: `` of the header's line ``VERSION, MODE/BACKEND, CLOCK[, from node]``.
 
     :param mode: the mode and the origin of the packets.
     :param version: kproxylat's version.
     :param clock: ns or instructions.
-    :return: the text after ``kproxylat: ``.
     """
     return f"{version}, {mode.name}/{mode.backend}, {clock}{', from node' if mode.origin == 'node' else ''}"
 
 
 def render_record(result: Result) -> str:
-    """Render the record of a result.
-
-    :param result: the result; its probes and maps are left out, because the log's text holds them.
-    :return: the line, with its end.
-    """
+    """Render the record of a result, a line with its end. The log's text holds the probes and maps."""
     data = {name: value for name, value in asdict(result).items() if name not in ("probes", "maps", "path", "source")}
     return f"{MARK}{json.dumps({'schema': SCHEMA, **data})}\n"
 
@@ -43,11 +37,9 @@ def render_record(result: Result) -> str:
 def build_recorded(text: RunText) -> Result:
     """Build the result of one of our own logs: figures from the maps, the rest from the record if there is one.
 
-    :param text: the run's text; gets warnings.
     :return: the result; without a record, it was cut short.
     """
-    run, target, traffic = read_run(text)
-    result = Result(run=run, target=target, traffic=traffic)
+    result = read_header(text)
     facts = next(filter(None, map(_FACTS.match, text.marks["kproxylat"])), None)
     for line in text.marks["kproxylat"]:
         if line.startswith(MARK):
@@ -61,18 +53,21 @@ def build_recorded(text: RunText) -> Result:
         return replace(result, maps=add_to_maps(text.maps))
     mode = mode.from_node() if facts[5] else mode
     if result.run.kproxylat is None:
-        known = Run(kproxylat=facts[1], mode=mode.name, backend=mode.backend, origin=mode.origin, clock=facts[4])
-        known = replace(known, cut_short=True)
-        result = replace(
-            result, run=replace(result.run, **{name: fact for name, fact in asdict(known).items() if fact})
-        )
-    own, others = split_maps(text.maps)
+        run = replace(result.run, kproxylat=facts[1], mode=mode.name, backend=mode.backend, origin=mode.origin)
+        result = replace(result, run=replace(run, clock=facts[4], cut_short=True))
+    own, users_maps = split_maps(text.maps)
     probes = build_probes(own, mode, facts[4])
-    others = {name: others[name] for name in others if not _REPORT_MAP.match(name)}
+    users_maps = {name: content for name, content in users_maps.items() if not _is_of_report(name)}
     return replace(
         result,
         probes=probes,
         path=build_path(probes, facts[4]),
-        maps=add_to_maps(others),
+        maps=add_to_maps(users_maps),
         intervals=text.intervals or result.intervals,
     )
+
+
+def _is_of_report(name: str) -> bool:
+    """Return whether a map is one that the final report prints."""
+    prefix, _, unit = name.partition("_latency_")
+    return unit in ("us", "instructions", "linear") and prefix in {row.report[1] for row in MODES}

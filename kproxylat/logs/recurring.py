@@ -49,6 +49,9 @@ class RecurringLine(NamedTuple):
     engine: str
 
 
+Watch = Callable[[RecurringLine], None]
+
+
 class Summary:
     """A :class:`Samples` that grows line by line."""
 
@@ -79,10 +82,7 @@ class Summary:
             push(self._worst, (sample.max, -self.lines, sample))
 
     def freeze(self) -> Samples:
-        """Return the sums of all lines so far.
-
-        :return: the sums; without a line, they begin and end with an empty sample.
-        """
+        """Return the sums of all lines so far; without a line, they begin and end with an empty sample."""
         worst = tuple(sample for _, _, sample in sorted(self._worst, key=lambda entry: entry[:2], reverse=True))
         return Samples(self.lines, self.total, self.first or Sample(""), self.last, worst)
 
@@ -93,7 +93,7 @@ class Collector:
     :param watch: called with each line of the kinds slow, block and row; lines are then added one by one.
     """
 
-    def __init__(self, watch: Callable[[RecurringLine], None] | None = None) -> None:
+    def __init__(self, watch: Watch | None = None) -> None:
         self._watch = watch
         self.slow: dict[str, Summary] = {}
         self.intervals: dict[str, Summary] = {}
@@ -101,18 +101,11 @@ class Collector:
         self._time = ""
 
     def read(self, line: bytes) -> RecurringLine | None:
-        """Read one line without adding it.
-
-        :param line: the line without its end.
-        :return: None if this line does not recur.
-        """
+        """Read one line, given without its end, without adding it; return None if it is not recurring."""
         return _read_line(line, self._time)
 
     def add(self, line: RecurringLine) -> bool:
-        """Add one line.
-
-        :return: False if the line names one engine more than are kept.
-        """
+        """Add one line; return False if it names one engine more than are kept."""
         if line.kind == "time":
             self._time = line.sample.time
         else:

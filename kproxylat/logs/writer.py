@@ -60,10 +60,7 @@ class RunLog:
         give_to_user(self._file.fileno())
 
     def write(self, text: str) -> None:
-        """Append text. A full disk does not stop the run: ``error`` keeps the first failure.
-
-        :param text: whole lines or parts of lines.
-        """
+        """Append lines or parts of lines. A full disk does not stop the run: ``error`` keeps the first failure."""
         try:
             self._file.write(text)
         except ValueError:
@@ -76,7 +73,6 @@ class RunLog:
     def save(self, result: Result) -> MachineError | None:
         """Append the record, close the log and write the result beside it.
 
-        :param result: the result of the run.
         :return: the error if the result or a part of the log could not be written; the result can still be shown.
         """
         path = self.path.with_suffix(".json")
@@ -103,10 +99,8 @@ class RunLog:
 def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
     """Render the old scripts' header, followed by our own lines (versions, clock).
 
-    :param mode: the mode that is measured.
     :param facts: the old scripts' lines: name -> value.
     :param started: when the run started.
-    :return: the header's lines.
     """
     clock, emulated = kernel.detect_clock()
     facts = {

@@ -1,4 +1,4 @@
-"""Room for our flows in conntrack: made in the lab, asked for on a node; and their removal."""
+"""Room for our flows in conntrack, on a node only if the user allows it; and their removal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from kproxylat.node.network import Network
 from kproxylat.results import IpNetwork
 from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
-from kproxylat.traffic.generators import find_generator
 
 TIMEOUT_S = 1
 """How long the lab's conntrack keeps our flows, where it has no room for all: at UDP's default, 30 s, 10,000 pps would
@@ -50,7 +49,7 @@ class Room:
         return f"{self.who} has room for {self.free} flows, {self.needed} needed{removed}"
 
 
-def make_room(options: Options, made: Network, raise_limit: Callable[[int], None] | None = None) -> Room:
+def make_room(options: Options, network: Network, raise_limit: Callable[[int], None] | None = None) -> Room:
     """Make room in conntrack for our flows (in the lab), and make sure that there is enough.
 
     On a node it is never our flows alone that fill it: where they would not fit until they time out, they are removed
@@ -60,41 +59,41 @@ def make_room(options: Options, made: Network, raise_limit: Callable[[int], None
     :raises MachineError: there is not enough; names the rate that there is room for.
     """
     setting = TIMEOUTS[options.target.protocol]
-    room = kernel.conntrack_room(made.node)
-    kept = made.is_lab and options.packets_in_all + options.warmup <= room
-    if made.is_lab:
-        timeout_s: float = round(options.duration_s) + KEEP_S if kept else TIMEOUT_S
-        run("sysctl", "-q", "-w", f"{setting}={timeout_s}", netns=made.node)
+    room = kernel.conntrack_room(network.node)
+    kept = network.is_lab and options.packets_in_all + options.sending.warmup <= room
+    if network.is_lab:
+        timeout_s: float = round(options.sending.duration_s) + KEEP_S if kept else TIMEOUT_S
+        run("sysctl", "-q", "-w", f"{setting}={timeout_s}", netns=network.node)
     else:
-        timeout_s = int(run("sysctl", "-n", setting, netns=made.node))
-    sends = find_generator(options.generator).sends
+        timeout_s = int(run("sysctl", "-n", setting, netns=network.node))
+    sends = options.sending.generator.sends
     most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
     forget_s = None
-    if not made.is_lab and sends and _live(options, timeout_s) > most:
+    if not network.is_lab and sends and _live(options, timeout_s) > most:
         # Those of one interval are there while those of the one before are removed.
         forget_s, timeout_s = FORGET_S, 2 * FORGET_S
     needed = _live(options, timeout_s) if sends else 0
-    if needed > room and raise_limit and not made.is_lab:
+    if needed > room and raise_limit and not network.is_lab:
         raise_limit(needed - room)
-        room = kernel.conntrack_room(made.node)
+        room = kernel.conntrack_room(network.node)
         most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
     if needed > most:
-        pps = int(max(most - options.warmup, 0) / max(timeout_s, 1))
+        pps = int(max(most - options.sending.warmup, 0) / max(timeout_s, 1))
         raise MachineError(
             f"{needed} flows at a time need more room than {'masquerade' if most < room else 'conntrack'} has ({most})",
             f"there is room for {pps} pps, or for a shorter run"
-            + ("" if made.is_lab or most < room else f"; or: --allow {CONNTRACK_MAX}"),
+            + ("" if network.is_lab or most < room else f"; or: --allow {CONNTRACK_MAX}"),
         )
     return Room(most, needed, kept, forget_s, "masquerade" if options.masqueraded else "conntrack")
 
 
 def _live(options: Options, timeout_s: float) -> int:
     """Return how many flows there are at most, if each stays so long."""
-    return round(min(options.packets_in_all, options.rate_pps * timeout_s)) + options.warmup
+    return round(min(options.packets_in_all, options.sending.rate_pps * timeout_s)) + options.sending.warmup
 
 
-def forget_flows(made: Network, source: IpNetwork) -> None:
-    """Remove our flows from the node's conntrack, and those that late answers to them made."""
+def forget_flows(network: Network, source: IpNetwork) -> None:
+    """Remove our flows from the node's conntrack, and those that late answers to them network."""
     with interrupts.shielded():
         for end in ("-s", "-d"):
-            run("conntrack", "-D", "-f", f"ipv{source.version}", end, str(source), netns=made.node, ok=(0, 1))
+            run("conntrack", "-D", "-f", f"ipv{source.version}", end, str(source), netns=network.node, ok=(0, 1))

@@ -12,11 +12,12 @@ from kproxylat.cluster.sources import choose_source
 from kproxylat.cluster.target import destination, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.plan import plan_bursts
+from kproxylat.modes import only_backend
 from kproxylat.node.network import Network
+from kproxylat.results import Target
 from kproxylat.system.kernel import check_root
-from kproxylat.traffic.generators import find_generator
 
 
 def look_up(
@@ -27,7 +28,7 @@ def look_up(
     service: tuple[str, str | None],
     family: int | None,
     open_api: Callable[[], Api],
-) -> Options:
+) -> tuple[Options, Callable[[], Target] | None]:
     """Fill in what the command line leaves out: target and sources from the API, mode and backend from the node.
 
     :param mode: None: it is detected; ``backend``: likewise.
@@ -36,23 +37,23 @@ def look_up(
     :raises MachineError: they cannot be found, or are not clear.
     """
     check_root()
+    read = None
     if not target:
         api = _open(open_api)
         read = partial(read_target, api, *service, options.target.protocol, family)
         found = read()
-        options = replace(options, target=destination(found), found=found, look_up=read)
+        options = replace(options, target=destination(found), service=found)
         say(f"Service {found.service}: {found.ip}, ports {', '.join(found.ports)}; {len(found.endpoints)} endpoints")
         missing = miss_path(found)
         if missing:
             say(missing)
         options = find_source(options, api)
-    if mode and (backend or mode != "iptables"):
-        return options
+    if mode and (backend or only_backend(mode)):
+        return options, read
     row, warnings = detect_mode(None if target else open_api, mode, backend, options.node)
     for each in warnings:
         say(f"warning: {each}")
-    row = row.from_node() if options.mode.origin == "node" else row
-    return replace(options, mode=row, warnings=options.warnings + warnings)
+    return add_warnings(replace(options, mode=row), *warnings), read
 
 
 def _open(open_api: Callable[[], Api]) -> Api:
@@ -65,17 +66,16 @@ def _open(open_api: Callable[[], Api]) -> Api:
 
 def find_source(options: Options, api: Api) -> Options:
     """Choose the sources, if packets are to be sent and none were passed; without a free slice they are masqueraded."""
-    if options.source or not find_generator(options.generator).sends:
+    if options.sending.source or not options.sending.generator.sends:
         return options
     bursts = plan_bursts(options, Network(None, None, None))
     needed = sum(each.addresses for each in bursts)
     try:
-        source = choose_source(
-            api, options.node, needed, options.family, options.found.endpoints if options.found else ()
-        )
+        endpoints = options.service.endpoints if options.service else ()
+        source = choose_source(api, options.node, needed, options.family, endpoints)
     except MachineError as error:
         warning = f"packets come from {options.sources} and are masqueraded: {error}"
         say(f"warning: {warning}")
-        return replace(options, warnings=(*options.warnings, warning))
+        return add_warnings(options, warning)
     say(f"Sources: {source}, a free part of the node's podCIDR")
-    return replace(options, source=source)
+    return replace(options, sending=replace(options.sending, source=source))

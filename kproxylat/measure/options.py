@@ -1,10 +1,10 @@
-"""What is to be measured, and everything that follows from it before the first packet."""
+"""The options of a measurement, in parts by who reads them: where, sending, tracing, record."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
@@ -15,24 +15,27 @@ from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Mode
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, IpNetwork, Target
-from kproxylat.traffic.generators import find_generator
+from kproxylat.traffic.generators import GENERATORS, Generator
 
-LAB_SOURCE = {family: ip_network(each.source) for family, each in lab.ADDRESSES.items()}
+LAB_SOURCE = {family: ip_network(addresses.source) for family, addresses in lab.ADDRESSES.items()}
 NODE_SOURCE = {4: ip_network("198.18.0.0/15"), 6: ip_network("2001:2::/48")}
 """IP family -> addresses to send from: in the lab a free part of its clusterCIDR; elsewhere those for benchmarks
 (RFC 2544, RFC 5180)."""
 ANY_SOURCE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-WORKER = {family: Destination(each.worker_ip, lab.WORKER_PORT, "udp") for family, each in lab.ADDRESSES.items()}
+WORKER = {
+    family: Destination(addresses.worker_ip, lab.WORKER_PORT, "udp") for family, addresses in lab.ADDRESSES.items()
+}
 OVERHEAD_PACKETS = 2000
-"""Packets of each burst that measures what tracing adds, at most."""
+"""Most packets in a burst that measures what tracing adds."""
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 @dataclass(frozen=True)
 class Lab:
-    """The node to make: so many dummy Services, and the worker's place and ports among them; or another's rules.
+    """The node to build: its dummy Services, and the worker's position and ports; or the rules of another node.
 
-    :param keep: leave it standing after a run whose books close, for one that asks for the same, and no fewer Services.
+    :param keep: leave the lab standing after a run whose accounting closes. A run that asks for the same lab, and for
+        no fewer Services, continues in it.
     """
 
     services: int = 100
@@ -44,66 +47,127 @@ class Lab:
     def load(self, mode: Mode, netns: str, standing: int | None = None) -> None:
         """Load the rules into the node.
 
-        :param standing: of how many dummy Services, and of the worker, they are there already (None: none).
+        :param standing: the number of dummy Services whose rules the node has already (None: it has no rules).
         :raises MachineError: a tool refuses its part.
         """
         if self.ruleset:
             self.ruleset.load(netns)
             return
-        services = lab.place_services(self.services, self.position, self.worker_ports, mode.family)
-        there = (
-            lab.place_services(standing, self.position, self.worker_ports, mode.family) if standing is not None else ()
+        services, loaded = (
+            () if count is None else lab.place_services(count, self.position, self.worker_ports, mode.family)
+            for count in (self.services, standing)
         )
-        rules.load_ruleset(rules.render_ruleset(mode, services, standing=there), netns)
+        rules.load_ruleset(rules.render_ruleset(mode, services, standing=loaded), netns)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to measure.
+class NodeUnderTest:
+    """An existing node, and what is known about its cluster.
 
-    :param mode: its family is made that of the target.
-    :param target: where to send to on this node; with ``lab`` it is the lab's worker, or one of its ruleset's.
-    :param targets: all that are sent to in turn, the target first, where these are many.
-    :param node: which node, without ``lab``.
-    :param position: where to move the target's rule on it, in mode iptables (None: nowhere).
-    :param services: how many dummy Services the cluster has, where we know (None: we don't).
-    :param source: the addresses to send from (None: :data:`LAB_SOURCE` or :data:`NODE_SOURCE`).
-    :param allow: settings of the node that may be changed for the run, of :data:`ALLOWABLE`.
-    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
-    :param envelope: trace the whole hook around the engine, too. ``overhead``: measure what tracing adds to a call.
-    :param others: count the engine's calls of other packets and the reasons of freed ones, too.
-    :param look_up: asks the cluster for the target; ``found``: what it said when the run was planned.
-    :param warnings: what was found on the way that may spoil the run.
-    :param arguments: the command line, for the record.
+    :param node: the node's network namespace and name.
+    :param position: where to move the target's rule in mode iptables (None: leave it).
+    :param allow: the node's settings that the run may change, of :data:`kproxylat.node.changes.ALLOWABLE`.
+    :param services: the number of dummy Services in the cluster (None: unknown).
     """
 
-    mode: Mode
-    target: Destination = WORKER[4]
-    lab: Lab | None = None
-    targets: tuple[Destination, ...] = ()
     node: Node = field(default_factory=Node)
     position: str | None = None
+    allow: tuple[str, ...] = ()
     services: int | None = None
+
+
+@dataclass(frozen=True)
+class Sending:
+    """The packets to send.
+
+    :param generator: a row of :data:`kproxylat.traffic.generators.GENERATORS`.
+    :param source: the addresses to send from (None: :data:`LAB_SOURCE` or :data:`NODE_SOURCE`).
+    :param origin: whose packets: a "pod"'s, or the "node"'s own.
+    """
+
+    generator: Generator = GENERATORS["pktgen"]
     duration_s: float = 30
     rate_pps: int = 10000
     warmup: int = 100
-    generator: str = "pktgen"
     source: IpNetwork | None = None
-    allow: tuple[str, ...] = ()
-    output_dir: Path = Path("logs/ebpf")
+    origin: str = "pod"
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """What bpftrace traces, and from which template.
+
+    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
+    :param envelope: trace the whole hook around the engine, too.
+    :param overhead: measure what tracing adds to a call.
+    :param others: count the engine's calls of other packets, too, and the reasons why the kernel frees packets.
+    :param template: the user's template (None: kproxylat's).
+    :param settings: the user's variables for the template.
+    """
+
     probe: str = "auto"
     envelope: bool = False
     overhead: bool = False
     others: bool = False
     template: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
-    look_up: Callable[[], Target] | None = None
-    found: Target | None = None
-    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where the result is saved, and what it says about how it was asked for.
+
+    :param arguments: the command line.
+    :param warnings: findings from before the run that may spoil it.
+    """
+
+    output_dir: Path = Path("logs/ebpf")
     arguments: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure: mode and target, where, with which packets, how to trace them, and how to record it.
+
+    :param mode: the row is changed to the target's IP family and to the origin of the packets.
+    :param target: the destination on this node; in a lab the lab's worker, or a Service of its ruleset.
+    :param targets: all destinations, the target first, if packets go to several in turn.
+    :param service: the target as the cluster's API described it (None: the API was not asked).
+    """
+
+    mode: Mode
+    target: Destination = WORKER[4]
+    targets: tuple[Destination, ...] = ()
+    service: Target | None = None
+    where: Lab | NodeUnderTest = field(default_factory=NodeUnderTest)
+    sending: Sending = Sending()
+    tracing: Tracing = Tracing()
+    record: Record = Record()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", self.mode.for_family(self.family))
+        row = self.mode.for_family(self.family)
+        object.__setattr__(self, "mode", row.from_node() if self.sending.origin == "node" else row)
+
+    @property
+    def lab(self) -> Lab | None:
+        """The lab; None on a node."""
+        return self.where if isinstance(self.where, Lab) else None
+
+    @property
+    def ruleset(self) -> Ruleset | None:
+        """The ruleset that the lab loads; None without one."""
+        return self.lab.ruleset if self.lab else None
+
+    @property
+    def on_node(self) -> NodeUnderTest | None:
+        """The node under test; None in a lab."""
+        return self.where if isinstance(self.where, NodeUnderTest) else None
+
+    @property
+    def node(self) -> Node:
+        """The node's network namespace and name; in a lab, this machine's."""
+        return self.where.node if isinstance(self.where, NodeUnderTest) else Node()
 
     @property
     def family(self) -> int:
@@ -112,65 +176,71 @@ class Options:
 
     @property
     def packets(self) -> int:
-        """How many packets to send; to many targets as many to each."""
-        count, each = round(self.duration_s * self.rate_pps), len(self.targets)
-        return count // each * each if each and count > each else count
+        """The number of packets to send; every one of several targets gets the same number."""
+        count = round(self.sending.duration_s * self.sending.rate_pps)
+        targets = len(self.targets) or 1
+        return count // targets * targets or count
 
     @property
     def overhead_packets(self) -> int:
-        """How many packets each of the three bursts has that measure what tracing adds."""
-        return min(self.packets, OVERHEAD_PACKETS) if self.overhead else 0
+        """The number of packets in each of the three bursts that measure what tracing adds."""
+        return min(self.packets, OVERHEAD_PACKETS) if self.tracing.overhead else 0
 
     @property
     def packets_in_all(self) -> int:
-        """How many packets a run sends after the warm-up."""
+        """The number of packets that a run sends after the warm-up."""
         return self.packets + 3 * self.overhead_packets
 
     @property
     def sources(self) -> IpNetwork:
-        """The addresses to send from; of traffic from elsewhere any, but for the lab, where it has to know the way."""
-        elsewhere = NODE_SOURCE if find_generator(self.generator).sends else ANY_SOURCE
-        replayed = self.lab.ruleset if self.lab else None
-        theirs = replayed.find_sources(each.ip for each in self.endpoints) if replayed else None
-        return self.source or theirs or (LAB_SOURCE if self.lab else elsewhere)[self.family]
+        """The addresses to send from. If others send, any address outside a lab: a lab has routes to its own only."""
+        if self.sending.source:
+            return self.sending.source
+        captured = self.ruleset and self.ruleset.find_sources(endpoint.ip for endpoint in self.endpoints)
+        elsewhere = NODE_SOURCE if self.sending.generator.sends else ANY_SOURCE
+        return captured or (LAB_SOURCE if self.lab else elsewhere)[self.family]
 
     @property
     def masqueraded(self) -> bool:
-        """Whether kube-proxy takes our packets for those of a stranger to the cluster, and gives them one address."""
-        sends = find_generator(self.generator).sends
-        return self.lab is None and sends and self.sources.overlaps(NODE_SOURCE[self.family])
+        """Whether kube-proxy treats the packets as coming from outside the cluster, and gives them one address."""
+        return not self.lab and self.sending.generator.sends and self.sources.overlaps(NODE_SOURCE[self.family])
 
     @property
     def endpoints(self) -> tuple[Destination, ...]:
         """Where the targets' packets are delivered in the lab."""
-        if not self.lab or not self.lab.ruleset:
+        if not self.ruleset:
             return (self.target._replace(ip=lab.ADDRESSES[self.family].endpoint_ip),)
-        services = self.lab.ruleset.targets
+        services = self.ruleset.targets
         return tuple(
-            Destination(ip, int(port), each.protocol)
-            for each in self.targets or (self.target,)
-            for ip, port in services[each].pairs
+            Destination(ip, int(port), target.protocol)
+            for target in self.targets or (self.target,)
+            for ip, port in services[target].pairs
         )
+
+
+def add_warnings(options: Options, *warnings: str) -> Options:
+    """Return the options with further warnings for the record."""
+    return replace(options, record=replace(options.record, warnings=(*options.record.warnings, *warnings)))
 
 
 def parse_destination(text: str, protocol: str, family: int | None = None) -> Destination:
     """Read ``IP:PORT`` or ``[IPv6]:PORT``.
 
-    :param family: the IP family it is to be of (None: any).
-    :raises UsageError: it is none, or an address that no Service has, or an unknown protocol.
+    :param family: the required IP family (None: any).
+    :raises UsageError: the text is invalid, no Service can have such an address, or the protocol is unknown.
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol {protocol!r}", f"--protocol takes one of: {', '.join(PROTOCOLS)}")
-    found = re.fullmatch(r"(?:\[([\da-fA-F:.]+)\]|([\d.]+)):(\d{1,5})", text, re.ASCII)
+    match = re.fullmatch(r"(?:\[([\da-fA-F:.]+)\]|([\d.]+)):(\d{1,5})", text, re.ASCII)
     try:
-        if not found:
+        if not match:
             raise ValueError
-        ip = IPv6Address(found[1]) if found[1] else IPv4Address(found[2])
+        ip = IPv6Address(match[1]) if match[1] else IPv4Address(match[2])
     except ValueError:
         raise UsageError(
             f"invalid target {text!r}", "--target takes IP:PORT, such as 10.96.0.10:50051 or [fd00:10:96::50]:50051"
         ) from None
-    number = int(found[3])
+    number = int(match[3])
     if not 0 < number < 65536 or ip.is_multicast or ip.is_loopback or ip.is_unspecified:
         raise UsageError(
             f"invalid target of a Service: {text!r}", "--target takes a ClusterIP and a port from 1 to 65535"
@@ -181,14 +251,14 @@ def parse_destination(text: str, protocol: str, family: int | None = None) -> De
 
 
 def match_family(mode: Mode, target: Destination | None, family: int | None) -> Mode:
-    """Return a mode's row for the target's IP family, else for the one asked for, else for IPv4."""
+    """Return a mode's row for the target's IP family; without a target for ``family``, by default IPv4."""
     return mode.for_family(ip_address(target.ip).version if target else family or 4)
 
 
 def parse_source(text: str) -> IpNetwork:
     """Read a network to send from.
 
-    :raises UsageError: it is none.
+    :raises UsageError: the text is not a network.
     """
     try:
         return ip_network(text)

@@ -69,13 +69,6 @@ def _send_traced(
     return parse_dump("".join(tracer.stdout)), sent.count or 0
 
 
-def find_hook(mode: Mode) -> int:
-    """Return the number of the hook to measure at: one without conntrack's work, which varies, and without calls that
-    hold others: FORWARD; of ipvs, which calls no engine there, OUTPUT.
-    """
-    return 3 if mode.name == "ipvs" else 2
-
-
 def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequence[int], unit: str) -> Overhead:
     """Compute what tracing adds from what bpftrace printed.
 
@@ -83,7 +76,7 @@ def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequen
     :param unit: "ns" or "instructions".
     :raises MachineError: packets are missing in a burst, or they make different numbers of calls.
     """
-    hook = find_hook(mode)
+    hook = mode.overhead_hook
     hooks = [values_by_hook(each.get("envelope"))[hook] for each in maps]
     for name, count, values in zip(INNER.values(), sent, hooks, strict=True):
         if not count or values.total() != count:

@@ -18,7 +18,7 @@ from kproxylat.system.trust import check_trusted
 from kproxylat.trace.plan import PORT_STEP, Flow, Plan, make_plan, network_words
 from kproxylat.trace.script import check_settings
 from kproxylat.traffic.burst import MAX_RATE_PPS, Burst
-from kproxylat.traffic.generators import find_generator
+from kproxylat.traffic.generators import check_generator
 
 
 def check_options(options: Options) -> None:
@@ -27,29 +27,30 @@ def check_options(options: Options) -> None:
     :raises UsageError: it cannot.
     """
     for name, value, lowest, highest in (
-        ("duration", options.duration_s, 0.001, 86400),
-        ("rate", options.rate_pps, 1, MAX_RATE_PPS),
-        ("warm-up", options.warmup, 0, 10_000_000),
-        ("number of packets", options.duration_s * options.rate_pps, 1, 2**31 - 1),
+        ("duration", options.sending.duration_s, 0.001, 86400),
+        ("rate", options.sending.rate_pps, 1, MAX_RATE_PPS),
+        ("warm-up", options.sending.warmup, 0, 10_000_000),
+        ("number of packets", options.sending.duration_s * options.sending.rate_pps, 1, 2**31 - 1),
     ):
         if not lowest <= value <= highest:
             raise UsageError(f"the {name} of {value:g} is out of range", f"it takes {lowest:g} to {highest:g}")
-    check_settings(options.settings)
-    check_template(options.template)
-    if options.lab and not options.lab.ruleset:
+    check_settings(options.tracing.settings)
+    check_template(options.tracing.template)
+    if options.lab and not options.ruleset:
         lab.check_services(options.lab.services, options.lab.position, options.lab.worker_ports)
-    for name in options.allow:
+    for name in options.on_node.allow if options.on_node else ():
         if name not in ALLOWABLE:
             raise UsageError(f"--allow {name} is never needed", f"it takes: {', '.join(ALLOWABLE)}")
-    generator = find_generator(options.generator, options.target.protocol, options.family)
+    generator = options.sending.generator
+    check_generator(generator, options.target.protocol, options.family)
     if options.sources.version != options.family:
         raise UsageError(
             f"source {options.sources} is not IPv{options.family}, as the target is",
             "pass another --source, or --family",
         )
     if options.mode.origin == "node" and not generator.from_node:
-        raise UsageError(f"{options.generator} sends no packets of the node's own", "pass --generator sockets")
-    if options.overhead:
+        raise UsageError(f"{generator.name} sends no packets of the node's own", "pass --generator sockets")
+    if options.tracing.overhead:
         check_overhead(options)
     if options.targets and options.packets < len(options.targets):
         raise UsageError(
@@ -66,9 +67,9 @@ def check_overhead(options: Options) -> None:
     :raises UsageError: it cannot.
     """
     reasons = {
-        "a template of one's own": options.template is not None,
+        "a template of one's own": options.tracing.template is not None,
         "packets to many Services": bool(options.targets),
-        "packets that others send": not find_generator(options.generator).sends,
+        "packets that others send": not options.sending.generator.sends,
         # Of their hooks none is without conntrack's work, and ipvs' call at OUTPUT holds another one.
         "the node's own packets": options.mode.origin == "node",
     }
@@ -78,7 +79,7 @@ def check_overhead(options: Options) -> None:
 
 
 def check_template(template: Path | None) -> None:
-    """Make sure that a user's template is there, and is one to believe.
+    """Make sure that a user's template is there, and is trusted.
 
     :raises UsageError: it is not there.
     :raises MachineError: as root, others can change it.
@@ -104,15 +105,16 @@ def plan_script(options: Options) -> Plan:
     :raises MachineError: as :func:`make_plan`.
     """
     flow = make_flow(None if options.targets else options.target, options.sources)
-    sends = find_generator(options.generator).sends
+    sends = options.sending.generator.sends
     if sends and options.mode.origin != "node":
         # Only our packets have our sources, and all of them go to this port: one read less for every call.
         flow = replace(flow, port_protocol=None)
     inode = options.node.inode if options.node.netns else 0
     # The second may be lost: there are to be some more.
-    fewest = min(options.packets, options.overhead_packets if options.overhead else options.packets)
+    fewest = min(options.packets, options.overhead_packets or options.packets)
     stepping = sends and fewest >= 4 * PORT_STEP
-    return make_plan(options.mode, flow, options.probe, 0, options.envelope, inode, stepping, options.others)
+    tracing = options.tracing
+    return make_plan(options.mode, flow, tracing.probe, 0, tracing.envelope, inode, stepping, tracing.others)
 
 
 def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
@@ -130,20 +132,20 @@ def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
     )
 
 
-def plan_bursts(options: Options, made: Network) -> list[Burst]:
+def plan_bursts(options: Options, network: Network) -> list[Burst]:
     """Split the sources between the warm-up, the run and what follows, so that no flow comes twice.
 
     :return: the warm-up, which is empty where others send; the run; three more where the overhead is measured.
     """
     # The warm-up loads code and caches and need not take longer than a tenth of a second.
-    rate = min(options.rate_pps, max(options.warmup, 1) * 10)
-    count = options.warmup if find_generator(options.generator).sends else 0
+    rate = min(options.sending.rate_pps, max(options.sending.warmup, 1) * 10)
+    count = options.sending.warmup if options.sending.generator.sends else 0
     ip, port, protocol = options.target
-    netns = made.node if options.mode.origin == "node" else made.client
+    netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
-    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, made.skip, protocol, options.targets)
+    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
     bursts = [warmup]
-    for count in (options.packets, *[options.overhead_packets] * (3 if options.overhead else 0)):
+    for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0)):
         skip = bursts[-1].skip + bursts[-1].addresses
-        bursts.append(replace(warmup, count=count, rate_pps=options.rate_pps, skip=skip))
+        bursts.append(replace(warmup, count=count, rate_pps=options.sending.rate_pps, skip=skip))
     return bursts

@@ -16,34 +16,34 @@ def rank_services(lookup: Probe, services: Sequence[Service]) -> tuple[ServiceCo
 
     :param lookup: with the values of each target. ``services``: all of the rules, in their order.
     """
-    found = []
-    for before, each in enumerate(services):
-        target = str(Destination(each.ip, each.port, each.protocol))
+    costs = []
+    for before, service in enumerate(services):
+        target = str(Destination(service.ip, service.port, service.protocol))
         values = {int(value): count for value, count in (lookup.targets or {}).get(target, {}).items()}
         if values:
             every = [value for value, count in sorted(values.items()) for _ in range(count)]
             commonest = min(values, key=lambda value: (-values[value], value))
             cost = commonest if lookup.unit == "instructions" else round(median(every))
-            found.append(ServiceCost(each.port_name, target, before, len(every), cost, every[0], every[-1]))
-    return tuple(sorted(found, key=lambda each: -each.cost))
+            costs.append(ServiceCost(service.port_name, target, before, len(every), cost, every[0], every[-1]))
+    return tuple(sorted(costs, key=lambda row: -row.cost))
 
 
 def split_services(result: Result) -> list[Result]:
-    """Make a result for each Service of one that measured many: ``run.services`` is the number of those before it."""
+    """Split the result of many Services by Service; ``run.services`` is the number of Services before it."""
     lookup = result.lookup
-    found = []
-    for each in sorted(result.services, key=lambda each: each.before):
-        values = {int(value): count for value, count in ((lookup and lookup.targets) or {})[each.target].items()}
+    parts = []
+    for row in sorted(result.services, key=lambda service: service.before):
+        values = {int(value): count for value, count in ((lookup and lookup.targets) or {})[row.target].items()}
         if lookup:
             total = sum(value * count for value, count in values.items())
             probe = replace(
-                lookup, count=each.calls, min=each.min, max=each.max, mean=total / each.calls, mode=each.cost,
+                lookup, count=row.calls, min=row.min, max=row.max, mean=total / row.calls, mode=row.cost,
                 sum=total, histogram=build_histogram(values), percentiles={}, targets=None,
                 values={str(value): values[value] for value in sorted(values)},
             )  # fmt: skip
-            address, _, protocol = each.target.partition("/")
+            address, _, protocol = row.target.partition("/")
             ip, _, port = address.partition(":")
-            about = replace(result.run, services=each.before, position=None)
-            found.append(replace(result, run=about, target=Target(ip, int(port), protocol, each.name), probes=(probe,),
+            about = replace(result.run, services=row.before, position=None)
+            parts.append(replace(result, run=about, target=Target(ip, int(port), protocol, row.name), probes=(probe,),
                                  path=None, services=(), maps={}))  # fmt: skip
-    return found
+    return parts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -13,138 +13,224 @@ from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.stage import begin, build, open_node
-from kproxylat.measure.standing_lab import leave
+from kproxylat.measure.standing_lab import Standing, leave
 from kproxylat.modes import Mode
-from kproxylat.node import counters, network
-from kproxylat.node.changes import CONNTRACK_MAX
+from kproxylat.node import counters
+from kproxylat.node.changes import CONNTRACK_MAX, Changes
 from kproxylat.node.drops import ENTRIES, read_drops
+from kproxylat.node.network import Network, find_broken_links
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
 from kproxylat.results import Quality, Result, ServiceCost, Target, Traffic
 from kproxylat.system import interrupts
 from kproxylat.trace.bpftrace import trace
+from kproxylat.trace.plan import Plan
 from kproxylat.trace.probes import counts_calls
 from kproxylat.trace.result import assemble
-from kproxylat.trace.script import render_script
-from kproxylat.traffic.burst import Sent
-from kproxylat.traffic.generators import GENERATORS
+from kproxylat.trace.script import Script, render_script
+from kproxylat.traffic.burst import Burst, Sent
 from kproxylat.traffic.sending import send
 
 
-def measure(options: Options, sync_s: float | None = None) -> tuple[Result, Interrupted | MachineError | None]:
+@dataclass(frozen=True)
+class Observation:
+    """The counters at four moments of a run.
+
+    :param before: before bpftrace was started; ``after``: after it ended.
+    :param attached: just after the probes were attached; ``detached``: just before they were detached. Both are None if
+        kproxylat sends the packets, because it sends none outside this time.
+    """
+
+    before: Snapshot
+    attached: Snapshot | None
+    detached: Snapshot | None
+    after: Snapshot
+
+    @property
+    def within(self) -> tuple[Snapshot, Snapshot] | None:
+        """The counters while the probes were certainly attached; None if kproxylat sends the packets."""
+        return (self.attached, self.detached) if self.attached and self.detached else None
+
+
+def measure(
+    options: Options, sync_s: float | None = None, read_target: Callable[[], Target] | None = None
+) -> tuple[Result, Interrupted | MachineError | None]:
     """Measure what kube-proxy costs the target's packets.
 
-    :param sync_s: how long kube-proxy took before, for the record (None: nothing was changed).
-    :return: the result, which is saved, too; and the signal that cut it short, or why it could not be saved.
-    :raises KproxylatError: it could not be measured. Whatever happens, nothing is left behind.
+    :param sync_s: the seconds that kube-proxy took before the run, for the record (None: its rules did not change).
+    :param read_target: reads the target from the API again after the run (None: the API was not asked).
+    :return: the result, which is also saved; and the signal that cut it short, or the reason why it was not saved.
+    :raises KproxylatError: the measurement failed. In any case the machine is left as it was.
     """
     check_options(options)
-    mode, sends = options.mode, GENERATORS[options.generator].sends
     with interrupts.deferred(), ExitStack() as stack:
-        say("[1/7] Running pre-flight checks...")
-        changes, standing = begin(options, stack)
-        plan = plan_script(options)
-        script = render_script(plan, options.template, options.settings)
-        say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}, by {plan.kind}")
-        rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
-        say(f"[3/7] Preparing the network{rules}...")
-        made = build(options, changes, standing, stack)
-        rule = read_service_rule(mode, options.target, made.node, options.targets[1:], at_rest=False)
-        many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
-        say(f"[4/7] Target: {many}{options.target}, {_describe(mode, rule)}")
-        open_node(options, made, changes, stack)
-        room = make_room(options, made, changes.raise_limit if CONNTRACK_MAX in options.allow else None)
-        forget = partial(forget_flows, made, options.sources)
-        warmup, burst, *further = plan_bursts(options, made)
-        say(f"[5/7] Warming up: {warmup.count} packets; {room}")
-        _, interrupted = send(warmup, options.generator) if warmup.count else (None, None)
-        if interrupted:
-            raise interrupted
+        changes, standing = _check_host(options, stack)
+        plan, script = _render(options)
+        network = _build(options, changes, standing, stack)
+        rule = _find_rule(options, network)
+        room, bursts = _warm_up(options, network, changes, stack)
         started = datetime.now().astimezone()
-        log = RunLog(options.output_dir, mode.name, started)
-        stack.callback(log.close)
-        log.write(log_header(mode, _header(options, rule), started))
-        outer, inner = [look(options, made, room)], []
-        say("[6/7] Starting bpftrace, waiting until its probes are attached...")
-        try:
-            with trace(script, log.write) as tracer:
-                inner += [] if sends else [look(options, made, room)]
-                if sends:
-                    say(f"[7/7] Starting packet generation... {options.packets} packets at {options.rate_pps} pps")
-                else:
-                    say(f"[7/7] Tracing for {options.duration_s:g} s; the packets come from elsewhere")
-                sent, interrupted = send(burst, options.generator, room.forget_s, forget)
-                inner += [] if sends else [look(options, made, room)]
-                tracer.stop()
-            same = render_script(plan.anonymous, options.template, options.settings)
-            traced = assemble(mode, plan.kind, started, same, tracer, plan.reasons if plan.others else None)
-        except KproxylatError as error:
-            error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
-            raise
-        outer.append(look(options, made, room))
-        options = replace(options, warnings=options.warnings + changes.restore("rule"))
-        result = _rank(_complete(traced, options, (rule, outer[1].rule), sent, interrupted), options)
-        result = close_books(mode, result, outer, inner, made, counts_calls(script))
-        log.write(render_report(mode, result.lookup))
+        log = _open_log(options, rule, started, stack)
+        result, observation, interrupted = _trace(options, plan, script, network, room, bursts[1], log, started)
+        options = add_warnings(options, *changes.restore("rule"))
+        result = _complete(result, options, rule, observation.after.rule, interrupted, read_target)
+        result = close_books(options.mode, _rank(result, options), observation, network, counts_calls(script))
+        log.write(render_report(options.mode, result.lookup))
         # After the report, which ends the maps' text.
-        if further and not interrupted:
-            send_again = partial(send, name=options.generator)
-            result, interrupted = add_overhead(result, mode, plan, further, send_again, log.write)
+        if options.tracing.overhead and not interrupted:
+            send_again = partial(send, generator=options.sending.generator)
+            result, interrupted = add_overhead(result, options.mode, plan, bursts[2:], send_again, log.write)
         result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
         unsaved = log.save(result)
         if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
-            leave(options, made)
+            leave(options, network)
     return result, interrupted or unsaved
 
 
-def look(options: Options, made: network.Network, room: Room) -> Snapshot:
-    """Read all counters. Conntrack's entries are counted only where ours stay and there are no others."""
-    counts = counters.read_counters(made) | read_drops(made)
+def _check_host(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
+    say("[1/7] Running pre-flight checks...")
+    return begin(options, stack)
+
+
+def _render(options: Options) -> tuple[Plan, Script]:
+    plan, mode = plan_script(options), options.mode
+    script = render_script(plan, options.tracing.template, options.tracing.settings)
+    say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}, by {plan.kind}")
+    return plan, script
+
+
+def _build(options: Options, changes: Changes, standing: Standing | None, stack: ExitStack) -> Network:
+    rules = f" and the rules of {options.lab.services} Services" if options.lab else ""
+    say(f"[3/7] Preparing the network{rules}...")
+    return build(options, changes, standing, stack)
+
+
+def _find_rule(options: Options, network: Network) -> ServiceRule:
+    rule = read_service_rule(options.mode, options.target, network.node, options.targets[1:], at_rest=False)
+    many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
+    say(f"[4/7] Target: {many}{options.target}, {_describe(options.mode, rule)}")
+    return rule
+
+
+def _warm_up(options: Options, network: Network, changes: Changes, stack: ExitStack) -> tuple[Room, list[Burst]]:
+    """Send the warm-up; return conntrack's room for our flows, and all bursts.
+
+    :raises Interrupted: a signal came.
+    """
+    open_node(options, network, changes, stack)
+    may_raise = options.on_node and CONNTRACK_MAX in options.on_node.allow
+    room = make_room(options, network, changes.raise_limit if may_raise else None)
+    bursts = plan_bursts(options, network)
+    say(f"[5/7] Warming up: {bursts[0].count} packets; {room}")
+    _, interrupted = send(bursts[0], options.sending.generator) if bursts[0].count else (None, None)
+    if interrupted:
+        raise interrupted
+    return room, bursts
+
+
+def _open_log(options: Options, rule: ServiceRule, started: datetime, stack: ExitStack) -> RunLog:
+    log = RunLog(options.record.output_dir, options.mode.name, started)
+    stack.callback(log.close)
+    log.write(log_header(options.mode, _header(options, rule), started))
+    return log
+
+
+def _trace(
+    options: Options,
+    plan: Plan,
+    script: Script,
+    network: Network,
+    room: Room,
+    burst: Burst,
+    log: RunLog,
+    started: datetime,
+) -> tuple[Result, Observation, Interrupted | None]:
+    """Attach the probes, send, and read what bpftrace prints.
+
+    :return: the result of the trace with its traffic, the counters, and the signal that stopped the sending.
+    """
+    sends = options.sending.generator.sends
+
+    def look_within() -> Snapshot | None:
+        return None if sends else look(options, network, room)
+
+    before = look(options, network, room)
+    say("[6/7] Starting bpftrace, waiting until its probes are attached...")
+    try:
+        with trace(script, log.write) as tracer:
+            attached = look_within()
+            sent, interrupted = _send(options, network, room, burst)
+            detached = look_within()
+            tracer.stop()
+        same = render_script(plan.anonymous, options.tracing.template, options.tracing.settings)
+        reasons = plan.reasons if plan.others else None
+        result = assemble(options.mode, plan.kind, started, same, tracer, reasons)
+    except KproxylatError as error:
+        error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
+        raise
+    observation = Observation(before, attached, detached, look(options, network, room))
+    return replace(result, traffic=_count_traffic(options, sent)), observation, interrupted
+
+
+def _send(options: Options, network: Network, room: Room, burst: Burst) -> tuple[Sent, Interrupted | None]:
+    sending = options.sending
+    if sending.generator.sends:
+        say(f"[7/7] Starting packet generation... {options.packets} packets at {sending.rate_pps} pps")
+    else:
+        say(f"[7/7] Tracing for {sending.duration_s:g} s; the packets come from elsewhere")
+    return send(burst, sending.generator, room.forget_s, partial(forget_flows, network, options.sources))
+
+
+def look(options: Options, network: Network, room: Room) -> Snapshot:
+    """Read all counters. Conntrack's entries are counted only if ours stay, and no others exist."""
+    counts = counters.read_counters(network) | read_drops(network)
     if not room.kept:
         counts.pop(ENTRIES, None)
-    rule = read_service_rule(options.mode, options.target, made.node, options.targets[1:])
+    rule = read_service_rule(options.mode, options.target, network.node, options.targets[1:])
     return Snapshot(rule, counts)
 
 
-def close_books(
-    mode: Mode, result: Result, outer: list[Snapshot], inner: list[Snapshot], made: network.Network, counts_calls: bool
-) -> Result:
-    """Add the books to a result: counters before and after the tracing, and, where others send, within."""
-    within = (inner[0], inner[1]) if inner else None
-    books, broken = reconcile(mode, result, outer[0], outer[1], within, (), counts_calls), list[str]()
+def close_books(mode: Mode, result: Result, observation: Observation, network: Network, counts_calls: bool) -> Result:
+    """Add the accounting to a result."""
+    account = partial(reconcile, mode, result, observation.before, observation.after, observation.within)
+    books, broken = account((), counts_calls), list[str]()
     if not books.closed:
-        broken = network.find_broken_links(made)
-        books = reconcile(mode, result, outer[0], outer[1], within, broken, counts_calls)
+        broken = find_broken_links(network)
+        books = account(broken, counts_calls)
     # A lower rate does not mend a link.
     warnings = check_losses(result.traffic, books) if result.traffic and not broken else ()
     quality = replace(result.quality, warnings=result.quality.warnings + warnings)
     return replace(result, accounting=books, quality=quality)
 
 
+def _count_traffic(options: Options, sent: Sent) -> Traffic:
+    sending = options.sending
+    if not sending.generator.sends:
+        return Traffic(sending.generator.name, None, None, None, None, None, None, None)
+    return Traffic(
+        sending.generator.name, options.packets, sent.count, sent.errors, sent.pps, sending.rate_pps,
+        flows=sent.count, warmup=sending.warmup,
+    )  # fmt: skip
+
+
 def _complete(
     result: Result,
     options: Options,
-    rules: tuple[ServiceRule, ServiceRule],
-    sent: Sent,
+    rule: ServiceRule,
+    after: ServiceRule,
     interrupted: Interrupted | None,
+    read_target: Callable[[], Target] | None,
 ) -> Result:
-    """Add what the trace does not know: the options, the target's rule before and after, the traffic."""
-    rule, after = rules
-    traffic = Traffic(options.generator, None, None, None, None, None, None, None)
-    if GENERATORS[options.generator].sends:
-        asked, count, rate_pps = options.packets, sent.count, options.rate_pps
-        traffic = Traffic(
-            options.generator, asked, count, sent.errors, sent.pps, rate_pps, flows=count, warmup=options.warmup
-        )
-    about = replace(
+    """Add the facts that the trace does not know: the options, and the target's rule before and ``after`` the run."""
+    run = replace(
         result.run,
-        duration_s=options.duration_s,
-        arguments=options.arguments,
-        services=options.lab.services if options.lab else options.services,
+        duration_s=options.sending.duration_s,
+        arguments=options.record.arguments,
+        services=options.where.services,
         position=rule.position,
         chain_length=rule.chain_length,
         position_after=after.position,
@@ -153,17 +239,17 @@ def _complete(
         masqueraded=options.masqueraded,
         cut_short=interrupted is not None,
     )
-    late = () if interrupted else check_rate(traffic, result.run.clock)
-    warnings = options.warnings + result.quality.warnings + late + _check_target(options)
-    quality = replace(result.quality, warnings=warnings)
-    return replace(result, run=about, target=options.found or Target(*options.target), traffic=traffic, quality=quality)
+    late = () if interrupted or not result.traffic else check_rate(result.traffic, run.clock)
+    changed = _check_target(options.service, read_target) if options.service and read_target else ()
+    quality = replace(result.quality, warnings=options.record.warnings + result.quality.warnings + late + changed)
+    return replace(result, run=run, target=options.service or Target(*options.target), quality=quality)
 
 
 def _rank(result: Result, options: Options) -> Result:
     """Say what each Service cost, where packets were sent to many."""
-    if not (options.lab and options.lab.ruleset and result.lookup and result.lookup.targets):
+    if not (options.ruleset and result.lookup and result.lookup.targets):
         return result
-    ranked = rank_services(result.lookup, options.lab.ruleset.services)
+    ranked = rank_services(result.lookup, options.ruleset.services)
     return replace(result, services=ranked, quality=_check_shares(result, ranked, len(options.targets)))
 
 
@@ -175,41 +261,36 @@ def _check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -
     return replace(result.quality, warnings=result.quality.warnings + ((warning,) if uneven else ()))
 
 
-def _check_target(options: Options) -> tuple[str, ...]:
-    """Look the target up again, and return a warning if it is another."""
-    if not options.look_up or not options.found:
-        return ()
+def _check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
+    """Look the target up again, and return a warning if it has changed."""
     try:
-        now = options.look_up()
+        now = read_target()
     except MachineError as error:
         return (f"the target could not be looked up after the run: {error}",)
-    if now == options.found:
+    if now == before:
         return ()
-    then = f"{options.found.ip}, endpoints {', '.join(options.found.endpoints)}"
+    then = f"{before.ip}, endpoints {', '.join(before.endpoints)}"
     return (f"the target changed during the run: {then}; now {now.ip}, endpoints {', '.join(now.endpoints)}",)
 
 
 def _describe(mode: Mode, rule: ServiceRule) -> str:
     if rule.found:
-        place = {"ipvs": "a virtual server", "nftables": "in map service-ips"}.get(mode.name, "in KUBE-SERVICES")
-        return f"rule {rule.position} of {rule.chain_length}" if rule.position else place
+        return f"rule {rule.position} of {rule.chain_length}" if rule.position else mode.form.place
     if not mode.misses_looked_up:
         return "miss path: no virtual server matches, so the packets are rejected before the lookup"
     return "miss path: no rule matches, so the packets walk all rules and are not translated"
 
 
 def _header(options: Options, rule: ServiceRule) -> dict[str, object]:
-    """Return what the log's header says of the run: the old lines, and ours after them."""
+    """Return the facts in the log's header: the old scripts' lines, then ours."""
+    sending = options.sending
+    rate = {"Packet rate": f"{sending.rate_pps} pps", "Warmup packets": sending.warmup}
     return {
         "Kube-proxy mode": options.mode.name,
         "Worker ClusterIP": options.target.ip,
-        "Duration": f"{options.duration_s:g}s",
-        **(
-            {"Packet rate": f"{options.rate_pps} pps", "Warmup packets": options.warmup}
-            if GENERATORS[options.generator].sends
-            else {}
-        ),
-        "Rule position": options.lab.position if options.lab else options.position or "unknown",
+        "Duration": f"{sending.duration_s:g}s",
+        **(rate if sending.generator.sends else {}),
+        "Rule position": options.where.position or "unknown",
         "Worker position": f"{rule.position or 'N/A'} / {rule.chain_length or 'N/A'}",
         "Backend": options.mode.backend,
         "Target": options.target,

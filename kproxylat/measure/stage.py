@@ -1,4 +1,4 @@
-"""The stage of a run: the machine checked, leftovers removed, the network made, rules loaded, counters placed."""
+"""The stage of a run: check the machine, remove leftovers, build the network, load rules, place counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import NodeUnderTest, Options
 from kproxylat.measure.plan import load_modules
 from kproxylat.measure.standing_lab import Standing, find_standing
 from kproxylat.modes import Mode
@@ -19,20 +19,19 @@ from kproxylat.node.changes import FORWARD, Changes, clean_up
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
 from kproxylat.trace.engine import find_engine
-from kproxylat.traffic.generators import GENERATORS
 
 
 def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
-    """Make sure that a run is possible, and that it is the only one.
+    """Check that a run is possible and that no other one is under way.
 
     :param stack: releases the lock, after the changes are put back.
-    :return: what notes the run's changes; the lab that it can go on from.
+    :return: the changes that the run will note, and the standing lab in which it can continue.
     :raises MachineError: something is missing, or another run is under way.
     """
-    generator = GENERATORS[options.generator]
+    generator = options.sending.generator
     uses = "run", *generator.modules, *generator.tools, *(() if options.lab else ("node",))
-    check_machine(options.mode, options.probe, *uses)
-    make_directory(options.output_dir)
+    check_machine(options.mode, options.tracing.probe, *uses)
+    make_directory(options.record.output_dir)
     lock = stack.enter_context(node_lock.lock())
     standing = find_standing(options)
     for name in clean_up(lock, standing is not None):
@@ -45,50 +44,49 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
 def build(options: Options, changes: Changes, standing: Standing | None, stack: ExitStack) -> net.Network:
     """Make the network, load the lab's rules, place the counters, and on a node move the target's rule.
 
-    :param standing: the lab to go on from (None: none).
-    :param stack: removes it all.
-    :raises MachineError: something refuses, or is not allowed.
+    :param standing: the lab to continue in (None: build a new one).
+    :param stack: removes everything at its end.
+    :raises MachineError: a tool refuses a step, or a change is not allowed.
     """
-    generator, mode, netns = GENERATORS[options.generator], options.mode, options.node.netns
+    generator, mode, netns = options.sending.generator, options.mode, options.node.netns
     for module in generator.modules:
         changes.load_module(module)
-    made = net.Network(None, netns, None, mode.origin, options.family)
+    network = net.Network(None, netns, None, mode.origin, options.family)
     if not options.lab and generator.sends:
         addresses.check_free(netns, options.sources)
     if options.lab or generator.sends:
         endpoint = lab.ADDRESSES[options.family].endpoint_ip
         node, backend = (net.NODE, net.BACKEND) if options.lab else (netns, None)
         skip = standing.skip if standing else 0
-        made = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
+        network = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
         keep = options.lab is not None and options.lab.keep
-        network = net.take_over(keep) if standing else net.build_network(made, options.sources, endpoint, keep)
-        stack.enter_context(network)
+        built = net.take_over(keep) if standing else net.build_network(network, options.sources, endpoint, keep)
+        stack.enter_context(built)
         if options.lab:
             options.lab.load(mode, net.NODE, standing.services if standing else None)
         if standing:
             # Its counters count on, and those of before are taken off.
             say(f"      on top of the {standing.services} Services that stand")
-            forget_flows(made, options.sources)
-            return made
-    replayed = options.lab.ruleset if options.lab else None
-    for note in replayed.notes if replayed else ():
+            forget_flows(network, options.sources)
+            return network
+    for note in options.ruleset.notes if options.ruleset else ():
         say(f"      the ruleset: {note}")
-    targets = [each.ip for each in options.targets or (options.target,)]
-    counters.place_counters(made, options.sources, options.endpoints, targets, replayed is not None)
-    if options.position and mode.name == "iptables":
-        changes.move_rule(mode.iptables, options.target, options.position)
-    return made
+    targets = [target.ip for target in options.targets or (options.target,)]
+    counters.place_counters(network, options.sources, options.endpoints, targets, options.ruleset is not None)
+    if options.on_node and options.on_node.position and mode.form.ordered:
+        changes.move_rule(mode.iptables, options.target, options.on_node.position)
+    return network
 
 
-def open_node(options: Options, made: net.Network, changes: Changes, stack: ExitStack) -> None:
+def open_node(options: Options, network: net.Network, changes: Changes, stack: ExitStack) -> None:
     """On a node, let our packets through, and take their flows out of conntrack at the end.
 
     :param stack: removes them.
     :raises MachineError: the node does not forward, and we may not let it.
     """
-    if not options.lab and GENERATORS[options.generator].sends:
-        let_forward(options, changes)
-        stack.callback(forget_flows, made, options.sources)
+    if options.on_node and options.sending.generator.sends:
+        let_forward(options.on_node, options.family, changes)
+        stack.callback(forget_flows, network, options.sources)
 
 
 def _restore(changes: Changes) -> None:
@@ -96,14 +94,14 @@ def _restore(changes: Changes) -> None:
         say(f"warning: {warning}")
 
 
-def let_forward(options: Options, changes: Changes) -> None:
+def let_forward(where: NodeUnderTest, family: int, changes: Changes) -> None:
     """Make sure that a node forwards packets.
 
     :raises MachineError: it does not, and we may not let it.
     """
-    name = FORWARD[options.family]
-    if run("sysctl", "-n", name, netns=options.node.netns).strip() == "0":
-        if name not in options.allow:
+    name = FORWARD[family]
+    if run("sysctl", "-n", name, netns=where.node.netns).strip() == "0":
+        if name not in where.allow:
             raise MachineError(f"{name} is 0: is this a node?", f"to have it set for the run: --allow {name}")
         changes.set(name, "1")
 

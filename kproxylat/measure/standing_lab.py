@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from kproxylat import __version__
 from kproxylat.errors import MachineError
-from kproxylat.lab import rules
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import plan_bursts
 from kproxylat.node import lock as node_lock
@@ -30,30 +29,30 @@ def find_standing(options: Options) -> Standing | None:
 
     :raises CommandError: ip(8) cannot look.
     """
-    grows = options.lab and not options.lab.ruleset and (options.mode.name, options.mode.backend) in rules.MORE
+    grows = options.lab and not options.ruleset and options.mode.growing
     label = net.read_label() if grows else ""
     if not options.lab or not label:
         return None
     try:
-        found = Standing(*json.loads(label))
-        used = _count_used(options, net.Network(None, None, None, skip=found.skip))
+        standing = Standing(*json.loads(label))
+        used = _count_used(options, net.Network(None, None, None, skip=standing.skip))
         enough = used <= options.sources.num_addresses - 2
-        fits = enough and found.kind == _kind(options) and found.services <= options.lab.services
+        fits = enough and standing.kind == _kind(options) and standing.services <= options.lab.services
     except (ValueError, TypeError):
         return None
-    return found if fits else None
+    return standing if fits else None
 
 
-def leave(options: Options, made: net.Network) -> None:
+def leave(options: Options, network: net.Network) -> None:
     """Leave the lab standing, if it is to be, after a run that went well."""
     if options.lab and options.lab.keep:
-        standing = Standing(_kind(options), options.lab.services, _count_used(options, made))
+        standing = Standing(_kind(options), options.lab.services, _count_used(options, network))
         net.write_label(json.dumps(standing))
 
 
-def _count_used(options: Options, made: net.Network) -> int:
+def _count_used(options: Options, network: net.Network) -> int:
     """Return how many source addresses of a network are used after a run in it."""
-    last = plan_bursts(options, made)[-1]
+    last = plan_bursts(options, network)[-1]
     return last.skip + last.addresses
 
 
@@ -65,6 +64,6 @@ def clear() -> None:
 
 
 def _kind(options: Options) -> str:
-    mode, made = options.mode, options.lab
-    words = __version__, mode.name, mode.backend, mode.origin, made and made.position, made and made.worker_ports
+    mode, lab = options.mode, options.lab
+    words = __version__, mode.name, mode.backend, mode.origin, lab and lab.position, lab and lab.worker_ports
     return " ".join(map(str, (*words, options.sources, options.target)))

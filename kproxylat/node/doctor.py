@@ -94,7 +94,7 @@ def _list_checks(mode: Mode) -> Iterator[Check]:
     name, option = f"{mode.name} on {mode.backend}", f"--mode {mode.name} --backend {mode.backend}"
     yield Check(f"{name}: kernel", partial(_check_engine, mode), option, "trace", *_MODULES, mode, in_vm=True)
     yield Check(f"{name}: tools", partial(_check_tools, mode), option, "run", *install(*mode.tools), mode)
-    if mode.backend == "legacy":
+    if mode.raw_sockets:
         yield Check(f"{name}: rights", checks.check_raw_sockets, option, "run", _SUDO, mode=mode, in_vm=True)
 
 

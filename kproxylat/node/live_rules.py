@@ -9,19 +9,18 @@ import http.client
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.modes import CHAIN, MODES, SERVERS, Mode
 from kproxylat.node.iptables_save import read_chain
 from kproxylat.node.service_rule import parse_elements
 from kproxylat.results import Destination
 from kproxylat.system.processes import call_inside, run
 
 METRICS_PORT = 10249
-LINK = "kube-ipvs0"
-"""The link that holds the Services' addresses in mode ipvs, except those of NodePorts."""
 PROBE_S = 2.0
 _SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-")
 """Chains of ClusterIPs, external addresses and load balancers: map service-ips holds all of these."""
@@ -44,7 +43,7 @@ class LiveRules:
         return self.mode if self.mode == self.backend else f"{self.mode} on {self.backend}"
 
 
-def parse_nat(text: str, backend: str) -> LiveRules | None:
+def parse_nat(text: str, mode: Mode) -> LiveRules | None:
     """Parse table nat, as ``iptables-save -c -t nat`` prints it.
 
     Sample::
@@ -63,20 +62,20 @@ def parse_nat(text: str, backend: str) -> LiveRules | None:
         for rule in rules
         if rule.jump.startswith(_SERVICE_CHAINS) and (service := rule.service)
     }
-    return LiveRules("iptables", backend, len(rules), services)
+    return LiveRules(mode.name, mode.backend, len(rules), services)
 
 
-def parse_service_ips(text: str) -> LiveRules | None:
+def parse_service_ips(text: str, mode: Mode) -> LiveRules | None:
     """Parse map service-ips, see :func:`kproxylat.node.service_rule.parse_elements`.
 
     :return: None if the map is empty.
     :raises MachineError: the text has another form.
     """
     services = dict.fromkeys(parse_elements(text))
-    return LiveRules("nftables", "nft", len(services), services) if services else None
+    return LiveRules(mode.name, mode.backend, len(services), services) if services else None
 
 
-def parse_ip_vs(text: str) -> LiveRules | None:
+def parse_ip_vs(text: str, mode: Mode) -> LiveRules | None:
     """Parse /proc/net/ip_vs (kernel, net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show).
 
     Samples: ``TCP  0A600001:01BB rr``, with address and port in hexadecimal; ``TCP  [fd00:0010:...:0001]:01BB rr``. A
@@ -90,7 +89,7 @@ def parse_ip_vs(text: str) -> LiveRules | None:
         Destination(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
         for protocol, ip, port in re.findall(rf"{server}\n +->", text, re.M)
     }
-    return LiveRules("ipvs", "ipvs", len(lines), services) if lines else None
+    return LiveRules(mode.name, mode.backend, len(lines), services) if lines else None
 
 
 def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
@@ -103,33 +102,39 @@ def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
     """
     if os.geteuid() != 0:
         raise MachineError("reading the kernel's rules requires root", "run it with sudo on a node")
-    tables = run("nft", "list", "tables", netns=netns).splitlines()
-    ip_vs = parse_ip_vs(run("cat", "/proc/net/ip_vs", netns=netns, ok=(0, 1)))
     merged: dict[str, LiveRules] = {}
-    for rules in [*_read_family("ip", tables, netns), *_read_family("ip6", tables, netns), ip_vs]:
-        if rules:
-            first = merged.get(str(rules), LiveRules(rules.mode, rules.backend, 0))
-            services = {**first.services, **rules.services}
-            merged[str(rules)] = replace(first, rules=first.rules + rules.rules, services=services)
+    for mode in MODES:
+        families = [4] if mode.form == SERVERS else [4, 6]  # one file holds the virtual servers of both families
+        for rules in [_read_rules(mode.for_family(family), netns) for family in families]:
+            if rules:
+                first = merged.get(str(rules), LiveRules(rules.mode, rules.backend, 0))
+                services = {**first.services, **rules.services}
+                merged[str(rules)] = replace(first, rules=first.rules + rules.rules, services=services)
     return tuple(merged.values())
 
 
-def _read_family(ip: str, tables: Sequence[str], netns: str | None) -> Iterator[LiveRules | None]:
-    if "nat" in run("cat", f"/proc/net/{ip}_tables_names", netns=netns, ok=(0, 1)).split():
-        yield parse_nat(run(f"{ip}tables-legacy-save", "-c", "-t", "nat", netns=netns), "legacy")
-    if f"table {ip} nat" in tables:
-        yield parse_nat(run(f"{ip}tables-nft-save", "-c", "-t", "nat", netns=netns), "nft")
-    if f"table {ip} kube-proxy" in tables:
-        yield _read_service_ips(ip, netns)
-
-
-def _read_service_ips(ip: str, netns: str | None) -> LiveRules | None:
+def _read_rules(mode: Mode, netns: str | None) -> LiveRules | None:
+    """Return the rules of one mode and family; None if there are none."""
+    if mode.form == SERVERS:
+        return parse_ip_vs(run("cat", "/proc/net/ip_vs", netns=netns, ok=(0, 1)), mode)
+    if not has_table(mode, netns):
+        return None
+    if mode.form == CHAIN:
+        return parse_nat(run(f"{mode.iptables}-save", "-c", "-t", "nat", netns=netns), mode)
     try:
-        return parse_service_ips(run("nft", "--json", "list", "map", ip, "kube-proxy", "service-ips", netns=netns))
+        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
     except CommandError as error:
         if "No such file" in error.output:
             return None
         raise
+    return parse_service_ips(listed, mode)
+
+
+def has_table(mode: Mode, netns: str | None) -> bool:
+    """Return whether the kernel has the mode's table; looking does not create it."""
+    if mode.module == "nf_tables":
+        return f"table {mode.ip} {mode.table}" in run("nft", "list", "tables", netns=netns).splitlines()
+    return mode.table in run("cat", f"/proc/net/{mode.module}_names", netns=netns, ok=(0, 1)).split()
 
 
 def read_proxy(path: str, port: int = METRICS_PORT, netns: str | None = None) -> str:

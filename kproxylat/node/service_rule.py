@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.modes import Mode
+from kproxylat.modes import MAP, SERVERS, Mode
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.results import Destination, join_host_port
 from kproxylat.system.processes import run
@@ -41,39 +41,35 @@ class ServiceRule:
 
 
 def read_service_rule(
-    mode: Mode, target: Destination, netns: str | None, others: Sequence[Destination] = (), at_rest: bool = True
+    mode: Mode, target: Destination, netns: str | None, further: Sequence[Destination] = (), at_rest: bool = True
 ) -> ServiceRule:
     """Find the target's rule in the live ruleset.
 
     :param netns: the node's network namespace (None: the current one).
-    :param others: further targets. The result then sums the packets of all targets, and has no position.
+    :param further: more targets. The result then sums the packets of all targets, and has no position.
     :param at_rest: in mode ipvs, whose counters lag behind, wait until the counter stops changing.
     :raises CommandError: the rules cannot be read, or KUBE-SERVICES or map service-ips does not exist.
     :raises MachineError: the counter keeps changing.
-
-    Sample of ``iptables -t nat -v -S KUBE-SERVICES``::
-
-        -A KUBE-SERVICES -d 10.96.100.50/32 -p udp -m comment --comment "default/worker:grpc-udp cluster IP" -m udp
-        --dport 50051 -c 7 420 -j KUBE-SVC-EKYUYKKUPLX2PJGI
     """
-    if mode.name == "nftables":
+    targets = (target, *further)
+    if mode.form == MAP:
         # To get a single element, nft would read the elements of all sets and maps.
-        listed = run("nft", "--json", "list", "map", mode.ip, "kube-proxy", "service-ips", netns=netns)
-        return ServiceRule({target, *others} <= set(parse_elements(listed)))
-    if mode.name == "ipvs":
-        return _read_virtual_servers((target, *others), netns, _ADDED_UP if at_rest else 1)
+        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
+        return ServiceRule(set(targets) <= set(parse_elements(listed)))
+    if mode.form == SERVERS:
+        return _read_virtual_servers(targets, netns, _ADDED_UP if at_rest else 1)
     lines = list_rules(mode.iptables, netns, "-v")
     matches: dict[Destination, tuple[int, int]] = {}
     # Most rules are of other Services: to skip them unparsed takes a tenth of the time.
-    address = "" if others else f"-d {target.ip}/"
+    address = "" if further else f"-d {target.ip}/"
     for position, line in enumerate(lines, 1):
         rule = parse_rule(line) if address in line else None
         if rule and rule.service and rule.jump != "KUBE-MARK-MASQ":
             matches.setdefault(rule.service, (position, rule.packets or 0))
-    if not {target, *others} <= set(matches):
+    if not set(targets) <= set(matches):
         return ServiceRule(False, None, len(lines), 0)
-    packets = sum(matches[service][1] for service in (target, *others))
-    return ServiceRule(True, None if others else matches[target][0], len(lines), packets)
+    packets = sum(matches[service][1] for service in targets)
+    return ServiceRule(True, None if further else matches[target][0], len(lines), packets)
 
 
 def parse_elements(text: str) -> list[Destination]:
@@ -84,8 +80,8 @@ def parse_elements(text: str) -> list[Destination]:
     :raises MachineError: the text has another form.
     """
     try:
-        maps = [each["map"] for each in json.loads(text)["nftables"] if "map" in each]
-        keys = [element[0] for each in maps for element in each.get("elem", ())]
+        maps = [item["map"] for item in json.loads(text)["nftables"] if "map" in item]
+        keys = [element[0] for listed in maps for element in listed.get("elem", ())]
         # An element with a comment or counter is wrapped once more.
         plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
         return [Destination(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from kproxylat.modes import MODES
 from kproxylat.results import Bucket, Histogram, Map, Result, target_text
 
 if TYPE_CHECKING:
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 1000
-_BACKENDS = {"ipt_do_table": "legacy", "nft_do_chain": "nft"}
-"""Old logs may hold both engines in one run."""
+_BACKENDS = {row.engine: row.backend for row in MODES}
+"""Engine -> backend: old logs may hold both engines in one run."""
 
 
 def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""A sweep on a cluster: dummy Services created and mode set for each point, kube-proxy waited for, all put back."""
+"""A sweep on a cluster: for each point, set the mode and the number of dummy Services, and wait for kube-proxy.
+
+The sweep restores the mode and deletes its Services at its end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from functools import partial
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
-from kproxylat.cluster.proxy_config import BY_HAND, DEFAULT_MODE
+from kproxylat.cluster.proxy_config import BY_HAND
 from kproxylat.cluster.proxy_mode import detect_mode
 from kproxylat.cluster.rollout import (
     MODES,
@@ -26,8 +29,8 @@ from kproxylat.cluster.target import miss_path
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
 from kproxylat.measure.defaults import look_up
-from kproxylat.measure.options import Options
-from kproxylat.modes import Mode, find_mode
+from kproxylat.measure.options import Options, add_warnings
+from kproxylat.modes import DEFAULT_MODE, Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
@@ -38,12 +41,14 @@ from kproxylat.system.kernel import check_root
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked for.
+    """The request of a sweep on a cluster.
 
-    :param modes: kube-proxy's, one after another (none: the one that it is in). ``backend``: None: it is detected.
-    :param service: the target's name and port. ``family``: which of its ClusterIPs (None: the first).
-    :param confirm: asks a person before the cluster's mode is set, as :func:`kproxylat.console.confirm` does (None: the
-        mode may be set).
+    :param modes: kube-proxy's modes, one after another (none: the present mode).
+    :param backend: the backend (None: detect it).
+    :param service: the target's name and port.
+    :param family: the IP family of its ClusterIP (None: that of the first ClusterIP).
+    :param confirm: asks a person before the cluster's mode changes, as :func:`kproxylat.console.confirm` does (None:
+        do not ask).
     """
 
     modes: Sequence[str]
@@ -54,10 +59,12 @@ class Asking:
 
 
 class Preparation:
-    """Makes the cluster what a point says: its mode, and its number of dummy Services.
+    """Prepares the cluster for a point: kube-proxy's mode and the number of dummy Services.
 
-    :param api: the dummy Services are in its namespace.
-    :param mode: the one that kube-proxy is in. ``backend``: None: it is detected.
+    :param api: the API; the dummy Services are in its namespace.
+    :param node: the node under test.
+    :param mode: kube-proxy's present mode.
+    :param backend: the backend (None: detect it).
     """
 
     def __init__(self, api: Api, node: Node, mode: str, backend: str | None) -> None:
@@ -71,9 +78,9 @@ class Preparation:
         self._before = frozenset(read_dummies(api).services)
 
     def check(self, counts: Sequence[int]) -> None:
-        """Make sure that no dummy Service is there that would have to go for a smaller number.
+        """Refuse a number below that of the existing dummy Services, which a sweep does not delete.
 
-        :raises MachineError: there are such.
+        :raises MachineError: a number is too small.
         """
         before = len(self._before)
         if before > min(counts):
@@ -85,16 +92,16 @@ class Preparation:
     def __call__(self, point: Options) -> tuple[Options, float | None]:
         """Prepare the cluster for a point.
 
-        :return: the point with the backend that kube-proxy has in this mode; and how many seconds kube-proxy took from
-            the last change of its Services on (None: there was none).
-        :raises MachineError: kube-proxy does not get there.
+        :return: the point with kube-proxy's backend in this mode, and the seconds from the last change of the Services
+            until kube-proxy had written its rules (None: no Service changed).
+        :raises MachineError: kube-proxy does not reach this state in time.
         """
         self._set_mode(point.mode.name)
-        if point.found and not miss_path(point.found):
+        if point.service and not miss_path(point.service):
             self._target = frozenset([point.target])
-        sync_s = self._set_count(point.services or 0)
+        sync_s = self._set_count(point.where.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
-        return replace(point, mode=row, warnings=point.warnings + warnings), sync_s
+        return add_warnings(replace(point, mode=row), *warnings), sync_s
 
     def _set_mode(self, mode: str) -> None:
         if mode == self._mode:
@@ -109,28 +116,29 @@ class Preparation:
         self._mode = mode
 
     def _set_count(self, count: int) -> float | None:
-        found = read_dummies(self._api)
-        missing = plan_creation(found, count, self._before)
+        existing = read_dummies(self._api)
+        missing = plan_creation(existing, count, self._before)
         numbers = choose_numbers(count, self._before)
-        unwanted = service_ports(replace(found, services={n: s for n, s in found.services.items() if n not in numbers}))
-        if missing or unwanted:
+        surplus = {number: service for number, service in existing.services.items() if number not in numbers}
+        if missing or surplus:
             self._changed = True
-            say(f"      dummy Services: {len(found.services)} -> {count}")
-            if unwanted:
+            say(f"      dummy Services: {len(existing.services)} -> {count}")
+            if surplus:
                 delete(self._api, numbers)
-            create(self._api, found, missing)
-        took_s = self._wait_for_rules(service_ports(read_dummies(self._api)), unwanted)
-        return round(took_s, 3) if missing or unwanted else None
+            create(self._api, existing, missing)
+        removed = service_ports(replace(existing, services=surplus))
+        took_s = self._wait_for_rules(service_ports(read_dummies(self._api)), removed)
+        return round(took_s, 3) if missing or surplus else None
 
-    def _wait_for_rules(self, wanted: Set[Destination], unwanted: Set[Destination] = frozenset()) -> float:
-        """Wait for the target's rule, too: after a switch there are none at first."""
+    def _wait_for_rules(self, required: Set[Destination], removed: Set[Destination] = frozenset()) -> float:
+        """Wait for the target's rule, too: after a switch of the mode, no rules exist at first."""
         read = partial(live_ports, mode=self._mode, backend=self._backend)
-        return wait_for_rules(wanted | self._target, unwanted, node=self._node, read=read)
+        return wait_for_rules(required | self._target, removed, node=self._node, read=read)
 
     def delete_services(self) -> None:
-        """Delete the dummy Services that were not there before.
+        """Delete the dummy Services that the sweep created.
 
-        :raises MachineError: the API does not let us.
+        :raises MachineError: the API server refuses, or cannot be reached.
         """
         more = f" (and the {len(self._before)} that were there before)" if self._before else ""
         with _or_say(f"kproxylat services delete -n {self._api.namespace} --context {self._api.context}{more}"):
@@ -139,9 +147,9 @@ class Preparation:
                 say(f"      deleted {services} dummy Services")
 
     def set_old_mode(self) -> None:
-        """Set the mode that kube-proxy was told before.
+        """Restore the mode that kube-proxy's ConfigMap had before the sweep.
 
-        :raises MachineError: the API does not let us, or kube-proxy's pods do not come up.
+        :raises MachineError: the API server refuses, or kube-proxy's pods do not become available.
         """
         if self._undoing is None:
             return
@@ -158,12 +166,12 @@ class Preparation:
 
 @contextmanager
 def _or_say(command: str) -> Iterator[None]:
-    """Put something back, whatever signals come; where that fails, say how it is done by hand."""
+    """Shield the block, which restores something, from signals; if it fails, print the command that does it by hand."""
     with interrupts.shielded():
         try:
             yield
         except KproxylatError as error:
-            say(f"not put back: {error}\n      by hand: {command}")
+            say(f"not restored: {error}\n      by hand: {command}")
             raise
 
 
@@ -172,37 +180,42 @@ def sweep_cluster(
 ) -> tuple[Sweep, Ended]:
     """Measure the lookup on a node, over numbers of dummy Services, mode after mode.
 
-    :param base: what all points have in common.
-    :return: as :func:`kproxylat.sweep.sweep.sweep`. Whatever happens, Services and mode are put back.
-    :raises KproxylatError: it cannot be measured, or what was changed cannot be put back.
+    :param base: the options that all points have in common.
+    :param counts: the numbers of dummy Services.
+    :param repeats: the number of rounds.
+    :param fresh: measure all points again, and do not resume.
+    :return: as :func:`kproxylat.sweep.sweep.sweep`. In any case, Services and mode are restored.
+    :raises KproxylatError: a measurement is not possible, or Services or mode cannot be restored.
     """
     for count in counts:
         check_count(count)
     check_root()
     # The target first: a fault of the cluster must not look like an unknown mode.
-    options = look_up(base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api)
+    options, read_target = look_up(
+        base, base.mode.name, base.mode.backend, None, asking.service, asking.family, lambda: api
+    )
     running = _detect(api, base.node, asking)
     modes = list(dict.fromkeys(asking.modes)) or [running.name]
-    others = [name for name in modes if name != running.name]
-    if others:
+    new_modes = [name for name in modes if name != running.name]
+    if new_modes:
         _check_old_mode(api, base.node, running.name)
-    question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(others)}, and back?"
-    if others and asking.confirm:
+    question = f"Set kube-proxy's mode in the cluster of context {api.context} to {', '.join(new_modes)}, and back?"
+    if new_modes and asking.confirm:
         asking.confirm(question, f"--mode {running.name}")
     options = replace(options, mode=running)
-    rows = [running if name == running.name else find_mode(name, asking.backend or _usual(name)) for name in modes]
+    rows = [running if name == running.name else find_mode(name, asking.backend, usual=True) for name in modes]
     points = plan_points(options, rows, sorted(counts))
     with interrupts.deferred(), ExitStack() as stack:
         preparation = Preparation(api, base.node, running.name, asking.backend)
         preparation.check(counts)
-        # Each whether the other fails or not; the Services first.
+        # Last in, first out: delete the Services, then restore the mode, even if the first fails.
         stack.callback(preparation.set_old_mode)
         stack.callback(preparation.delete_services)
-        return sweep(points, repeats, None, fresh, Here(preparation), in_order=True)
+        return sweep(points, repeats, None, fresh, Here(preparation, read_target), in_order=True)
 
 
 def _detect(api: Api, node: Node, asking: Asking) -> Mode:
-    """Return what kube-proxy is in; where that is not clear, what is asked for settles it, as in a run."""
+    """Return kube-proxy's mode; if it is ambiguous, the request decides, as in a run."""
     try:
         return detect_mode(lambda: api, None, None, node)[0]
     except MachineError:
@@ -213,26 +226,21 @@ def _detect(api: Api, node: Node, asking: Asking) -> Mode:
 
 
 def _check_old_mode(api: Api, node: Node, running: str) -> None:
-    """Make sure that a change can be seen, that there is one old mode, and that it can be put back, before any change.
+    """Check before any change that a change can be observed, and that the old mode is unique and can be restored.
 
-    :raises MachineError: kube-proxy does not answer, or runs in another mode than its ConfigMap has, or in one that we
-        cannot set.
+    :raises MachineError: kube-proxy does not answer, runs in another mode than its ConfigMap has, or in a mode that
+        kproxylat cannot set.
     """
     if running_mode(node.netns) is None:
         raise MachineError(
-            "kube-proxy of this node does not say which mode it is in, so that a change could not be seen",
+            "kube-proxy of this node does not report its mode, so a change could not be observed",
             f"is its metricsBindAddress another than port {METRICS_PORT}? Or pass --mode {running} alone",
         )
     change = plan_change(api, running)
     if change.old not in MODES:
-        raise MachineError(f"kube-proxy was told mode {change.old}, which could not be put back", BY_HAND)
-    if (told := MODES[change.old] or DEFAULT_MODE) != running:
+        raise MachineError(f"kube-proxy is set to mode {change.old}, which could not be restored", BY_HAND)
+    if (configured := MODES[change.old] or DEFAULT_MODE) != running:
         raise MachineError(
-            f"kube-proxy runs in mode {running}, but its ConfigMap says {told}: which is to be put back, is not clear",
-            f"decide first: kproxylat mode set {running}, or mode set {told}; or pass --mode {running} alone",
+            f"kube-proxy runs in mode {running}, but its ConfigMap has {configured}: unclear which mode to restore",
+            f"decide first: kproxylat mode set {running}, or mode set {configured}; or pass --mode {running} alone",
         )
-
-
-def _usual(mode: str) -> str | None:
-    """Return a backend to plan with; which one it really is, is seen when kube-proxy runs in the mode."""
-    return "nft" if mode == DEFAULT_MODE else None

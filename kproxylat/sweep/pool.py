@@ -171,7 +171,7 @@ def _split(runs: Sequence[Run]) -> list[list[Run]]:
     The longest series comes first: begun last, it would keep one machine busy while the others idle.
     """
     series: dict[tuple[str, str], list[Run]] = {}
-    for run in sorted(runs, key=lambda each: (each[0].services or 0, each[1])):
+    for run in sorted(runs, key=lambda each: (each[0].where.services or 0, each[1])):
         series.setdefault((run[0].mode.name, run[0].mode.backend), []).append(run)
     return sorted(series.values(), key=lambda runs: runs[0][0].mode.loading_cost, reverse=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -19,13 +20,13 @@ from kproxylat import __version__
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Tracing
 from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.standing_lab import clear
 from kproxylat.modes import MODES, Mode
-from kproxylat.results import Result
+from kproxylat.results import Result, Target
 from kproxylat.results_json import list_to_json
 from kproxylat.sweep.state import Key, State
 from kproxylat.system import kernel
@@ -73,14 +74,20 @@ class Place(Protocol):
 class Here:
     """This machine: one run after another, each on the lab of the one before where its rules can grow.
 
-    :param prepare: makes a cluster what a point says, and returns what is to be measured then, and the seconds that
-        kube-proxy took.
+    :param prepare: prepares a cluster for a point, and returns the options to measure and the seconds that kube-proxy
+        took.
+    :param read_target: reads the target from the API again after each run (None: a run needs no API).
     """
 
     at_once = 1
 
-    def __init__(self, prepare: Callable[[Options], tuple[Options, float | None]] | None = None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[Options], tuple[Options, float | None]] | None = None,
+        read_target: Callable[[], Target] | None = None,
+    ) -> None:
         self._prepare = prepare
+        self._read_target = read_target
 
     def describe(self) -> dict[str, Any]:
         """As :class:`Place` says."""
@@ -94,16 +101,16 @@ class Here:
             for run in runs:
                 begin(run)
                 begun_s = kernel.user_clock_s()
-                prepared, sync_s = self._prepare(run[0]) if self._prepare else (_keep(run[0]), None)
-                result, ended = measure(prepared, sync_s)
+                prepared, sync_s = self._prepare(run[0]) if self._prepare else (keep_lab(run[0]), None)
+                result, ended = measure(prepared, sync_s, self._read_target)
                 yield Done(run, result, ended, kernel.user_clock_s() - begun_s)
                 if ended:
                     return
 
 
-def _keep(point: Options) -> Options:
-    """Have a point's lab stand after its run, so that its rules grow to the next point's."""
-    return replace(point, lab=replace(point.lab, keep=True)) if point.lab else point
+def keep_lab(point: Options) -> Options:
+    """Leave a point's lab standing after its run, so that its rules grow to the next point's."""
+    return replace(point, where=replace(point.lab, keep=True)) if point.lab and not point.ruleset else point
 
 
 @dataclass
@@ -141,12 +148,12 @@ def find_modes(modes: Iterable[str], backends: Iterable[str]) -> list[Mode]:
 
     :raises UsageError: a name that no row has, or names that no row has together.
     """
-    wanted = set(modes), set(backends)
+    names, kinds = set(modes), set(backends)
     known = {row.name for row in MODES}, {row.backend for row in MODES}
-    for kind, names, there in zip(("mode", "backend"), wanted, known, strict=True):
-        if names - there:
-            raise UsageError(f"unknown {kind} {min(names - there)!r}", f"there are: {', '.join(sorted(there))}")
-    rows = [row for row in MODES if row.name in (wanted[0] or known[0]) and row.backend in (wanted[1] or known[1])]
+    for kind, passed, valid in zip(("mode", "backend"), (names, kinds), known, strict=True):
+        if passed - valid:
+            raise UsageError(f"unknown {kind} {min(passed - valid)!r}", f"there are: {', '.join(sorted(valid))}")
+    rows = [row for row in MODES if row.name in (names or known[0]) and row.backend in (kinds or known[1])]
     if not rows:
         raise UsageError("no mode has these backends", "leave --backend out")
     return rows
@@ -157,12 +164,8 @@ def plan_points(base: Options, modes: Iterable[Mode], services: Iterable[int]) -
 
     :param base: what all points have in common.
     """
-    lab, counts = base.lab, list(dict.fromkeys(services))
-    return [
-        replace(base, mode=mode, services=count, lab=replace(lab, services=count) if lab else None)
-        for mode in modes
-        for count in counts
-    ]
+    places = [replace(base.where, services=count) for count in dict.fromkeys(services)]
+    return [replace(base, mode=mode, where=place) for mode in modes for place in places]
 
 
 def check_points(points: Iterable[Options], repeats: int = 1) -> None:
@@ -194,24 +197,39 @@ def _series(point: Options) -> str:
 
 def title(point: Options) -> str:
     """Name a point for people: ``iptables on nft, 100 Services``."""
-    return f"{_series(point).replace('/', ' on ')}, {point.services:,} Services"
+    return f"{_series(point).replace('/', ' on ')}, {point.where.services:,} Services"
 
 
 def _key(point: Options, repeat: int) -> Key:
-    return Key(_series(point), point.services or 0, repeat)
+    return Key(_series(point), point.where.services or 0, repeat)
 
 
 def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
     """Return what must be the same for the runs of a sweep to belong together; ``about`` is the place's share."""
-    lab = point.lab or Lab()
-    rules = lab.ruleset and {**lab.ruleset.digest, "targets": [str(each) for each in point.targets or (point.target,)]}
+    lab, sending = point.lab or Lab(), point.sending
+    targets = [str(target) for target in point.targets or (point.target,)]
     return {
-        **({"ruleset": rules} if rules else {}),
-        **{name: getattr(point, name) for name in ("duration_s", "rate_pps", "warmup", "generator", "probe")},
-        **{"position": point.position or lab.position, "worker_ports": lab.worker_ports},
+        **({"ruleset": {**lab.ruleset.digest, "targets": targets}} if lab.ruleset else {}),
+        **{name: getattr(sending, name) for name in ("duration_s", "rate_pps", "warmup")},
+        **{"generator": sending.generator.name, "probe": point.tracing.probe},
+        **_describe_extras(point),
+        **{"position": point.where.position or lab.position, "worker_ports": lab.worker_ports},
         "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
         **{**about, "bpftrace": find_version()[0], "kproxylat": __version__},
     }
+
+
+def _describe_extras(point: Options) -> dict[str, Any]:
+    """Return the options that are not the default ones: a state from before they existed can still be resumed."""
+    tracing = replace(point.tracing, probe="auto")
+    extras = {name: value for name, value in vars(tracing).items() if value != getattr(Tracing(), name)}
+    if point.tracing.template:
+        extras["template"] = sha256(point.tracing.template.read_bytes()).hexdigest()
+    if point.sending.origin != "pod":
+        extras["origin"] = str(point.sending.origin)
+    if point.lab and point.target.protocol != "udp" and not point.ruleset:
+        extras["protocol"] = point.target.protocol
+    return extras
 
 
 def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
@@ -223,11 +241,11 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
         return ""
     left_s = 0.0
     for point, _ in runs:
-        size, series = point.services or 0, _series(point)
+        size, series = point.where.services or 0, _series(point)
         larger = [each for each in known if each[0] == series and each[1] >= size]
         left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
     most = max(each[1] for each in known)
-    words = "about" if all((point.services or 0) <= most for point, _ in runs) else "more than"
+    words = "about" if all((point.where.services or 0) <= most for point, _ in runs) else "more than"
     minutes, seconds = divmod(round(left_s), 60)
     return f"; {words} {f'{minutes} min ' if minutes else ''}{seconds} s left"
 
@@ -253,17 +271,17 @@ def sweep(
     place = place or Here()
     about = place.describe()
     shuffle = not in_order and about["clock"][0] != "instructions"
-    state = State(points[0].output_dir, _describe(points[0], about), seed if shuffle else None, fresh, shuffle)
+    state = State(points[0].record.output_dir, _describe(points[0], about), seed if shuffle else None, fresh, shuffle)
     runs = order_points(points, repeats, state.seed)
     if in_order:
         runs.sort(key=lambda each: points.index(each[0]))
     left = [each for each in runs if _key(*each) not in state.results]
-    found = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
-    if found.resumed:
-        say(f"Resuming {state.path.name}: {found.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
+    finished = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
+    if finished.resumed:
+        say(f"Resuming {state.path.name}: {finished.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
     if state.seed is not None:
         say(f"Order randomised, seed {state.seed}")
-    numbers = count(found.resumed + 1)
+    numbers = count(finished.resumed + 1)
 
     def begin(run: Run) -> None:
         undone = [each for each in runs if _key(*each) not in state.results]
@@ -280,11 +298,11 @@ def sweep(
         raise
     for key in [_key(*run) for run in runs if _key(*run) in state.results]:
         result = state.results[key]
-        found.results.append(result)
-        found.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
+        finished.results.append(result)
+        finished.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
     if ended:
-        return found, ended
-    found.complete = True
-    found.saved = state.close([_key(*run) for run in runs], found.to_json())
-    say(f"saved: {found.saved}")
-    return found, None
+        return finished, ended
+    finished.complete = True
+    finished.saved = state.close([_key(*run) for run in runs], finished.to_json())
+    say(f"saved: {finished.saved}")
+    return finished, None

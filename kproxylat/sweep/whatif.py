@@ -34,7 +34,7 @@ def check(base: Options, packets: int) -> None:
     """
     if not 1 <= packets <= MAX_PACKETS:
         raise UsageError(f"{packets} packets to each Service are not possible", f"--packets takes 1 to {MAX_PACKETS}")
-    check_options(replace(base, duration_s=1))
+    check_options(replace(base, sending=replace(base.sending, duration_s=1)))
 
 
 def whatif(
@@ -48,39 +48,39 @@ def whatif(
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
     others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
-    found: list[Result] = []
+    measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
         kind = "rewritten" if rules.rewritten else "as captured"
-        say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(found) + 1} of {len(others) + 1}")
-        options = plan_replay(replace(base, mode=rules.mode), rules, None, True, "", "")
+        say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(measured) + 1} of {len(others) + 1}")
+        options = plan_replay(base, rules, None, True)
         step = -(-len(options.targets) // MAX_MEASURED)
         targets = options.targets[::step]
         if step > 1:
             say(f"      {len(targets)} of {len(options.targets)} Services are measured")
-        seconds = packets * len(targets) / base.rate_pps
+        sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
         try:
-            result, ended = measure(replace(options, targets=targets, target=targets[0], duration_s=seconds))
+            result, ended = measure(replace(options, targets=targets, target=targets[0], sending=sending))
         except (KproxylatError, Interrupted) as error:
-            if not found:
+            if not measured:
                 raise
-            say(f"      {len(found)} of {len(others) + 1} are measured, and shown")
+            say(f"      {len(measured)} of {len(others) + 1} are measured, and shown")
             ended = error
             break
-        found.append(result)
+        measured.append(result)
         if ended:
             break
-    return judge(ruleset, found), ended
+    return judge(ruleset, measured), ended
 
 
-def judge(ruleset: Ruleset, found: Sequence[Result]) -> WhatIf:
+def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     """Put the runs side by side; the first is the ruleset as it is. Pure."""
-    results = [each for result in found for each in split_services(result)]
+    results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
     lines = {(each.mode, each.backend): each for each in series}
     now = lines.get((ruleset.mode.name, ruleset.mode.backend))
     alternatives = []
-    for result in found:
+    for result in measured:
         key = result.run.mode or "", result.run.backend or ""
         costs = [each.cost for each in result.services]
         if not costs:
@@ -89,22 +89,23 @@ def judge(ruleset: Ruleset, found: Sequence[Result]) -> WhatIf:
         per, start = own.per_service, own.base
         equal = find_crossing(now, own) if now and now is not own else None
         alternatives.append(
-            Alternative(*key, result is found[0], min(costs), fmean(costs), max(costs), per.estimate if per else None,
-                        start.estimate if start else None, own.verdict, equal.estimate if equal else None)
+            Alternative(*key, result is measured[0], min(costs), fmean(costs), max(costs),
+                        per.estimate if per else None, start.estimate if start else None,
+                        own.verdict, equal.estimate if equal else None)
         )  # fmt: skip
     unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
-    dearest = found[0].services
+    most_expensive = measured[0].services
     notes = ruleset.rewrite(ruleset.mode).notes
     return WhatIf(
-        ruleset.source, unit, len(ruleset.services), tuple(alternatives), series, dearest, tuple(results), notes
+        ruleset.source, unit, len(ruleset.services), tuple(alternatives), series, most_expensive, tuple(results), notes
     )
 
 
-def save(found: WhatIf, directory: Path) -> Path:
+def save(answer: WhatIf, directory: Path) -> Path:
     """Save the document.
 
     :raises MachineError: it cannot be written.
     """
     path = directory / f"whatif_{datetime.now().astimezone():%Y%m%d_%H%M%S}.json"
-    save_file(path, found.to_json() + "\n")
+    save_file(path, answer.to_json() + "\n")
     return path

@@ -1,4 +1,7 @@
-"""Percentiles of values and of histograms: an estimate, and certain bounds. Pure; docs/logs.md has the formula."""
+"""Percentiles of values and of histograms: an estimate, and certain bounds. Pure; docs/logs.md has the formula.
+
+``percents`` are numbers from 0 to 100. Percentiles have names: ``{"99.9": Percentile(...)}``.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,7 @@ _LINEAR = {"ipt_do_table": "ipt_latency_linear", "nft_do_chain": "nft_latency_li
 def add_percentiles(result: Result, percents: Sequence[float]) -> Result:
     """Add percentiles to the probes of a result, and to the histograms among its maps.
 
-    :param result: the result.
-    :param percents: the percentiles, 0 to 100.
-    :return: the result with percentiles; a probe without values and histogram keeps its own.
+    A probe without values and histogram keeps its own.
     """
     probes = []
     for probe in result.probes:
@@ -36,12 +37,7 @@ def add_percentiles(result: Result, percents: Sequence[float]) -> Result:
 
 
 def add_to_maps(maps: Mapping[str, Map], percents: Sequence[float] = PERCENTILES) -> dict[str, Map]:
-    """Add percentiles to the entries of maps that are histograms.
-
-    :param maps: maps by name.
-    :param percents: the percentiles, 0 to 100.
-    :return: the maps by name; maps of other kinds are unchanged.
-    """
+    """Add percentiles to the entries of the maps that are histograms; other maps stay as they are."""
     return {name: _add_to_map(content, percents) for name, content in maps.items()}
 
 
@@ -70,10 +66,9 @@ def estimate_percentiles(
     """Estimate percentiles of values of which only histograms are known.
 
     :param histograms: one histogram, or several of the same values: then the narrowest bounds count.
-    :param percents: the percentiles, 0 to 100.
     :param minimum: the least value, if known; it limits the bounds.
     :param maximum: the greatest value, if known; it limits the bounds.
-    :return: e.g. ``{"99.9": Percentile(...)}`` in the histogram's unit; empty if the histograms are empty.
+    :return: percentiles in the histogram's unit; empty if the histograms are empty.
     """
     estimates = {}
     for percent in percents:
@@ -87,8 +82,7 @@ def compute_percentiles(values: Mapping[int, int], percents: Iterable[float]) ->
     """Compute percentiles of exact values, as numpy's default method does.
 
     :param values: value -> how often it occurred.
-    :param percents: the percentiles, 0 to 100.
-    :return: e.g. ``{"99.9": Percentile(...)}``; empty if there is no value.
+    :return: percentiles; empty without a value.
     """
     rows = Histogram(tuple(Bucket(value, value + 1, count) for value, count in sorted(values.items()) if count))
     total, percentiles = sum(bucket.count for bucket in rows.buckets), {}

@@ -1,4 +1,4 @@
-"""The plan of a probe script: what the template is rendered from."""
+"""The plan of a probe script: the input of its template."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from kproxylat.modes import Engine, Mode
 from kproxylat.system import btf, kernel
 from kproxylat.trace.engine import find_engine, find_version, probe_words
 
-pass
-
 PORT_STEP = 64
 """The script reads the names of tables and chains from one of this many packets."""
+_Member = tuple[str, str, str]
+"""Module, struct and member."""
+_STATE_PATHS: Mapping[str, tuple[_Member, ...]] = {
+    "pkt->state": (("nf_tables", "nft_pktinfo", "state"),),
+    "pkt->xt.state": (("nf_tables", "nft_pktinfo", "xt"), ("nf_tables", "xt_action_param", "state")),
+}
+"""Expression of the state in nft_do_chain's first argument -> the members whose offsets add up to the state's."""
 
 
 def _hex(*data: int) -> str:
@@ -111,44 +116,29 @@ def make_plan(
     stepping: bool = False,
     others: bool = False,
 ) -> Plan:
-    """Put together what the script is rendered from, as this kernel and this bpftrace want it.
+    """Plan a script for this kernel and this bpftrace.
 
     :param flow: whose packets to trace (None: all).
     :param kind: "fentry", "kprobe" or "auto".
     :param interval_s: seconds between reports (0: none).
     :param envelope: trace the whole hook, too, of the packets of ``flow``.
     :param netns_inode: the one network namespace whose calls to trace, see :attr:`Node.inode` (0: all).
-    :param stepping: the flow is ours, of more packets than :data:`PORT_STEP`, and one in so many tells the names.
-    :param others: count the calls of other packets, too, and why packets are freed where this kernel says it.
-    :raises MachineError: this kernel does not say how its structs are laid out.
+    :param stepping: read the names of tables and chains from one packet in :data:`PORT_STEP` only; ``flow`` is ours and
+        has more packets than that.
+    :param others: count the calls of other packets, too, and the reasons why the kernel frees packets, if it has them.
+    :raises MachineError: this kernel lacks the functions or their types, or kprobes cannot trace these packets.
     """
     engine, kind = find_engine(mode, kind)
     # ipvs sends the node's own packet, once translated, through OUTPUT again.
-    nested = mode.name == "ipvs" and mode.origin == "node"
+    nested = mode.nested and mode.origin == "node"
     if nested and kind == "kprobe":
         raise MachineError(
-            "kprobes cannot tell ipvs' lookup of the node's own packets from the call within it",
+            f"kprobes cannot tell mode {mode.name}'s lookup of the node's own packets from the call within it",
             "pass --probe fentry, or --from pod",
         )
-    entry, leave, args = probe_words(find_version()[1], kind)
-    wanted = [*engine.offsets, *([("nf_conntrack", "nf_conn", "tuplehash")] if flow else [])]
-    if kind == "kprobe":
-        wanted.append(("vmlinux", "sk_buff", "_nfct"))
-        wanted += [("vmlinux", "sk_buff", "data"), ("vmlinux", "nf_hook_state", "pf")] if envelope else []
-    offsets = {f"{name}.{member}": btf.struct_offset(module, name, member) for module, name, member in wanted}
-    if kind == "kprobe" and "pkt" in engine.layout:
-        offsets["nft_pktinfo.state"] = sum(
-            btf.struct_offset("nf_tables", name, member) for name, member in STATE_PATHS[engine.state]
-        )
-    if netns_inode:
-        offsets["nf_hook_state.net"] = btf.struct_offset("vmlinux", "nf_hook_state", "net")
-        offsets["net.ns.inum"] = sum(
-            btf.struct_offset("vmlinux", *each) for each in (("net", "ns"), ("ns_common", "inum"))
-        )
-    skb, state, priv = (
-        _argument(engine, each, struct) if kind == "kprobe" else args + each
-        for each, struct in ((engine.skb, "kpl_skb"), (engine.state, "kpl_state"), (engine.priv, ""))
-    )
+    version = find_version()[1]
+    entry, leave, args = probe_words(version, kind)
+    skb, state, priv = _write_expressions(engine, kind, args)
     return Plan(
         mode=mode.name,
         backend=mode.backend,
@@ -162,7 +152,7 @@ def make_plan(
         skb=skb,
         state=state,
         priv=priv,
-        offsets=offsets,
+        offsets=_find_offsets(engine, kind, has_flow=flow is not None, envelope=envelope, one_netns=netns_inode > 0),
         flow=flow,
         interval_s=interval_s,
         envelope=envelope,
@@ -172,18 +162,42 @@ def make_plan(
         stepping=stepping,
         others=others,
         reasons=kernel.read_drop_reasons() if others else {},
-        fields=probe_words(find_version()[1])[2],
+        fields=probe_words(version)[2],
     )
 
 
-STATE_PATHS = {
-    "pkt->state": (("nft_pktinfo", "state"),),
-    "pkt->xt.state": (("nft_pktinfo", "xt"), ("xt_action_param", "state")),
-}
-"""Expression of the state in nft_do_chain's first argument -> the members whose offsets lead to it."""
+def _find_offsets(engine: Engine, kind: str, *, has_flow: bool, envelope: bool, one_netns: bool) -> dict[str, int]:
+    """Find the offsets of the struct members that the script reads."""
+    paths: dict[str, tuple[_Member, ...]] = {
+        f"{name}.{member}": ((module, name, member),) for module, name, member in engine.offsets
+    }
+    if has_flow:
+        paths["nf_conn.tuplehash"] = (("nf_conntrack", "nf_conn", "tuplehash"),)
+    if kind == "kprobe":
+        paths["sk_buff._nfct"] = (("vmlinux", "sk_buff", "_nfct"),)
+        if envelope:
+            paths["sk_buff.data"] = (("vmlinux", "sk_buff", "data"),)
+            paths["nf_hook_state.pf"] = (("vmlinux", "nf_hook_state", "pf"),)
+        if "pkt" in engine.layout:
+            paths["nft_pktinfo.state"] = _STATE_PATHS[engine.state]
+    if one_netns:
+        paths["nf_hook_state.net"] = (("vmlinux", "nf_hook_state", "net"),)
+        paths["net.ns.inum"] = (("vmlinux", "net", "ns"), ("vmlinux", "ns_common", "inum"))
+    return {name: sum(btf.struct_offset(*member) for member in path) for name, path in paths.items()}
 
 
-def _argument(engine: Engine, expression: str, struct: str) -> str:
+def _write_expressions(engine: Engine, kind: str, args: str) -> tuple[str, str, str]:
+    """Write the expressions for the packet, its state, and its table or chain."""
+    if kind != "kprobe":
+        return args + engine.skb, args + engine.state, args + engine.priv
+    return (
+        _write_argument(engine, engine.skb, "kpl_skb"),
+        _write_argument(engine, engine.state, "kpl_state"),
+        _write_argument(engine, engine.priv, ""),
+    )
+
+
+def _write_argument(engine: Engine, expression: str, struct: str) -> str:
     """Write an expression over the engine's arguments for a kprobe, which knows them by number only."""
     name, arrow, member = expression.partition("->")
     number = engine.layout.index(name)

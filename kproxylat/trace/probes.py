@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from kproxylat.modes import Mode
+from kproxylat.modes import MODES, Mode
 from kproxylat.results import HOOKS, Bucket, Destination, Histogram, Map, Path, Probe
 from kproxylat.trace.percentiles import PERCENTILES, compute_percentiles, estimate_percentiles
 
@@ -38,8 +38,8 @@ _OWN_MAPS = {
 """The script's own maps: kind ("": any, since names may look like any kind) and number of key parts, all integers."""
 ENVELOPE = "nf_hook_slow"
 """The kernel function that calls everything that has registered at a netfilter hook."""
-NESTING = "ip_vs_in_hook"
-"""The engine whose call at INPUT contains its call at OUTPUT."""
+NESTING = {row.engine for row in MODES if row.nested}
+"""The engines whose call at INPUT contains their call at OUTPUT."""
 _SUB_BUCKETS = 5
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 _U64 = (1 << 64) - 1
@@ -90,30 +90,28 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     :param mode: decides which probe is the lookup.
     :param unit: "ns" or "instructions".
     """
-    names, hooks = {kind: _by_key(maps.get(kind)) for kind in ("table", "chain")}, read_hooks(maps)
+    tables, chains, hooks = _by_key(maps.get("table")), _by_key(maps.get("chain")), read_hooks(maps)
 
     def place(call: int) -> Key:
         priv, hook = split_call(call, hooks)
-        key = (priv,)
-        table, chain = (names[kind].get(key) for kind in ("table", "chain"))
+        table, chain = tables.get((priv,)), chains.get((priv,))
         return table and str(table), chain and str(chain), HOOKS.get(hook, str(hook))
 
     exact: dict[Key, Counter[int]] = defaultdict(Counter)
     for call, value, count in _counts(maps.get("n")):
         exact[place(call)][value] += count
-    probes = [_exact_probe(key, values, mode, unit) for key, values in exact.items()]
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for target, call, value, count in _counts(maps.get("targets")):
         targets[place(call)][_name_target(target)][str(value)] = count
-    by_target = {key: dict(values) for key, values in targets.items()}
-    probes = [
-        replace(probe, targets=by_target.get((probe.table, probe.chain, probe.hook))) if probe.lookup else probe
-        for probe in probes
-    ]
-    parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "stats", "min", "max")}
-    for key, stats in parts["stats"].items():
-        shape = {kind: parts[kind].get(key) for kind in ("hist", "min", "max")}
-        probes.append(_summed_probe(place(*key), stats, shape, mode, unit))
+    probes = []
+    for key, values in exact.items():
+        probe = _exact_probe(key, values, mode, unit)
+        is_split = probe.lookup and key in targets
+        probes.append(replace(probe, targets=dict(targets[key])) if is_split else probe)
+    parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "min", "max")}
+    for call_key, stats in _by_key(maps.get("stats")).items():
+        shape = {kind: part.get(call_key) for kind, part in parts.items()}
+        probes.append(_summed_probe(place(*call_key), stats, shape, mode, unit))
     probes += _build_envelopes(maps.get("envelope"), probes, mode, unit)
     return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
 
@@ -150,7 +148,7 @@ def build_path(probes: Iterable[Probe], unit: str) -> Path | None:
     calls = [probe for probe in probes if not probe.envelope]
     if not calls:
         return None
-    if any(probe.lookup and probe.engine == NESTING and probe.hook == "INPUT" for probe in calls):
+    if any(probe.lookup and probe.engine in NESTING and probe.hook == "INPUT" for probe in calls):
         calls = [probe for probe in calls if probe.hook != "OUTPUT"]
     total = sum(probe.sum or 0 for probe in calls)
     lookups = sum(probe.count for probe in calls if probe.lookup)

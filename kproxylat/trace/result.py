@@ -1,4 +1,4 @@
-"""A result, as far as the trace alone goes: its probes, maps and quality."""
+"""The part of a result that the trace alone gives: its probes, maps and quality."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from kproxylat.trace.probes import build_path, build_probes, split_maps
 def assemble(
     mode: Mode, kind: str, started: datetime, script: str, tracer: Tracer, reasons: Mapping[int, str] | None = None
 ) -> Result:
-    """Parse what bpftrace printed and put the result together, as far as the trace alone goes.
+    """Parse what bpftrace printed and build a result from it.
 
-    :param script: the script as :attr:`kproxylat.templates.Plan.anonymous` has it, equal where results can be compared.
-    :param reasons: the names of those for which packets are freed, where the script counts other traffic, too.
+    :param script: the script of :attr:`kproxylat.trace.plan.Plan.anonymous`: equal if two results can be compared.
+    :param reasons: number -> name of the reasons for which the kernel frees packets; None unless the script counts
+        other traffic.
     """
     clock, emulated = kernel.detect_clock()
     maps = parse_dump("".join(tracer.stdout))
-    own, others = split_maps(maps)
+    own, users_maps = split_maps(maps)
     probes = build_probes(own, mode, clock)
     about = Run(
         started=started.isoformat(timespec="seconds"),
@@ -43,31 +44,37 @@ def assemble(
         script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
     )
-    rest = None if reasons is None else count_rest(maps, reasons)
-    quality = judge(maps, kind, probes, tracer)
-    maps = add_to_maps(others)
-    return Result(about, None, probes, build_path(probes, clock), accounting=rest, quality=quality, maps=maps)
+    return Result(
+        about,
+        None,
+        probes,
+        build_path(probes, clock),
+        accounting=None if reasons is None else count_rest(maps, reasons),
+        quality=judge(maps, kind, probes, tracer),
+        maps=add_to_maps(users_maps),
+    )
 
 
 def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accounting:
-    """Begin the books with what the trace alone has counted of other traffic."""
+    """Return an accounting of the other traffic that the trace has counted; it is not closed."""
     entries = maps["reasons"].entries if "reasons" in maps else ()
-    freed = {reasons.get(each.key[0], str(each.key[0])): int(each.value) for each in entries} if reasons else None
+    freed = {reasons.get(entry.key[0], str(entry.key[0])): int(entry.value) for entry in entries} if reasons else None
     calls = _read_count(maps, "others") or 0
     return Accounting(None, None, None, None, None, None, closed=False, other_calls=calls, freed=freed)
 
 
 def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
-    """Look for whatever may have spoiled the numbers.
+    """Judge the quality of a trace: lost events, missed calls, full maps, and warnings.
 
-    :param maps: all that the script printed. ``kind``: of its probes, "fentry" or "kprobe".
+    :param maps: all maps that the script printed.
+    :param kind: the kind of its probes, "fentry" or "kprobe".
     """
-    said = "".join(tracer.stdout) + "".join(tracer.stderr)
-    full = tuple(f"@{name}" for name, each in maps.items() if len(each.entries) >= tracer.map_limit)
+    output = "".join(tracer.stdout) + "".join(tracer.stderr)
+    full = tuple(f"@{name}" for name, content in maps.items() if len(content.entries) >= tracer.map_limit)
     # A call whose exit was never seen leaves its time of entry behind.
     missed = sum(len(maps[name].entries) for name in ("start", "begun") if name in maps)
     missed += _read_count(maps, "missed") or 0
-    warnings = [line.strip() for line in said.splitlines() if "WARNING" in line and "RLIMIT" not in line][:20]
+    warnings = [line.strip() for line in output.splitlines() if "WARNING" in line and "RLIMIT" not in line][:20]
     if tracer.forgotten:
         warnings.append(
             f"bpftrace printed too much to be kept: {tracer.forgotten} lines, the first, are in the log alone"
@@ -81,11 +88,11 @@ def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer:
     warnings += check_envelopes(probes)
     # The kernel counts what it skips of fentry (recursion_misses) only while the program is loaded.
     known = missed if missed or kind == "kprobe" else None
-    return Quality(count_lost(said), known, _read_count(maps, "strays"), full, tuple(warnings))
+    return Quality(count_lost(output), known, _read_count(maps, "strays"), full, tuple(warnings))
 
 
 def _read_count(maps: Mapping[str, Map], name: str) -> int | None:
-    """Return what a map without keys counted; None where it was not printed, or somebody's map has other contents."""
+    """Return the count of a map without keys; None if it was not printed, or a user's map has other contents."""
     entries = maps[name].entries if name in maps else ()
     value = entries[0].value if len(entries) == 1 and entries[0].key == () else None
     return value if isinstance(value, int) else None

@@ -25,15 +25,19 @@ RATE_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Generator:
-    """How packets are sent: start, stop, read what was sent.
+    """How to start and stop a generator, and how to read what it sent.
 
-    :param protocols: what it can send, the usual one first.
-    :param sends: whether it does: with "none" others do. ``from_node``: whether the node's own packets, too.
+    :param name: its name in options and results.
+    :param protocols: the protocols that it can send, the default first.
+    :param sends: whether it sends packets; with "none" others do.
+    :param from_node: whether it can send the node's own packets, too.
     :param families: the IP families that it can send.
-    :param max_addresses: how many source addresses it can use, by family, where that is not any number.
-    :param modules: kernel modules that it takes. ``tools``: programs. ``ok``: its exit statuses that are no failure.
+    :param max_addresses: family -> most source addresses that it can use, if limited.
+    :param modules: the kernel modules that it needs. ``tools``: the programs.
+    :param ok: exit statuses that mean success.
     """
 
+    name: str
     protocols: tuple[str, ...]
     start: Callable[[Burst], Sender]
     stop: Callable[[Burst, Sender | None], None]
@@ -47,18 +51,23 @@ class Generator:
     ok: tuple[int, ...] = (0,)
 
 
-GENERATORS = {
-    "pktgen": Generator(("udp",), start_pktgen, stop_pktgen, read_pktgen, max_addresses={6: 1}, modules=("pktgen",)),
-    "sockets": Generator(("udp", "tcp"), start_sockets, stop_program, read_sockets, from_node=True),
-    # hping3 has no IPv6, and ends with status 1 where nothing answers.
-    "hping3": Generator(
-        *(("tcp",), start_hping3, stop_program, read_hping3),
+_ROWS = (
+    Generator(
+        *("pktgen", ("udp",), start_pktgen, stop_pktgen, read_pktgen),
+        max_addresses={6: 1},
+        modules=("pktgen",),
+    ),
+    Generator("sockets", ("udp", "tcp"), start_sockets, stop_program, read_sockets, from_node=True),
+    # hping3 has no IPv6, and ends with status 1 if nothing answers.
+    Generator(
+        *("hping3", ("tcp",), start_hping3, stop_program, read_hping3),
         families=(4,),
         max_addresses={4: 1},
         tools=("hping3",),
         ok=(0, 1),
     ),
-    "none": Generator(
+    Generator(
+        "none",
         ("udp", "tcp"),
         lambda burst: Sender("sleep", f"{burst.count / burst.rate_pps:f}"),
         lambda _, sender: sender.end() if sender else None,
@@ -66,22 +75,30 @@ GENERATORS = {
         sends=False,
         from_node=True,
     ),
-}
+)
+GENERATORS = {row.name: row for row in _ROWS}
 
 
-def find_generator(name: str, protocol: str | None = None, family: int = 4) -> Generator:
+def find_generator(name: str) -> Generator:
     """Return the row of a generator.
 
-    :param protocol: what it is to send (None: anything). ``family``: over IPv4 or IPv6.
-    :raises UsageError: there is no such generator, or it does not send this protocol, or not this family.
+    :raises UsageError: no generator has this name.
     """
     if name not in GENERATORS:
         raise UsageError(f"unknown generator {name!r}", f"--generator takes one of: {', '.join(GENERATORS)}")
-    found = GENERATORS[name]
-    if protocol not in (None, *found.protocols):
-        others = " or ".join(other for other, each in GENERATORS.items() if protocol in each.protocols and each.sends)
-        remedy = f"--generator {others} does" if others else f"it sends: {', '.join(found.protocols)}"
-        raise UsageError(f"generator {name} sends no {protocol!r}", remedy)
-    if family not in found.families:
-        raise UsageError(f"generator {name} sends no IPv{family}", "pass another --generator, such as sockets")
-    return found
+    return GENERATORS[name]
+
+
+def check_generator(generator: Generator, protocol: str, family: int = 4) -> None:
+    """Refuse a generator that cannot send this protocol, or over this IP family.
+
+    :raises UsageError: it cannot.
+    """
+    if protocol not in generator.protocols:
+        able = " or ".join(row.name for row in GENERATORS.values() if protocol in row.protocols and row.sends)
+        remedy = f"--generator {able} does" if able else f"it sends: {', '.join(generator.protocols)}"
+        raise UsageError(f"generator {generator.name} sends no {protocol!r}", remedy)
+    if family not in generator.families:
+        raise UsageError(
+            f"generator {generator.name} sends no IPv{family}", "pass another --generator, such as sockets"
+        )

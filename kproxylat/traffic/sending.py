@@ -8,20 +8,18 @@ from collections.abc import Callable
 from kproxylat.console import say, waiting
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.traffic.burst import Burst, Sent
-from kproxylat.traffic.generators import GENERATORS
+from kproxylat.traffic.generators import Generator
 
 
 def send(
-    burst: Burst, name: str, pause_s: float | None = None, meanwhile: Callable[[], None] = lambda: None
+    burst: Burst, generator: Generator, pause_s: float | None = None, meanwhile: Callable[[], None] = lambda: None
 ) -> tuple[Sent, Interrupted | None]:
-    """Send a burst and wait for its end; a signal stops it, and twice the time that it should take.
+    """Send a burst and wait for its end. A signal stops it, and so does a limit of twice its time.
 
-    :param name: the generator's.
     :param meanwhile: called every ``pause_s`` seconds (None: never).
     :return: what was sent, and the signal, if one came.
     :raises MachineError: the generator fails, or does not stop.
     """
-    generator = GENERATORS[name]
     limit_s = 2 * burst.count / burst.rate_pps + 60
     sender = None
     try:
@@ -31,13 +29,13 @@ def send(
             while not (done := sender.wait(pause_s or limit_s)) and time.monotonic() < ends_s:
                 meanwhile()
         if not done:
-            say(f"      {name} was not done after {limit_s:.0f} s: stopped")
+            say(f"      {generator.name} was not done after {limit_s:.0f} s: stopped")
             generator.stop(burst, sender)
             if not sender.wait(10):
-                raise MachineError(f"{name} does not stop", "try a lower rate")
+                raise MachineError(f"{generator.name} does not stop", "try a lower rate")
         if sender.status not in generator.ok:
-            said = " ".join("".join(sender.said).split())[-200:]
-            raise MachineError(f"{name} failed (status {sender.status}): {said or '(it printed nothing)'}")
+            output = " ".join("".join(sender.said).split())[-200:]
+            raise MachineError(f"{generator.name} failed (status {sender.status}): {output or '(it printed nothing)'}")
     except Interrupted as interrupt:
         generator.stop(burst, sender)
         if not sender:

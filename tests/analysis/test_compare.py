@@ -18,9 +18,9 @@ from kproxylat.analysis.contrast import ALARMS, contrast
 from kproxylat.cli import app
 from kproxylat.errors import LogError, UsageError
 from kproxylat.results import Accounting, Probe, Quality, Result, Traffic
-from kproxylat.results_json import list_to_json, to_json
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support import TESTS
+from tests.support.documents import files
 
 LEGACY, NFTABLES = load(COUNTED)[0], load(COUNTED)[6]
 SLOW = load(TIMED)[0]
@@ -41,15 +41,6 @@ def resample(result: Result, rng: Random, count: int, factor: float = 1.0) -> Re
 def lookup(result: Result) -> Probe:
     assert result.lookup
     return result.lookup
-
-
-def files(directory: Path, *sides: Result | Iterable[Result]) -> list[str]:
-    names = []
-    for number, side in enumerate(sides):
-        path = directory / f"{number}.json"
-        path.write_text(to_json(side) if isinstance(side, Result) else list_to_json(side))
-        names.append(str(path))
-    return names
 
 
 def pair(directory: Path, a: Result | Iterable[Result], b: Result | Iterable[Result], **options: Any) -> Comparison:

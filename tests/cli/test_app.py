@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 
 from kproxylat import __version__
-from kproxylat.cli import app
 from kproxylat.errors import MachineError
 from kproxylat.measure import options as plan
 from kproxylat.measure import plan as measure_plan
@@ -23,40 +22,21 @@ from kproxylat.system import btf, kernel, processes, virtual_machine
 from kproxylat.trace import plan as trace_plan
 from kproxylat.trace.script import render_script
 from tests.support import ROOT
+from tests.support.command import RULES, Captured, call
 from tests.support.fakes import PROGRAMS, make_world
+
+pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
             *("capture", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
-RULES = str(ROOT / "tests/kube-proxy-rules/iptables-nft/n0/iptables-nft-save.txt")
 TARGET = ("run", "--mode", "nftables", "--target")
-Captured = pytest.CaptureFixture[str]
-
-
-def call(capsys: Captured, *argv: str) -> tuple[int, str, str]:
-    """Run one command line in this process: status, stdout, stderr."""
-    with pytest.raises(SystemExit) as ended:
-        app.main(list(argv))
-    out, err = capsys.readouterr()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code, out, err
-
-
-@pytest.fixture(autouse=True)
-def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no program run and no signal handler stay: what bad input starts would fail the test."""
-
-    def start(*argv: object, **_: object) -> None:
-        raise AssertionError(f"{argv} was started")
-
-    monkeypatch.setattr(processes, "_command", start)
-    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         ((*LAB, "--mode", "ipvs4"), "unknown mode 'ipvs4'"),
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
@@ -186,11 +166,11 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )
-def test_wrong_usage_is_status_2_and_one_clear_line(capsys: Captured, argv: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_is_status_2_and_one_clear_line(capsys: Captured, argv: tuple[str, ...], message: str) -> None:
     status, out, err = call(capsys, *argv)
     lines = err.splitlines()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
     if lines[0].startswith("kproxylat: "):
         assert len(lines) in (1, 2)
@@ -207,7 +187,7 @@ def below_a_file(directory: Path) -> str:
 
 
 @pytest.mark.parametrize("command", [LAB, SWEEP], ids=" ".join)
-def test_an_output_directory_that_cannot_be_written_is_told_before_booting(
+def test_an_unwritable_output_directory_is_refused_before_booting(
     capsys: Captured, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     status, out, err = call(capsys, *command, "--vm", "--output-dir", below_a_file(tmp_path))
@@ -215,7 +195,7 @@ def test_an_output_directory_that_cannot_be_written_is_told_before_booting(
     assert re.fullmatch(r"kproxylat: .*/file/sub cannot be made: Not a directory\n  pass another --output-dir\n", err)
 
 
-def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> None:
+def test_a_missing_kernel_image(capsys: Captured, tmp_path: Path) -> None:
     argv = (*LAB, "--vm", "--kernel", "/nowhere/vmlinuz", "--output-dir", str(tmp_path))
     status, _, err = call(capsys, *argv)
     assert status == 1
@@ -227,7 +207,7 @@ def test_a_kernel_image_that_is_not_there(capsys: Captured, tmp_path: Path) -> N
     [LAB, SWEEP, (*TARGET, "10.96.0.10:80"), ("trace", "--mode", "nftables"), ("cleanup",), ("render", "--lab")],
     ids=" ".join,
 )
-def test_an_ordinary_user_is_told_that_it_takes_root(
+def test_an_ordinary_user_reads_that_root_is_required(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,7 +243,7 @@ def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.Mon
 def internal_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let every run end with an internal error, and return the user's state directory."""
 
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("surprise \x1b[2J\nof two lines")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", fail)
@@ -365,8 +345,9 @@ def test_render_prints_what_run_would_use(
 ) -> None:
     used = list[str]()
 
-    def measure(options: plan.Options) -> None:
-        used.append(render_script(measure_plan.plan_script(options), options.template, options.settings))
+    def measure(options: plan.Options, **_: object) -> None:
+        tracing = options.tracing
+        used.append(render_script(measure_plan.plan_script(options), tracing.template, tracing.settings))
         raise MachineError("enough")
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
@@ -482,9 +463,19 @@ def test_the_program_itself() -> None:
     assert done.stderr == "kproxylat: unknown mode 'ipvs4'\n  --mode takes one of: iptables, ipvs, nftables\n"
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
-    done = python("-c", f"import sys, kproxylat.cli.app; print([each for each in {HEAVY} if each in sys.modules])")
-    assert done.stdout == "[]\n", done.stderr
+@pytest.mark.parametrize(
+    ("code", "libraries"),
+    [
+        ("pass", HEAVY),
+        ("app.build('parse')", HEAVY),
+        ("app.build()", ("kubernetes", "rich", "numpy", "matplotlib")),
+    ],
+)
+def test_the_command_line_imports_nothing_heavy(code: str, libraries: tuple[str, ...]) -> None:
+    """Neither without a command, nor for parse, nor for the help of the whole program."""
+    names = f"[library for library in {libraries} if library in sys.modules]"
+    process = python("-c", f"import sys; from kproxylat.cli import app; {code}; print({names})")
+    assert process.stdout == "[]\n", process.stderr
 
 
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -520,7 +511,7 @@ def test_a_directory_of_rulesets_is_swept_on_the_backend_that_is_passed(
         ("instructions", ("--ruleset", RULES, "--every-service"), 2),
     ],
 )
-def test_some_hundred_packets_do_where_instructions_are_counted(
+def test_a_sweep_sends_fewer_packets_on_the_instruction_clock(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, clock: str, options: tuple[str, ...], duration_s: float
 ) -> None:
     from kproxylat.sweep import sweep
@@ -528,11 +519,11 @@ def test_some_hundred_packets_do_where_instructions_are_counted(
     planned: list[float] = []
 
     def stop(points: list[Options], *_: object) -> None:
-        planned.extend(each.duration_s for each in points)
+        planned.extend(each.sending.duration_s for each in points)
         raise MachineError("enough")
 
     monkeypatch.setattr(sweep, "sweep", stop)
-    monkeypatch.setattr(kernel, "detect_clock", lambda: (clock, True))
+    monkeypatch.setattr("kproxylat.cli.sweep.detect_clock", lambda: (clock, True))
     backend = ("--mode", "iptables", "--backend", "nft")
     assert call(capsys, "sweep", "--lab", *options, *backend) == (1, "", "kproxylat: enough\n")
     assert planned == [duration_s]

@@ -10,43 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kproxylat.cluster import proxy_mode, sync
-from kproxylat.errors import MachineError
+from kproxylat.cluster import proxy_mode
 from kproxylat.measure.options import Options
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination, Result, Run
-from tests.cli.test_app import Captured, call
-from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
-from tests.support import TESTS
+from kproxylat.results import Destination
+from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
-
-RECORDED = TESTS / "kube-api"
-RULES = LiveRules("iptables", "nft", 5, {})
-
-
-@pytest.fixture
-def cluster(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
-    """A cluster as kubeadm makes it, and this machine as a node whose kube-proxy is not reached."""
-    for each in (CONFIGMAP, DAEMONSET):
-        fake.add(copy.deepcopy(each))
-    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
-    monkeypatch.setattr("kproxylat.cli.app.signal.signal", lambda *_: None)
-    running(monkeypatch, None, RULES)
-    return fake
-
-
-def running(monkeypatch: pytest.MonkeyPatch, mode: str | None, *rules: LiveRules) -> None:
-    """Let a kube-proxy in a mode run on this machine (None: none), and the kernel hold rules."""
-
-    def read_proxy(path: str, netns: str | None = None) -> str:
-        assert netns is None
-        if mode is None:
-            raise MachineError("no kube-proxy answers on port 10249 of this machine: Connection refused")
-        return (RECORDED / "metrics.txt").read_text() if path == "/metrics" else mode
-
-    for module in (proxy_mode, sync):
-        monkeypatch.setattr(module, "read_proxy", read_proxy)
-    monkeypatch.setattr(proxy_mode, "read_live_rules", lambda _: rules)
+from tests.support.fixtures import RULES, running
+from tests.support.kube_proxy import RECORDED
 
 
 def test_mode_show(capsys: Captured, cluster: FakeApi) -> None:
@@ -70,7 +41,7 @@ def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, mo
     assert (status, answer["mode"], answer["sure"]) == (0, "nftables", "likely")
     assert "set to iptables but runs nftables" in answer["warnings"][0]
     assert "left behind" in answer["warnings"][1]
-    assert answer["settle"] == "sudo kproxylat mode show --probe"
+    assert answer["settle"] == "sudo kproxylat mode show --send-packet"
     status, out, _ = call(capsys, "mode", "show")
     assert f"leftovers: kube-proxy removes leftover rules when it starts; if they stay, {proxy_mode.CLEAN_UP}\n" in out
 
@@ -87,28 +58,28 @@ def test_mode_show_without_a_cluster(capsys: Captured, cluster: FakeApi, monkeyp
     assert (status, out.splitlines()[0]) == (1, "kube-proxy mode ?, backend ?: unknown")
 
 
-def test_a_wrong_context_is_told(capsys: Captured, cluster: FakeApi) -> None:
+def test_mode_show_with_an_unknown_context(capsys: Captured, cluster: FakeApi) -> None:
     assert cluster.port
     status, out, err = call(capsys, "mode", "show", "--context", "prod")
     assert (status, out) == (2, "")
     assert err == "kproxylat: the kubeconfig has no context 'prod'\n  --context takes one of: fake\n"
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What would be measured."""
-    found: list[Options] = []
+@pytest.mark.parametrize("option", ["--send-packet", "--probe"])
+def test_mode_show_sends_a_packet_under_the_new_and_the_old_name(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    assert cluster.port
+    legacy, nft = (LiveRules("iptables", backend, 5, {}) for backend in ("legacy", "nft"))
+    running(monkeypatch, "iptables", legacy, nft)
+    monkeypatch.setattr(proxy_mode, "probe", lambda *_: frozenset({str(nft)}))
+    assert call(capsys, "mode", "show")[0] == 1
+    status, out, _ = call(capsys, "mode", "show", option)
+    assert (status, out.splitlines()[0]) == (0, "kube-proxy mode iptables, backend nft: certain")
+    assert option == "--send-packet" or option not in call(capsys, "mode", "show", "--help")[1]
 
-    def measure(options: Options) -> tuple[Result, None]:
-        found.append(options)
-        return Result(Run(), options.found), None
 
-    monkeypatch.setattr("kproxylat.measure.run.measure", measure)
-    monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
-    return found
-
-
-def test_run_looks_target_and_mode_up(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
+def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
     for each in RECORDED.glob("*worker*.json"):
         cluster.add(each)
     status, _, err = call(capsys, "run", "2", "1000", "--service", "worker-dual", "--format", "json")
@@ -122,7 +93,7 @@ def test_run_looks_target_and_mode_up(capsys: Captured, cluster: FakeApi, measur
     assert "miss path: Service default/worker has no UDP port" in err
     assert "packets come from 198.18.0.0/15 and are masqueraded: none of the cluster's 0 nodes has an address" in err
     assert [each.masqueraded for each in measured] == [True, True]
-    assert "masqueraded: none of the cluster" in measured[0].warnings[0]
+    assert "masqueraded: none of the cluster" in measured[0].record.warnings[0]
 
 
 def test_run_with_a_target_asks_no_api(
@@ -134,7 +105,7 @@ def test_run_with_a_target_asks_no_api(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said", "wanted"),
+    ("argv", "message", "expected"),
     [
         ((), "Service worker not found in namespace default", 1),
         (("-n", "other"), "Service worker not found in namespace other", 1),
@@ -144,17 +115,17 @@ def test_run_with_a_target_asks_no_api(
     ],
 )
 def test_bad_input_of_run(
-    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...], said: str, wanted: int
+    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...], message: str, expected: int
 ) -> None:
     assert cluster.port
     status, out, err = call(capsys, "run", *argv)
-    assert (status, out, measured) == (wanted, "", [])
-    assert said in err
+    assert (status, out, measured) == (expected, "", [])
+    assert message in err
     assert len(err.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("mode", "rules", "argv", "said"),
+    ("mode", "rules", "argv", "message"),
     [
         ("iptables", ("legacy", "nft"), (), "ambiguous: the kernel holds the rules of iptables on legacy and iptables"),
         ("iptables", (), (), "mode iptables on an unknown backend"),
@@ -167,7 +138,7 @@ def test_bad_input_of_run(
         (None, (), (), "no source knows of a kube-proxy"),
     ],
 )
-def test_a_mode_that_is_not_clear(
+def test_an_ambiguous_mode(
     capsys: Captured,
     cluster: FakeApi,
     measured: list[Options],
@@ -175,13 +146,13 @@ def test_a_mode_that_is_not_clear(
     mode: str | None,
     rules: tuple[str, ...],
     argv: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     assert cluster.port
     running(monkeypatch, mode, *(LiveRules("iptables", each, 5, {}) for each in rules))
     status, out, err = call(capsys, "run", "--target", "10.96.0.10:50051", *argv)
     assert (status, out, measured) == (1, "", [])
-    assert said in err
+    assert message in err
     assert err.splitlines()[1].startswith("  ")
 
 
@@ -214,9 +185,7 @@ def test_a_namespace_keeps_its_name_in_messages(capsys: Captured, cluster: FakeA
     assert call(capsys, *command)[1].startswith(f"created {objects}; 0 were there: ")
 
 
-def test_the_workers_rules_are_waited_for_too(
-    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wait_includes_the_workers_rules(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.port
     running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.2", 80, "tcp"): 0}))
     status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
@@ -224,7 +193,7 @@ def test_the_workers_rules_are_waited_for_too(
     assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
 
 
-def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
+def test_wait_ends_with_the_rules_and_an_idle_kube_proxy(
     capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.port
@@ -234,7 +203,7 @@ def test_waiting_ends_with_the_rules_and_a_whole_answer_of_metrics(
     assert "kube-proxy's rules hold them: " in out
 
 
-def test_run_without_a_cluster_names_the_other_way(
+def test_run_without_a_cluster_names_target_and_mode(
     capsys: Captured, cluster: FakeApi, measured: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.port
@@ -245,7 +214,7 @@ def test_run_without_a_cluster_names_the_other_way(
     assert err.endswith("\n  or, without a cluster's API: --target IP:PORT --mode MODE\n")
 
 
-def test_a_worker_is_made_and_another_left_alone(capsys: Captured, cluster: FakeApi) -> None:
+def test_create_worker_and_keep_another_clients_worker(capsys: Captured, cluster: FakeApi) -> None:
     for _ in range(2):
         status, out, _ = call(capsys, "services", "create", "--count", "0", "--worker")
         assert (status, out.splitlines()[0]) == (0, "applied Service worker and Deployment worker")
@@ -278,7 +247,7 @@ API_COMMANDS = (
 
 
 @pytest.mark.parametrize(
-    ("wrong", "status", "said", "remedy"),
+    ("wrong", "status", "message", "remedy"),
     [
         ("no kubeconfig", 1, "there is no kubeconfig: ", "pass --kubeconfig FILE"),
         ("an expired token", 1, "refuses (401 Unauthorized): the token has expired", "log in again"),
@@ -298,7 +267,7 @@ def test_bad_input_of_every_command(
     argv: tuple[str, ...],
     wrong: str,
     status: int,
-    said: str,
+    message: str,
     remedy: str,
 ) -> None:
     """One clear line, the remedy, and the status; nothing is changed or measured."""
@@ -323,7 +292,7 @@ def test_bad_input_of_every_command(
     found, out, err = call(capsys, *argv, *(("--context", "prod") if wrong == "a wrong context" else ()))
     assert (found, out, measured, cluster.objects) == (status, "", [], before), err
     [line, *remedies] = err.splitlines()
-    assert re.search(re.escape(said).replace(r"\|", "|"), line)
+    assert re.search(re.escape(message).replace(r"\|", "|"), line)
     assert line.startswith("kproxylat: ")
     assert remedy in remedies[0]
     assert all(each.startswith("  ") for each in remedies)

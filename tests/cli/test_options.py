@@ -22,9 +22,11 @@ from kproxylat.cluster.proxy_mode import Evidence, Finding
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
-from tests.cli.test_app import RULES, Captured, call, nothing_starts  # noqa: F401
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.command import RULES, Captured, call
+
+pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
 TEMPLATE = str(ROOT / "templates/overhead.bt.j2")
@@ -88,10 +90,13 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     },
     "sweep": {
         "lab": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "ruleset": IN_LAB | NO_VM | {"--target", "--services", "--position", "--family", "--yes", "--mode"},
+        "ruleset": IN_LAB
+        | NO_VM
+        | (OWN - {"rule_position"})
+        | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed"},
+        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}},
     "trace": {"all packets": {"--protocol"}, "target": {"--family"}},
@@ -141,6 +146,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--generator": ("--generator", "sockets"),
     "run ruleset --generator": ("--generator", "pktgen"),
     "render ruleset --generator": ("--generator", "pktgen"),
+    "sweep ruleset --generator": ("--generator", "pktgen"),
     "parse prints --format": ("--format", "csv"),
     "parse intervals --format": ("--format", "csv"),
     "--kernel": ("--kernel", "/boot/vmlinuz-7"),
@@ -284,6 +290,8 @@ def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node |
 
 ENTRIES: dict[str, Any] = {
     "system.kernel.check_root": None,
+    "cli.host.check_root": None,
+    "cli.sweep.detect_clock": ("ns", False),
     "system.kernel.detect_clock": ("ns", False),
     "measure.plan.check_trusted": None,
     "measure.defaults.check_root": None,
@@ -297,7 +305,7 @@ ENTRIES: dict[str, Any] = {
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
-    "sweep.pool.Pool": Pool,
+    "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
     "system.virtual_machine.boot": None,
     "node.doctor.missing_to_trace": ["bpftrace"],
@@ -309,29 +317,31 @@ ENTRIES: dict[str, Any] = {
     "trace.script.render_script": "",
     "sweep.whatif.whatif": (WHATIF, None),
     "sweep.whatif.save": Path("saved.json"),
-    "report.tables.show_whatif": None,
+    "cli.whatif.show_whatif": None,
+    "cli.sweep.confirm": None,
     "console.confirm": None,
+    "cli.mode.confirm": None,
     "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
     "lab.capture.save": None,
     "analysis.compare.compare": (),
-    "analysis.comparison.check_worse": False,
-    "analysis.comparison.to_json": "{}",
+    "cli.compare.check_worse": False,
+    "cli.compare.to_json": "{}",
     "report.plot.plot": None,
-    "cluster.proxy_mode.gather": gather,
-    "cluster.proxy_mode.decide": FINDING,
-    "cluster.rollout.plan_change": CHANGE,
-    "cluster.rollout.needs_restart": True,
-    "cluster.rollout.set_mode": None,
+    "cli.mode.gather": gather,
+    "cli.mode.decide": FINDING,
+    "cli.mode.plan_change": CHANGE,
+    "cli.mode.needs_restart": True,
+    "cli.mode.set_mode": None,
     "node.live_rules.read_live_rules": (),
-    "cluster.sync.service_ports": set(),
-    "cluster.sync.wait_for_rules": 1.0,
-    "cluster.dummies.read_dummies": DUMMIES,
-    "cluster.dummies.plan_creation": [1],
-    "cluster.dummies.create": None,
-    "cluster.dummies.delete": (0, 0),
-    "cluster.worker.apply_worker": None,
-    "cluster.worker.read_service": {},
-    "cluster.worker.delete_worker": 1,
+    "cli.services.service_ports": set(),
+    "cli.services.wait_for_rules": 1.0,
+    "cli.services.read_dummies": DUMMIES,
+    "cli.services.plan_creation": [1],
+    "cli.services.create": None,
+    "cli.services.delete": (0, 0),
+    "cli.services.apply_worker": None,
+    "cli.services.read_service": {},
+    "cli.services.delete_worker": 1,
 }
 """What commands call -> what stands in for it, or what it returns; its arguments are noted."""
 
@@ -344,7 +354,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def note(name: str, answer: Any) -> Callable[..., Any]:
         def noted(*words: Any, **more: Any) -> Any:
-            if name not in ("sweep.sweep.sweep", "system.kernel.detect_clock"):
+            if name not in ("sweep.sweep.sweep", "cli.sweep.detect_clock", "system.kernel.detect_clock"):
                 DONE.append(f"{name} {describe(words)} {describe(sorted(more.items()))}")
             return answer(*words, **more) if callable(answer) else answer
 

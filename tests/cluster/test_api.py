@@ -21,11 +21,11 @@ from kproxylat.cluster import api as cluster
 from kproxylat.cluster import kubeconfig
 from kproxylat.cluster.api import Api, connect
 from kproxylat.errors import ApiError, MachineError, UsageError
-from tests.support import TESTS, fake_api
+from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
+from tests.support.kube_proxy import RECORDED
 
 SERVICES = "/api/v1/namespaces/default/services"
-RECORDED = TESTS / "kube-api"
 
 
 def service(name: str) -> dict[str, object]:
@@ -43,7 +43,7 @@ def create(api: Api, name: str) -> None:
         raise AlreadyExists if error.reason == "AlreadyExists" else error from None
 
 
-def test_objects_come_and_go(api: Api, fake: FakeApi) -> None:
+def test_create_get_and_delete(api: Api, fake: FakeApi) -> None:
     fake.add(RECORDED / "service-worker.json")
     assert api.get(f"{SERVICES}/worker")["spec"]["clusterIP"] == "10.96.100.50"
     assert api.find(f"{SERVICES}/other") is None
@@ -54,7 +54,7 @@ def test_objects_come_and_go(api: Api, fake: FakeApi) -> None:
     assert fake.named("services") == ["worker"]
 
 
-def test_a_list_is_read_in_pages_and_again_when_its_token_expires(
+def test_list_reads_pages_and_restarts_when_the_token_expires(
     api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "PAGE", 10)
@@ -66,7 +66,7 @@ def test_a_list_is_read_in_pages_and_again_when_its_token_expires(
     assert {each["metadata"]["name"] for each in api.list(SERVICES)} == {f"s{number:02}" for number in range(35)}
 
 
-def test_faults_are_tried_again(api: Api, fake: FakeApi) -> None:
+def test_requests_are_repeated_after_faults(api: Api, fake: FakeApi) -> None:
     api.get(SERVICES)
     fake.fault_rate = 0.4
     for number in range(30):
@@ -78,7 +78,7 @@ def test_faults_are_tried_again(api: Api, fake: FakeApi) -> None:
     assert len(fake.faults) > 4
 
 
-def test_retry_after_is_kept(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_after_is_respected(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = iter(["overload", ""])
     monkeypatch.setattr(fake, "fault", lambda _: next(faults))
     fake.retry_after = "1"
@@ -87,7 +87,7 @@ def test_retry_after_is_kept(api: Api, fake: FakeApi, monkeypatch: pytest.Monkey
     assert 1 <= time.monotonic() - started_s < 1.5
 
 
-def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_longer_than_the_limit_fails_at_once(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake, "fault", lambda _: "overload")
     fake.retry_after = "150"
     started_s = time.monotonic()
@@ -98,9 +98,7 @@ def test_a_longer_wait_than_patience_is_not_begun(api: Api, fake: FakeApi, monke
 
 
 @pytest.mark.parametrize("retry_after", ["0", "", "soon"])
-def test_many_short_waits_are_survived(
-    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str
-) -> None:
+def test_many_short_waits_succeed(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str) -> None:
     """Priority and fairness may refuse more than ten times, a second each: here, faster."""
     fake.retry_after = retry_after
     faults = iter(["overload"] * 25 + [""])
@@ -110,27 +108,25 @@ def test_many_short_waits_are_survived(
     assert next(faults, None) is None
 
 
-def test_a_server_that_never_answers_is_told_soon(
-    fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_fails_soon(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.FIRST_S == 10
     monkeypatch.setattr(cluster, "FIRST_S", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        nobody = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]))
+        unreachable = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]))
         started_s = time.monotonic()
         with pytest.raises(MachineError, match=r"no API server answers at .*Read timed out"):
-            nobody.get(SERVICES)
+            unreachable.get(SERVICES)
         assert time.monotonic() - started_s < 0.6
 
 
-def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exhausted_service_range_is_not_retried(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real server's words; that it is an internal error does not mean that it goes away."""
-    said = "Internal error occurred: failed to allocate a serviceIP: range is full"
+    message = "Internal error occurred: failed to allocate a serviceIP: range is full"
 
     def refuse(*_: object) -> None:
-        raise Refused(500, said)
+        raise Refused(500, message)
 
     monkeypatch.setattr(fake, "_create", refuse)
     with pytest.raises(ApiError, match="range is full") as caught:
@@ -140,7 +136,7 @@ def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "remedy"),
+    ("status", "message", "remedy"),
     [
         (403, 'services "a" is forbidden: exceeded quota: q, used: services=5', "kubectl describe quota -n default"),
         (
@@ -157,10 +153,10 @@ def test_no_cluster_ip_is_left(api: Api, fake: FakeApi, monkeypatch: pytest.Monk
     ],
 )
 def test_remedies(
-    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, status: int, said: str, remedy: str
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, status: int, message: str, remedy: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise Refused(status, said, "Forbidden" if status == 403 else "Invalid")
+        raise Refused(status, message, "Forbidden" if status == 403 else "Invalid")
 
     monkeypatch.setattr(fake, "_create", refuse)
     with pytest.raises(ApiError) as caught:
@@ -168,27 +164,30 @@ def test_remedies(
     assert remedy in caught.value.remedy
 
 
-def test_a_patch_that_lost_a_race_is_tried_again_and_field_managers_conflicts_are_not(
+def test_a_patch_is_repeated_after_a_race_but_not_after_a_field_manager_conflict(
     api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = ["Operation cannot be fulfilled on services: the object has been modified", "Apply failed with 1 conflict"]
+    messages = [
+        "Operation cannot be fulfilled on services: the object has been modified",
+        "Apply failed with 1 conflict",
+    ]
     patch = fake._patch
 
     def refuse(*argv: Any) -> object:
-        if said:
-            raise Refused(409, said.pop(0), "Conflict")
+        if messages:
+            raise Refused(409, messages.pop(0), "Conflict")
         return patch(*argv)
 
     monkeypatch.setattr(fake, "_patch", refuse)
     create(api, "a")
     with pytest.raises(ApiError, match="Apply failed"):
         api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
-    said = said or ["Operation cannot be fulfilled on services: the object has been modified"]
+    messages = messages or ["Operation cannot be fulfilled on services: the object has been modified"]
     api.request("PATCH", f"{SERVICES}/a", {"metadata": {"labels": {"x": "y"}}}, content_type=cluster.MERGE_PATCH)
     assert fake.objects["", "services", "default", "a"]["metadata"]["labels"] == {"x": "y"}
 
 
-def test_the_server_hears_who_we_are(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_agent_names_kproxylat(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, heard = fake.answer, []
 
     def listen(method: str, target: str, headers: dict[str, str], body: bytes) -> Any:
@@ -200,7 +199,7 @@ def test_the_server_hears_who_we_are(api: Api, fake: FakeApi, monkeypatch: pytes
     assert heard == ["kproxylat"]
 
 
-def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_ends_a_wait(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake, "fault", lambda _: api.stop() or "overload")
     fake.retry_after = "10"
     started_s = time.monotonic()
@@ -209,7 +208,7 @@ def test_a_wait_ends_when_it_is_stopped(api: Api, fake: FakeApi, monkeypatch: py
     assert time.monotonic() - started_s < 1
 
 
-def test_tries_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.PATIENCE_S == 120
     monkeypatch.setattr(cluster, "PATIENCE_S", 1)
     monkeypatch.setattr(fake, "fault", lambda _: "overload")
@@ -218,7 +217,7 @@ def test_tries_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.status == 429
 
 
-def test_refusals_are_one_line_and_a_remedy(api: Api, fake: FakeApi, tmp_path: Path) -> None:
+def test_a_refusal_is_one_line_with_a_remedy(api: Api, fake: FakeApi, tmp_path: Path) -> None:
     fake.denied.add(("list", "services"))
     with pytest.raises(ApiError) as caught:
         api.get(SERVICES)
@@ -233,13 +232,13 @@ def test_refusals_are_one_line_and_a_remedy(api: Api, fake: FakeApi, tmp_path: P
     assert "kubectl auth whoami" in caught.value.remedy
 
 
-def test_no_server_and_no_api(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_and_another_server(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nobody = connect(fake.kubeconfig(tmp_path, port=free.getsockname()[1]))
+        unreachable = connect(fake.kubeconfig(tmp_path, port=free.getsockname()[1]))
     started_s = time.monotonic()
     with pytest.raises(MachineError, match=r"no API server answers at http://127.0.0.1:\d+: .*Connection refused"):
-        nobody.get(SERVICES)
+        unreachable.get(SERVICES)
     assert time.monotonic() - started_s < 2
 
     monkeypatch.setattr(fake, "answer", lambda *_: (200, [], ""))
@@ -323,7 +322,7 @@ def plugin(command: str, *args: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", ["tokenFile", "exec"])
-def test_a_new_token_is_read_when_the_old_one_is_refused(
+def test_rejected_credentials_are_read_again(
     fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     token = tmp_path / "token"
@@ -345,17 +344,17 @@ def test_a_new_token_is_read_when_the_old_one_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (("/nowhere/aws",), "exec plugin /nowhere/aws failed: .*No such file or directory"),
         ((sys.executable, "-c", "exit('log in first')"), "exec plugin .* failed: .*log in first"),
         ((sys.executable, "-c", "print('x')"), "exec plugin .* failed: .*decode"),
     ],
 )
-def test_a_plugin_that_fails(
-    fake: FakeApi, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], said: str
+def test_a_failing_exec_plugin(
+    fake: FakeApi, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(MachineError, match=said) as caught:
+    with pytest.raises(MachineError, match=message) as caught:
         with_user(fake, tmp_path, plugin(*command))
     assert caught.value.remedy
     assert capfd.readouterr().err == ""
@@ -382,7 +381,7 @@ def test_proxies_of_the_environment(fake: FakeApi, tmp_path: Path, monkeypatch: 
         connect(path).get(SERVICES)
 
 
-def test_a_socks_proxy_that_takes_more(fake: FakeApi, tmp_path: Path) -> None:
+def test_a_socks_proxy_without_its_package(fake: FakeApi, tmp_path: Path) -> None:
     path = fake.kubeconfig(tmp_path)
     document = json.loads(path.read_text())
     document["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1"
@@ -395,7 +394,7 @@ def test_a_socks_proxy_that_takes_more(fake: FakeApi, tmp_path: Path) -> None:
     )
 
 
-def test_several_files_are_one_configuration(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_kubeconfig_files_are_merged(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As kubectl has it: the first file that says something, of a name or of the current context, is right."""
     whole = json.loads(fake.kubeconfig(tmp_path, namespace="team").read_text())
     other = {"name": "other", "context": {"cluster": "fake", "user": "fake", "namespace": "others"}}
@@ -436,7 +435,7 @@ def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
         server = {"server": f"https://127.0.0.1:{fake.port}"}
         encoded = base64.b64encode(certificate.read_bytes()).decode()
         document["users"][0]["user"] = {"client-certificate-data": encoded, "client-key-data": encoded}
-        for cluster_, said in (
+        for cluster_, message in (
             ({**server, "certificate-authority": certificate.name}, None),
             ({**server, "certificate-authority-data": encoded}, None),
             ({**server, "insecure-skip-tls-verify": True}, None),
@@ -449,8 +448,8 @@ def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
             document["clusters"][0]["cluster"] = cluster_
             path = certificate.with_name("kubeconfig")
             path.write_text(json.dumps(document))
-            if said:
-                with pytest.raises(MachineError, match=said):
+            if message:
+                with pytest.raises(MachineError, match=message):
                     connect(path).get(SERVICES)
             else:
                 assert list(connect(path).list(SERVICES)) == []
@@ -476,6 +475,6 @@ def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (api.namespace, list(api.list(SERVICES))) == ("team", [])
 
 
-def test_whom_one_acts_for_is_not_ignored(fake: FakeApi, tmp_path: Path) -> None:
+def test_impersonation_is_refused(fake: FakeApi, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="user of context fake acts as jane"):
         with_user(fake, tmp_path, {"token": TOKEN, "as": "jane"})

@@ -23,15 +23,14 @@ from kproxylat.cluster.dummies import create, delete, paths, plan_creation, read
 from kproxylat.cluster.kubeconfig import CONNECTIONS
 from kproxylat.errors import ApiError, Interrupted, MachineError
 from kproxylat.system import interrupts
-from tests.support import TESTS
 from tests.support.agent import Agent
 from tests.support.fake_api import Call, FakeApi
+from tests.support.kube_proxy import RECORDED
 
 WAIT_S = 0.01
 """How long a client waits here at most before it tries again."""
 INTERRUPTIONS, INTERRUPTED = 20, 400
 """How often, half of them while creating and half while deleting; and how many Services there are to be then."""
-RECORDED = TESTS / "kube-api"
 
 
 def fill(api: Api, count: int) -> None:
@@ -43,7 +42,7 @@ def names(count: int) -> list[str]:
     return sorted(f"dummy-service-{number}" for number in range(count))
 
 
-def test_services_and_slices_as_the_old_tools_name_them(api: Api, fake: FakeApi) -> None:
+def test_services_and_slices_have_the_old_scripts_names(api: Api, fake: FakeApi) -> None:
     fill(api, 3)
     assert fake.named("services") == fake.named("endpointslices") == names(3)
     service = fake.objects["", "services", "default", "dummy-service-2"]
@@ -56,7 +55,7 @@ def test_services_and_slices_as_the_old_tools_name_them(api: Api, fake: FakeApi)
     assert endpoints["endpoints"] == [{"addresses": ["10.245.0.3"]}]
 
 
-def test_what_is_there_is_not_created_again(api: Api, fake: FakeApi) -> None:
+def test_existing_objects_are_not_created_again(api: Api, fake: FakeApi) -> None:
     fill(api, 5)
     del fake.objects["", "services", "default", "dummy-service-1"]
     del fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-3"]
@@ -80,12 +79,12 @@ def owners_are_there(fake: FakeApi) -> bool:
     return fake.named("endpointslices") == before == fake.named("services")
 
 
-def test_slices_of_services_that_are_gone_do_not_count(api: Api, fake: FakeApi) -> None:
+def test_slices_of_deleted_services_do_not_count(api: Api, fake: FakeApi) -> None:
     """Deleting was interrupted between its stages, and the garbage collector has not come yet."""
     fill(api, 4)
     for number in (0, 1, 2):
         del fake.objects["", "services", "default", f"dummy-service-{number}"]
-    # Of an old tool: nobody's, and so the Service's of that name.
+    # A slice of an old script has no owner, and so belongs to the Service of that name.
     del fake.objects["discovery.k8s.io", "endpointslices", "default", "dummy-service-2"]["metadata"]["ownerReferences"]
     fill(api, 4)
     assert owners_are_there(fake)
@@ -103,7 +102,7 @@ def create_service(api: Api, number: int) -> None:
 
 
 @pytest.mark.parametrize("when", ["create", "get", "delete"])
-def test_the_garbage_collector_comes_in_between(api: Api, fake: FakeApi, when: str) -> None:
+def test_the_garbage_collector_runs_in_between(api: Api, fake: FakeApi, when: str) -> None:
     fill(api, 1)
     del fake.objects["", "services", "default", "dummy-service-0"]
     fake.after = lambda call: fake.collect_garbage() if call.verb == when else None
@@ -112,7 +111,7 @@ def test_the_garbage_collector_comes_in_between(api: Api, fake: FakeApi, when: s
     assert fake.named("services") == names(1)
 
 
-def test_a_conflict_that_does_not_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_conflict_fails(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(api, 1)
     answer, tries = fake.answer, []
 
@@ -140,7 +139,7 @@ def test_ipv6_services_get_ipv6_endpoints(api: Api, fake: FakeApi) -> None:
     assert fake.port
 
 
-def test_only_what_has_label_and_name_is_deleted(api: Api, fake: FakeApi) -> None:
+def test_only_services_with_label_and_name_are_deleted(api: Api, fake: FakeApi) -> None:
     fill(api, 4)
     worker = fake.add(RECORDED / "service-worker.json")
     bare = fake.objects["", "services", "default", "dummy-service-1"]["metadata"]
@@ -155,7 +154,7 @@ def test_only_what_has_label_and_name_is_deleted(api: Api, fake: FakeApi) -> Non
     assert deleted == {"dummy-service-0", "dummy-service-2", "dummy-service-3"}
 
 
-def test_a_label_lost_between_listing_and_deleting_saves_the_service(api: Api, fake: FakeApi) -> None:
+def test_a_service_that_loses_its_label_after_listing_is_kept(api: Api, fake: FakeApi) -> None:
     fill(api, 3)
 
     def change(call: Call) -> None:
@@ -176,13 +175,13 @@ def test_a_label_lost_between_listing_and_deleting_saves_the_service(api: Api, f
     assert fake.named("services") == ["dummy-service-0"]
 
 
-def test_keeping_the_first(api: Api, fake: FakeApi) -> None:
+def test_delete_keeps_the_first_services(api: Api, fake: FakeApi) -> None:
     fill(api, 12)
     delete(api, {*range(10)})
     assert fake.named("services") == fake.named("endpointslices") == names(10)
 
 
-def test_a_name_that_is_taken(api: Api, fake: FakeApi) -> None:
+def test_another_service_with_a_dummy_name(api: Api, fake: FakeApi) -> None:
     worker = json.loads((RECORDED / "service-worker.json").read_text())
     worker["metadata"]["name"] = "dummy-service-1"
     fake.add(worker)
@@ -190,7 +189,7 @@ def test_a_name_that_is_taken(api: Api, fake: FakeApi) -> None:
         fill(api, 3)
 
 
-def test_a_refusal_stops_the_rest(api: Api, fake: FakeApi) -> None:
+def test_a_refusal_stops_the_other_threads(api: Api, fake: FakeApi) -> None:
     fake.denied.add(("create", "services"))
     with pytest.raises(ApiError, match="403 Forbidden"):
         fill(api, 2000)
@@ -265,7 +264,7 @@ def agent(fake: FakeApi, tmp_path: Path) -> Iterator[Agent]:
     started.close()
 
 
-def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, agent: Agent) -> None:
+def test_the_same_command_resumes_after_ctrl_c(fake: FakeApi, agent: Agent) -> None:
     """A real process gets a real SIGINT; whatever is there then, the same command completes it."""
     draw, each_way = random.Random(7), INTERRUPTIONS // 2
     fake.fault_rate = 0.05
@@ -274,10 +273,12 @@ def test_ctrl_c_at_any_moment_and_again(fake: FakeApi, agent: Agent) -> None:
         for number in range(each_way):
             done = len(fake.objects)
             left = 2 * INTERRUPTED - done if verb == "create" else done
-            wanted = done + draw.randrange(1, max(left // (each_way - number + 3), 2)) * (1 if verb == "create" else -1)
+            expected = done + draw.randrange(1, max(left // (each_way - number + 3), 2)) * (
+                1 if verb == "create" else -1
+            )
 
-            def interrupt(call: Call, verb: str = verb, wanted: int = wanted) -> None:
-                reached = len(fake.objects) >= wanted if verb == "create" else len(fake.objects) <= wanted
+            def interrupt(call: Call, verb: str = verb, expected: int = expected) -> None:
+                reached = len(fake.objects) >= expected if verb == "create" else len(fake.objects) <= expected
                 if call.verb == verb and reached:
                     # The answers that follow take longer, so that the signal arrives before the command's end.
                     fake.after = lambda _: threading.Event().wait(0.05)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -11,27 +10,8 @@ import pytest
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, read_configured
 from kproxylat.errors import MachineError
-from tests.support import TESTS
 from tests.support.fake_api import FakeApi
-
-RECORDED = TESTS / "kube-api"
-CONFIGMAP = json.loads((RECORDED / "configmap-kube-proxy.json").read_text())
-DAEMONSET = json.loads((RECORDED / "daemonset-kube-proxy.json").read_text())
-NODE = json.loads((RECORDED / "node.json").read_text())
-CONFIG = CONFIGMAP["data"]["config.conf"]
-
-
-def configmap(name: str = "kube-proxy", **data: str) -> dict[str, Any]:
-    return {**copy.deepcopy(CONFIGMAP), "metadata": {"name": name, "namespace": "kube-system"}, "data": data}
-
-
-def daemonset(command: list[str], volume: str = "kube-proxy", name: str = "kube-proxy") -> dict[str, Any]:
-    found = copy.deepcopy(DAEMONSET)
-    found["metadata"]["name"] = name
-    spec = found["spec"]["template"]["spec"]
-    spec["containers"][0] |= {"command": command, "name": name}
-    spec["volumes"][0]["configMap"]["name"] = volume
-    return found
+from tests.support.kube_proxy import CONFIG, CONFIGMAP, DAEMONSET, NODE, configmap, daemonset
 
 
 def pod(command: list[str], labels: dict[str, str], node: str = "node") -> dict[str, Any]:
@@ -91,7 +71,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
         [("pod kube-proxy-a: no --proxy-mode, the default", "iptables"), ("pod kube-proxy-c: --proxy-mode", "ipvs")],
     ),
     "k3s": ([node("a", '["server"]')], [("node a: k3s.io/node-args, the default", "iptables")]),
-    "k3s, told": (
+    "k3s with a mode": (
         [node("a", '["agent","--kube-proxy-arg","proxy-mode=ipvs"]')],
         [("node a: k3s.io/node-args", "ipvs")],
     ),
@@ -107,13 +87,13 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_distributions(api: Api, fake: FakeApi, case: str) -> None:
-    objects, wanted = CASES[case]
+    objects, expected = CASES[case]
     for each in objects:
         fake.add(copy.deepcopy(each))
     found = read_configured(api, "here")
-    assert [(each.source, each.mode) for each in found.settings] == wanted
+    assert [(each.source, each.mode) for each in found.settings] == expected
     assert found.unasked == []
-    assert bool(found.workloads) == (bool(wanted) and case != "a ConfigMap alone")
+    assert bool(found.workloads) == (bool(expected) and case != "a ConfigMap alone")
     assert {call.verb for call in fake.calls} <= {"get", "list"}
 
 
@@ -133,9 +113,9 @@ def test_missing_permissions_are_named(api: Api, fake: FakeApi) -> None:
     fake.denied |= {("list", "daemonsets"), ("list", "pods"), ("list", "nodes"), ("get", "configmaps")}
     found = read_configured(api, "here")
     assert found.settings == []
-    said = " ".join(found.unasked)
+    message = " ".join(found.unasked)
     for resource in ("daemonsets", "pods", "nodes", "configmaps"):
-        assert f'resource "{resource}"' in said
+        assert f'resource "{resource}"' in message
 
 
 def test_only_the_mode_changes() -> None:
@@ -163,7 +143,7 @@ def test_only_the_mode_changes() -> None:
         "mode: iptables\nmode: ipvs\n",
     ],
 )
-def test_what_is_not_one_plain_line_is_not_changed(text: str) -> None:
+def test_a_mode_that_is_not_on_one_plain_line_is_refused(text: str) -> None:
     with pytest.raises(MachineError, match="not on one line of the form mode: NAME") as caught:
         change_mode(text, "nftables")
     assert "edit it by hand" in caught.value.remedy

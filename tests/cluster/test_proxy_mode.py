@@ -1,4 +1,4 @@
-"""The detection table: each recorded state of a node and each mixture has one answer, told with its reason."""
+"""The detection table: each recorded state of a node and each mixture has one answer with a reason."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from kproxylat.cluster.proxy_config import Setting
 from kproxylat.cluster.proxy_mode import CLEAN_UP, SETTLE, Evidence, decide
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.modes import find_mode
 from kproxylat.node import live_rules
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, probe, read_live_rules
 from kproxylat.results import Destination
@@ -95,7 +96,8 @@ def test_ipv6_rules_where_there_are_none_of_ipv4(monkeypatch: pytest.MonkeyPatch
         LiveRules("nftables", "nft", 1, {Destination("fd00:10:96::1", 443, "tcp"): None}),
     )
     own = parse_ip_vs(
-        "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n"
+        "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n",
+        find_mode("ipvs", None),
     )
     assert own == LiveRules("ipvs", "ipvs", 1, {Destination("fd00:10:96::50", 50051, "udp"): None})
 
@@ -163,11 +165,11 @@ def test_every_step_has_an_answer() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_recorded_mode_switches(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     running, node = STEPS[step]
     finding = decide(Evidence(running, rules=look(monkeypatch, node)))
-    [wanted] = [answer for start, answer in ANSWERS.items() if step.startswith(start)]
-    assert (finding.mode, finding.backend, finding.sure) == wanted
+    [expected] = [answer for start, answer in ANSWERS.items() if step.startswith(start)]
+    assert (finding.mode, finding.backend, finding.sure) == expected
     assert finding.reason
     if step[0] in "456":
         assert finding.settle == SETTLE
@@ -179,7 +181,7 @@ def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: st
 
 
 @pytest.mark.parametrize(
-    ("step", "counted", "wanted"),
+    ("step", "counted", "expected"),
     [
         ("4", {NFT}, ("iptables", "nft", "certain")),
         ("4", {LEGACY}, ("iptables", "legacy", "certain")),
@@ -191,13 +193,13 @@ def test_what_a_real_kube_proxy_leaves(monkeypatch: pytest.MonkeyPatch, step: st
         ("6", {LEGACY}, ("iptables", "legacy", "certain")),
     ],
 )
-def test_counters_settle_it(
-    monkeypatch: pytest.MonkeyPatch, step: str, counted: set[str], wanted: tuple[str | None, str | None, str]
+def test_counters_decide_between_backends(
+    monkeypatch: pytest.MonkeyPatch, step: str, counted: set[str], expected: tuple[str | None, str | None, str]
 ) -> None:
     [(running, node)] = [each for name, each in STEPS.items() if name.startswith(step)]
     finding = decide(Evidence(running, rules=look(monkeypatch, node), counted=frozenset(counted)))
-    assert (finding.mode, finding.backend, finding.sure) == wanted
-    assert bool(finding.settle) == (wanted[2] == "ambiguous")
+    assert (finding.mode, finding.backend, finding.sure) == expected
+    assert bool(finding.settle) == (expected[2] == "ambiguous")
     if finding.settle:
         assert finding.settle == CLEAN_UP
     if step == "5" and counted:
@@ -210,7 +212,7 @@ def test_counters_settle_it(
 @pytest.mark.parametrize("size", ["n0", "n100", "n1000"])
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
 def test_recorded_rules_of_iptables(size: str, backend: str) -> None:
-    rules = parse_nat(ruleset(f"iptables-{backend}", size), backend)
+    rules = parse_nat(ruleset(f"iptables-{backend}", size), find_mode("iptables", backend))
     assert rules
     dummies = int(size[1:])
     assert (rules.mode, rules.backend, rules.rules, len(rules.services)) == (
@@ -247,25 +249,30 @@ def test_recorded_nodes(monkeypatch: pytest.MonkeyPatch, path: Path, running: bo
 
 @pytest.mark.parametrize("size", ["n0", "n100"])
 def test_recorded_rules_of_nftables(size: str) -> None:
-    rules = parse_service_ips(read(RULES / "nftables" / size / "service-ips.json"))
+    rules = parse_service_ips(read(RULES / "nftables" / size / "service-ips.json"), find_mode("nftables", None))
     assert rules
     assert (str(rules), rules.rules) == (NFTABLES, int(size[1:]) + 4)
-    iptables = parse_nat(ruleset("iptables-nft", size), "nft")
+    iptables = parse_nat(ruleset("iptables-nft", size), find_mode("iptables", "nft"))
     assert iptables
     assert set(rules.services) == set(iptables.services)
 
 
 def test_elements_with_comments_and_empty_maps() -> None:
     element = [{"elem": {"val": {"concat": ["10.96.0.1", "tcp", 443]}, "comment": "x"}}, {"goto": {"target": "y"}}]
-    rules = parse_service_ips(json.dumps({"nftables": [{"metainfo": {}}, {"map": {"elem": [element]}}]}))
+    rules = parse_service_ips(
+        json.dumps({"nftables": [{"metainfo": {}}, {"map": {"elem": [element]}}]}), find_mode("nftables", None)
+    )
     assert rules
     assert dict(rules.services) == {Destination("10.96.0.1", 443, "tcp"): None}
-    assert parse_service_ips(json.dumps({"nftables": [{"map": {"name": "service-ips"}}]})) is None
+    assert (
+        parse_service_ips(json.dumps({"nftables": [{"map": {"name": "service-ips"}}]}), find_mode("nftables", None))
+        is None
+    )
 
 
 def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode ipvs writes rules of iptables, too; they look addresses up in an ipset."""
-    rules = parse_ip_vs(IP_VS)
+    rules = parse_ip_vs(IP_VS, find_mode("ipvs", None))
     assert rules
     assert set(rules.services) == {Destination("10.96.0.1", 443, "tcp"), Destination("10.96.100.51", 50051, "udp")}
     iptables = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
@@ -273,15 +280,15 @@ def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.mode, finding.backend, finding.sure) == ("ipvs", "ipvs", "certain")
 
 
-IPT = parse_nat(ruleset("iptables-nft", "n0"), "nft")
-NFT_MAP = parse_service_ips(read(RULES / "nftables/n0/service-ips.json"))
+IPT = parse_nat(ruleset("iptables-nft", "n0"), find_mode("iptables", "nft"))
+NFT_MAP = parse_service_ips(read(RULES / "nftables/n0/service-ips.json"), find_mode("nftables", None))
 assert IPT
 assert NFT_MAP
 IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptables"), Setting("DaemonSet x", "nftables")
 
 
 @pytest.mark.parametrize(
-    ("evidence", "wanted", "said"),
+    ("evidence", "expected", "message"),
     [
         (Evidence(settings=(IN_IPTABLES,), rules=(IPT,)), ("iptables", "nft", "certain"), "only rules of"),
         (
@@ -319,13 +326,13 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
         (Evidence(rules=()), (None, None, "unknown"), "no source knows"),
     ],
 )
-def test_mixtures(evidence: Evidence, wanted: tuple[str | None, str | None, str], said: str) -> None:
+def test_mixed_evidence(evidence: Evidence, expected: tuple[str | None, str | None, str], message: str) -> None:
     finding = decide(evidence)
-    assert (finding.mode, finding.backend, finding.sure) == wanted
-    assert said in " ".join([finding.reason, *finding.warnings])
+    assert (finding.mode, finding.backend, finding.sure) == expected
+    assert message in " ".join([finding.reason, *finding.warnings])
 
 
-def test_a_probe_tells_whose_rules_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_returns_the_rules_that_count_its_packet(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
     def connect(address: tuple[str, int], _: float) -> None:
@@ -359,7 +366,7 @@ def test_a_probe_tells_whose_rules_count(monkeypatch: pytest.MonkeyPatch) -> Non
         probe(())
 
 
-def test_only_root_may_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_rules_requires_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_rules.os, "geteuid", lambda: 1000)
     with pytest.raises(MachineError, match="requires root"):
         read_live_rules()

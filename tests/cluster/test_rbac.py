@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 import socket
 from collections.abc import Callable
 
 import pytest
-import yaml
 
 from kproxylat.cluster import dummies, sources
 from kproxylat.cluster.api import Api
@@ -20,35 +18,12 @@ from kproxylat.cluster.target import read_target
 from kproxylat.cluster.worker import apply_worker, delete_worker
 from kproxylat.measure.options import Options
 from kproxylat.node.node import Node
-from tests.cli.test_app import Captured, call
-from tests.cli.test_mode import cluster, measured  # noqa: F401
-from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
-from tests.cluster.test_sources import node_of
-from tests.support import ROOT, TESTS
+from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
-
-DOCS = ROOT / "docs/rbac.md"
-RECORDED = TESTS / "kube-api"
-MANIFESTS = dict(re.findall(r"^## (.+?)\n.*?```yaml\n(.*?)```", DOCS.read_text(), re.M | re.S))
-Right = tuple[str, str, str, str, str]
-
-
-def rights(text: str) -> set[Right]:
-    """Return verb, group, resource, namespace ("" for a ClusterRole) and name ("" for any) of each rule."""
-    return {
-        (verb, group, resource, role["metadata"].get("namespace", ""), name)
-        for role in yaml.safe_load_all(text)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-        for name in rule.get("resourceNames", [""])
-    }
-
-
-def made(fake: FakeApi) -> set[Right]:
-    """Return the rights that the calls took; by its name each object of kube-system, which are not the user's."""
-    return {each if each.namespace == "kube-system" else each._replace(name="") for each in fake.calls}
+from tests.support.fixtures import cluster, measured  # noqa: F401
+from tests.support.kube_proxy import CONFIGMAP, DAEMONSET, RECORDED
+from tests.support.nodes import node_of
+from tests.support.rights import MANIFESTS, made, rights
 
 
 def mode_show(api: Api, fake: FakeApi) -> None:
@@ -141,7 +116,7 @@ def test_every_command_is_documented() -> None:
 
 
 @pytest.mark.parametrize("command", WAYS)
-def test_the_least_that_is_enough(api: Api, fake: FakeApi, command: str) -> None:
+def test_the_documented_permissions_suffice(api: Api, fake: FakeApi, command: str) -> None:
     WAYS[command](api, fake)
     assert made(fake) == rights(MANIFESTS[command])
 
@@ -168,14 +143,14 @@ COMMANDS = (
 """Command line, the manifests that it takes, and its status where this machine holds no Service's rules."""
 
 
-@pytest.mark.parametrize(("argv", "manifests", "wanted"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
-def test_the_commands_themselves_take_no_more(
+@pytest.mark.parametrize(("argv", "manifests", "expected"), COMMANDS, ids=lambda each: " ".join(map(str, [each])))
+def test_the_commands_need_no_other_permissions(
     capsys: Captured,
     cluster: FakeApi,  # noqa: F811
     measured: list[Options],  # noqa: F811
     argv: tuple[str, ...],
     manifests: list[str],
-    wanted: int,
+    expected: int,
 ) -> None:
     """From the first word to the last, against a server that permits what the manifests have, and no more."""
     for each in RECORDED.glob("*worker-dual.json"):
@@ -184,6 +159,6 @@ def test_the_commands_themselves_take_no_more(
     cluster.objects["apps", "daemonsets", "kube-system", "kube-proxy"]["status"] = {"observedGeneration": 9}
     cluster.permitted = set().union(*(rights(MANIFESTS[each]) for each in manifests))
     status, _, err = call(capsys, *argv)
-    assert (status, "Forbidden" in err) == (wanted, False), err
+    assert (status, "Forbidden" in err) == (expected, False), err
     assert bool(cluster.calls) == bool(manifests)
     assert len(measured) == (argv[0] == "run")

@@ -13,15 +13,16 @@ from kproxylat.cluster import proxy_mode, rollout, sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import parse_mode
 from kproxylat.cluster.proxy_mode import CLEAN_UP
-from kproxylat.cluster.rollout import apply_change, needs_restart, plan_change, pods_to_come, wait_for_rollout
+from kproxylat.cluster.rollout import apply_change, describe_rollout, needs_restart, plan_change, wait_for_rollout
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination
-from tests.cli.test_app import ROOT, Captured, call
-from tests.cli.test_mode import RECORDED, cluster, running  # noqa: F401
-from tests.cluster.test_proxy_config import CONFIG, CONFIGMAP, DAEMONSET, configmap, daemonset
+from tests.support import ROOT
+from tests.support.command import Captured, call
 from tests.support.fake_api import Call, FakeApi, Refused
 from tests.support.fakes import Typed
+from tests.support.fixtures import cluster, running  # noqa: F401
+from tests.support.kube_proxy import CONFIG, CONFIGMAP, DAEMONSET, RECORDED, configmap, daemonset
 
 CM = ("", "configmaps", "kube-system", "kube-proxy")
 DS = ("apps", "daemonsets", "kube-system", "kube-proxy")
@@ -52,7 +53,7 @@ def kubeadm(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     return fake
 
 
-def test_only_the_mode_is_changed_and_the_pods_are_restarted(api: Api, kubeadm: FakeApi) -> None:
+def test_apply_change_patches_only_the_mode_and_restarts_the_pods(api: Api, kubeadm: FakeApi) -> None:
     change = plan_change(api, "nftables")
     assert change.diff.splitlines() == [
         "--- kube-proxy, config.conf (now)",
@@ -77,18 +78,18 @@ def test_only_the_mode_is_changed_and_the_pods_are_restarted(api: Api, kubeadm: 
     assert not plan_change(api, "default").diff
 
 
-def test_what_a_rollout_waits_for() -> None:
+def test_describe_rollout() -> None:
     document = copy.deepcopy(DAEMONSET)
-    assert pods_to_come(document) == "the DaemonSet controller has not seen the change"
+    assert describe_rollout(document) == "the DaemonSet controller has not seen the change"
     document["status"] = {"observedGeneration": 1, "desiredNumberScheduled": 2, "updatedNumberScheduled": 1}
-    assert pods_to_come(document) == "1 of 2 kube-proxy pods are restarted"
+    assert describe_rollout(document) == "1 of 2 kube-proxy pods are restarted"
     document["status"] |= {"updatedNumberScheduled": 2, "numberAvailable": 1}
-    assert pods_to_come(document) == "1 of 2 kube-proxy pods are available"
+    assert describe_rollout(document) == "1 of 2 kube-proxy pods are available"
     document["status"]["numberAvailable"] = 2
-    assert pods_to_come(document) is None
+    assert describe_rollout(document) is None
 
 
-def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
+def test_an_endless_rollout_fails(api: Api, kubeadm: FakeApi) -> None:
     kubeadm.after = None
     kubeadm.objects[DS]["metadata"]["generation"] = 2
     with pytest.raises(
@@ -97,7 +98,7 @@ def test_a_rollout_that_does_not_end(api: Api, kubeadm: FakeApi) -> None:
         wait_for_rollout(api, plan_change(api, "nftables"), 0.05)
 
 
-def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm: FakeApi) -> None:
+def test_a_configmap_changed_by_another_client_is_not_patched(api: Api, kubeadm: FakeApi) -> None:
     change = plan_change(api, "nftables")
     kubeadm.objects[CM]["data"]["config.conf"] += "\n# theirs"
     with pytest.raises(MachineError, match="was changed by another client"):
@@ -105,7 +106,7 @@ def test_a_configmap_that_somebody_else_changes_is_left_alone(api: Api, kubeadm:
     assert kubeadm.objects[DS]["metadata"]["generation"] == 1
 
 
-def test_a_configmap_that_is_immutable(api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_immutable_configmap(api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real server's words."""
 
     def refuse(*argv: Any) -> object:
@@ -122,7 +123,7 @@ def test_a_configmap_that_is_immutable(api: Api, kubeadm: FakeApi, monkeypatch: 
 
 
 @pytest.mark.parametrize("lost", ["the right to restart", "us, between the patches"])
-def test_what_was_interrupted_is_gone_on_with(
+def test_an_interrupted_change_is_resumed(
     api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """The pods were never restarted: by the API server's times, or by what kube-proxy of this node says."""
@@ -142,9 +143,9 @@ def test_what_was_interrupted_is_gone_on_with(
     wait_for_rollout(api, again)
     done = plan_change(api, "nftables")
     assert (done.stale, needs_restart(api, done, None)) == (False, False)
-    for mode, wanted in (("iptables", True), ("nftables", False)):
+    for mode, expected in (("iptables", True), ("nftables", False)):
         monkeypatch.setattr(rollout, "running_mode", lambda _, mode=mode: mode)
-        assert needs_restart(api, done, None) is wanted
+        assert needs_restart(api, done, None) is expected
 
 
 def test_a_patch_whose_answer_was_lost(api: Api, kubeadm: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_a_patch_whose_answer_was_lost(api: Api, kubeadm: FakeApi, monkeypatch: 
     assert kubeadm.objects[DS]["metadata"]["generation"] == 2
 
 
-def test_of_several_daemonsets_those_are_restarted_that_read_the_configmap(api: Api, kubeadm: FakeApi) -> None:
+def test_only_daemonsets_that_read_the_configmap_are_restarted(api: Api, kubeadm: FakeApi) -> None:
     for name, volume in (("kube-proxy-arm64", "kube-proxy"), ("kube-proxy-other", "other")):
         each = daemonset(["kube-proxy", "--config=/x/config.conf"], volume, name)
         each["status"] = {"observedGeneration": 9}
@@ -168,11 +169,11 @@ def test_of_several_daemonsets_those_are_restarted_that_read_the_configmap(api: 
     assert generations == {"kube-proxy": 2, "kube-proxy-arm64": 2, "kube-proxy-other": 1}
 
 
-def test_what_is_said_of_a_mode_that_is_none_of_ours(api: Api, kubeadm: FakeApi) -> None:
+def test_an_unknown_old_mode_is_restored_by_hand(api: Api, kubeadm: FakeApi) -> None:
     text = CONFIG.replace('mode: ""', 'mode: "userspace"')
     kubeadm.objects[CM]["data"]["config.conf"] = text
-    said = plan_change(api, "nftables").undoing(api)
-    assert said == "edit it by hand: kubectl -n kube-system edit configmap kube-proxy (mode: userspace)"
+    message = plan_change(api, "nftables").undoing(api)
+    assert message == "edit it by hand: kubectl -n kube-system edit configmap kube-proxy (mode: userspace)"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_missing_permissions_are_one_short_line(
     assert "docs/rbac.md" in caught.value.remedy
 
 
-def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
+def test_changes_that_are_refused(api: Api, fake: FakeApi) -> None:
     with pytest.raises(UsageError, match="unknown mode 'userspace'"):
         plan_change(api, "userspace")
     with pytest.raises(MachineError, match="no readable ConfigMap of kube-proxy"):
@@ -207,7 +208,7 @@ def test_what_cannot_be_set(api: Api, fake: FakeApi) -> None:
 README = re.findall(r"`kproxylat ((?:services|mode set) [^`]+)`", (ROOT / "README.md").read_text())
 
 
-def test_the_readmes_commands(capsys: Captured, cluster: FakeApi, kubeadm: FakeApi) -> None:  # noqa: F811
+def test_commands_of_the_readme(capsys: Captured, cluster: FakeApi, kubeadm: FakeApi) -> None:  # noqa: F811
     assert cluster is kubeadm
     assert len(README) == 3
     for each in README:
@@ -216,14 +217,14 @@ def test_the_readmes_commands(capsys: Captured, cluster: FakeApi, kubeadm: FakeA
         assert len(kubeadm.named("services")) == (0 if "delete" in each else 1001 if "create" in each else 0)
 
 
-def test_from_the_command_line(
+def test_mode_set_from_the_command_line(
     capsys: Captured,
     cluster: FakeApi,  # noqa: F811
     kubeadm: FakeApi,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cluster is kubeadm
-    # Nobody says yes.
+    # Without a terminal, the question has no answer.
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     status, _, err = call(capsys, "mode", "set", "nftables")
     assert (status, kubeadm.objects[CM]["data"]["config.conf"]) == (2, CONFIG), "no terminal"

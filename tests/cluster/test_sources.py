@@ -18,14 +18,13 @@ from kproxylat.node import addresses
 from kproxylat.node.addresses import check_free, find_free
 from kproxylat.node.node import Node
 from tests.support.fake_api import FakeApi
+from tests.support.nodes import ADDRESSES, BRIDGE, node_of
 
 CIDR = IPv4Network("10.244.1.0/24")
 DEFAULT = {"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"}
 CLUSTER = {"dst": "10.244.0.0/16", "gateway": "192.0.2.9", "dev": "eth0"}
-BRIDGE = {"dst": "10.244.1.0/24", "dev": "cni0", "scope": "link"}
 LOCAL = {"type": "local", "dst": "10.244.1.1", "dev": "cni0", "table": "local"}
 BROADCAST = {"type": "broadcast", "dst": "10.244.1.255", "dev": "cni0", "table": "local"}
-ADDRESSES = [{"ifname": "eth0", "addr_info": [{"family": "inet", "local": "192.0.2.2"}]}]
 
 
 @pytest.fixture
@@ -41,12 +40,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     for module in (addresses, sources):
         monkeypatch.setattr(module, "run", run)
     return listed
-
-
-def node_of(name: str, address: str, *pod_cidrs: str) -> dict[str, Any]:
-    spec = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)} if pod_cidrs else {}
-    status = {"addresses": [{"type": "Hostname", "address": name}, {"type": "InternalIP", "address": address}]}
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec, "status": status}
 
 
 def pod_of(name: str, node: str, *ips: str) -> dict[str, Any]:
@@ -70,7 +63,7 @@ def test_the_last_free_part(api: Api) -> None:
     assert choose_source(api, Node("n1", "x"), 1, 4) == IPv4Network("10.244.1.248/30")
 
 
-def test_what_others_have_is_left_to_them(api: Api, nodes: FakeApi, kernel: dict[str, list[dict[str, Any]]]) -> None:
+def test_used_parts_are_not_chosen(api: Api, nodes: FakeApi, kernel: dict[str, list[dict[str, Any]]]) -> None:
     def choose() -> str:
         return str(choose_source(api, Node("n1", "x"), 6, 4, ["10.244.1.229:50051"]))
 
@@ -81,7 +74,7 @@ def test_what_others_have_is_left_to_them(api: Api, nodes: FakeApi, kernel: dict
         {"dst": "10.244.1.234", "dev": "cni0", "state": ["STALE"]},
         {"dst": "10.244.1.217", "dev": "cni0", "state": ["FAILED"]},
     ]
-    assert choose() == "10.244.1.216/29", "not a neighbour's, nor the endpoint's; a neighbour that failed is nobody"
+    assert choose() == "10.244.1.216/29", "not a neighbour's, nor the endpoint's; a failed neighbour does not count"
     kernel["route"].append({"dst": "10.244.1.192/26", "gateway": "192.0.2.3", "dev": "eth0"})
     assert choose() == "10.244.1.184/29", "not what is routed elsewhere"
     kernel["route"].append({"type": "blackhole", "dst": "10.244.1.128/25"})
@@ -91,28 +84,28 @@ def test_what_others_have_is_left_to_them(api: Api, nodes: FakeApi, kernel: dict
         choose()
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("change", "message"), [
     ({"spec": {}}, "node here has no IPv4 podCIDR"),
     ({"spec": {"podCIDR": "fd00:1::/64"}}, "node here has no IPv4 podCIDR"),
     ({"spec": {"podCIDR": "10.244.1.0/30"}}, "podCIDR 10.244.1.0/30 has no free part of 6 addresses"),
     ({"status": {}, "metadata": {"name": "other"}}, "none of the cluster's 1 nodes has an address of this one, or is"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("kernel")
-def test_no_slice_to_be_had(api: Api, fake: FakeApi, change: dict[str, Any], said: str) -> None:
+def test_no_free_part(api: Api, fake: FakeApi, change: dict[str, Any], message: str) -> None:
     fake.add({**node_of("here", "192.0.2.2", "10.244.1.0/24"), **change})
-    with pytest.raises(MachineError, match=said):
+    with pytest.raises(MachineError, match=message):
         choose_source(api, Node("n1", "here"), 6, 4)
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_node_known_by_its_name_alone(api: Api, fake: FakeApi) -> None:
+def test_a_node_is_recognized_by_its_name(api: Api, fake: FakeApi) -> None:
     fake.add(node_of("here", "203.0.113.7", "10.244.1.0/24"))
     assert choose_source(api, Node("n1", "here"), 6, 4).subnet_of(CIDR)
 
 
 @pytest.mark.parametrize("resource", ["nodes", "pods"])
 @pytest.mark.usefixtures("kernel")
-def test_what_may_not_be_listed_is_told(api: Api, nodes: FakeApi, resource: str) -> None:
+def test_missing_permissions_are_the_reason(api: Api, nodes: FakeApi, resource: str) -> None:
     nodes.denied.add(("list", resource))
     with pytest.raises(MachineError, match=r"cannot list nodes and pods: .*forbidden"):
         choose_source(api, Node("n1", "x"), 6, 4)
@@ -132,21 +125,23 @@ def test_a_free_part_is_free_and_large_enough(taken: list[int], addresses: int) 
         assert not any(found.overlaps(each) for each in hosts)
 
 
-@pytest.mark.parametrize(("source", "said"), [
+@pytest.mark.parametrize(("source", "message"), [
     ("10.244.1.0/24", "a route, 10.244.1.0/24 dev cni0"),
     ("10.244.0.0/16", "sources 10.244.0.0/16 are not free: a route, 10.244.0.0/16"),
     ("10.244.1.248/29", "a route, 10.244.1.255 dev cni0"),
     ("10.244.1.240/29", "a neighbour, 10.244.1.241 dev cni0"),
 ])  # fmt: skip
-def test_passed_sources_that_are_taken(kernel: dict[str, list[dict[str, Any]]], source: str, said: str) -> None:
+def test_used_sources_of_the_command_line_are_refused(
+    kernel: dict[str, list[dict[str, Any]]], source: str, message: str
+) -> None:
     kernel["neighbour"].append({"dst": "10.244.1.241", "dev": "cni0", "state": ["REACHABLE"]})
-    with pytest.raises(MachineError, match=said) as caught:
+    with pytest.raises(MachineError, match=message) as caught:
         check_free("n1", IPv4Network(source))
     assert "--source" in caught.value.remedy
 
 
 @pytest.mark.usefixtures("kernel")
-def test_passed_sources_that_are_free() -> None:
+def test_free_sources_of_the_command_line() -> None:
     for each in ("10.244.1.240/29", "10.244.7.0/24", "198.18.0.0/15"):
         check_free("n1", IPv4Network(each))
 

@@ -15,6 +15,7 @@ from kproxylat.cluster.dummies import create, plan_creation, read_dummies
 from kproxylat.cluster.proxy_mode import Evidence
 from kproxylat.cluster.sync import is_idle, live_ports, mode_ports, service_ports, wait_for_rules
 from kproxylat.errors import MachineError
+from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
 from kproxylat.results import Destination
 from tests.support import TESTS
@@ -30,33 +31,33 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync, "PAUSE_S", 0.01)
 
 
-def test_it_ends_when_the_last_rule_is_there() -> None:
+def test_the_wait_ends_with_the_last_rule() -> None:
     looks: list[Set[Destination]] = [set(), set(list(PORTS)[:4]), PORTS | {OTHER}, PORTS]
     left = iter(looks)
     assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
     assert next(left) == PORTS  # The fourth look was not needed.
 
 
-def test_what_is_wanted_is_not_unwanted() -> None:
+def test_a_required_port_is_not_a_removed_one() -> None:
     """A ClusterIP may be given out again."""
     wait_for_rules(PORTS, {*PORTS, OTHER}, 0, read=lambda _: PORTS, idle=lambda _: True)
 
 
-def test_progress_is_how_many_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
+def test_progress_counts_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
 
     @contextmanager
     def counting(_: str, total: int) -> Iterator[Callable[[], None]]:
-        told.append(total)
-        yield lambda: told.append("one")
+        shown.append(total)
+        yield lambda: shown.append("one")
 
     monkeypatch.setattr(sync, "counting", counting)
     looks: Iterator[Set[Destination]] = iter([{OTHER}, {OTHER, *list(PORTS)[:3]}, set(list(PORTS)[:2]), PORTS])
     wait_for_rules(PORTS, {OTHER}, read=lambda _: next(looks), idle=lambda _: True)
-    assert told == [6, *["one"] * 6]
+    assert shown == [6, *["one"] * 6]
 
 
-def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
+def test_the_wait_ends_when_removed_ports_have_gone_and_kube_proxy_is_idle() -> None:
     looks, busy = iter([PORTS, {OTHER}, {OTHER}]), iter([False, True])
     wait_for_rules(set(), PORTS, read=lambda _: next(looks), idle=lambda _: next(busy))
     with pytest.raises(StopIteration):
@@ -64,7 +65,7 @@ def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "unwanted", "held", "idle", "said"),
+    ("expected", "removed", "held", "idle", "message"),
     [
         (PORTS, set(), {OTHER}, True, "5 Service ports are missing, such as 10.97.0.1:80/tcp"),
         (
@@ -77,12 +78,12 @@ def test_it_ends_when_the_unwanted_are_gone_and_kube_proxy_is_idle() -> None:
         (set(), set(), set(), False, "it is still busy"),
     ],
 )
-def test_a_timeout_says_what_is_missing(
-    wanted: set[Destination], unwanted: set[Destination], held: set[Destination], idle: bool, said: str
+def test_a_timeout_counts_the_missing_ports(
+    expected: set[Destination], removed: set[Destination], held: set[Destination], idle: bool, message: str
 ) -> None:
     with pytest.raises(MachineError, match=r"not up to date after 0\.05 s") as caught:
-        wait_for_rules(wanted, unwanted, 0.05, read=lambda _: held, idle=lambda _: idle)
-    assert said in str(caught.value)
+        wait_for_rules(expected, removed, 0.05, read=lambda _: held, idle=lambda _: idle)
+    assert message in str(caught.value)
     assert "kubectl -n kube-system logs" in caught.value.remedy
 
 
@@ -108,7 +109,7 @@ def test_recorded_metrics() -> None:
     assert is_idle(started + "kubeproxy_sync_proxy_rules_last_timestamp_seconds 1.7e+09\n")
 
 
-def test_a_wait_ends_with_the_error_of_unreadable_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_metrics_end_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"/metrics": METRICS}
     monkeypatch.setattr(sync, "read_proxy", lambda path, **_: answers[path])
     wait_for_rules(PORTS, read=lambda _: PORTS)
@@ -117,7 +118,7 @@ def test_a_wait_ends_with_the_error_of_unreadable_metrics(monkeypatch: pytest.Mo
         wait_for_rules(PORTS, read=lambda _: PORTS)
 
 
-def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
+def test_service_ports(api: Api, fake: FakeApi) -> None:
     create(api, read_dummies(api), plan_creation(read_dummies(api), 3))
     assert fake.named("services")
     found = read_dummies(api)
@@ -130,12 +131,12 @@ def test_what_the_api_holds(api: Api, fake: FakeApi) -> None:
     assert {"fd00::1", "10.97.9.9"} < names
 
 
-def test_what_every_mode_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_ports_are_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports of Services without endpoints, and NodePorts, are ipvs' alone; load balancers' are in all of them."""
     balancer = Destination("203.0.113.7", 80, "tcp")
     endpoint = "  -> 0A630002:192B      Masq    1      0          0\n"
-    said = f"TCP  0A600001:01BB rr\n{endpoint}TCP  CB007107:0050 rr\n{endpoint}UDP  0A606433:C383 rr\n"
-    said += f"TCP  C0000209:7580 rr\n{endpoint}"
+    ip_vs = f"TCP  0A600001:01BB rr\n{endpoint}TCP  CB007107:0050 rr\n{endpoint}UDP  0A606433:C383 rr\n"
+    ip_vs += f"TCP  C0000209:7580 rr\n{endpoint}"
     links = [
         {"ifname": "eth0", "addr_info": [{"local": "192.0.2.9"}]},
         {"ifname": "kube-ipvs0", "addr_info": [{"local": "10.96.0.1"}, {"local": "203.0.113.7"}]},
@@ -148,14 +149,17 @@ def test_what_every_mode_has(monkeypatch: pytest.MonkeyPatch) -> None:
     elements = [({"concat": [each.ip, "tcp", each.port]}, {"goto": {}}) for each in (OTHER, balancer)]
     service_ips = json.dumps({"nftables": [{"map": {"elem": elements}}]})
     for rules in (
-        *(parse_ip_vs(said), parse_service_ips(service_ips), parse_nat(nat, "nft"), parse_nat(firewalled, "legacy")),
+        parse_ip_vs(ip_vs, find_mode("ipvs", None)),
+        parse_service_ips(service_ips, find_mode("nftables", None)),
+        parse_nat(nat, find_mode("iptables", "nft")),
+        parse_nat(firewalled, find_mode("iptables", "legacy")),
     ):
         assert rules
         monkeypatch.setattr(sync, "gather", lambda _, rules=rules, **__: Evidence(rules=(rules,)))
         assert mode_ports(None, rules.mode) == {OTHER, balancer}
 
 
-def test_what_only_rules_left_behind_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Destination("10.96.7.7", 1, "udp")], 0))
     rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
@@ -164,7 +168,7 @@ def test_what_only_rules_left_behind_hold(monkeypatch: pytest.MonkeyPatch) -> No
     assert mode_ports(None, "nftables", set.intersection) == set()
 
 
-def test_rules_left_behind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = (
         LiveRules("iptables", "legacy", 6, dict.fromkeys(PORTS, 0)),
         LiveRules("nftables", "nft", 1, {OTHER: None}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,14 +12,11 @@ import pytest
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.target import destination, miss_path, read_target
 from kproxylat.errors import MachineError
-from kproxylat.measure import options as plan
 from kproxylat.measure import run
-from kproxylat.modes import MODES
 from kproxylat.results import Destination, Target
-from tests.support import TESTS
 from tests.support.fake_api import FakeApi
+from tests.support.kube_proxy import RECORDED
 
-RECORDED = TESTS / "kube-api"
 SERVICE = json.loads((RECORDED / "service-worker-dual.json").read_text())
 SLICE = json.loads((RECORDED / "endpointslice-worker-dual.json").read_text())
 
@@ -68,7 +66,7 @@ PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port"
 
 
 @pytest.mark.parametrize(
-    ("spec", "endpoints", "said"),
+    ("spec", "endpoints", "message"),
     [
         ({"type": "ExternalName", "externalName": "x.org"}, None, "ExternalName"),
         ({"clusterIP": "None", "clusterIPs": ["None"]}, None, "headless"),
@@ -82,13 +80,13 @@ PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port"
         ({}, {"ports": [{"name": "grpc", "port": 50051, "protocol": "TCP"}]}, "no ready IPv4 endpoint"),
     ],
 )
-def test_what_cannot_be_measured(
-    api: Api, fake: FakeApi, spec: dict[str, Any], endpoints: dict[str, Any] | None, said: str
+def test_services_that_cannot_be_measured(
+    api: Api, fake: FakeApi, spec: dict[str, Any], endpoints: dict[str, Any] | None, message: str
 ) -> None:
     add(fake, spec, endpoints)
     with pytest.raises(MachineError) as caught:
         read_target(api, "worker-dual")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.remedy
 
@@ -116,20 +114,20 @@ def test_dual_stack_and_ports_by_name_and_number(api: Api, fake: FakeApi) -> Non
         read_target(api, "worker-dual", "443")
 
 
-def test_a_service_that_is_not_there(api: Api) -> None:
+def test_a_missing_service(api: Api) -> None:
     with pytest.raises(MachineError, match="Service worker not found in namespace default of context fake") as caught:
         read_target(api)
     assert "--service NAME -n NAMESPACE" in caught.value.remedy
 
 
-def test_a_target_that_changes_during_the_run_is_told(api: Api, recorded: FakeApi) -> None:
+def test_a_target_that_changes_during_the_run_is_a_warning(api: Api, recorded: FakeApi) -> None:
     found = read_target(api, "worker-udp")
-    options = plan.Options(MODES[0], found=found, look_up=lambda: read_target(api, "worker-udp"))
-    assert run._check_target(options) == ()
+    read = partial(read_target, api, "worker-udp")
+    assert run._check_target(found, read) == ()
     [key] = [key for key in recorded.objects if key[3] == "worker-udp-1"]
     recorded.objects[key]["endpoints"].append({"addresses": ["10.244.1.11"]})
-    [warning] = run._check_target(options)
+    [warning] = run._check_target(found, read)
     assert warning.startswith("the target changed during the run: 10.96.100.51, endpoints 10.244.1.10:50051; now")
     recorded.denied.add(("get", "services"))
-    [warning] = run._check_target(options)
+    [warning] = run._check_target(found, read)
     assert "could not be looked up after the run" in warning

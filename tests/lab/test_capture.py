@@ -1,4 +1,4 @@
-"""What capture reads of a live node, what it writes, and what --anonymous takes out. The tools are fakes."""
+"""Capturing the rules of a live node, with and without --anonymous. The tools are fakes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node import live_rules
 from kproxylat.node import node as nodes
 from kproxylat.system import kernel
-from tests.cli.test_app import call
-from tests.lab.test_services import CAPTURED
 from tests.support import TESTS
+from tests.support.command import call
+from tests.support.rules import CAPTURED
 
 SERVICES = place_services(5, "middle", "both")
 
@@ -39,8 +39,8 @@ class Node:
 
     def text(self, name: str, backend: str, program: str) -> str:
         mode = self.modes.get((name, backend))
-        made = {argv[0]: text for argv, text in render_ruleset(mode, SERVICES)} if mode else {}
-        return made.get(program, "") + (self.more.get(program, "") if made else "")
+        texts = {argv[0]: text for argv, text in render_ruleset(mode, SERVICES)} if mode else {}
+        return texts.get(program, "") + (self.more.get(program, "") if texts else "")
 
     def run(self, *argv: str, **_: object) -> str:
         self.ran.add(argv[0])
@@ -61,7 +61,8 @@ class Node:
                 own = self.text("iptables", "nft", "iptables-nft-restore")
                 return own or self.text("ipvs", "ipvs", "iptables-nft-restore")
             case ("nft", "list", "tables"):
-                has = {("iptables", "nft"): "table ip nat\n", ("nftables", "nft"): "table ip kube-proxy\n"}
+                nat = "table ip nat\n"
+                has = {("iptables", "nft"): nat, ("nftables", "nft"): "table ip kube-proxy\n", ("ipvs", "ipvs"): nat}
                 return "".join(text for key, text in has.items() if key in self.modes)
             case ("nft", "--json", *_):
                 key = {"concat": ["10.96.0.1", "tcp", 443]}
@@ -87,16 +88,16 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Node:
 
 @pytest.mark.parametrize("anonymous", [False, True])
 @pytest.mark.parametrize("mode", MODES, ids=lambda each: f"{each.name}-{each.backend}")
-def test_what_is_captured_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, anonymous: bool) -> None:
+def test_a_capture_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, anonymous: bool) -> None:
     live.modes[mode.name, mode.backend] = mode
     text, _ = capture.capture(None, None, anonymous)
     capture.save(text, tmp_path / "ruleset.json")
-    found = read_ruleset(tmp_path / "ruleset.json")
-    assert found.mode == mode
-    assert len(found.services) == len(SERVICES)
-    assert [len(each.endpoints) for each in found.services] == [len(each.endpoints) for each in SERVICES]
-    assert [argv[0] for argv, _ in found.commands()][-1] == render_ruleset(mode, SERVICES)[-1][0][0]
-    hidden = not {each.ip for each in SERVICES} & {each.ip for each in found.services}
+    ruleset = read_ruleset(tmp_path / "ruleset.json")
+    assert ruleset.mode == mode
+    assert len(ruleset.services) == len(SERVICES)
+    assert [len(each.endpoints) for each in ruleset.services] == [len(each.endpoints) for each in SERVICES]
+    assert [argv[0] for argv, _ in ruleset.commands()][-1] == render_ruleset(mode, SERVICES)[-1][0][0]
+    hidden = not {each.ip for each in SERVICES} & {each.ip for each in ruleset.services}
     assert hidden is anonymous
     assert ("dummy-service" in text) is (not anonymous and mode.name != "ipvs")
     assert json.loads(text)["anonymous"] is anonymous
@@ -104,7 +105,7 @@ def test_what_is_captured_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, 
         capture.save(text, tmp_path / "ruleset.json")
 
 
-def test_looking_makes_no_table(live: Node) -> None:
+def test_reading_creates_no_table(live: Node) -> None:
     """Without legacy rules the program that could make legacy tables is not even called."""
     live.modes["iptables", "nft"] = find_mode("iptables", "nft")
     capture.capture(None, None, False)
@@ -112,7 +113,7 @@ def test_looking_makes_no_table(live: Node) -> None:
     assert "ipset" not in live.ran, "no rule names a set"
 
 
-def test_several_backends_ask_which(live: Node) -> None:
+def test_several_backends_require_a_choice(live: Node) -> None:
     for backend in ("legacy", "nft"):
         live.modes["iptables", backend] = find_mode("iptables", backend)
     with pytest.raises(MachineError, match="several backends are live: iptables on legacy, iptables on nft"):
@@ -169,7 +170,7 @@ def test_private_addresses_stay_private(network: str) -> None:
             assert IPv4Address(Anonymizer(key).address(str(inside[number]))) in inside
 
 
-def test_nothing_of_the_cluster_stays_in_the_text() -> None:
+def test_no_name_of_the_cluster_stays() -> None:
     text = (CAPTURED / "iptables-nft/n0/iptables-nft-save.txt").read_text()
     text += '-A X -m comment --comment "name: \\"prod\\" id: \\"abc\\"" -j Y\n'
     hidden = Anonymizer(b"key").text(text)
@@ -189,7 +190,7 @@ def read_again(directory: Path, text: str) -> Ruleset:
     return read_ruleset(directory / "hidden")
 
 
-def test_chains_and_sets_of_nftables_are_named_after_nobody(tmp_path: Path) -> None:
+def test_chains_and_sets_of_nftables_lose_their_names(tmp_path: Path) -> None:
     """Session affinity, policies of local traffic, and a name that is cut where its protocol would stand."""
     text = (OTHERS / "kube-proxy-1.35-nft.txt").read_text()
     text = text.replace("AAAAAAAQ-kube-system/kube-dns/udp/", "AAAAAAAQ-secret-system/kube-dns-with-a-very-lo...")
@@ -222,15 +223,15 @@ FOREIGN = """-A FORWARD -m comment --comment customer-acme-vpn -j ACCEPT
 """
 
 
-def test_what_others_wrote_into_their_rules_is_hidden(tmp_path: Path) -> None:
+def test_words_of_foreign_rules_are_hidden(tmp_path: Path) -> None:
     text = (
         (OTHERS / "cni-iptables-save.txt").read_text().replace("-A FORWARD -j DOCKER", f"{FOREIGN}-A FORWARD -j DOCKER")
     )
     hidden = Anonymizer(b"key").text(text).partition("# Generated by ip6tables")[0]
     assert not re.search(f"{SECRET.pattern}|cme|cbr0|8c1e|cali:|flanneld", hidden, re.I)
     assert "kubernetes service traffic requiring SNAT" in hidden
-    found = read_again(tmp_path, hidden)
-    assert [len(each.endpoints) for each in found.services] == [2]
+    ruleset = read_again(tmp_path, hidden)
+    assert [len(each.endpoints) for each in ruleset.services] == [2]
     kept = re.compile(r"^(?:\[\d+:\d+\] )?-A \S+|-j \S+", re.M)
     own = re.compile(r"KUBE-S\w\w-\w+")
     assert kept.findall(own.sub("", hidden)) == kept.findall(own.sub("", text.partition("# Generated by ip6")[0]))
@@ -246,10 +247,10 @@ def test_lines_of_ipv6_are_not_in_a_capture(live: Node) -> None:
         "ipvsadm": "-A -t [fd00::a]:53 -s rr\n-a -t [fd00::a]:53 -r [fd00::1:b]:53 -m -w 1\n",
     }
     for anonymous in (True, False):
-        text, found = capture.capture(None, None, anonymous)
+        text, ruleset = capture.capture(None, None, anonymous)
         assert "fd00" not in text
-        assert len(found.services) == len(SERVICES)
-        assert found.notes == tuple(f"{tool}: lines other than IPv4 are left out" for tool in TOOLS)
+        assert len(ruleset.services) == len(SERVICES)
+        assert ruleset.notes == tuple(f"{tool}: lines other than IPv4 are left out" for tool in TOOLS)
 
 
 def test_a_node_of_ipv6_alone_is_refused(live: Node) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -10,31 +9,10 @@ from dataclasses import replace
 import pytest
 
 from kproxylat.errors import UsageError
-from kproxylat.lab.rules import MORE, ONE_MORE_COMMIT, render_ruleset
+from kproxylat.lab.rules import EMPTY_TRANSACTION, render_ruleset
 from kproxylat.lab.services import Service, dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
-from tests.support import TESTS
-
-CAPTURED = TESTS / "kube-proxy-rules"
-ENDPOINT = ("10.244.1.10:50051",)
-ALWAYS = [
-    Service("default/kubernetes:https", "tcp", "10.96.0.1", 443, ()),
-    Service("default/worker:grpc", "tcp", "10.96.100.50", 50051, ENDPOINT),
-    Service("default/worker-udp:grpc-udp", "udp", "10.96.100.51", 50051, ENDPOINT),
-    Service("default/worker-dual:grpc", "tcp", "10.96.100.52", 50051, ENDPOINT),
-    Service("default/worker-dual:grpc-udp", "udp", "10.96.100.52", 50051, ENDPOINT),
-]
-
-
-def text_of(mode: Mode, services: list[Service]) -> str:
-    """Return what the last command of a ruleset reads, in all its transactions."""
-    rendered = render_ruleset(mode, services)
-    return "".join(text for argv, text in rendered if argv == rendered[-1][0])
-
-
-def captured(name: str) -> str:
-    path = CAPTURED / name
-    return path.read_text() if path.exists() else gzip.decompress((CAPTURED / f"{name}.gz").read_bytes()).decode()
+from tests.support.rules import ALWAYS, captured, iptables_chains, nft_blocks, text_of
 
 
 def commented(service: Service, rules: str) -> Service:
@@ -42,59 +20,25 @@ def commented(service: Service, rules: str) -> Service:
     return replace(service, commented=f'"{service.port_name} -> ' in rules)
 
 
-def iptables_chains(text: str) -> dict[str, set[str]]:
-    """Rules by table and chain; counters and the policies' counters aside."""
-    chains: dict[str, set[str]] = defaultdict(set)
-    table = ""
-    for line in text.splitlines():
-        rule = re.sub(r"^\[\d+:\d+\] ", "", line)
-        if line.startswith("*"):
-            table = line
-        elif line.startswith(":"):
-            chains[f"{table} {line.split()[0][1:]}"].add(re.sub(r" \[.*", "", line))
-        elif rule.startswith("-A "):
-            chains[f"{table} {rule.split()[1]}"].add(rule)
-    return dict(chains)
-
-
-def nft_blocks(text: str) -> dict[str, set[str]]:
-    """Lines by table and chain, set or map; a list of elements is one line for each; handles aside."""
-    blocks: dict[str, set[str]] = defaultdict(set)
-    text = re.sub(r" # handle \d+", "", text)
-    text = re.sub(r"elements = \{ (.*?) \}\n", lambda m: m[1].replace(",", "\n") + "\n", text, flags=re.DOTALL)
-    table = block = ""
-    for line in (each.strip() for each in text.splitlines()):
-        if line.startswith("table "):
-            table = block = line.removesuffix(" {")
-        elif line.startswith(("chain ", "set ", "map ")):
-            block = f"{table} {line.removesuffix(' {')}"
-            blocks[block] |= set()
-        elif line == "}":
-            block = table
-        elif line:
-            blocks[block].add(line)
-    return {name: lines for name, lines in blocks.items() if name.startswith("table ip kube-proxy")}
-
-
 @pytest.mark.parametrize("dummies", [0, 100, 1000])
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
-def test_iptables_rules_are_kube_proxys(backend: str, dummies: int) -> None:
+def test_iptables_rules_equal_those_of_kube_proxy(backend: str, dummies: int) -> None:
     rules = captured(f"iptables-{backend}/n{dummies}/iptables-{backend}-save.txt")
-    theirs = iptables_chains(rules)
+    real = iptables_chains(rules)
     services = [*ALWAYS, *(commented(dummy_service(number), rules) for number in range(dummies))]
     assert sum(each.commented for each in services) > 0.9 * dummies
-    ours = iptables_chains(text_of(find_mode("iptables", backend), services))
-    assert sum(len(rules) for name, rules in theirs.items() if name.startswith("*nat KUBE-S")) > 12 + 5 * dummies
-    assert ours == theirs
+    rendered = iptables_chains(text_of(find_mode("iptables", backend), services))
+    assert sum(len(rules) for name, rules in real.items() if name.startswith("*nat KUBE-S")) > 12 + 5 * dummies
+    assert rendered == real
 
 
 @pytest.mark.parametrize("dummies", [0, 100, 1000])
-def test_nftables_rules_are_kube_proxys(dummies: int) -> None:
-    theirs = nft_blocks(captured(f"nftables/n{dummies}/nft-list-ruleset.txt"))
+def test_nftables_rules_equal_those_of_kube_proxy(dummies: int) -> None:
+    real = nft_blocks(captured(f"nftables/n{dummies}/nft-list-ruleset.txt"))
     services = [*ALWAYS, *(dummy_service(number) for number in range(dummies))]
-    ours = nft_blocks(text_of(find_mode("nftables", None), services))
-    assert len(theirs["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
-    assert ours == theirs
+    rendered = nft_blocks(text_of(find_mode("nftables", None), services))
+    assert len(real["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
+    assert rendered == real
 
 
 RULES_PER_SERVICE = {
@@ -107,24 +51,25 @@ RULES_PER_SERVICE = {
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
 def test_20_000_services_have_all_their_rules(mode: Mode) -> None:
     text = text_of(mode, place_services(20_000, "last", "both"))
-    pattern, each = RULES_PER_SERVICE[mode.name]
+    pattern, count = RULES_PER_SERVICE[mode.name]
     # In mode iptables the last rule of KUBE-SERVICES is that of the node ports.
-    assert len(re.findall(pattern, text, re.M)) == 20_002 * each + (mode.name == "iptables")
+    assert len(re.findall(pattern, text, re.M)) == 20_002 * count + (mode.name == "iptables")
 
 
 @pytest.mark.parametrize("dummies", [0, 499, 1400])
-def test_the_number_of_nfts_transactions_is_odd(dummies: int) -> None:
+def test_the_number_of_nft_transactions_is_odd(dummies: int) -> None:
     assert len(render_ruleset(find_mode("nftables", None), place_services(dummies, "last", "both"))) % 2 == 1
 
 
-def test_nft_takes_many_services_in_several_transactions() -> None:
+def test_many_services_take_several_nft_transactions() -> None:
     texts = [text for _, text in render_ruleset(find_mode("nftables", None), place_services(1000, "last", "both"))]
     assert [text.count("chain services {") for text in texts] == [1, 0, 0], "a rule that came twice would stand twice"
     assert [len(re.findall(r"chain service-[A-Z2-7]{8}-", text)) for text in texts] == [500, 500, 2]
 
 
 def rows(mode: Mode, loaded: list[tuple[tuple[str, ...], str]]) -> dict[str, set[str]]:
-    """What stands after commands, by table and chain or by command; what iptables-restore declares is flushed."""
+    """Return the rules after commands, by table and chain or by command; iptables-restore flushes the chains that it
+    declares."""
     stands: dict[str, set[str]] = defaultdict(set)
     for argv, text in loaded:
         new = {" ".join(argv[:2]): set(text.splitlines())}
@@ -146,8 +91,10 @@ def rows(mode: Mode, loaded: list[tuple[tuple[str, ...], str]]) -> dict[str, set
 
 
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
-@pytest.mark.parametrize("mode", [find_mode(*each) for each in MORE], ids=lambda mode: f"{mode.name}-{mode.backend}")
-def test_rules_that_grew_are_those_that_were_loaded_at_once(mode: Mode, position: str) -> None:
+@pytest.mark.parametrize(
+    "mode", [mode for mode in MODES if mode.growing], ids=lambda mode: f"{mode.name}-{mode.backend}"
+)
+def test_grown_rules_equal_rules_loaded_at_once(mode: Mode, position: str) -> None:
     grown, standing = list[tuple[tuple[str, ...], str]](), list[Service]()
     for count in (0, 10, 10, 1100):
         services = place_services(count, position, "both")
@@ -162,18 +109,18 @@ def test_rules_that_grew_are_those_that_were_loaded_at_once(mode: Mode, position
         False,
         False,
     )
-    grown = [each for each in grown if each != ONE_MORE_COMMIT]
+    grown = [each for each in grown if each != EMPTY_TRANSACTION]
     assert {name: lines for name, lines in rows(mode, grown).items() if lines} == at_once
 
 
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])
-def test_worker_stands_where_it_was_put(position: str, index: int) -> None:
+def test_position_of_the_worker(position: str, index: int) -> None:
     services = place_services(10, position, "both")
     assert len(services) == 12
     assert services[index].port_name == "default/worker:grpc-udp"
 
 
-def test_worker_may_be_tcp_only() -> None:
+def test_worker_with_tcp_only() -> None:
     assert [each.protocol for each in place_services(0, "last", "tcp")] == ["tcp"]
 
 

@@ -514,7 +514,7 @@ def test_command_streams() -> None:
     assert {row["kind"] for row in rows[7:]} == {"row"}
 
 
-def test_a_terminal_is_told_nothing_by_names_and_keys(tmp_path: Path) -> None:
+def test_names_and_keys_cannot_control_the_terminal(tmp_path: Path) -> None:
     name = tmp_path / "a\x1b[31m\n.log"
     name.write_bytes(b"@h[\x1b[31mx]:\n[1]                    2 |@@@@|\n\n")
     done = kproxylat("parse", str(name), str(tmp_path / "\x1b\n"))

@@ -22,7 +22,7 @@ from kproxylat.results import Destination, Result, Run, Target, target_text
 from kproxylat.trace.plan import network_words
 from kproxylat.traffic import pktgen, sockets
 from kproxylat.traffic.burst import Burst
-from tests.lab.test_services import captured, iptables_chains, nft_blocks, text_of
+from tests.support.rules import captured, iptables_chains, nft_blocks, text_of
 
 BURST = Burst(2000, 1000, LAB_SOURCE[6], "fd00:10:96::50", 50051, "client", "pod0", "02:00:00:00:00:01", skip=1)
 
@@ -37,7 +37,7 @@ def test_brackets_wherever_an_address_has_a_port() -> None:
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
 def test_a_target_makes_the_mode_its_familys(mode: Any) -> None:
-    options = Options(mode, WORKER[6], Lab())
+    options = Options(mode, WORKER[6], where=Lab())
     assert options.mode == mode.for_family(6) == match_family(mode, WORKER[6], None) == match_family(mode, None, 6)
     assert options.mode.for_family(4) == mode == match_family(mode, None, None)
     assert (options.family, options.mode.ip, str(options.sources)) == (6, "ip6", "fd00:10:244:80::/64")

@@ -11,15 +11,16 @@ import pytest
 
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure import overhead
-from kproxylat.measure.options import Lab, Options
-from kproxylat.measure.overhead import add_overhead, compute_overhead, find_hook
+from kproxylat.measure.options import Lab, Options, Sending, Tracing
+from kproxylat.measure.overhead import add_overhead, compute_overhead
 from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Map, Overhead, Probe, Result, Run
 from kproxylat.trace.dump import parse_dump
 from kproxylat.traffic.burst import Burst, Sent
-from tests.trace.test_script import PLAN
+from kproxylat.traffic.generators import GENERATORS
+from tests.support.plans import PLAN
 
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)
 NONE = "@envelope[2, 5000]: 8\n@envelope[2, 9000]: 2\n@envelope[0, 1]: 10\n@stored[574]: 19\n@stored[575]: 1\n"
@@ -69,7 +70,7 @@ def test_bursts_that_do_not_agree_are_no_measurement(texts: tuple[str, ...], sai
 
 
 def test_of_ipvs_the_call_that_holds_no_other() -> None:
-    assert (find_hook(LEGACY), find_hook(IPVS)) == (2, 3)
+    assert (LEGACY.overhead_hook, IPVS.overhead_hook) == (2, 3)
 
 
 def test_untraced_is_within_bounds_and_not_below_nothing() -> None:
@@ -78,26 +79,30 @@ def test_untraced_is_within_bounds_and_not_below_nothing() -> None:
     assert found.untraced(600) == (0, 26)
 
 
-def options(**more: object) -> Options:
-    return replace(Options(LEGACY, lab=Lab(), duration_s=1, rate_pps=100_000, overhead=True), **more)  # type: ignore[arg-type]
+SENDING = Sending(duration_s=1, rate_pps=100_000)
+TRACING = Tracing(overhead=True)
+
+
+def plan_run(sending: Sending = SENDING, tracing: Tracing = TRACING) -> Options:
+    return Options(LEGACY, where=Lab(), sending=sending, tracing=tracing)
 
 
 def test_no_flow_comes_twice() -> None:
-    bursts = plan_bursts(options(), Network(None, None, None))
+    bursts = plan_bursts(plan_run(), Network(None, None, None))
     assert [each.count for each in bursts] == [100, 100_000, 2000, 2000, 2000]
     taken = [number for each in bursts for number in range(each.skip, each.skip + each.addresses)]
     assert len(taken) == len(set(taken)) == 6
 
 
-@pytest.mark.parametrize("more", [
-    {"template": Path(__file__)},
-    {"generator": "none"},
-    {"mode": LEGACY.from_node(), "generator": "sockets"},
+@pytest.mark.parametrize("options", [
+    plan_run(tracing=replace(TRACING, template=Path(__file__))),
+    plan_run(replace(SENDING, generator=GENERATORS["none"])),
+    plan_run(replace(SENDING, generator=GENERATORS["sockets"], origin="node")),
 ])  # fmt: skip
-def test_where_it_cannot_be_measured(more: dict[str, object]) -> None:
-    check_options(replace(options(**more), overhead=False))
+def test_overhead_is_refused_where_it_cannot_be_measured(options: Options) -> None:
+    check_options(replace(options, tracing=replace(options.tracing, overhead=False)))
     with pytest.raises(UsageError, match="what tracing adds cannot be measured with") as caught:
-        check_options(options(**more))
+        check_options(options)
     assert caught.value.remedy == "leave out --overhead"
 
 
@@ -126,7 +131,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return got
 
 
-BURSTS = plan_bursts(options(duration_s=0.1, rate_pps=100), Network(None, None, None))[2:]
+BURSTS = plan_bursts(plan_run(Sending(duration_s=0.1, rate_pps=100)), Network(None, None, None))[2:]
 RESULT = Result(Run(clock="instructions"))
 
 

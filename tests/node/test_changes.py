@@ -13,7 +13,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.measure import conntrack
 from kproxylat.measure import options as plan
 from kproxylat.measure.conntrack import make_room
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node import changes, network, service_rule
 from kproxylat.node import lock as node_lock
@@ -257,8 +257,13 @@ def test_the_chain_is_gone(system: Kernel, lock: Lock, monkeypatch: pytest.Monke
     assert system.transactions == 1
 
 
-ON_NODE = Options(find_mode("nftables", None), TARGET, duration_s=30, rate_pps=10_000, warmup=100)
+ON_NODE = Options(find_mode("nftables", None), TARGET, sending=Sending(duration_s=30, rate_pps=10_000, warmup=100))
 NETWORK = Network("client", None, None)
+
+
+def at_rate(rate: int, source: str | None = None) -> Options:
+    network = plan.parse_source(source) if source else None
+    return replace(ON_NODE, sending=replace(ON_NODE.sending, rate_pps=rate, source=network))
 
 
 def room_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
@@ -276,22 +281,21 @@ def test_flows_that_would_not_fit_are_removed_during_the_run(
     monkeypatch: pytest.MonkeyPatch, rate: int, free: int, needed: int, forget_s: float | None
 ) -> None:
     room_of(monkeypatch, free)
-    options = replace(ON_NODE, rate_pps=rate, source=plan.parse_source("10.244.1.0/24"))
-    room = make_room(options, NETWORK)
+    room = make_room(at_rate(rate, "10.244.1.0/24"), NETWORK)
     assert (room.free, room.needed, room.kept, room.forget_s) == (free, needed, False, forget_s)
 
 
 @pytest.mark.usefixtures("system")
 def test_masqueraded_flows_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     room_of(monkeypatch, 262_144)
-    room = make_room(replace(ON_NODE, rate_pps=1600), NETWORK)
+    room = make_room(at_rate(1600), NETWORK)
     assert (room.free, room.needed, room.forget_s) == (50_000, 48_100, None)
     room = make_room(ON_NODE, NETWORK)
     assert (room.free, room.needed, room.forget_s) == (50_000, 20_100, 1.0)
     with pytest.raises(MachineError, match=r"60100 flows at a time need more room than masquerade has \(50000\)") as e:
-        make_room(replace(ON_NODE, rate_pps=30_000), NETWORK)
+        make_room(at_rate(30_000), NETWORK)
     assert e.value.remedy == "there is room for 24950 pps, or for a shorter run"
-    make_room(replace(ON_NODE, rate_pps=24_950), NETWORK)
+    make_room(at_rate(24_950), NETWORK)
 
 
 @pytest.mark.usefixtures("system")
@@ -300,7 +304,7 @@ def test_a_rate_that_conntrack_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(MachineError, match=r"20100 flows at a time need more room than conntrack has \(10000\)") as e:
         make_room(ON_NODE, NETWORK)
     assert e.value.remedy.startswith(f"there is room for 4950 pps, or for a shorter run; or: --allow {CONNTRACK_MAX}")
-    make_room(replace(ON_NODE, rate_pps=4950), NETWORK)
+    make_room(at_rate(4950), NETWORK)
 
 
 def test_a_limit_that_may_be_raised(system: Kernel, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_the_forms_of_a_rule(line: str, packets: int | None) -> None:
         (f"{MATCH.replace('80', '9' * 5000)} -j KUBE-SVC-X", "KUBE-SVC-X", None),
     ],
 )
-def test_what_a_rule_matches(text: str, jump: str, service: Destination | None) -> None:
+def test_match_of_a_rule(text: str, jump: str, service: Destination | None) -> None:
     rule = parse_rule(f"-A KUBE-SERVICES {text}".rstrip())
     assert rule == Rule("KUBE-SERVICES", text)
     assert (rule.jump, rule.service) == (jump, service)

@@ -17,8 +17,8 @@ from kproxylat.analysis.series import build_series
 from kproxylat.cli import app
 from kproxylat.report.plot import STYLES, _make_figure, draw_ratios, draw_series, plot
 from kproxylat.results import Result
-from tests.analysis.test_compare import files
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
+from tests.support.documents import files
 
 SLOW = load(TIMED)
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at] for at in (0, 3, 6))

@@ -19,7 +19,7 @@ from kproxylat.cluster.dummies import create, delete, plan_creation, read_dummie
 from kproxylat.cluster.proxy_config import parse_mode
 from kproxylat.errors import DeclinedError, Interrupted, MachineError
 from kproxylat.measure import defaults
-from kproxylat.measure.options import Options
+from kproxylat.measure.options import Options, Record, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules
 from kproxylat.results import Destination, Result
@@ -28,18 +28,17 @@ from kproxylat.sweep import on_cluster, sweep
 from kproxylat.sweep.on_cluster import Asking, sweep_cluster
 from kproxylat.sweep.sweep import Sweep
 from kproxylat.system import kernel
-from tests.cli.test_app import Captured, call
-from tests.cluster.test_proxy_config import CONFIGMAP, DAEMONSET
-from tests.cluster.test_rbac import MANIFESTS, made, rights
-from tests.cluster.test_sources import ADDRESSES, BRIDGE, node_of
 from tests.results import COUNTED, change_run, load, with_values
-from tests.support import ROOT, TESTS
+from tests.support import ROOT
+from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 from tests.support.fakes import Typed
+from tests.support.kube_proxy import CONFIGMAP, DAEMONSET, RECORDED
+from tests.support.nodes import ADDRESSES, BRIDGE, node_of
+from tests.support.rights import MANIFESTS, made, rights
 
 LATE = 3
 """Looks after which kube-proxy's rules hold what the API holds."""
-RECORDED = TESTS / "kube-api"
 
 
 class KubeProxy:
@@ -116,19 +115,19 @@ class Runs:
         self.end_at: int | None = None
         self.error: BaseException | None = None
 
-    def measure(self, options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         there = len([each for each in self.proxy.fake.named("services") if each.startswith("dummy")])
         held = self.proxy.rules(None)[0].rules - 2
         mode = options.mode
         assert mode.name == self.proxy.mode
-        assert str(options.source) == "10.244.1.252/30" or options.source
+        assert str(options.sending.source) == "10.244.1.252/30" or options.sending.source
         if len(self.seen) == self.end_at and self.error:
             raise self.error
         self.seen.append((mode.name, mode.backend, there, held))
         log = self.directory / f"ebpf_{mode.name}_{len(list(self.directory.glob('ebpf_*.json'))):03}.log"
         ended = Interrupted(2) if len(self.seen) == self.end_at and not self.error else None
         result = change_run(
-            with_values(load(COUNTED)[0], {2000 + there: 20}, options.services or 0),
+            with_values(load(COUNTED)[0], {2000 + there: 20}, options.where.services or 0),
             mode=mode.name, backend=mode.backend, script_sha256=mode.backend, log=str(log), cut_short=bool(ended),
             clock="ns", sync_s=sync_s,
         )  # fmt: skip
@@ -155,7 +154,8 @@ def sweep_it(
     confirm: Callable[[str, str], None] | None = None,
     backend: str | None = None,
 ) -> tuple[Sweep, Interrupted | MachineError | None]:
-    base = Options(find_mode("nftables", None), duration_s=1, rate_pps=1000, output_dir=runs.directory)
+    sending, record = Sending(duration_s=1, rate_pps=1000), Record(runs.directory)
+    base = Options(find_mode("nftables", None), sending=sending, record=record)
     return sweep_cluster(api, base, counts, Asking(modes, backend, ("worker-dual", None), None, confirm), 1, False)
 
 
@@ -212,14 +212,14 @@ def test_a_kube_proxy_that_does_not_answer_is_not_changed(
     with monkeypatch.context() as patch:
         patch.setattr(rollout, "running_mode", lambda _: None)
         patch.setattr(on_cluster, "running_mode", lambda _: None)
-        with pytest.raises(MachineError, match="does not say which mode it is in"):
+        with pytest.raises(MachineError, match="does not report its mode"):
             sweep_it(api, runs, "iptables", "nftables")
     assert {call.verb for call in fake.calls} == {"get", "list"}
 
 
 @pytest.mark.parametrize(("told", "says"), [
-    ("nftables", "runs in mode iptables, but its ConfigMap says nftables"),
-    ("userspace", "was told mode userspace, which could not be put back"),
+    ("nftables", "runs in mode iptables, but its ConfigMap has nftables"),
+    ("userspace", "is set to mode userspace, which could not be restored"),
 ])  # fmt: skip
 def test_an_old_mode_that_is_not_clear_is_not_touched(
     api: Api, runs: Runs, fake: FakeApi, told: str, says: str
@@ -233,7 +233,7 @@ def test_an_old_mode_that_is_not_clear_is_not_touched(
     assert runs.seen == []
     assert {call.verb for call in fake.calls} == {"get", "list"}
     sweep_it(api, runs, "iptables")
-    assert len(runs.seen) == 2, "where no mode is set, none is to be put back"
+    assert len(runs.seen) == 2, "no mode was set, so none is restored"
     config["config.conf"] = before
 
 
@@ -287,7 +287,7 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
 ) -> None:
     measure = runs.measure
 
-    def lose_rights(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def lose_rights(options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("delete", "services"))
         return measure(options, sync_s)
@@ -301,7 +301,7 @@ def test_each_is_put_back_whether_the_other_fails_or_not(
     fake.denied.clear()
     delete(api)
 
-    def lose_others(options: Options, sync_s: float | None) -> tuple[Result, Interrupted | None]:
+    def lose_others(options: Options, sync_s: float | None, *_: object) -> tuple[Result, Interrupted | None]:
         if proxy.mode == "nftables":
             fake.denied.add(("patch", "daemonsets"))
         return measure(options, sync_s)

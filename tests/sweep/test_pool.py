@@ -13,12 +13,14 @@ from typing import IO, Any
 import pytest
 
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Record, Sending
 from kproxylat.results_json import to_json
 from kproxylat.sweep import pool, sweep
 from kproxylat.sweep.pool import Pool
 from kproxylat.system import interrupts
 from tests.results import COUNTED, change_run, load, with_values
+
+SENDING = Sending(duration_s=0.3, rate_pps=1000)
 
 
 class Fake:
@@ -84,7 +86,7 @@ def measured(argv: list[str], **changes: Any) -> str:
 
 
 def words(point: Options) -> list[str]:
-    return [point.mode.name, point.mode.backend, str(point.services)]
+    return [point.mode.name, point.mode.backend, str(point.where.services)]
 
 
 @pytest.fixture
@@ -99,14 +101,14 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
 
 def run(directory: Path, clock: str = "instructions", sizes: Sequence[int] = (10, 100, 1000)) -> Any:
     modes = sweep.find_modes(("iptables", "nftables"), ())
-    base = Options(modes[0], lab=Lab(), duration_s=0.3, rate_pps=1000, output_dir=directory)
+    base = Options(modes[0], where=Lab(), sending=SENDING, record=Record(directory))
     return sweep.sweep(sweep.plan_points(base, modes, sizes), place=Pool(clock, None, directory, words))
 
 
 def test_a_new_mode_takes_part_by_its_loading_cost(machines: list[Fake], tmp_path: Path) -> None:
     known = sweep.find_modes(("iptables", "nftables"), ())
     new = replace(known[0], name="ebpf", backend="ebpf", loading_cost=9)
-    base = Options(new, lab=Lab(), duration_s=0.3, rate_pps=1000, output_dir=tmp_path)
+    base = Options(new, where=Lab(), sending=SENDING, record=Record(tmp_path))
     points = sweep.plan_points(base, [*known, new], (10,))
     found, _ = sweep.sweep(points, place=Pool("instructions", None, tmp_path, words))
     assert found.complete
@@ -151,7 +153,7 @@ def test_on_the_clock_of_time_there_is_one_machine_and_its_words_are_shown(
 
 def test_there_are_no_more_machines_than_runs(machines: list[Fake], tmp_path: Path) -> None:
     modes = sweep.find_modes(("nftables",), ())
-    points = sweep.plan_points(Options(modes[0], lab=Lab(), output_dir=tmp_path), modes, [10])
+    points = sweep.plan_points(Options(modes[0], where=Lab(), record=Record(tmp_path)), modes, [10])
     found, _ = sweep.sweep(points, place=Pool("instructions", None, tmp_path, words))
     assert (len(found.results), len(machines)) == (1, 1)
 

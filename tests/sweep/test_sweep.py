@@ -8,20 +8,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from kproxylat.cli import sweep as cli_sweep
 from kproxylat.errors import Interrupted, MachineError, UsageError
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import WORKER, Lab, Options, Record, Sending, Tracing
 from kproxylat.measure.replay import plan_backends
 from kproxylat.results import Result
 from kproxylat.results_json import list_from_json, to_json
 from kproxylat.sweep import state as sweep_state
 from kproxylat.sweep import sweep
 from kproxylat.system import kernel
+from kproxylat.traffic.generators import GENERATORS
 from tests.results import COUNTED, change_run, load, with_values
-from tests.sweep.test_whatif import RULES, measured
+from tests.support import ROOT
+from tests.support.costs import RULES, measured
 
 COST = {("iptables", "legacy"): 26, ("iptables", "nft"): 84, ("nftables", "nft"): 0}
 
@@ -35,7 +38,7 @@ class Machine:
         self.end_after: int | None = None
         self.fail = False
 
-    def measure(self, options: Options, _: float | None) -> tuple[Result, Interrupted | None]:
+    def measure(self, options: Options, *_: object) -> tuple[Result, Interrupted | None]:
         assert options.lab
         mode, services = options.mode, options.lab.services
         if self.end_after == len(self.measured) and self.fail:
@@ -52,6 +55,9 @@ class Machine:
         return result, ended
 
 
+TEMPLATE = ROOT / "templates/overhead.bt.j2"
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
@@ -65,7 +71,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def points(directory: Path, *sizes: int, rate: int = 1000) -> list[Options]:
     modes = sweep.find_modes(("iptables", "nftables"), ())
-    base = Options(modes[0], lab=Lab(), duration_s=2, rate_pps=rate, output_dir=directory)
+    sending = Sending(duration_s=2, rate_pps=rate)
+    base = Options(modes[0], where=Lab(), sending=sending, record=Record(directory))
     return sweep.plan_points(base, modes, sizes or (10, 100, 1000))
 
 
@@ -305,11 +312,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_a_ruleset_is_swept_on_each_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str | None
 ) -> None:
-    base = Options(RULES.mode, lab=Lab(), duration_s=2, rate_pps=1000, output_dir=tmp_path)
+    sending = Sending(duration_s=2, rate_pps=1000)
+    base = Options(RULES.mode, where=Lab(), sending=sending, record=Record(tmp_path))
     every = plan_backends(base, RULES, (), target, target is None)
-    assert [each.services for each in every] == [105, 105]
+    assert [each.where.services for each in every] == [105, 105]
 
-    def measure(point: Options, _: float | None) -> tuple[Result, None]:
+    def measure(point: Options, *_: object) -> tuple[Result, None]:
         result = measured(point.mode)
         return (result if point.targets else replace(result, services=())), None
 
@@ -330,3 +338,32 @@ def test_a_ruleset_is_swept_on_each_backend(
     cli_sweep.show(found, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["ServiceCount"] for row in rows] == ["105", "105"]
+
+
+SOCKETS = Sending(GENERATORS["sockets"], 2, 1000)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ({}, {"tracing": Tracing(envelope=True)}),
+    ({}, {"tracing": Tracing(settings={"name": "value"})}),
+    ({}, {"tracing": Tracing(template=TEMPLATE)}),
+    ({}, {"sending": SOCKETS}),
+    ({"sending": SOCKETS}, {"sending": replace(SOCKETS, origin="node")}),
+    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": WORKER[4]._replace(protocol="tcp")}),
+])  # fmt: skip
+def test_a_sweep_with_other_options_is_not_resumed(
+    tmp_path: Path, machine: Machine, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    machine.end_after = 2
+    sweep.sweep([replace(point, **before) for point in points(tmp_path)])
+    machine.end_after = None
+    finished, _ = sweep.sweep([replace(point, **after) for point in points(tmp_path)])
+    assert finished.resumed == 0
+
+
+def test_a_sweep_with_the_same_tracing_is_resumed(tmp_path: Path, machine: Machine) -> None:
+    traced = [replace(point, tracing=Tracing(envelope=True, template=TEMPLATE)) for point in points(tmp_path)]
+    machine.end_after = 2
+    sweep.sweep(traced)
+    machine.end_after = None
+    assert sweep.sweep(traced)[0].resumed > 0

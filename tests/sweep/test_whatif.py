@@ -13,24 +13,21 @@ import pytest
 from kproxylat.analysis.compare import compare
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset import read_ruleset
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import _check_shares
-from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.modes import MODES, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
-from kproxylat.results import Accounting, Probe, Result, Run, Traffic
+from kproxylat.results import Probe, Result, Traffic
 from kproxylat.results_json import from_json, to_json
 from kproxylat.sweep.whatif import judge, save, whatif
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps
-from tests.lab.test_services import CAPTURED
 from tests.support import TESTS
-
-RULES = read_ruleset(CAPTURED / "iptables-legacy/n100/iptables-legacy-save.txt.gz")
-COST = {"legacy": (2000, 26), "nft": (3000, 84), "nftables": (2678, 0), "ipvs": (4000, 0)}
+from tests.support.costs import RULES, measured
 
 
 def words_of(ip: str, port: int, protocol: int) -> int:
@@ -48,25 +45,6 @@ def test_values_are_split_by_target() -> None:
     lookup, other = build_probes(own, find_mode("iptables", "legacy"), "instructions")
     assert lookup.targets == {"10.96.0.9:80/tcp": {"10": 2}, "10.96.0.10:53/udp": {"10": 1, "12": 1}}
     assert other.targets is None
-
-
-def measured(mode: Mode, packets: int = 20) -> Result:
-    """What a run of all Services would be, where each Service adds an integer."""
-    base, each = COST[mode.name if mode.name != "iptables" else mode.backend]
-    values = {
-        str(target): {str(base + each * number): packets}
-        for number, target in enumerate(RULES.targets)
-    }  # fmt: skip
-    every: dict[str, int] = {}
-    for found in values.values():
-        for value, count in found.items():
-            every[value] = every.get(value, 0) + count
-    lookup = Probe(mode.engine, "nat", None, "PREROUTING", True, packets * len(values), None, None, None, None, None,
-                   "instructions", values=every, targets=values)  # fmt: skip
-    run = Run(mode=mode.name, backend=mode.backend, clock="instructions", emulated=True, kernel="6.1", services=105,
-              bpftrace="v0.17.0", probe_kind="fentry", script_sha256=mode.engine, kproxylat="0")  # fmt: skip
-    books = Accounting(lookup.count, lookup.count, None, lookup.count, 0, 0, True)
-    return Result(run, probes=(lookup,), accounting=books, services=rank_services(lookup, RULES.services))
 
 
 def test_services_are_ranked_by_cost_with_their_place_in_the_rules() -> None:
@@ -117,19 +95,19 @@ def test_the_result_of_many_is_shown_and_comes_back_from_json(capsys: pytest.Cap
     assert capsys.readouterr().out.count("default/dummy-service-") == 100
 
 
-BASE = Options(find_mode("iptables", "legacy"), duration_s=1, rate_pps=1000)
+BASE = Options(find_mode("iptables", "legacy"), sending=Sending(duration_s=1, rate_pps=1000))
 
 
 def test_a_replay_sends_from_pods_to_endpoints_of_the_rules() -> None:
     [udp] = [f"{each.ip}:{each.port}" for each in RULES.targets if each.protocol == "udp" and each.ip.endswith(".51")]
-    one = plan_replay(BASE, RULES, udp, False, "", "")
-    assert (one.generator, one.targets, one.target.protocol) == ("pktgen", (), "udp")
+    one = plan_replay(BASE, RULES, udp, False)
+    assert (one.sending.generator.name, one.targets, one.target.protocol) == ("pktgen", (), "udp")
     assert [str(each) for each in one.endpoints] == ["10.244.1.10:50051/udp"]
     assert str(one.sources) == "10.244.128.0/17"
-    tcp = plan_replay(BASE, RULES, "10.97.0.1:80", False, "", "")
-    assert (tcp.generator, tcp.target.protocol) == ("sockets", "tcp")
-    every = plan_replay(BASE, RULES, None, True, "", "")
-    assert (every.generator, len(every.targets), every.packets) == ("sockets", 104, 936)
+    tcp = plan_replay(BASE, RULES, "10.97.0.1:80", False)
+    assert (tcp.sending.generator.name, tcp.target.protocol) == ("sockets", "tcp")
+    every = plan_replay(BASE, RULES, None, True)
+    assert (every.sending.generator.name, len(every.targets), every.packets) == ("sockets", 104, 936)
     check_options(every)
     _, burst = plan_bursts(every, Network(None, None, None))
     assert (burst.count, burst.targets) == (936, every.targets)

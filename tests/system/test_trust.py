@@ -33,7 +33,7 @@ from kproxylat.trace import bpftrace, engine
 from kproxylat.trace.script import render_script
 from kproxylat.traffic import generators
 from tests.support import ROOT
-from tests.trace.test_script import PLAN
+from tests.support.plans import PLAN
 
 LAB, TARGET = ("run", "--lab"), ("run", "--mode", "nftables", "--target")
 SHELL, QUOTED, TICKS = "x;touch pwned", "x$(touch pwned)", "x`touch pwned`"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kproxylat.logs.reader import LogReader
-from kproxylat.trace.dump import KeyReader, NoiseFilter, PrintAssembler, parse_dump, read_prints
+from kproxylat.trace.dump import PrintAssembler, parse_dump, read_prints
+from kproxylat.trace.lines import KeyReader, NoiseFilter
 
 
 def values(text: str) -> dict[str, Any]:

@@ -14,34 +14,16 @@ from pathlib import Path
 import pytest
 
 from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageError
-from kproxylat.lab.rules import RULESETS
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
-from kproxylat.trace import plan
 from kproxylat.trace.plan import Flow, Plan
 from kproxylat.trace.script import OVERHEAD_SCRIPT, SCRIPT, check_settings, render_script
 from tests.support import ROOT, TESTS
+from tests.support.plans import FLOW, KINDS, PLAN, plan_of
 
 SCRIPTS = TESTS / "scripts"
-OFFSETS = {
-    "nf_conn.tuplehash": 16,
-    "xt_table.name": 56,
-    "nft_chain.table": 64,
-    "nft_chain.name": 88,
-    "nft_table.name": 384,
-    "nft_pktinfo.state": 8,
-    "sk_buff._nfct": 104,
-    "sk_buff.data": 208,
-    "nf_hook_state.pf": 1,
-    "nf_hook_state.net": 32,
-    "net.ns": 128,
-    "ns_common.inum": 16,
-}
-FLOW = Flow((0x3264600A,), 0x001183C3, (0x0080F40A,), (0x0080FFFF,))
-"""10.96.100.50, port 50051, UDP, from 10.244.128.0/17, as a little-endian machine reads them."""
 FLOW6 = Flow((0xFD, 1, 2, 3), 0x001183C3, (0xFD, 4, 0, 0), (0xFFFFFFFF, 0xFFFFFFFF, 0, 0))
-KINDS = {"0.17": ((0, 17), "fentry"), "0.23": ((0, 23), "fentry"), "kprobe": ((0, 17), "kprobe")}
 SHAPES: Mapping[str, tuple[Flow | None, int, bool]] = {
     "flow": (FLOW, 0, False),
     "all": (None, 0, False),
@@ -52,21 +34,6 @@ SHAPES: Mapping[str, tuple[Flow | None, int, bool]] = {
 }
 
 
-def plan_of(
-    mode: Mode, kind: str, flow: Flow | None, interval_s: int, envelope: bool = False, netns_inode: int = 0
-) -> Plan:
-    version, probe = KINDS[kind]
-    monkeypatch = pytest.MonkeyPatch()
-    with monkeypatch.context() as patch:
-        patch.setattr(plan, "find_engine", lambda mode, _: (mode.engines[0], probe))
-        patch.setattr(plan, "find_version", lambda: ("", version))
-        patch.setattr(plan.btf, "btf_module", lambda module: module)
-        patch.setattr(plan.btf, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
-        stepping = bool(flow) and not interval_s
-        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
-
-
-PLAN = plan_of(MODES[0], "0.23", FLOW, 0)
 CASES = [
     pytest.param(
         f"{mode.name}-{mode.backend}-{version}-{shape}.bt",
@@ -347,8 +314,8 @@ def test_the_rules_templates_are_found(name: str) -> None:
 
 def test_every_mode_has_its_rules_template() -> None:
     found = {each.name for directory in DIRECTORIES for each in directory.glob("*.j2")}
-    assert found >= {SCRIPT, *(f"rules-{name}.j2" for steps in RULESETS.values() for _, name in steps if name)}
-    assert set(RULESETS) == {mode.name for mode in MODES}
+    steps = [step for mode in MODES for step in (*mode.loading, *mode.growing)]
+    assert found >= {SCRIPT, *(f"rules-{step.template}.j2" for step in steps if step.template)}
 
 
 def test_ipvs_lookup_of_the_nodes_own_packets_holds_a_call_at_the_same_hook() -> None:

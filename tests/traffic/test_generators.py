@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.measure.options import Lab, Options
+from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
@@ -27,7 +28,7 @@ from kproxylat.traffic import hping3, sockets
 from kproxylat.traffic import pktgen as traffic_pktgen
 from kproxylat.traffic import sender as sender_program
 from kproxylat.traffic.burst import PORTS, Burst, Sent
-from kproxylat.traffic.generators import GENERATORS, find_generator
+from kproxylat.traffic.generators import GENERATORS, check_generator, find_generator
 from kproxylat.traffic.pktgen import read_pktgen
 from kproxylat.traffic.sender import send_flows
 
@@ -78,7 +79,9 @@ def test_flows_never_repeat_in_long_runs(count: int) -> None:
 
 @given(st.integers(0, 200_000), st.integers(1, 10**6))
 def test_the_run_and_its_warm_up_share_no_source(warmup: int, packets: int) -> None:
-    options = Options(find_mode("nftables", None), duration_s=packets / 1000, rate_pps=1000, warmup=warmup)
+    options = Options(
+        find_mode("nftables", None), sending=Sending(duration_s=packets / 1000, rate_pps=1000, warmup=warmup)
+    )
     first, second = plan_bursts(options, Network("client", "node", "backend"))
     assert (first.count, second.count) == (warmup, packets)
     assert second.skip >= first.skip + first.addresses
@@ -169,23 +172,24 @@ def test_a_command_that_is_never_written(monkeypatch: pytest.MonkeyPatch, tmp_pa
         pktgen_file(monkeypatch, tmp_path / "pod0").write("count 5")
 
 
-@pytest.mark.parametrize(("name", "protocol"), [("sockets", "tcp"), ("pktgen", "udp"), ("none", None)])
-def test_generators(name: str, protocol: str | None) -> None:
-    assert find_generator(name, protocol) is GENERATORS[name]
+@pytest.mark.parametrize(("name", "protocol"), [("sockets", "tcp"), ("pktgen", "udp"), ("none", "udp")])
+def test_generators(name: str, protocol: str) -> None:
+    assert find_generator(name) is GENERATORS[name]
+    check_generator(GENERATORS[name], protocol)
 
 
 @pytest.mark.parametrize(
     ("name", "protocol", "said", "remedy"),
     [
-        ("iperf", None, "unknown generator 'iperf'", "pktgen, sockets, hping3, none"),
+        ("iperf", "udp", "unknown generator 'iperf'", "pktgen, sockets, hping3, none"),
         ("pktgen", "tcp", "generator pktgen sends no 'tcp'", "--generator sockets or hping3 does"),
         ("hping3", "udp", "generator hping3 sends no 'udp'", "--generator pktgen or sockets does"),
         ("sockets", "sctp", "generator sockets sends no 'sctp'", "it sends: udp, tcp"),
     ],
 )
-def test_generators_that_there_are_not(name: str, protocol: str | None, said: str, remedy: str) -> None:
+def test_unknown_generators_and_protocols(name: str, protocol: str, said: str, remedy: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        find_generator(name, protocol)
+        check_generator(find_generator(name), protocol)
     assert remedy in caught.value.remedy
 
 
@@ -241,13 +245,14 @@ def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch)
 
 def test_sockets_send_syns() -> None:
     with listen(socket.SOCK_STREAM) as server:
-        burst = burst_to(server, protocol="tcp", count=20)
+        # Another test process may have left its ports of a common address in TIME-WAIT, for a minute.
+        burst = burst_to(server, protocol="tcp", count=20, source=IPv4Network((f"127.8.{os.getpid() % 256}.0", 24)))
         sender = sockets.start_sockets(burst)
         assert sender.wait(10)
         # On the loopback link the handshake is done at once.
         accepted, source = server.accept()
         accepted.close()
-        assert source == ("127.7.0.1", PORTS.start)
+        assert source == (burst.first, PORTS.start)
     assert sockets.read_sockets(burst, sender).count == 20
 
 
@@ -303,17 +308,18 @@ def test_with_none_the_run_lasts_its_time_and_nobody_knows_what_was_sent() -> No
 
 
 def test_none_needs_no_warm_up_and_takes_any_source() -> None:
-    options = Options(find_mode("nftables", None), generator="none")
+    options = Options(find_mode("nftables", None), sending=Sending(GENERATORS["none"]))
     assert [burst.count for burst in plan_bursts(options, Network(None, None, None))] == [0, 300_000]
     assert str(options.sources) == "0.0.0.0/0"
-    assert str(replace(options, lab=Lab()).sources) == "10.244.128.0/17"
+    assert str(replace(options, where=Lab()).sources) == "10.244.128.0/17"
 
 
 def test_the_nodes_own_packets_are_sent_by_the_node() -> None:
-    mode = find_mode("iptables", "nft").from_node()
+    sending = Sending(GENERATORS["sockets"], origin="node")
+    options = Options(find_mode("iptables", "nft"), where=Lab(10), sending=sending)
+    mode = options.mode
     assert (mode.chain, mode.hook, mode.origin) == ("OUTPUT", 3, "node")
-    options = Options(mode, lab=Lab(10), generator="sockets")
     assert {burst.netns for burst in plan_bursts(options, Network("client", "node", "backend", "node"))} == {"node"}
     with pytest.raises(UsageError, match="pktgen sends no packets of the node's own") as caught:
-        check_options(replace(options, generator="pktgen"))
+        check_options(replace(options, sending=replace(sending, generator=GENERATORS["pktgen"])))
     assert "--generator sockets" in caught.value.remedy

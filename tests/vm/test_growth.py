@@ -9,15 +9,16 @@ from itertools import chain
 
 import pytest
 
-from tests.lab.test_services import iptables_chains, nft_blocks
+from tests.support.rules import iptables_chains, nft_blocks
 from tests.vm.conftest import Guest
 
 GROW = """
 import json
 
-from kproxylat.lab.services import MORE, load_ruleset, place_services, render_ruleset
-from kproxylat.modes import find_mode
-from kproxylat.measure.options import load_modules
+from kproxylat.lab.rules import load_ruleset, render_ruleset
+from kproxylat.lab.services import place_services
+from kproxylat.modes import MODES
+from kproxylat.measure.plan import load_modules
 from kproxylat.system.processes import run
 
 LISTINGS = {
@@ -26,7 +27,7 @@ LISTINGS = {
     "ipvs": (("ipvsadm", "-S", "-n"), ("ipset", "save"), ("ip", "-o", "-4", "address", "show", "dev", "kube-ipvs0")),
 }
 listed = {}
-for mode in (find_mode(*each) for each in MORE):
+for mode in (mode for mode in MODES if mode.growing):
     load_modules(mode)
     for sizes in ((0, 10, 30), (30,)):
         standing = []

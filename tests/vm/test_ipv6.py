@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.vm.commands import BACKENDS, lookup_of, run_sweep
 from tests.vm.conftest import Guest
-from tests.vm.test_lookup import BACKENDS, lookup_of, run_sweep
 
 LAB = ("--lab", "--family", "6", "--format", "json")
 

@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 
 from kproxylat.analysis.compare import compare
+from tests.vm.commands import BACKENDS, lookup_of, run_sweep
 from tests.vm.conftest import Guest
 
 SIZES = (10, 100, 1000)
-BACKENDS = [("iptables", "legacy"), ("iptables", "nft"), ("nftables", "nft"), ("ipvs", "ipvs")]
 POINTS = [(*each, size) for each in BACKENDS for size in SIZES if each[0] == "iptables" or size != 100]
-
-
-def run_sweep(guest: Guest, *argv: str) -> list[dict[str, Any]]:
-    done = guest.kproxylat("sweep", *argv, "--lab", "--format", "json")
-    assert done.status == 0, done.err
-    results: list[dict[str, Any]] = done.json["results"]
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +158,6 @@ def test_the_nodes_own_packets(counting: Guest, mode: str, backend: str) -> None
     counts = result["accounting"]
     assert counts["sent"] == counts["lookups"] == counts["delivered"] == 200
     assert counts["closed"] is True
-
-
-def lookup_of(result: dict[str, Any]) -> dict[str, Any]:
-    [probe] = [each for each in result["probes"] if each["lookup"]]
-    return dict(probe)
 
 
 def test_result_says_what_it_is(sweep: list[dict[str, Any]]) -> None:

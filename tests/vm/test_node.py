@@ -12,9 +12,8 @@ import pytest
 from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.services import place_services
 from kproxylat.modes import find_mode
+from tests.vm.commands import COMMANDS, Trigger, words
 from tests.vm.conftest import Guest
-from tests.vm.test_readme import COMMANDS, words
-from tests.vm.test_ways import Trigger
 
 NETNS = "/run/netns/n1"
 NODE = """

@@ -18,26 +18,10 @@ from kproxylat.results_json import to_json
 from kproxylat.sweep import pool
 from tests.results import COUNTED, load
 from tests.support import ROOT
+from tests.vm.commands import COMMANDS, README, Trigger, words
 from tests.vm.conftest import Guest
-from tests.vm.test_ways import Trigger
 
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"`kproxylat ([^`]+)`", README)
 [DEMO] = re.findall(r"^\t\S*/kproxylat (.+)$", (ROOT / "Makefile").read_text(), re.M)
-SHORT = {
-    "30 10000": "0.5 400",
-    "2 1000": "0.5 400",
-    "--mode iptables --services 10,100,1000": "--mode nftables --services 10 0.5 400",
-    "--mode iptables,nftables --services 10,100,1000": "--mode nftables --services N 0.1",
-    "--services 1000": "--services 20",
-}
-"""Emulated, and many: the README's commands run with fewer packets and Services."""
-
-
-def words(command: str) -> list[str]:
-    for long, short in SHORT.items():
-        command = command.replace(long, short)
-    return shlex.split(command)
 
 
 def test_readme_is_short_and_names_every_command() -> None:

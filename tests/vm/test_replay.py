@@ -10,10 +10,9 @@ import pytest
 
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.modes import find_mode
-from tests.lab.test_ruleset import OTHERS
-from tests.lab.test_services import CAPTURED
+from tests.support.rules import CAPTURED, OTHERS
+from tests.vm.commands import COMMANDS
 from tests.vm.conftest import Guest
-from tests.vm.test_readme import COMMANDS
 
 LEGACY = CAPTURED / "iptables-legacy/n100/iptables-legacy-save.txt.gz"
 NFT = CAPTURED / "iptables-nft/n100/iptables-nft-save.txt.gz"

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,11 @@ import pytest
 from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.services import place_services
 from kproxylat.modes import find_mode
+from tests.vm.commands import Trigger
 from tests.vm.conftest import Done, Guest
 
 LAB = ("--lab", "--mode", "iptables", "--backend", "legacy", "--services", "10")
 SEED = Path(__file__).parent / "seed"
-
-
-class Trigger(io.StringIO):
-    """Standard error of a command line, which gets a signal once it has said something, ``delay_s`` later."""
-
-    def __init__(self, guest: Guest, after: str, signum: int, delay_s: float = 0) -> None:
-        super().__init__()
-        self._guest, self._after, self._signum, self._delay_s = guest, after, signum, delay_s
-
-    def write(self, text: str) -> int:
-        written = super().write(text)
-        if self._signum and self._after in self.getvalue():
-            threading.Timer(self._delay_s, self._guest.machine.signal, (self._signum,)).start()
-            self._signum = 0
-        return written
 
 
 def interrupt(guest: Guest, after: str, signum: int, delay_s: float = 0) -> Done:

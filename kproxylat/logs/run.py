@@ -1,0 +1,189 @@
+"""One run of a log while it is being read, and the kinds of its lines outside maps and recurring lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from kproxylat.logs.legacy import RunText
+from kproxylat.logs.recurring import Collector, Watch
+from kproxylat.results import Quality
+from kproxylat.trace.dump import Print, PrintAssembler
+
+_WARNINGS = 100
+_MARKS = _MAPS = 10_000
+_FIELDS = (
+    *("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position"),
+    *("Worker position", r"Warmup(?: packets)?"),
+)
+_FIELD = "|".join(_FIELDS)
+_HEADER = re.compile(rf"(?:\A|(?<=\S))({_FIELD}): *(.+?)(?=\"echo|echo \"|\"|(?:{_FIELD}): |\Z)")
+"""A field of the metadata header; also in the middle of a line, because the old scripts ran some lines together."""
+_REPORT_FIGURES = {"Total invocations": "count", "Min latency": "min", "Avg latency": "mean", "Max latency": "max"}
+_SUMMARY_FIGURES = {"Total Packets Traced": "count", "Average Latency": "mean", "Maximum Latency": "max"}
+_FIGURES = _REPORT_FIGURES | _SUMMARY_FIGURES
+
+
+class OpenRun:
+    """One run while it is being read.
+
+    :param store: called with every print of a map.
+    :param watch: called with every recurring line.
+    :param line_no: the number of the log's lines before the run.
+    :ivar text: the run's text so far.
+    :ivar samples: the recurring lines.
+    :ivar prints: the prints of maps.
+    :ivar seen: which parts of a run have begun: names of starts, ``fields`` and ``end``.
+    """
+
+    def __init__(self, store: Callable[[Print], None], watch: Watch | None, line_no: int = 0) -> None:
+        self.text = RunText()
+        self.samples = Collector(watch)
+        self.prints = PrintAssembler()
+        self.seen = set[str]()
+        self.line_no = line_no
+        self._store = store
+        self._section = ""
+        self._lost = self._total_lost = 0
+        self._has_full_map = False
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the report has begun."""
+        return "end" in self.seen
+
+    def warn(self, reason: str) -> None:
+        """Note damage and its line; after a hundred notes, only that there is more."""
+        if len(self.text.warnings) < _WARNINGS:
+            self.text.warnings.append(f"line {self.line_no}: {reason}"[:200])
+        elif len(self.text.warnings) == _WARNINGS:
+            self.text.warnings.append(f"line {self.line_no}: more of this, not listed")
+
+    def keep_mark(self, dialect: str, line: str) -> None:
+        """Keep a line that is a sign of a dialect."""
+        marks = self.text.marks.setdefault(dialect, [])
+        if len(marks) < _MARKS:
+            marks.append(line)
+        elif len(marks) == _MARKS:
+            self.warn(f"more than {_MARKS} lines of the dialect {dialect}; the rest is left out")
+
+    def keep_maps(self) -> None:
+        """Keep the maps that are complete at this line; of a map that is printed again, the last whole print."""
+        for note in self.prints.pop_notes():
+            self.warn(note)
+        for printed in self.prints.pop_prints():
+            self._store(printed)
+            name, is_new = printed.name, printed.name not in self.text.maps
+            if not printed.whole:
+                self.warn(f"the text ends inside @{name}")
+            if is_new and len(self.text.maps) >= _MAPS:
+                self.warn(f"more than {_MAPS} maps; @{name} is left out")
+            elif printed.whole or is_new:
+                self.text.maps[name] = printed.map
+
+    def finish(self) -> set[str]:
+        """Complete the text of the run.
+
+        :return: the kinds of its contents: those of recurring lines, and ``map``.
+        """
+        self.prints.end()
+        self.keep_maps()
+        self.text.intervals = {name: summary.freeze() for name, summary in self.samples.intervals.items()}
+        self.text.slow = {name: summary.freeze() for name, summary in self.samples.slow.items()}
+        return self.samples.kinds | ({"map"} if self.text.maps else set())
+
+    def judge(self, quality: Quality) -> Quality:
+        """Add to the quality of a result what the run's lines say."""
+        return Quality(
+            lost_events=max(self._lost, self._total_lost),
+            missed_probes=quality.missed_probes,
+            full_maps=quality.full_maps or (("?",) if self._has_full_map else ()),
+            warnings=quality.warnings + tuple(self.text.warnings),
+        )
+
+    def handle(self, table: Iterable[LineKind], line: str) -> bool:
+        """Handle a line by all rows of a table that match it; return whether there is one."""
+        matches = [(kind, match) for kind in table if (match := kind.find(line))]
+        for kind, match in matches:
+            kind.handle(self, match)
+        return bool(matches)
+
+    def add_fields(self, match: re.Match[str]) -> None:
+        """Keep the fields of the metadata header in a line; the first of each name counts."""
+        for field in _HEADER.finditer(match.string):
+            name = "Warmup packets" if field[1] == "Warmup" else field[1]
+            self.text.header.setdefault(name, field[2].strip())
+            self.seen.add("fields")
+
+    def begin_section(self, section: re.Match[str]) -> None:
+        """Begin a section of the report: ``--- IPTABLES MODE ---``."""
+        self._section = section[1].lower()
+        self.text.report.setdefault(self._section, {})
+
+    def drop_section(self, section: re.Match[str]) -> None:
+        """Note that an engine has no section in the report: ``No iptables traffic observed.``."""
+        self._section = section[1].lower()
+        self.text.report.pop(self._section, None)
+
+    def begin_empty_summary(self, _: re.Match[str]) -> None:
+        """Begin the summary of a run without a packet."""
+        self._section = ""
+        self.text.report.setdefault("summary", {})
+
+    def add_figure(self, figure: re.Match[str]) -> None:
+        """Keep a figure of the report."""
+        if not figure[2]:
+            self.note_unreadable(figure)
+            return
+        section = "summary" if figure[1] in _SUMMARY_FIGURES else self._section
+        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = int(figure[2])
+
+    def add_lost(self, lost: re.Match[str]) -> None:
+        """Count events that bpftrace lost."""
+        self._lost += int(lost[1])
+
+    def keep_total_lost(self, lost: re.Match[str]) -> None:
+        """Keep the number of lost events that bpftrace prints at its end."""
+        self._total_lost = max(self._total_lost, int(lost[1]))
+
+    def note_full_map(self, _: re.Match[str]) -> None:
+        """Note that a map was full."""
+        self._has_full_map = True
+
+    def note_message(self, message: re.Match[str]) -> None:
+        """Keep a message of bpftrace's as a warning."""
+        self.warn(message.string)
+
+    def note_unreadable(self, match: re.Match[str]) -> None:
+        """Note that a line cannot be read."""
+        self.warn(f"unreadable: {match.string!r}")
+
+
+class LineKind(NamedTuple):
+    """One row of a table: :meth:`handle` takes the match that :meth:`find` finds in a line."""
+
+    find: Callable[[str], re.Match[str] | None]
+    handle: Callable[[OpenRun, re.Match[str]], None]
+
+
+FACTS = (
+    LineKind(lambda line: _HEADER.search(line) if ": " in line else None, OpenRun.add_fields),
+    LineKind(re.compile(r"--- (\w+) MODE ---").match, OpenRun.begin_section),
+    LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
+    LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),
+    LineKind(
+        re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?").match, OpenRun.add_figure
+    ),
+)
+"""Lines of the metadata header and of a report. They show no dialect and belong to no map."""
+MESSAGES = (
+    LineKind(re.compile(r"Lost (\d{1,18}) events").match, OpenRun.add_lost),
+    LineKind(re.compile(r"WARNING: Total lost event count: (\d{1,18})").match, OpenRun.keep_total_lost),
+    LineKind(re.compile(r"WARNING: (Map full|Failed to map_update_elem)").search, OpenRun.note_full_map),
+    LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, OpenRun.note_message),
+    LineKind(
+        re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, OpenRun.note_unreadable
+    ),
+)
+"""Lines that belong to no map: messages of bpftrace's, and damaged rows and entries of maps."""
