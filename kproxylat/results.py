@@ -222,6 +222,38 @@ class Overhead:
 
 
 @dataclass(frozen=True)
+class SendTime:
+    """The time of the sender's own system calls, each of which carries a packet through client, node and backend.
+
+    Nothing is traced. A veth pair delivers in the sender's softirq (kernel, drivers/net/veth.c, veth_xmit), so the time
+    of a call is that of the packet's whole way: conntrack, routing, netfilter, and the rules.
+
+    :param target: packets to the target. ``endpoint``: to the endpoint itself; ``no_service``: to an address of no
+        Service (None: not sent). Each has every distinct value.
+    :param over_endpoint: what a packet to the target takes longer than one to the endpoint that is sent next to it: the
+        median of the differences, with bounds from :data:`kproxylat.measure.send_time.LEVEL`; ``over_no_service``.
+    :param clock: what reading the clock adds to each time.
+    :param sent: "target", "endpoint" and "no_service" -> packets.
+    :param preempted: likewise -> packets during which the sender lost the CPU. Their times are left out.
+    :param checked: packets of which the sender checked that they arrive within the call, which leaves their times out;
+        ``late``: those that had not arrived.
+    :param blocks: medians of the target's times in equal parts of the run, from which bounds are drawn.
+    """
+
+    target: Probe
+    endpoint: Probe | None
+    no_service: Probe | None
+    over_endpoint: Bounded | None
+    over_no_service: Bounded | None
+    clock: int
+    sent: Mapping[str, int]
+    preempted: Mapping[str, int]
+    checked: int
+    late: int
+    blocks: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Accounting:
     """The packet accounting (the books): counts from independent counters.
 
@@ -366,6 +398,7 @@ class Result:
     intervals: Mapping[str, Samples] = field(default_factory=dict)
     slow: Mapping[str, Samples] = field(default_factory=dict)
     services: tuple[ServiceCost, ...] = ()
+    send_time: SendTime | None = None
 
     @property
     def calls(self) -> tuple[Probe, ...]:
@@ -378,14 +411,20 @@ class Result:
         return next((probe for probe in self.probes if probe.lookup), None)
 
     @property
+    def headline(self) -> Probe | None:
+        """What stands for the run over numbers of Services: the lookup, else the send time of packets to the target."""
+        return self.lookup or (self.send_time.target if self.send_time else None)
+
+    @property
     def main_probe(self) -> Probe | None:
-        """The probe that represents the run in one line: the lookup, else that of its mode, else the busiest."""
+        """The probe that represents the run in one line: the lookup, else that of its mode, else the busiest, else the
+        send time of packets to the target."""
         rows = find_rows(self.run.mode or "", self.run.backend)
         engine = rows[0].engine if rows else None
         probes = sorted(
             self.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
         )
-        return probes[-1] if probes else None
+        return probes[-1] if probes else self.headline
 
 
 def target_text(result: Result) -> str:

@@ -102,7 +102,7 @@ def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]
     groups: dict[Key, dict[int, list[Result]]] = {}
     for result in sorted(results, key=lambda result: result.run.services or 0):
         run = result.run
-        if result.lookup and run.services is not None:
+        if result.headline and run.services is not None:
             cells = groups.setdefault((run.mode or "unknown", run.backend or "unknown"), {})
             cells.setdefault(run.services, []).append(result)
     return groups
@@ -120,14 +120,14 @@ def merge_values(results: Iterable[Result]) -> Counter[int]:
     """Add the exact values of repeats' lookups up: value -> count."""
     merged: Counter[int] = Counter()
     for result in results:
-        if result.lookup:
-            merged.update({int(value): count for value, count in (result.lookup.values or {}).items()})
+        if result.headline:
+            merged.update({int(value): count for value, count in (result.headline.values or {}).items()})
     return merged
 
 
 def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Series:
     runs = [result for cell in cells.values() for result in cell]
-    lookups = [result.lookup for result in runs if result.lookup]
+    lookups = [result.headline for result in runs if result.headline]
     unit = lookups[0].unit
     counting = unit == "instructions"
     series = Series(
@@ -259,7 +259,7 @@ def draw_medians(
 
     :return: the points, and for each point its replicates.
     """
-    runs = {size: [values for result in cell if result.lookup and (values := distribution(result.lookup))]
+    runs = {size: [values for result in cell if result.headline and (values := distribution(result.headline))]
             for size, cell in cells.items()}  # fmt: skip
     middles = {size: [fmean(run.quantile(0.5)) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())

@@ -55,6 +55,7 @@ class Kind(StrEnum):
     AUTO = "auto"
     FENTRY = "fentry"
     KPROBE = "kprobe"
+    NONE = "none"
 
 
 class Family(StrEnum):
@@ -95,7 +96,10 @@ Source = Annotated[
 ]
 Template = Annotated[Path | None, typer.Option("--template", help="Your own probe script template.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
-ProbeKind = Annotated[Kind, typer.Option("--probe", help="auto takes fentry where the kernel has types (BTF).")]
+ProbeKind = Annotated[
+    Kind,
+    typer.Option("--probe", help="auto: fentry where the kernel has types (BTF); none: no tracing, the sender's clock."),
+]
 Envelope = Annotated[
     bool,
     typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
@@ -216,6 +220,10 @@ class Measured:
         typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
     ] = False
 
+    @property
+    def _needs_sockets(self) -> bool:
+        return self.origin is Origin.NODE or self.probe is Kind.NONE
+
     def check(self, node: OnNode, **own: object) -> None:
         """Refuse options that have no effect in this place.
 
@@ -241,7 +249,7 @@ class Measured:
         from kproxylat.measure import options as measuring
         from kproxylat.traffic.generators import find_generator
 
-        generator = find_generator(self.generator or ("sockets" if self.origin is Origin.NODE else "pktgen"))
+        generator = find_generator(self.generator or ("sockets" if self._needs_sockets else "pktgen"))
         family, protocol = number(self.family), self.protocol or generator.protocols[0]
         target = measuring.WORKER[family or 4]._replace(protocol=protocol)
         if self.target is not None:

@@ -96,10 +96,11 @@ class RunLog:
             self.error = self.error or error
 
 
-def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> str:
+def log_header(mode: Mode, facts: Mapping[str, object], started: datetime, bpftrace: str | None = None) -> str:
     """Render the old scripts' header, followed by our own lines (versions, clock).
 
     :param facts: the old scripts' lines: name -> value.
+    :param bpftrace: its version, or what stands in its place (None: it is looked up).
     :param started: when the run started.
     """
     clock, emulated = kernel.detect_clock()
@@ -108,7 +109,7 @@ def log_header(mode: Mode, facts: Mapping[str, object], started: datetime) -> st
         **facts,
         "Clock": f"{clock}{' (emulated)' if emulated else ''}",
         "Kernel": kernel.release(),
-        "bpftrace": find_version()[0],
+        "bpftrace": bpftrace or find_version()[0],
         "kproxylat": render_facts(mode, __version__, clock),
     }
     body = "".join(f"{name}: {value}\n" for name, value in facts.items())

@@ -118,12 +118,14 @@ def reconcile(
     if CLIENT_LINK in tally and result.traffic and result.traffic.generator == "pktgen":
         # Pktgen sends again what the link did not take, and counts it as an error.
         tally[CLIENT_LINK] = max(tally[CLIENT_LINK] - (result.traffic.errors or 0), 0)
+    controls = _take_off_controls(tally, result)
     least = _tally(*inner) if inner else tally
     total = lookups if inner else sent
     expected = {
         "lookups": total if is_hit or mode.misses_looked_up else 0,
         "rule hits": (total or 0) + _count_own(result) if is_hit else 0,
         "delivered": total if is_hit else 0,
+        **({"strayed": 0} if controls else {}),
         "untranslated or rejected": 0 if is_hit else total,
     }
     counted = tally if lookups is None else tally | {"lookups": lookups}
@@ -157,6 +159,18 @@ def reconcile(
         other_calls=result.accounting.other_calls if result.accounting else None,
         freed=result.accounting.freed if result.accounting else None,
     )
+
+
+def _take_off_controls(tally: dict[str, int], result: Result) -> bool:
+    """Take the control packets off what the backend counted; return whether there were some.
+
+    Those to the endpoint itself are delivered, those to no Service arrive as strayed ones.
+    """
+    sent = result.send_time.sent if result.send_time else {}
+    for name, kind in (("delivered", "endpoint"), ("strayed", "no_service")):
+        if name in tally:
+            tally[name] -= sent.get(kind, 0)
+    return len(sent) > 1
 
 
 def _count_own(result: Result) -> int:

@@ -97,7 +97,7 @@ class Sending:
 class Tracing:
     """What bpftrace traces, and from which template.
 
-    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
+    :param probe: the kind of probe: "fentry", "kprobe" or "auto"; "none" traces nothing, and the sender takes the time.
     :param envelope: trace the whole hook around the engine, too.
     :param overhead: measure what tracing adds to a call.
     :param others: count the engine's calls of other packets, too, and the reasons why the kernel frees packets.
@@ -111,6 +111,11 @@ class Tracing:
     others: bool = False
     template: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def traces(self) -> bool:
+        """Whether anything is traced."""
+        return self.probe != "none"
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,21 @@ class Options:
     @property
     def packets_in_all(self) -> int:
         """The number of packets that a run sends after the warm-up."""
-        return self.packets + 3 * self.overhead_packets
+        return self.packets * (1 + len(self.controls)) + 3 * self.overhead_packets
+
+    @property
+    def controls(self) -> tuple[Destination, ...]:
+        """Where packets go beside each to the target if the sender takes the time: the endpoint itself, and an address
+        of no Service. On a node there are none: they would reach pods that nobody asked to test."""
+        if self.tracing.traces or not self.lab or self.targets:
+            return ()
+        taken = {endpoint.ip for endpoint in self.endpoints}
+        if self.ruleset:
+            taken |= {ip for service in self.ruleset.services for ip, _ in service.pairs}
+        nobody = ip_address(self.endpoints[0].ip) + 1
+        while str(nobody) in taken:
+            nobody += 1
+        return self.endpoints[0], self.endpoints[0]._replace(ip=str(nobody))
 
     @property
     def sources(self) -> IpNetwork:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kproxylat.errors import UsageError
 from kproxylat.lab import services as lab
 from kproxylat.measure.options import PROTOCOLS, Options
+from kproxylat.measure.send_time import time_sends
 from kproxylat.modes import Mode
 from kproxylat.node.changes import ALLOWABLE
 from kproxylat.node.network import MAC, POD_LINK, Network
@@ -52,6 +53,8 @@ def check_options(options: Options) -> None:
         raise UsageError(f"{generator.name} sends no packets of the node's own", "pass --generator sockets")
     if options.tracing.overhead:
         check_overhead(options)
+    if not options.tracing.traces:
+        check_untraced(options)
     if options.targets and options.packets < len(options.targets):
         raise UsageError(
             f"{options.packets} packets are too few for {len(options.targets)} Services",
@@ -76,6 +79,25 @@ def check_overhead(options: Options) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise UsageError(f"what tracing adds cannot be measured with {reason}", "leave out --overhead")
+
+
+def check_untraced(options: Options) -> None:
+    """Refuse options of tracing, and packets that are not sent from sockets, where nothing is traced.
+
+    :raises UsageError: one of them was passed.
+    """
+    tracing = options.tracing
+    passed = {
+        "--envelope": tracing.envelope,
+        "--overhead": tracing.overhead,
+        "--others": tracing.others,
+        "--template": tracing.template,
+        "--set": tracing.settings,
+        f"--generator {options.sending.generator.name}": options.sending.generator.name != "sockets",
+    }
+    for name, is_set in passed.items():
+        if is_set:
+            raise UsageError(f"{name} has no effect with --probe none: nothing is traced, and sockets send", "leave it out")
 
 
 def check_template(template: Path | None) -> None:
@@ -144,8 +166,8 @@ def plan_bursts(options: Options, network: Network) -> list[Burst]:
     netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
     warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
-    bursts = [warmup]
+    bursts = [warmup if options.tracing.traces else time_sends(warmup, options, network)]
     for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0)):
         skip = bursts[-1].skip + bursts[-1].addresses
-        bursts.append(replace(warmup, count=count, rate_pps=options.sending.rate_pps, skip=skip))
+        bursts.append(replace(bursts[0], count=count, rate_pps=options.sending.rate_pps, skip=skip))
     return bursts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.ranking import rank_services
+from kproxylat.measure.send_time import add_send_time
 from kproxylat.measure.stage import begin, build, open_node
 from kproxylat.measure.standing_lab import Standing, leave
 from kproxylat.modes import Mode
@@ -30,7 +32,7 @@ from kproxylat.system import interrupts
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.plan import Plan
 from kproxylat.trace.probes import counts_calls
-from kproxylat.trace.result import assemble
+from kproxylat.trace.result import assemble, describe_run
 from kproxylat.trace.script import Script, render_script
 from kproxylat.traffic.burst import Burst, Sent
 from kproxylat.traffic.sending import send
@@ -75,13 +77,17 @@ def measure(
         room, bursts = _warm_up(options, network, changes, stack)
         started = datetime.now().astimezone()
         log = _open_log(options, rule, started, stack)
-        result, observation, interrupted = _trace(options, plan, script, network, room, bursts[1], log, started)
+        if plan:
+            traced = _trace(options, plan, script, network, room, bursts[1], log, started)
+        else:
+            traced = _time(options, network, room, bursts[1], log, started)
+        result, observation, interrupted = traced
         options = add_warnings(options, *changes.restore("rule"))
         result = _complete(result, options, rule, observation.after.rule, interrupted, read_target)
         result = close_books(options.mode, _rank(result, options), observation, network, counts_calls(script))
-        log.write(render_report(options.mode, result.lookup))
+        log.write(render_report(options.mode, result.headline))
         # After the report, which ends the maps' text.
-        if options.tracing.overhead and not interrupted:
+        if plan and options.tracing.overhead and not interrupted:
             send_again = partial(send, generator=options.sending.generator)
             result, interrupted = add_overhead(result, options.mode, plan, bursts[2:], send_again, log.write)
         result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
@@ -96,8 +102,13 @@ def _check_host(options: Options, stack: ExitStack) -> tuple[Changes, Standing |
     return begin(options, stack)
 
 
-def _render(options: Options) -> tuple[Plan, Script]:
-    plan, mode = plan_script(options), options.mode
+def _render(options: Options) -> tuple[Plan | None, Script]:
+    """Render the script, with what it was rendered from; nothing if the sender takes the time."""
+    mode = options.mode
+    if not options.tracing.traces:
+        say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}; nothing is traced, the sender takes the time")
+        return None, Script()
+    plan = plan_script(options)
     script = render_script(plan, options.tracing.template, options.tracing.settings)
     say(f"[2/7] Kube-proxy mode: {mode.name}, backend {mode.backend}, engine {mode.engine}, by {plan.kind}")
     return plan, script
@@ -135,7 +146,8 @@ def _warm_up(options: Options, network: Network, changes: Changes, stack: ExitSt
 def _open_log(options: Options, rule: ServiceRule, started: datetime, stack: ExitStack) -> RunLog:
     log = RunLog(options.record.output_dir, options.mode.name, started)
     stack.callback(log.close)
-    log.write(log_header(options.mode, _header(options, rule), started))
+    version = None if options.tracing.traces else "not used"
+    log.write(log_header(options.mode, _header(options, rule), started, version))
     return log
 
 
@@ -174,6 +186,24 @@ def _trace(
         raise
     observation = Observation(before, attached, detached, look(options, network, room))
     return replace(result, traffic=_count_traffic(options, sent)), observation, interrupted
+
+
+def _time(
+    options: Options, network: Network, room: Room, burst: Burst, log: RunLog, started: datetime
+) -> tuple[Result, Observation, Interrupted | None]:
+    """Send, and take the time of each packet's system call; nothing is traced.
+
+    :return: as :func:`_trace`.
+    """
+    before = look(options, network, room)
+    say("[6/7] Timing the sender's system calls...")
+    sent, interrupted = _send(options, network, room, burst)
+    after = look(options, network, room)
+    result = Result(describe_run(options.mode, "none", started), traffic=_count_traffic(options, sent))
+    if sent.times is not None:
+        log.write(f"times of the sender's system calls: {json.dumps(sent.times)}\n")
+        result = add_send_time(result, sent.times)
+    return result, Observation(before, None, None, after), interrupted
 
 
 def _send(options: Options, network: Network, room: Room, burst: Burst) -> tuple[Sent, Interrupted | None]:

@@ -30,7 +30,11 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     """
     generator = options.sending.generator
     uses = "run", *generator.modules, *generator.tools, *(() if options.lab else ("node",))
-    check_machine(options.mode, options.tracing.probe, *uses)
+    if options.tracing.traces:
+        check_machine(options.mode, options.tracing.probe, *uses)
+    else:
+        doctor.require(options.mode, "send time", *uses)
+        load_modules(options.mode)
     make_directory(options.record.output_dir)
     lock = stack.enter_context(node_lock.lock())
     standing = find_standing(options)

@@ -31,6 +31,12 @@ def check_rights() -> str:
     return "root, with the capabilities needed"
 
 
+def check_sending_rights() -> str:
+    """Check that this process is root, if only of its user namespace, with the rights to make network namespaces."""
+    kernel.check_root(kernel.NETWORK)
+    return "root, with the capabilities needed"
+
+
 def check_raw_sockets() -> str:
     """Check the right to open raw sockets."""
     kernel.check_root(kernel.NET_RAW)

@@ -34,7 +34,7 @@ class Check:
 
     :param look: the check, a function as in :mod:`kproxylat.node.checks`.
     :param breaks: what does not work without it.
-    :param use: which measurements need it: "trace" (all), "fentry" or "kprobe" (those with such probes), "run" (those
+    :param use: which measurements need it: "trace" (all that trace), "send time" (those that don't), "fentry" or "kprobe" (those with such probes), "run" (those
         that send), "node" (those outside the lab), a generator's module or program, or "" (none: a failure is only a
         warning).
     :param apt: the remedy on a system with apt; ``dnf``: on one with dnf, if it differs.
@@ -112,8 +112,9 @@ _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksou
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
-    _program("setpriv", "trace", "running any program"),
-    _program("modprobe", "trace", "loading the kernel's modules"),
+    Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO),
+    _program("setpriv", "run", "running any program"),
+    _program("modprobe", "run", "loading the kernel's modules"),
     _program("ip", "run", "namespaces and links"),
     _program("nft", "run", "counting what arrives"),
     _program("nsenter", "run", "working inside namespaces"),

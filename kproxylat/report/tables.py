@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kproxylat.console import plain
 from kproxylat.report.columns import draw_table
-from kproxylat.results import Accounting, Map, Overhead, Probe, Result, ServiceCost, Traffic, target_text
+from kproxylat.results import Accounting, Map, Overhead, Probe, Result, SendTime, ServiceCost, Traffic, target_text
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -46,7 +46,7 @@ def _fill(text: str, indent: str = "  ") -> None:
 def _show_setting(result: Result) -> None:
     run = result.run
     print(f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {name_unit(run.clock, run.emulated)}")
-    print(f"Linux {run.kernel}, bpftrace {run.bpftrace}")
+    print(f"Linux {run.kernel}, " + (f"bpftrace {run.bpftrace}" if run.bpftrace else "nothing traced"))
     if result.target:
         place = f", rule {run.position} of {run.chain_length}" if run.position else ""
         print(f"target {target_text(result)}, {run.path} path{place}")
@@ -58,8 +58,10 @@ def _show_calls(result: Result) -> None:
     if calls:
         rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in calls]
         _print_places(f"{calls[0].engine}, {calls[0].unit}", _FIGURES, rows)
-    else:
+    elif not result.send_time:
         print("no calls were traced")
+    if result.send_time:
+        _show_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
     if result.path and result.path.per_packet is not None:
         print(f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
     hooks = [probe for probe in result.probes if probe.envelope]
@@ -74,6 +76,29 @@ def _show_calls(result: Result) -> None:
         print(f"map {sketch_map(name, content)}")
     if result.services:
         _show_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
+
+
+def _show_send_time(times: SendTime, unit: str) -> None:
+    """Print how long a packet's whole way took, and what the Service's address adds to it."""
+    kinds = {"the target": times.target, "the endpoint itself": times.endpoint, "no Service": times.no_service}
+    names = list(times.target.percentiles)
+    rows = [
+        (kind, f"{probe.count:,}", *(f"{probe.percentiles[name].estimate:,.0f}" for name in names), f"{probe.max:,}")
+        for kind, probe in kinds.items()
+        if probe
+    ]
+    header = ("packets to", "packets", *(f"p{name}" for name in names), "max")
+    print(draw_table(f"time of the system call that carries a packet its whole way, {unit}", header, rows, header[:1]))
+    for other, over in (("the endpoint itself", times.over_endpoint), ("no Service", times.over_no_service)):
+        if over:
+            bounds = f" ({over.lo:,.0f} to {over.hi:,.0f})" if over.lo < over.hi else ""
+            print(f"the target takes {over.estimate:,.0f}{bounds} {unit} longer than {other}")
+    lost = sum(times.preempted.values())
+    _fill(
+        f"reading the clock adds {times.clock} to each; during {lost:,} packets the sender lost the CPU: left out; "
+        f"of {times.checked:,} checked packets {times.checked - times.late:,} arrived within the call",
+        indent="",
+    )
 
 
 def _print_places(title: str, figures: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -158,7 +158,7 @@ class Pool:
 
 def _show(done: Done) -> None:
     """Print a run's figure and warnings in place of its own output, which would mix with that of other machines."""
-    lookup = done.result.lookup
+    lookup = done.result.headline
     middle = lookup.middle if lookup else None
     figure = "no lookup" if middle is None or not lookup else f"{middle:,.0f} {lookup.unit}"
     for text in (f"{figure}, {done.seconds:.0f} s", *(f"warning: {each}" for each in done.result.quality.warnings)):

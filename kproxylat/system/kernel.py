@@ -71,6 +71,8 @@ def has_function(name: str) -> bool:
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
 """Capabilities that every run needs -> their numbers (kernel, include/uapi/linux/capability.h). docs/rights.md has
 those that only some runs need."""
+NETWORK = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
+"""The capabilities for network namespaces and their rules, which suffice where nothing is traced."""
 NET_RAW = {"NET_RAW": 13}
 """The capability that iptables-legacy and hping3 need in addition, for their raw sockets."""
 

@@ -105,14 +105,14 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
         targets[place(call)][_name_target(target)][str(value)] = count
     probes = []
     for key, values in exact.items():
-        probe = _exact_probe(key, values, mode, unit)
+        probe = exact_probe(mode.engine, key, values, unit, _is_lookup(key, mode))
         is_split = probe.lookup and key in targets
         probes.append(replace(probe, targets=dict(targets[key])) if is_split else probe)
     parts = {kind: _by_key(maps.get(kind)) for kind in ("hist", "min", "max")}
     for call_key, stats in _by_key(maps.get("stats")).items():
         shape = {kind: part.get(call_key) for kind, part in parts.items()}
         probes.append(_summed_probe(place(*call_key), stats, shape, mode, unit))
-    probes += _build_envelopes(maps.get("envelope"), probes, mode, unit)
+    probes += _build_envelopes(maps.get("envelope"), probes, unit)
     return tuple(sorted(probes, key=lambda probe: (probe.envelope, not probe.lookup, -(probe.sum or 0))))
 
 
@@ -124,13 +124,13 @@ def values_by_hook(envelope: Map | None) -> dict[int, Counter[int]]:
     return hooks
 
 
-def _build_envelopes(envelope: Map | None, calls: Sequence[Probe], mode: Mode, unit: str) -> Iterator[Probe]:
+def _build_envelopes(envelope: Map | None, calls: Sequence[Probe], unit: str) -> Iterator[Probe]:
     for hook, values in values_by_hook(envelope).items():
         key = None, None, HOOKS.get(hook, str(hook))
-        probe = _exact_probe(key, values, mode, unit)
+        probe = exact_probe(ENVELOPE, key, values, unit)
         inside = sum(call.sum or 0 for call in calls if call.hook == probe.hook)
         share = inside / probe.sum if probe.sum else None
-        yield replace(probe, engine=ENVELOPE, lookup=False, envelope=True, share=share)
+        yield replace(probe, envelope=True, share=share)
 
 
 def counts_calls(script: str) -> bool:
@@ -219,12 +219,19 @@ def _is_lookup(key: Key, mode: Mode) -> bool:
     return key == (mode.table, mode.chain, HOOKS[mode.hook])
 
 
-def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe:
+def exact_probe(
+    engine: str, key: Key, values: Counter[int], unit: str, lookup: bool = False, percents: Iterable[float] = PERCENTILES
+) -> Probe:
+    """Build a probe from every distinct value.
+
+    :param engine: the function whose calls took so long; ``key``: its table, chain and hook.
+    :param values: value -> count, in ``unit``; not empty.
+    """
     count, total = values.total(), sum(value * events for value, events in values.items())
     return Probe(
-        mode.engine,
+        engine,
         *key,
-        lookup=_is_lookup(key, mode),
+        lookup=lookup,
         count=count,
         min=min(values),
         max=max(values),
@@ -233,7 +240,7 @@ def _exact_probe(key: Key, values: Counter[int], mode: Mode, unit: str) -> Probe
         sum=total,
         unit=unit,
         histogram=build_histogram(values),
-        percentiles=compute_percentiles(values, PERCENTILES),
+        percentiles=compute_percentiles(values, percents),
         values={str(value): values[value] for value in sorted(values)},
     )
 

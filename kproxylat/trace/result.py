@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 
@@ -26,11 +27,32 @@ def assemble(
     :param reasons: number -> name of the reasons for which the kernel frees packets; None unless the script counts
         other traffic.
     """
-    clock, emulated = kernel.detect_clock()
+    clock, _ = kernel.detect_clock()
     maps = parse_dump("".join(tracer.stdout))
     own, users_maps = split_maps(maps)
     probes = build_probes(own, mode, clock)
-    about = Run(
+    return Result(
+        replace(
+            describe_run(mode, kind, started),
+            bpftrace=find_version()[0],
+            script_sha256=sha256(script.encode()).hexdigest(),
+        ),
+        None,
+        probes,
+        build_path(probes, clock),
+        accounting=None if reasons is None else count_rest(maps, reasons),
+        quality=judge(maps, kind, probes, tracer),
+        maps=add_to_maps(users_maps),
+    )
+
+
+def describe_run(mode: Mode, kind: str, started: datetime) -> Run:
+    """Return what is known of any run: when, where, and in which mode.
+
+    :param kind: the kind of the probes, "fentry" or "kprobe"; "none" if nothing is traced.
+    """
+    clock, emulated = kernel.detect_clock()
+    return Run(
         started=started.isoformat(timespec="seconds"),
         kproxylat=__version__,
         mode=mode.name,
@@ -39,19 +61,8 @@ def assemble(
         clock=clock,
         emulated=emulated,
         kernel=kernel.release(),
-        bpftrace=find_version()[0],
         probe_kind=kind,
-        script_sha256=sha256(script.encode()).hexdigest(),
         mitigations=kernel.detect_mitigations(),
-    )
-    return Result(
-        about,
-        None,
-        probes,
-        build_path(probes, clock),
-        accounting=None if reasons is None else count_rest(maps, reasons),
-        quality=judge(maps, kind, probes, tracer),
-        maps=add_to_maps(users_maps),
     )
 
 

@@ -6,8 +6,10 @@ import re
 import signal
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.results import Destination, IpNetwork
@@ -26,6 +28,8 @@ class Burst:
     :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
     :param protocol: "udp" or "tcp", of which the SYN is sent.
     :param targets: where many are sent to in turn, in place of the one.
+    :param arrivals: the network namespace, a path, in which a packet must arrive within the system call that sends it:
+        the time of each call is taken (None: it is not). ``controls``: where a packet goes beside each to a target.
     """
 
     count: int
@@ -39,6 +43,8 @@ class Burst:
     skip: int = 0
     protocol: str = "udp"
     targets: tuple[Destination, ...] = ()
+    arrivals: str | None = None
+    controls: tuple[Destination, ...] = ()
 
     @property
     def first(self) -> str:
@@ -48,7 +54,7 @@ class Burst:
     @property
     def addresses(self) -> int:
         """How many source addresses it takes for flows that never repeat."""
-        return -(-self.count // len(PORTS))
+        return -(-self.count * (1 + len(self.controls)) // len(PORTS))
 
     def check(self, most: int | None = None) -> None:
         """Make sure that the sources suffice.
@@ -74,11 +80,15 @@ class Sent:
     """What a generator says it did: packets, errors (pktgen's are retries of the device), packets per second.
 
     None is what it does not say.
+
+    :param times: what the sender found where it took the time of each call, as
+        :func:`kproxylat.traffic.sender.send_timed` returns it.
     """
 
     count: int | None = None
     errors: int | None = None
     pps: float | None = None
+    times: Mapping[str, Any] | None = None
 
 
 class Sender(Background):

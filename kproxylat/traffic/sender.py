@@ -1,21 +1,33 @@
 """A program that sends packets from plain sockets; traffic/sockets starts it in a network namespace.
 
     python sender.py PROTOCOL IP PORT FIRST_SOURCE ADDRESSES FIRST_PORT PORTS COUNT RATE_PPS
+    python sender.py timed < PARAMETERS_OF_send_timed_AS_JSON
 
 Where PROTOCOL is "-", standard input has a line ``PROTOCOL IP PORT`` of each target, to which it sends in turn.
 Every packet is a new flow: it has a socket of its own, bound to the next source address and port, which step together
 as pktgen's do. Of TCP it sends the SYN alone: the socket is closed at once, so that nothing is sent again. Packet k is
 due k/RATE seconds after the start. SIGTERM and SIGINT end it. Last it prints ``sent N errors N seconds S``.
+
+In the second form it takes the time of each packet's system call, and prints what it found as one line of JSON.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
+import os
+import resource
 import signal
 import socket
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from ipaddress import ip_address
 from itertools import cycle, islice
+from statistics import median
+from typing import Any
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 IPV6_FREEBIND = 78
@@ -88,8 +100,167 @@ def send_flows(
     return sent, errors, time.monotonic() - started_s
 
 
+CLONE_NEWNET = 0x40000000
+"""Kernel, include/uapi/linux/sched.h."""
+SOCKETS = 48
+"""Rounds whose sockets are open at a time; a process may have 1,024 open files."""
+BLOCKS = 20
+"""Parts of a run, each of which has its own median: a slow change of the machine shows in them."""
+CHECKED_EVERY = 50
+"""Of so many rounds one checks that its packet arrives within the system call. Its times are not kept."""
+
+
+def open_arrivals(netns: str, is_ipv6: bool) -> Callable[[], int]:
+    """Return a function that returns how many IP packets have arrived in another network namespace.
+
+    Kernel, net/ipv4/proc.c, snmp_seq_show: the second word of the second line is InReceives; net/ipv6/proc.c:
+    Ip6InReceives comes first. An open file of /proc/net shows the namespace in which it was opened.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as own, open(netns) as other:  # noqa: PTH123 - as light as can be
+        if libc.setns(other.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), netns)
+        file = os.open(f"/proc/thread-self/net/snmp{'6' if is_ipv6 else ''}", os.O_RDONLY)
+        libc.setns(own.fileno(), CLONE_NEWNET)
+
+    def read() -> int:
+        words = os.pread(file, 4096, 0).split()
+        # Of IPv4 the names come first, "Ip:" and one each; then "Ip:" and the numbers.
+        return int(words[1] if is_ipv6 else words[words.index(b"Ip:", 1) + 3])
+
+    return read
+
+
+def time_clock() -> int:
+    """Return the median of what reading the clock adds to a time."""
+    clock = time.perf_counter_ns
+    return int(median(-clock() + clock() for _ in range(1000)))
+
+
+def count_switches() -> int:
+    """Return how often this thread has lost the CPU (getrusage(2))."""
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_nvcsw + used.ru_nivcsw
+
+
+def open_flow(protocol: str, source: tuple[str, int]) -> socket.socket:
+    """Open the socket of a flow."""
+    return open_socket(socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM | socket.SOCK_NONBLOCK, source)
+
+
+def time_call(flow: socket.socket, is_udp: bool, target: tuple[str, int]) -> int:
+    """Send a datagram, or the SYN of a connection, and return the nanoseconds of the system call.
+
+    :raises OSError: it was not sent.
+    """
+    clock = time.perf_counter_ns
+    if is_udp:
+        begun = clock()
+        flow.sendto(PAYLOAD, target)
+        return clock() - begun
+    begun = clock()
+    flow.connect_ex(target)
+    return clock() - begun
+
+
+def send_timed(
+    targets: list[list[Any]],
+    controls: list[list[Any]],
+    first: str,
+    addresses: int,
+    ports: list[int],
+    count: int,
+    rate_pps: float,
+    netns: str,
+) -> dict[str, Any]:
+    """Send rounds of packets: one to a target, and one to each control; take the time of each system call.
+
+    The order within a round rotates, and the source's address and port step from packet to packet. One CPU, no garbage
+    collection, and the sockets are open before the clock starts.
+
+    :param targets: address, port and protocol; sent to in turn. ``controls``: likewise, each in every round.
+    :param ports: the first source port, and their number.
+    :param count: rounds, ``rate_pps`` of them a second.
+    :param netns: the path of the network namespace in which the packets arrive within the system call.
+    :return: ``sent`` and ``errors``; ``seconds``; ``clock``: what reading the clock adds; ``checked`` rounds, of which
+        ``late`` packets had not arrived at the return; by kind (target first, then controls): ``totals`` sent,
+        ``times``: value -> packets; ``preempted`` packets, whose times are not in these; ``blocks``: medians;
+        ``apart``: for each control the difference of the target's time and its own, value -> rounds.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    arrived = open_arrivals(netns, ":" in first)
+    kinds = 1 + len(controls)
+    start = ip_address(first)
+    flows = zip(
+        cycle(str(start + number) for number in range(addresses)), cycle(range(ports[0], ports[0] + ports[1])),
+        strict=False,
+    )  # fmt: skip
+    destinations = cycle(targets)
+    totals, preempted = [0] * kinds, [0] * kinds
+    times: list[Counter[int]] = [Counter() for _ in range(kinds)]
+    apart: list[Counter[int]] = [Counter() for _ in controls]
+    blocks: list[list[float]] = [[] for _ in range(2 * kinds - 1)]
+    block: list[list[int]] = [[] for _ in range(2 * kinds - 1)]
+    errors = checked = late = 0
+    gc.collect()
+    gc.disable()
+    cost, started_s = time_clock(), time.monotonic()
+    done = 0
+    while done < count and not signal.sigpending() & set(STOP):
+        rounds = []
+        for _ in range(min(SOCKETS, count - done)):
+            aims = [next(destinations), *controls]
+            rounds.append([(open_flow(aim[2], next(flows)), aim[2] == "udp", (aim[0], aim[1])) for aim in aims])
+        for packets in rounds:
+            checks = done % CHECKED_EVERY == 0
+            taken: list[int | None] = [None] * kinds
+            while time.monotonic() - started_s < done / rate_pps:
+                pass
+            for kind in ((done + turn) % kinds for turn in range(kinds)):
+                flow, is_udp, aim = packets[kind]
+                before = arrived() if checks else 0
+                switches = count_switches()
+                try:
+                    value = time_call(flow, is_udp, aim)
+                except OSError:
+                    errors += 1
+                    continue
+                totals[kind] += 1
+                if checks:
+                    checked += 1
+                    late += arrived() == before
+                elif count_switches() != switches:
+                    preempted[kind] += 1
+                else:
+                    taken[kind] = value
+            for kind, time_ns in enumerate(taken):
+                if time_ns is not None:
+                    times[kind][time_ns] += 1
+                    block[kind].append(time_ns)
+                    if kind and taken[0] is not None:
+                        apart[kind - 1][taken[0] - time_ns] += 1
+                        block[kinds + kind - 1].append(taken[0] - time_ns)
+            done += 1
+            if done * BLOCKS // count != (done - 1) * BLOCKS // count:
+                for medians, values in zip(blocks, block, strict=True):
+                    medians += [median(values)] if values else []
+                    values.clear()
+        for packets in rounds:
+            for flow, *_ in packets:
+                flow.close()
+    return {
+        "sent": totals[0], "errors": errors, "seconds": time.monotonic() - started_s, "clock": cost,
+        "checked": checked, "late": late, "totals": totals, "preempted": preempted, "times": times,
+        "apart": apart, "blocks": blocks,
+    }  # fmt: skip
+
+
 def main(words: list[str]) -> None:
     """Send as the command line says."""
+    if words == ["timed"]:
+        print(json.dumps(send_timed(**json.load(sys.stdin))), flush=True)
+        return
     protocol, ip, *numbers = words
     first_source = numbers.pop(1)
     port, addresses, first_port, ports, count, rate_pps = map(int, numbers)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
 from pathlib import Path
 
+from kproxylat.errors import MachineError
 from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, find_summary
 
 SENDER = Path(__file__).with_name("sender.py")
@@ -12,6 +15,21 @@ SENDER = Path(__file__).with_name("sender.py")
 
 def start_sockets(burst: Burst) -> Sender:
     """Start :mod:`kproxylat.traffic.sender`."""
+    if burst.arrivals:
+        parameters = {
+            "targets": burst.targets or [(burst.target_ip, burst.target_port, burst.protocol)],
+            "controls": burst.controls,
+            "first": burst.first,
+            "addresses": burst.addresses,
+            "ports": (PORTS.start, len(PORTS)),
+            "count": burst.count,
+            "rate_pps": burst.rate_pps,
+            "netns": burst.arrivals,
+        }
+        sender = Sender(sys.executable, "-I", str(SENDER), "timed", netns=burst.netns)
+        sender.write(json.dumps(parameters))
+        sender.write(None)
+        return sender
     numbers = burst.addresses, PORTS.start, len(PORTS), burst.count, burst.rate_pps
     protocol = "-" if burst.targets else burst.protocol
     words = protocol, burst.target_ip, str(burst.target_port), burst.first, *map(str, numbers)
@@ -22,13 +40,28 @@ def start_sockets(burst: Burst) -> Sender:
     return sender
 
 
-def read_sockets(_: Burst, sender: Sender) -> Sent:
-    """Read what the sender said at its end.
-
-    Sample: ``sent 2000 errors 0 seconds 2.000071``.
-    """
+def read_sockets(burst: Burst, sender: Sender) -> Sent:
+    """Read what the sender said at its end: ``sent 2000 errors 0 seconds 2.000071``, or one line of JSON."""
+    if burst.arrivals:
+        return _read_times(sender)
     said = find_summary(r"sent (\d+) errors (\d+) seconds ([\d.]+)", sender)
     if said is None:
         return Sent(0, 0, 0.0)
     count, seconds = int(said[1]), float(said[3])
     return Sent(count, int(said[2]), count / seconds if seconds else 0.0)
+
+
+def _read_times(sender: Sender) -> Sent:
+    """Read the line of JSON of a sender that took times. A signal of ours may end it before its program has begun.
+
+    :raises MachineError: the sender printed something else.
+    """
+    text = "".join(sender.said)
+    try:
+        times = json.loads(text)
+    except ValueError:
+        if sender.status == -signal.SIGINT:
+            return Sent(0, 0, 0.0)
+        error = " ".join(text.split())[-200:] or "(it printed nothing)"
+        raise MachineError(f"the sender that takes times failed: {error}") from None
+    return Sent(times["sent"], times["errors"], times["sent"] / (times["seconds"] or 1), times)

@@ -1,0 +1,96 @@
+"""The time of the sender's own system calls: real nanoseconds of a packet's whole way, without any probe."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from kproxylat.analysis.stats import Distribution, bounds
+from kproxylat.errors import MachineError
+from kproxylat.measure.options import Options
+from kproxylat.node.network import Network
+from kproxylat.results import Bounded, Probe, Result, SendTime
+from kproxylat.system.processes import netns_path
+from kproxylat.trace.probes import exact_probe
+from kproxylat.traffic.burst import Burst
+
+LEVEL = 0.95
+PERCENTILES = (1, 50, 90, 95, 99)
+KINDS = ("target", "endpoint", "no_service")
+MOST_LATE = 0.01
+"""Share of checked packets above which the times are not those of the whole way."""
+
+
+def time_sends(burst: Burst, options: Options, network: Network) -> Burst:
+    """Return a burst of which the sender takes the times."""
+    arrives = network.backend or network.node
+    path = str(netns_path(arrives)) if arrives else f"/proc/{os.getpid()}/ns/net"
+    return replace(burst, arrivals=path, controls=options.controls)
+
+
+def build_send_time(found: Mapping[str, Any], unit: str) -> SendTime:
+    """Build the send time from what the sender found, as :func:`kproxylat.traffic.sender.send_timed` returns it.
+
+    :param unit: of the clock, "ns" or "instructions".
+    :raises MachineError: no packet's time was taken, or packets arrive after their call has returned.
+    """
+    times = [Counter({int(value): count for value, count in part.items()}) for part in found["times"]]
+    if not times or not all(times):
+        raise MachineError("the sender took no times", "a longer run, or a higher rate")
+    if found["late"] > MOST_LATE * found["checked"]:
+        raise MachineError(
+            f"{found['late']} of {found['checked']} packets arrived after their system call had returned, so its time is "
+            "not that of their way",
+            "receive packet steering (rps_cpus), threaded NAPI or a busy ksoftirqd does this: switch it off, or wait",
+        )
+    probes: list[Probe | None] = [
+        exact_probe("sendto", (None, None, None), values, unit, percents=PERCENTILES) for values in times
+    ]
+    apart = [
+        _bound(Counter({int(value): count for value, count in part.items()}), medians, unit)
+        for part, medians in zip(found["apart"], found["blocks"][len(times) :], strict=True)
+    ]
+    missing = [None] * (len(KINDS) - len(times))
+    target, endpoint, no_service = (*probes, *missing)
+    over_endpoint, over_no_service = (*apart, *([None] * (2 - len(apart))))
+    assert target  # noqa: S101 - times is not empty
+    return SendTime(
+        target,
+        endpoint,
+        no_service,
+        over_endpoint,
+        over_no_service,
+        clock=found["clock"],
+        sent=dict(zip(KINDS, found["totals"], strict=False)),
+        preempted=dict(zip(KINDS, found["preempted"], strict=False)),
+        checked=found["checked"],
+        late=found["late"],
+        blocks=tuple(found["blocks"][0]),
+    )
+
+
+def _bound(values: Counter[int], medians: Sequence[float], unit: str) -> Bounded | None:
+    """Return the median of differences, with bounds from the medians of the parts of the run.
+
+    Packets next to each other share what slows the machine down, so that a bootstrap of packets would be too sure.
+    """
+    if not values:
+        return None
+    middle = Distribution.of_values(values).quantile(0.5)[0]
+    if unit == "instructions" or len(medians) < 2:
+        return Bounded(middle, middle, middle)
+    parts = Distribution((value, value, 1) for value in medians)
+    lo, hi = bounds(parts.draw(0.5, Random(0))[0], LEVEL)  # noqa: S311 - chance for statistics
+    return Bounded(middle, min(lo, middle), max(hi, middle))
+
+
+def add_send_time(result: Result, found: Mapping[str, Any]) -> Result:
+    """Return a result with its send time.
+
+    :raises MachineError: as :func:`build_send_time`.
+    """
+    return replace(result, send_time=build_send_time(found, result.run.clock or "ns"))
