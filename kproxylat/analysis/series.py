@@ -13,6 +13,7 @@ from kproxylat.analysis.comparable import distribution, find_differences, find_f
 from kproxylat.analysis.stats import (
     MANY,
     ROUNDS,
+    Distribution,
     Interval,
     bounds,
     choose_pairs,
@@ -259,8 +260,7 @@ def draw_medians(
 
     :return: the points, and for each point its replicates.
     """
-    runs = {size: [values for result in cell if result.headline and (values := distribution(result.headline))]
-            for size, cell in cells.items()}  # fmt: skip
+    runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
     middles = {size: [fmean(run.quantile(0.5)) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
@@ -273,6 +273,17 @@ def draw_medians(
         points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
         drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
     return points, drawn
+
+
+def _values_to_draw(result: Result) -> Distribution | None:
+    """Return what a run's median is drawn from: its values; of send times the medians of parts of the run.
+
+    What slows a sender down lasts for many packets, so that a bootstrap of packets would be too sure.
+    """
+    if result.lookup:
+        return distribution(result.lookup)
+    blocks = result.send_time.blocks if result.send_time else ()
+    return Distribution((block, block, 1) for block in blocks) if blocks else None
 
 
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

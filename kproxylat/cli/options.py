@@ -224,6 +224,16 @@ class Measured:
     def _needs_sockets(self) -> bool:
         return self.origin is Origin.NODE or self.probe is Kind.NONE
 
+    def enter_namespace(self) -> None:
+        """Do without root where a lab is measured and nothing is traced.
+
+        :raises MachineError: as :func:`kproxylat.system.user_namespace.enter_user_namespace`.
+        """
+        if self.lab and self.probe is Kind.NONE:
+            from kproxylat.system.user_namespace import enter_user_namespace
+
+            enter_user_namespace()
+
     def check(self, node: OnNode, **own: object) -> None:
         """Refuse options that have no effect in this place.
 

@@ -204,6 +204,7 @@ def run(
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     plan = options.plan(node, Record(output_dir, ctx.obj), overhead, keep)
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
+    options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:

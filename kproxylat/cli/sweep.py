@@ -180,6 +180,7 @@ def sweep(
     elif wants_vm(vm, vm_if_needed, rows, options.probe):
         finished, ended = _sweep_in_vms(options, points, machine_clock, kernel)
     else:
+        options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
     show(finished, form)
     end(finished.results, ended)

@@ -8,11 +8,15 @@ from typing import Any
 
 from kproxylat.lab.services import ADDRESSES, Addresses, Service
 from kproxylat.modes import Mode
+from kproxylat.system import kernel
 from kproxylat.system.processes import run
 from kproxylat.templates import render_rules
 
 Command = tuple[tuple[str, ...], str]
 """A command that loads rules, and the text that it reads."""
+SMALL = 50
+"""Services of one transaction in a user namespace, where a netlink socket's buffer cannot be enlarged beyond
+net.core.wmem_max (kernel, net/core/sock.c, SO_SNDBUFFORCE needs CAP_NET_ADMIN of the initial namespace)."""
 EMPTY_TRANSACTION = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
 """A transaction that changes no rule, for the parity of their number."""
 
@@ -37,13 +41,17 @@ def render_ruleset(
     new = [service for service in services if service.port_name not in old]
     # The kernel finds the last added element of a hash bucket first, so the last Services are added again.
     last = [*takewhile(lambda service: service.port_name in old, reversed(services))][::-1]
-    size = mode.transaction or len(new)
+    small = not kernel.is_initial_user_namespace()
+    size = SMALL if small and mode.is_netlink else mode.transaction or len(new)
     commands: list[Command] = []
     for start in range(0, len(new) or not old, max(size, 1)):
         again = last if start + size >= len(new) else []
-        portion = {**variables, "added": new[start : start + size], "again": again, "more": bool(old or start)}
+        portion = {**variables, "added": new[start : start + size], "again": again, "more": bool(old or start), "append": small}
         for argv, template in mode.growing if old else mode.loading:
+            if start and not template:
+                continue
             words = tuple(word.format(ip=mode.ip) for word in argv)
+            words += ("--noflush",) if start and words[0].endswith("-restore") and "--noflush" not in words else ()
             commands.append((words, render_rules(template, portion) if template else ""))
     # An odd number of transactions at first, and an even one on top: the parity is the same for any number of Services.
     if mode.parity_matters and (len(commands) % 2 == 1) == bool(old):

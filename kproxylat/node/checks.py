@@ -17,8 +17,8 @@ from kproxylat.system.processes import find, run
 DEFAULT_FLOWS = 20_100
 """Connections of a run on a node with the defaults: 10,000 pps for 2 s, since they are removed each second, and the
 warm-up."""
-INITIAL = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
-"""Inodes of the initial namespaces (kernel, include/linux/proc_ns.h)."""
+INITIAL_PID = 0xEFFFFFFC
+"""Inode of the initial namespace of processes (kernel, include/linux/proc_ns.h)."""
 
 
 class SuspiciousError(MachineError):
@@ -154,14 +154,14 @@ def check_leftovers() -> str:
 
 def check_user_namespace() -> str:
     """Check the user namespace: root of another one has no rights over the kernel."""
-    if (kernel.ROOT / "proc/self/ns/user").stat().st_ino != INITIAL["user"]:
+    if not kernel.is_initial_user_namespace():
         raise MachineError("not the initial user namespace: root cannot trace here")
     return "the initial one"
 
 
 def check_surroundings() -> str:
     """Check for signs of a container, and for file systems that are not mounted."""
-    signs = ["its own process ids"] if (kernel.ROOT / "proc/self/ns/pid").stat().st_ino != INITIAL["pid"] else []
+    signs = ["its own process ids"] if (kernel.ROOT / "proc/self/ns/pid").stat().st_ino != INITIAL_PID else []
     signs += [f"/{path}" for path in (".dockerenv", "run/.containerenv") if path_exists(path)]
     signs += [f"no /{path}" for path in ("sys/kernel/debug/tracing", "sys/fs/bpf") if not path_exists(path)]
     if os.geteuid() == 0 and not os.access(kernel.ROOT / "proc/sys/net", os.W_OK):

@@ -18,6 +18,8 @@ ROOT = Path("/")
 BTF = Path("/sys/kernel/btf")
 RTC = Path("/sys/class/rtc/rtc0/since_epoch")
 CONNTRACK = Path("/proc/sys/net/netfilter")
+INITIAL_USER = 0xEFFFFFFD
+"""Inode of the initial user namespace (kernel, include/linux/proc_ns.h)."""
 IN_VM = "kproxylat run --lab --vm measures in a virtual machine"
 """The remedy for anything that this machine cannot provide."""
 
@@ -158,6 +160,11 @@ def conntrack_room(netns: str | None) -> int:
     files = [str(CONNTRACK / "nf_conntrack_max"), str(CONNTRACK / "nf_conntrack_count")]
     limit, count = map(int, run("cat", *files, netns=netns).split())
     return limit - count
+
+
+def is_initial_user_namespace() -> bool:
+    """Return whether root of this process's user namespace is root of the machine."""
+    return (ROOT / "proc/self/ns/user").stat().st_ino == INITIAL_USER
 
 
 def read_path(path: str) -> str:

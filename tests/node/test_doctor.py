@@ -67,8 +67,8 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "proc/self/ns").mkdir()
     for name in ("user", "pid"):
         (tmp_path / "proc/self/ns" / name).touch()
-    inodes = {name: (tmp_path / "proc/self/ns" / name).stat().st_ino for name in ("user", "pid")}
-    monkeypatch.setattr(checks, "INITIAL", inodes)
+    monkeypatch.setattr(kernel, "INITIAL_USER", (tmp_path / "proc/self/ns/user").stat().st_ino)
+    monkeypatch.setattr(checks, "INITIAL_PID", (tmp_path / "proc/self/ns/pid").stat().st_ino)
     (tmp_path / "bin").mkdir()
     for name, body in {**dict.fromkeys(PLAIN, "exit 0"), **PROGRAMS}.items():
         program = tmp_path / "bin" / name
@@ -184,7 +184,7 @@ def test_a_missing_requirement_stops_the_measurements_that_need_it(
 ) -> None:
     edit(good)
     if name == "user namespace":
-        monkeypatch.setattr(checks, "INITIAL", {"user": 1, "pid": checks.INITIAL["pid"]})
+        monkeypatch.setattr(kernel, "INITIAL_USER", 1)
     finding = states()[name]
     assert finding.state == state
     assert message in finding.found

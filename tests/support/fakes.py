@@ -215,8 +215,8 @@ def enter() -> None:
     lock.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
     pktgen.PROC = "pktgen"
     pktgen.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
-    for name in ("user", "pid"):
-        checks.INITIAL[name] = path("/proc/self/ns", name).stat().st_ino
+    kernel.INITIAL_USER = path("/proc/self/ns/user").stat().st_ino
+    checks.INITIAL_PID = path("/proc/self/ns/pid").stat().st_ino
     bpftrace.Tracer.wait_attached.__defaults__ = (1,)
     stop = bpftrace.Tracer.stop
     bpftrace.Tracer.stop = lambda self: stop(self, float(path("stop_limit_s").read_text()))  # type: ignore[method-assign]

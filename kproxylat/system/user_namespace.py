@@ -1,0 +1,40 @@
+"""Root without root: a user namespace in which an ordinary user may make network namespaces and load their rules."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from kproxylat.errors import CommandError, MachineError
+from kproxylat.system.processes import run
+
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+"""Kernel, include/uapi/linux/sched.h."""
+
+
+def enter_user_namespace() -> None:
+    """Let an ordinary user be root of new user, mount and network namespaces, with an empty /run; root stays root.
+
+    The process must have one thread (unshare(2)). Files that it makes still belong to the user.
+
+    :raises MachineError: the kernel refuses; the remedy names what may forbid it.
+    """
+    if os.geteuid() == 0:
+        return
+    user, group = os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        # user_namespaces(7): without privileges the group can be mapped only after setgroups(2) is given up.
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            Path("/proc/self", name).write_text(text)
+        # The names of network namespaces, and the lock, lie below /run, which is the real root's.
+        run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    except (OSError, CommandError) as error:
+        raise MachineError(
+            f"not root, and this kernel gives ordinary users no namespaces of their own: {error}",
+            "sudo kproxylat ...; or allow them: kernel.unprivileged_userns_clone=1, user.max_user_namespaces > 0, "
+            "kernel.apparmor_restrict_unprivileged_userns=0; in a container: CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        ) from None
