@@ -128,11 +128,6 @@ class Mode:
     origin: str = "pod"
     family: int = 4
 
-    @property
-    def is_netlink(self) -> bool:
-        """Whether the rules go to the kernel in transactions of netlink messages."""
-        return self.module == "nf_tables"
-
     def for_family(self, family: int) -> Mode:
         """Return the row for IPv4 (4) or IPv6 (6)."""
         if family == self.family:

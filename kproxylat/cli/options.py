@@ -98,7 +98,9 @@ Template = Annotated[Path | None, typer.Option("--template", help="Your own prob
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A variable for the template.")]
 ProbeKind = Annotated[
     Kind,
-    typer.Option("--probe", help="auto: fentry where the kernel has types (BTF); none: no tracing, the sender's clock."),
+    typer.Option(
+        "--probe", help="auto: fentry where the kernel has types (BTF); none: no tracing, the sender's clock."
+    ),
 ]
 Envelope = Annotated[
     bool,

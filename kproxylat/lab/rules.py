@@ -41,12 +41,18 @@ def render_ruleset(
     new = [service for service in services if service.port_name not in old]
     # The kernel finds the last added element of a hash bucket first, so the last Services are added again.
     last = [*takewhile(lambda service: service.port_name in old, reversed(services))][::-1]
-    small = not kernel.is_initial_user_namespace()
-    size = SMALL if small and mode.is_netlink else mode.transaction or len(new)
+    small = mode.module == "nf_tables" and not kernel.is_initial_user_namespace()
+    size = SMALL if small else mode.transaction or len(new)
     commands: list[Command] = []
     for start in range(0, len(new) or not old, max(size, 1)):
         again = last if start + size >= len(new) else []
-        portion = {**variables, "added": new[start : start + size], "again": again, "more": bool(old or start), "append": small}
+        portion = {
+            **variables,
+            "added": new[start : start + size],
+            "again": again,
+            "more": bool(old or start),
+            "append": small,
+        }
         for argv, template in mode.growing if old else mode.loading:
             if start and not template:
                 continue

@@ -97,7 +97,9 @@ def check_untraced(options: Options) -> None:
     }
     for name, is_set in passed.items():
         if is_set:
-            raise UsageError(f"{name} has no effect with --probe none: nothing is traced, and sockets send", "leave it out")
+            raise UsageError(
+                f"{name} has no effect with --probe none: nothing is traced, and sockets send", "leave it out"
+            )
 
 
 def check_template(template: Path | None) -> None:

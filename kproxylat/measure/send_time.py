@@ -13,7 +13,7 @@ from kproxylat.analysis.stats import Distribution, bounds
 from kproxylat.errors import MachineError
 from kproxylat.measure.options import Options
 from kproxylat.node.network import Network
-from kproxylat.results import Bounded, Probe, Result, SendTime
+from kproxylat.results import Bounded, Result, SendTime
 from kproxylat.system.processes import netns_path
 from kproxylat.trace.probes import exact_probe
 from kproxylat.traffic.burst import Burst
@@ -43,27 +43,22 @@ def build_send_time(found: Mapping[str, Any], unit: str) -> SendTime:
         raise MachineError("the sender took no times", "a longer run, or a higher rate")
     if found["late"] > MOST_LATE * found["checked"]:
         raise MachineError(
-            f"{found['late']} of {found['checked']} packets arrived after their system call had returned, so its time is "
+            f"{found['late']} of {found['checked']} packets arrived after their system call had returned: its time is "
             "not that of their way",
             "receive packet steering (rps_cpus), threaded NAPI or a busy ksoftirqd does this: switch it off, or wait",
         )
-    probes: list[Probe | None] = [
-        exact_probe("sendto", (None, None, None), values, unit, percents=PERCENTILES) for values in times
-    ]
+    probes = [exact_probe("sendto", (None, None, None), values, unit, percents=PERCENTILES) for values in times]
     apart = [
         _bound(Counter({int(value): count for value, count in part.items()}), medians, unit)
         for part, medians in zip(found["apart"], found["blocks"][len(times) :], strict=True)
     ]
-    missing = [None] * (len(KINDS) - len(times))
-    target, endpoint, no_service = (*probes, *missing)
-    over_endpoint, over_no_service = (*apart, *([None] * (2 - len(apart))))
-    assert target  # noqa: S101 - times is not empty
+    has_controls = len(probes) > 1
     return SendTime(
-        target,
-        endpoint,
-        no_service,
-        over_endpoint,
-        over_no_service,
+        target=probes[0],
+        endpoint=probes[1] if has_controls else None,
+        no_service=probes[2] if has_controls else None,
+        over_endpoint=apart[0] if has_controls else None,
+        over_no_service=apart[1] if has_controls else None,
         clock=found["clock"],
         sent=dict(zip(KINDS, found["totals"], strict=False)),
         preempted=dict(zip(KINDS, found["preempted"], strict=False)),

@@ -34,9 +34,9 @@ class Check:
 
     :param look: the check, a function as in :mod:`kproxylat.node.checks`.
     :param breaks: what does not work without it.
-    :param use: which measurements need it: "trace" (all that trace), "send time" (those that don't), "fentry" or "kprobe" (those with such probes), "run" (those
-        that send), "node" (those outside the lab), a generator's module or program, or "" (none: a failure is only a
-        warning).
+    :param use: which measurements need it: "trace" (all that trace), "send time" (those that don't), "fentry" or
+        "kprobe" (those with such probes), "run" (those that send), "node" (those outside the lab), a generator's module
+        or program, or "" (none: a failure is only a warning).
     :param apt: the remedy on a system with apt; ``dnf``: on one with dnf, if it differs.
     :param mode: the only mode that needs it (None: all).
     :param in_vm: whether a virtual machine meets it by itself.

@@ -220,7 +220,12 @@ def _is_lookup(key: Key, mode: Mode) -> bool:
 
 
 def exact_probe(
-    engine: str, key: Key, values: Counter[int], unit: str, lookup: bool = False, percents: Iterable[float] = PERCENTILES
+    engine: str,
+    key: Key,
+    values: Counter[int],
+    unit: str,
+    lookup: bool = False,
+    percents: Iterable[float] = PERCENTILES,
 ) -> Probe:
     """Build a probe from every distinct value.
 
