@@ -10,13 +10,12 @@ from random import Random
 from kproxylat.analysis.comparable import REASONS, find_differences, find_flaws
 from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
+from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.series import (
     Series,
-    agrees,
     build_series,
     draw_lines,
     draw_medians,
-    find_crossing,
     group_results,
 )
 from kproxylat.analysis.stats import Interval, bounds, crossing

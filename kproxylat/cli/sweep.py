@@ -11,6 +11,7 @@ import typer
 
 from kproxylat.cli.options import (
     LOGS,
+    Kind,
     Measured,
     OnNode,
     OutputDir,
@@ -19,9 +20,9 @@ from kproxylat.cli.options import (
     WithOverhead,
     end,
     number,
-    spread,
 )
 from kproxylat.cli.run import words
+from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
@@ -102,6 +103,11 @@ class SweepOptions(Measured):
             )
         return counts
 
+    @property
+    def _takes_send_time(self) -> bool:
+        """Whether the send time checks the probes: in a lab, wherever its sender can send what the run sends."""
+        return self.lab and not self.ruleset and self.probe is not Kind.NONE and self.generator != "none"
+
     def choose_duration(self, clock: str) -> float:
         """Return the seconds of a run on a clock."""
         return DURATION_S["ns" if self.every_service else clock] if self.duration is None else self.duration
@@ -121,7 +127,8 @@ class SweepOptions(Measured):
             "rate_pps": self.rate,
             "warmup": self.warmup,
         }
-        base = self.build(modes[0], counts[0], node, Record(self.output_dir, arguments), self.overhead, **sending)
+        record = Record(self.output_dir, arguments)
+        base = self.build(modes[0], counts[0], node, record, self.overhead, self._takes_send_time, **sending)
         points = sweeping.plan_points(base, modes, counts)
         if self.ruleset:
             only = self.backends[0] if len(self.backends) == 1 else None

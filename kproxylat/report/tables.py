@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
     from kproxylat.analysis.contrast import Contrast, Figure
-    from kproxylat.analysis.series import Series
+    from kproxylat.analysis.series import CrossCheck, Series
     from kproxylat.node.doctor import Finding
 
 _FIGURES = ("calls", "min", "commonest", "mean", "p99", "max")
@@ -221,11 +221,22 @@ def show_series(every: Sequence[Series]) -> None:
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
             _fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    ")
+        if series.cross_check:
+            _fill(_say_cross_check(series.cross_check))
     print()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
     rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
     print(draw_table(f"{first.figure} lookup, {unit}", ("Services", *(series.name for series in every)), rows))
+
+
+def _say_cross_check(check: CrossCheck) -> str:
+    sides = [
+        f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
+        for side in (check.probe, check.send_time)
+    ]
+    verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
+    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {check.unit}: {verdict}"
 
 
 def _describe_series(series: Series) -> tuple[str, ...]:

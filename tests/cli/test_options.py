@@ -76,7 +76,7 @@ OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
         "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
-        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--mode", "--generator"},
+        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
         "vm": IN_LAB | {"--target", "--every-service", "--keep"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},

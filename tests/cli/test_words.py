@@ -72,6 +72,7 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
         probe=draw(st.sampled_from(["auto", "fentry", "kprobe"])),
         envelope=draw(st.booleans()),
         overhead=generator.sends and origin == "pod" and not template and draw(st.booleans()),
+        send_time=generator.sends and draw(st.booleans()),
         others=draw(st.booleans()),
         template=template,
         settings=draw(st.dictionaries(NAMES, VALUES, max_size=3)),

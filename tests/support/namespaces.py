@@ -40,7 +40,7 @@ def run_python(*words: str, user: str = "root", directory: Path) -> subprocess.C
     """
     if user != "root":
         for parent in (directory, *directory.parents):
-            if parent.stat().st_uid == 0 and parent != Path("/tmp"):  # noqa: S108 - pytest's directories lie there
+            if parent.stat().st_uid == 0 and parent != Path("/tmp"):
                 parent.chmod(0o777 if parent == directory else 0o755)
     script = ("sh", "-c", _SCRIPT, "sh", sys.base_prefix, str(ROOT), SITE, user)
     python = f"/mnt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
