@@ -90,6 +90,7 @@ class Series:
         greatest slope between any two points, else the bootstrap's at ``level``.
     :param base: the cost without any dummy Service, with bounds likewise.
     :param verdict: "O(1)", "O(n)" or "unclear"; ``evidence`` says why in one sentence.
+    :param measured: as :attr:`kproxylat.results.Probe.measured`.
     :param cross_check: what another clock says, if the runs took the send time beside the probe's.
     """
 
@@ -105,6 +106,7 @@ class Series:
     verdict: str
     evidence: str
     cross_check: CrossCheck | None = None
+    measured: str = "lookup"
 
     @property
     def name(self) -> str:
@@ -152,7 +154,7 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
     counting = unit == "instructions"
     series = Series(
         *key, unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
-        1.0 if counting else LEVEL, "unclear", ""
+        1.0 if counting else LEVEL, "unclear", "", measured=lookups[0].measured
     )  # fmt: skip
     differing = next((facts for result in runs if (facts := find_differences(runs[0], result))), None)
     flaws = next((facts for result in runs if (facts := find_flaws(result))), None)

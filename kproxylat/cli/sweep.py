@@ -185,7 +185,7 @@ def sweep(
         relay_if(ctx.obj, vm, vm_if_needed, options.output_dir, machine_clock, kernel, rows, options.probe)
         finished, ended = _sweep_cluster(options, points, node, ask=not yes)
     elif wants_vm(vm, vm_if_needed, rows, options.probe):
-        finished, ended = _sweep_in_vms(options, points, machine_clock, kernel)
+        finished, ended = sweep_in_vms(options, points, machine_clock, kernel)
     else:
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
@@ -193,7 +193,12 @@ def sweep(
     end(finished.results, ended)
 
 
-def _sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
+def sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
+    """Measure points in virtual machines.
+
+    :param kernel: the kernel's image (None: the newest of this machine).
+    :raises KproxylatError: as :func:`kproxylat.sweep.sweep.sweep`.
+    """
     duration_s = options.choose_duration(clock)
     points = [replace(point, sending=replace(point.sending, duration_s=duration_s)) for point in points]
     place = Pool(clock, kernel, options.output_dir, lambda point: ["run", "--format=json", *words(keep_lab(point))])
