@@ -15,6 +15,7 @@ from kproxylat.errors import LogError
 from kproxylat.logs import legacy
 from kproxylat.logs.files import LONG, open_log, read_pieces
 from kproxylat.logs.legacy import RunText
+from kproxylat.logs.prefix import PrefixStripper
 from kproxylat.logs.record import SIGN, build_recorded
 from kproxylat.logs.recurring import Watch, find_quiet_lines, is_damaged
 from kproxylat.logs.run import FACTS, MESSAGES, OpenRun
@@ -100,6 +101,7 @@ class LogReader:
     def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None, watch: Watch | None = None) -> None:
         self.name, self.store, self.watch = name, store, watch
         self.index = 0
+        self._prefix = PrefixStripper()
         self._header: str | None = None  # the last line that was the header of a dialect
         self._run = OpenRun(store, watch)
 
@@ -112,12 +114,18 @@ class LogReader:
         """
         damage, binary = list[str](), False
         for piece in read_pieces(stream, damage):
+            if not self._run.line_no and piece.count(b"\r") > 1 and b"\n" not in piece[:-1]:
+                reason, remedy = (
+                    "its lines end with CR alone",
+                    "Convert them: tr '\\r' '\\n' < FILE | kproxylat parse -",
+                )
+                raise LogError(f"{self.name}: {reason}", remedy)
             binary = binary or b"\0" in piece
             yield from self.read_piece(piece)
         for reason in damage:
             self._run.warn(reason)
         warnings = self._run.text.warnings
-        warning = next((text for text in warnings if "ERROR" in text or "no end" in text), None)
+        warning = next((text for text in warnings if re.search("ERROR|no end|bcc", text)), None)
         yield from self._finish_run()
         if not self.index:
             lines = self._run.line_no
@@ -133,12 +141,15 @@ class LogReader:
         :param piece: whole lines; only the last line of the log may lack its end.
         :return: the results of the runs that end in the piece.
         """
+        yield from self._read_piece(self._prefix.strip(piece))
+
+    def _read_piece(self, piece: bytes) -> Iterator[Result]:
         if self._read_recurring_lines(piece):
             return
         middle = piece.find(b"\n", len(piece) // 2) + 1
         if len(piece) > _FEW and 0 < middle < len(piece):
-            yield from self.read_piece(piece[:middle])
-            yield from self.read_piece(piece[middle:])
+            yield from self._read_piece(piece[:middle])
+            yield from self._read_piece(piece[middle:])
             return
         *lines, rest = piece.split(b"\n")
         for line in lines:
@@ -163,8 +174,6 @@ class LogReader:
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
         run = self._run
         run.line_no += 1
-        if run.line_no == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
         raw = raw.removesuffix(b"\r").removeprefix(b"^C")
         if len(raw) > LONG:
             run.warn(f"longer than {LONG} bytes; the rest is left out")
@@ -258,6 +267,8 @@ class LogReader:
         run, text = self._run, self._run.text
         kinds = run.finish()
         self._run = OpenRun(self.store, self.watch, run.line_no)
+        if self._prefix.example:
+            text.warnings.insert(0, f"the prefix {self._prefix.example!r} of the lines was stripped"[:200])
         dialect = next((row for row in DIALECTS if row.name in text.marks or row.kinds & kinds), None)
         if dialect is None:
             if "header" in run.seen:

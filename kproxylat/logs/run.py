@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kproxylat.logs.legacy import RunText
+from kproxylat.logs.prefix import ROW
 from kproxylat.logs.recurring import Collector, Watch
-from kproxylat.results import Quality
+from kproxylat.results import Map, Quality
 from kproxylat.trace.dump import Print, PrintAssembler
 
 _WARNINGS = 100
@@ -46,7 +47,7 @@ class OpenRun:
         self._store = store
         self._section = ""
         self._lost = self._total_lost = 0
-        self._has_full_map = False
+        self._has_full_map = self._has_prefixed_rows = False
 
     @property
     def is_ended(self) -> bool:
@@ -73,6 +74,10 @@ class OpenRun:
         for note in self.prints.pop_notes():
             self.warn(note)
         for printed in self.prints.pop_prints():
+            if self._has_prefixed_rows and not _has_rows(printed.map):
+                self.warn(f"the rows of @{printed.name} cannot be read; it is left out")
+                continue
+            self._has_prefixed_rows = False
             self._store(printed)
             name, is_new = printed.name, printed.name not in self.text.maps
             if not printed.whole:
@@ -151,6 +156,15 @@ class OpenRun:
         """Note that a map was full."""
         self._has_full_map = True
 
+    def note_prefixed_row(self, row: re.Match[str]) -> None:
+        """Note a row of a histogram behind a prefix that the other lines lack."""
+        self._has_prefixed_rows = True
+        self.note_unreadable(row)
+
+    def note_bcc(self, _: re.Match[str]) -> None:
+        """Note the head of a histogram that another program drew."""
+        self.warn("a histogram of bcc's tools; only those of bpftrace are read")
+
     def note_message(self, message: re.Match[str]) -> None:
         """Keep a message of bpftrace's as a warning."""
         self.warn(message.string)
@@ -158,6 +172,11 @@ class OpenRun:
     def note_unreadable(self, match: re.Match[str]) -> None:
         """Note that a line cannot be read."""
         self.warn(f"unreadable: {match.string!r}")
+
+
+def _has_rows(content: Map) -> bool:
+    """Return whether a map has histograms with rows, or other values."""
+    return content.kind != "hist" or any(entry.value["buckets"] for entry in content.entries)
 
 
 class LineKind(NamedTuple):
@@ -181,6 +200,8 @@ MESSAGES = (
     LineKind(re.compile(r"Lost (\d{1,18}) events").match, OpenRun.add_lost),
     LineKind(re.compile(r"WARNING: Total lost event count: (\d{1,18})").match, OpenRun.keep_total_lost),
     LineKind(re.compile(r"WARNING: (Map full|Failed to map_update_elem)").search, OpenRun.note_full_map),
+    LineKind(re.compile(rf".+?{ROW.decode()}").match, OpenRun.note_prefixed_row),
+    LineKind(re.compile(r": count +distribution").search, OpenRun.note_bcc),
     LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, OpenRun.note_message),
     LineKind(
         re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, OpenRun.note_unreadable

@@ -391,6 +391,35 @@ def test_what_a_damaged_gzip_holds_is_read(spoil: Any, tmp_path: Path) -> None:
     assert strip(next(iter(read_log(str(path))))) == strip(read(REPORT)[0])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_read(encoding: str) -> None:
+    (expected,) = read(HEADER + REPORT + b"@city[\xc3\xbc]: 1\n")
+    for text in (HEADER + REPORT, (HEADER + REPORT).replace(b"\n", b"\r\n")):
+        encoded = (text.decode() + "@city[\u00fc]: 1\n").encode(encoding)
+        (result,) = read(encoded if encoding != "utf-16-be" else b"\xfe\xff" + encoded)
+        assert strip(result) == strip(expected)
+    (result,) = read(REPORT.decode().encode("utf-16-be"))
+    assert strip(result) == strip(read(REPORT)[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "remedy"),
+    [
+        (b"\xfd7zXZ\0\0\4", "is compressed by xz", "xz -dc FILE | kproxylat parse -"),
+        (b"\x28\xb5\x2f\xfd\4", "is compressed by zstd", "zstd -dc FILE | kproxylat parse -"),
+        (b"BZh91AY", "is compressed by bzip2", "bzip2 -dc FILE | kproxylat parse -"),
+        (REPORT.replace(b"\n", b"\r"), "its lines end with CR alone", r"tr '\r' '\n' < FILE | kproxylat parse -"),
+        (b"     usecs     : count     distribution\n  0 -> 1  : 9   |****|\n", "a histogram of bcc's tools", ""),
+    ],
+)
+def test_errors_name_the_cause(content: bytes, reason: str, remedy: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(content)
+    with pytest.raises(LogError, match=reason) as caught:
+        list(read_log(str(path)))
+    assert remedy in caught.value.remedy
+
+
 def test_a_line_that_is_too_long_is_cut_and_named() -> None:
     text = b"@a: 1\nx" + b"y" * (3 << 20) + b"\n@b[\n" + b"@c: 2\n\xff\n"
     (result,) = read(text)
