@@ -14,6 +14,8 @@ from typing import IO, NamedTuple
 from kproxylat.errors import LogError
 from kproxylat.logs import legacy
 from kproxylat.logs.files import LONG, open_log, read_pieces
+from kproxylat.logs.json_lines import SIGN as JSON_SIGN
+from kproxylat.logs.json_lines import read_event
 from kproxylat.logs.legacy import RunText
 from kproxylat.logs.prefix import PrefixStripper
 from kproxylat.logs.record import SIGN, build_recorded
@@ -73,6 +75,8 @@ DIALECTS = (
         kinds=frozenset({"slow", "time", "block"}),
         has_report=True,
     ),
+    # The reader itself marks lines of JSON, because they also bring the maps.
+    Dialect("json", re.compile(r"(?!)"), legacy.build_dump),
     Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump, kinds=frozenset({"map"})),
 )
 """The dialect of a run is the first row that the run shows a sign of."""
@@ -84,6 +88,7 @@ _STARTS = {
     "tracing": re.compile(r"Tracing (iptables|packets)"),
     "table": re.compile(r"TIME +\| PACKETS"),
 }
+_RECURS = re.compile(r"\d|  \[")
 _ENDS = re.compile(r" +FINAL (SUMMARY )?REPORT")
 _COLOUR = re.compile(rb"\x1b\[[\d;]*[A-Za-z]")
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
@@ -178,7 +183,7 @@ class LogReader:
         if len(raw) > LONG:
             run.warn(f"longer than {LONG} bytes; the rest is left out")
             raw = raw[:LONG]
-        if not ended and not raw.endswith((b"|", b" us", b")")):
+        if not ended and not raw.endswith((b"|", b" us", b")", b"}")):
             run.warn("the last line has no end and was left out")
             return
         if raw[:1] != b"@" and b"\x1b" in raw:
@@ -191,7 +196,33 @@ class LogReader:
         except UnicodeDecodeError:
             line = raw.decode(errors="backslashreplace")
             run.warn("not UTF-8; the bytes are kept as \\xNN")
-        yield from self._read_text(line)
+        if raw.startswith(JSON_SIGN) and run.takes_json:
+            yield from self._read_json(line)
+        elif run.has_json and not (_STARTS["attach"].match(line) and run.text.maps):
+            run.handle(MESSAGES, line)
+        else:
+            yield from self._read_text(line)
+
+    def _read_json(self, line: str) -> Iterator[Result]:
+        """Read a line of bpftrace's JSON."""
+        event = read_event(line)
+        if event is None:
+            self._run.warn(f"unreadable: {line!r}")
+            return
+        if event.begins_run:
+            yield from self._start_run("attach")
+        run = self._run
+        run.begin_json()
+        if event.message:
+            run.handle(MESSAGES, event.message)
+        *lines, run.printed = (run.printed + event.text + "\n" * bool(event.prints)).split("\n")
+        for printed_line in lines:
+            if _RECURS.match(printed_line):
+                yield from self._read_recurring(printed_line.encode())
+            elif not _STARTS["attach"].match(printed_line):
+                yield from self._read_text(printed_line)
+        for printed in event.prints:
+            self._run.keep_print(printed)
 
     def _read_recurring(self, raw: bytes) -> Iterator[Result]:
         """Read a line that begins like a recurring one."""

@@ -35,6 +35,7 @@ class OpenRun:
     :ivar text: the run's text so far.
     :ivar samples: the recurring lines.
     :ivar prints: the prints of maps.
+    :ivar printed: the beginning of a line, printed by a script whose output is JSON.
     :ivar seen: which parts of a run have begun: names of starts, ``fields`` and ``end``.
     """
 
@@ -43,6 +44,7 @@ class OpenRun:
         self.samples = Collector(watch)
         self.prints = PrintAssembler()
         self.seen = set[str]()
+        self.printed = ""
         self.line_no = line_no
         self._store = store
         self._section = ""
@@ -76,16 +78,20 @@ class OpenRun:
         for printed in self.prints.pop_prints():
             if self._has_prefixed_rows and not _has_rows(printed.map):
                 self.warn(f"the rows of @{printed.name} cannot be read; it is left out")
-                continue
+            else:
+                self.keep_print(printed)
             self._has_prefixed_rows = False
-            self._store(printed)
-            name, is_new = printed.name, printed.name not in self.text.maps
-            if not printed.whole:
-                self.warn(f"the text ends inside @{name}")
-            if is_new and len(self.text.maps) >= _MAPS:
-                self.warn(f"more than {_MAPS} maps; @{name} is left out")
-            elif printed.whole or is_new:
-                self.text.maps[name] = printed.map
+
+    def keep_print(self, printed: Print) -> None:
+        """Keep a print of a map, unless an earlier one of the same name is more complete."""
+        self._store(printed)
+        name, is_new = printed.name, printed.name not in self.text.maps
+        if not printed.whole:
+            self.warn(f"the text ends inside @{name}")
+        if is_new and len(self.text.maps) >= _MAPS:
+            self.warn(f"more than {_MAPS} maps; @{name} is left out")
+        elif printed.whole or is_new:
+            self.text.maps[name] = printed.map
 
     def finish(self) -> set[str]:
         """Complete the text of the run.
@@ -106,6 +112,21 @@ class OpenRun:
             full_maps=quality.full_maps or (("?",) if self._has_full_map else ()),
             warnings=quality.warnings + tuple(self.text.warnings),
         )
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether a line of JSON is bpftrace's own: no text output of it came before."""
+        return self.has_json or not (self.text.marks or self.text.maps or self.samples.kinds)
+
+    @property
+    def has_json(self) -> bool:
+        """Whether the run is JSON, so that a line that looks like a map is only text."""
+        return isinstance(self.prints, _NoPrints)
+
+    def begin_json(self) -> None:
+        """Note that the run is JSON."""
+        if not self.has_json:
+            self.text.marks["json"], self.prints = [], _NoPrints()
 
     def handle(self, table: Iterable[LineKind], line: str) -> bool:
         """Handle a line by all rows of a table that match it; return whether there is one."""
@@ -172,6 +193,14 @@ class OpenRun:
     def note_unreadable(self, match: re.Match[str]) -> None:
         """Note that a line cannot be read."""
         self.warn(f"unreadable: {match.string!r}")
+
+
+class _NoPrints(PrintAssembler):
+    """Stands in for the assembler in a run whose maps come as JSON: all text is only text."""
+
+    def feed(self, _: str) -> bool:
+        """Drop a line."""
+        return True
 
 
 def _has_rows(content: Map) -> bool:
