@@ -73,7 +73,7 @@ def _mend(line: str) -> str:
             return token[1]
         return json.dumps(parse_value(token[2])[1]) if token[2] else "[]"
 
-    # The reader of the log shows a byte that is not UTF-8 as \xNN, which is no escape in JSON.
+    # The reader of the log shows a byte that is not UTF-8 as \xNN, which JSON does not allow.
     line = re.sub(r"(?<!\\)((?:\\\\)*)\\x", r"\1\\\\x", line)
     return _TOKEN.sub(quote, line.replace("}{", "},{"))
 

@@ -35,7 +35,7 @@ class Dialect(NamedTuple):
     :param sign: matches the beginning of lines that only this dialect has; ``RunText.marks`` keeps these lines.
     :param build: builds the result; the reader adds source and quality.
     :param kinds: other contents that only this dialect has: recurring lines (slow, time, block, row), or ``map``.
-    :param header: the line below which ``sign`` counts, up to the beginning of the next run; None: it counts anywhere.
+    :param header: pattern of the line below which ``sign`` counts, up to the beginning of the next run; None: anywhere.
     :param line_is_run: each line that matches ``sign`` ends a run.
     :param has_report: a run ends with a report; without it, the run was cut short.
     """
@@ -53,9 +53,9 @@ DIALECTS = (
     Dialect("kproxylat", SIGN, build_recorded, has_report=True),
     Dialect(
         "experiment",
-        re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{9}}\Z'),
+        re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{6,}}\Z'),
         legacy.build_experiment,
-        header=legacy.EXPERIMENT_HEADER,
+        header=legacy.EXPERIMENT_HEADERS,
         line_is_run=True,
     ),
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
@@ -107,7 +107,8 @@ class LogReader:
         self.name, self.store, self.watch = name, store, watch
         self.index = 0
         self._prefix = PrefixStripper()
-        self._header: str | None = None  # the last line that was the header of a dialect
+        self._header: str | None = None  # the pattern that the last header of a dialect matched
+        self._columns = ""  # this header
         self._run = OpenRun(store, watch)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
@@ -252,6 +253,7 @@ class LogReader:
         if dialect:
             self._run.keep_mark(dialect.name, line)
             if dialect.line_is_run:
+                self._run.text.columns = self._columns
                 yield from self._finish_run()
                 return
         if _ENDS.match(line):
@@ -274,8 +276,8 @@ class LogReader:
     def _find_dialect(self, line: str) -> Dialect | None:
         """Find the dialect that a line is a sign of."""
         for dialect in DIALECTS:
-            if line == dialect.header:
-                self._header = line
+            if dialect.header and re.fullmatch(dialect.header, line):
+                self._header, self._columns = dialect.header, line
             if dialect.sign.match(line) and dialect.header in (None, self._header):
                 return dialect
         return None

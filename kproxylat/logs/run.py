@@ -21,7 +21,13 @@ _FIELDS = (
 _FIELD = "|".join(_FIELDS)
 _HEADER = re.compile(rf"(?:\A|(?<=\S))({_FIELD}): *(.+?)(?=\"echo|echo \"|\"|(?:{_FIELD}): |\Z)")
 """A field of the metadata header; also in the middle of a line, because the old scripts ran some lines together."""
-_REPORT_FIGURES = {"Total invocations": "count", "Min latency": "min", "Avg latency": "mean", "Max latency": "max"}
+_REPORT_FIGURES = {
+    "Total invocations": "count",
+    "Min latency": "min",
+    "Avg latency": "mean",
+    "Mean latency": "mean",
+    "Max latency": "max",
+}
 _SUMMARY_FIGURES = {"Total Packets Traced": "count", "Average Latency": "mean", "Maximum Latency": "max"}
 _FIGURES = _REPORT_FIGURES | _SUMMARY_FIGURES
 
@@ -163,7 +169,8 @@ class OpenRun:
             self.note_unreadable(figure)
             return
         section = "summary" if figure[1] in _SUMMARY_FIGURES else self._section
-        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = int(figure[2])
+        value = float(figure[2]) if "." in figure[2] else int(figure[2])
+        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = value
 
     def add_lost(self, lost: re.Match[str]) -> None:
         """Count events that bpftrace lost."""
@@ -221,7 +228,10 @@ FACTS = (
     LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
     LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),
     LineKind(
-        re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?").match, OpenRun.add_figure
+        re.compile(
+            rf" *({'|'.join(_FIGURES)})(?:: *(\d{{1,18}}(?:\.\d{{1,9}})?)(?: us| µs| instructions)?\s*\Z)?"
+        ).match,
+        OpenRun.add_figure,
     ),
 )
 """Lines of the metadata header and of a report. They show no dialect and belong to no map."""
