@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -23,7 +26,7 @@ from kproxylat.report.export import (
     export_table,
 )
 from kproxylat.report.tables import show_result
-from kproxylat.results import Bounded, Bucket, Histogram, Overhead, Percentile, Probe, Result, Run, Target
+from kproxylat.results import Bounded, Bucket, Entry, Histogram, Map, Overhead, Percentile, Probe, Result, Run, Target
 from kproxylat.results_json import from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
 from tests.support import TESTS
@@ -104,6 +107,9 @@ def test_openmetrics_is_accepted() -> None:
     labels = {
         "mode": "nftables",
         "backend": "nft",
+        "services": "",
+        "kernel": "",
+        "bpftrace": "",
         "table": "nat",
         "hook": "PREROUTING",
         "target": "10.96.0.10:50051/UDP",
@@ -171,6 +177,66 @@ def test_openmetrics_has_histograms_stats_and_texts_of_maps() -> None:
     assert {("kproxylat_map", "s", 3), ("kproxylat_map", "s", 2), ("kproxylat_map", "s", 6)} <= shown
     assert ("kproxylat_map_text", "name", 1) in shown
     assert {("kproxylat_map_entries", name, 1) for name in ("hist", "name", "s")} <= shown
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"), [("services", 10, 100), ("kernel", "5.10", "6.12"), ("bpftrace", "0.17.0", "0.23.2")]
+)
+def test_openmetrics_does_not_add_up_runs_that_differ(name: str, one: Any, other: Any) -> None:
+    values = {"n": Map("int", (Entry((), 3),))}
+    different = [
+        replace(result, run=replace(result.run, **{name: value}), maps=values)
+        for result, value in ((around(), one), (around(), other), (around(), other))
+    ]
+    counts: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families("".join(export_openmetrics(different))):
+        for sample in family.samples:
+            if not sample.name.endswith(("_bucket", "_sum")):
+                counts.setdefault(sample.name, {})[sample.labels[name]] = sample.value
+    assert {frozenset(series) for series in counts.values()} == {frozenset({str(one), str(other)})}
+    assert counts["kproxylat_latency_instructions_count"] == {str(one): 4, str(other): 8}
+    assert counts["kproxylat_map"] == {str(one): 3, str(other): 3}
+
+
+def test_equal_keys_of_a_map_make_one_series() -> None:
+    key, rows = ("vfs_read",), [{"lo": 1, "hi": 2, "count": 3}]
+    stats = ({"count": 1, "average": 2, "total": 2}, {"count": 3, "average": 4, "total": 14})
+    maps = {
+        "n": Map("int", tuple(Entry(key, value) for value in (1, 2, 3))),
+        "h": Map("hist", tuple(Entry(key, {"count": 3, "buckets": rows}) for _ in range(2))),
+        "s": Map("stats", tuple(Entry(key, value) for value in stats)),
+        "t": Map("str", tuple(Entry(key, value) for value in ("a", "b", "a", "\ud800"))),
+    }
+    families = text_string_to_metric_families("".join(export_openmetrics([Result(Run(), maps=maps)])))
+    samples = [sample for family in families for sample in family.samples if "key" in sample.labels]
+    series = {(sample.labels["map"], sample.name, *sample.labels.values()): sample.value for sample in samples}
+    assert len(series) == len(samples)
+    assert {sample.value for sample in samples if sample.labels["map"] == "n"} == {6}
+    assert {sample.value for sample in samples if sample.labels.get("le")} == {6}
+    assert {sample.labels["part"]: sample.value for sample in samples if sample.labels["map"] == "s"} == {
+        "count": 4, "average": 4, "total": 16,
+    }  # fmt: skip
+    assert [sample.labels["value"] for sample in samples if sample.labels["map"] == "t"] == ["a", "b", "\\ud800"]
+
+
+def test_promtool_accepts_openmetrics() -> None:
+    """Debian's promtool, which make setup installs with prometheus, finds no fault in any log's metrics."""
+    logs = [path for path in sorted(DUMPS.glob("*--*.*")) if path.suffix != ".json"]
+    parsed = [result for path in logs for result in read_results(path)]
+    for each in ([around(), ours(5), ours(7, "instructions"), *results()], parsed, []):
+        text = "".join(export_openmetrics(each))
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        series = [re.sub(r" \S+$", "", line) for line in text.splitlines() if not line.startswith("#")]
+        assert len(set(series)) == len(series), "promtool of 2023 does not find the same series twice"
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results of a log; none if it holds no run."""
+    try:
+        return list(read_log(str(path)))
+    except LogError:
+        return []
 
 
 def test_openmetrics_of_instructions_is_another_metric() -> None:
