@@ -261,7 +261,7 @@ def draw_medians(
     """
     runs = {size: [values for result in cell if result.lookup and (values := distribution(result.lookup))]
             for size, cell in cells.items()}  # fmt: skip
-    middles = {size: [fmean(run.quantile(0.5)) for run in repeats] for size, repeats in runs.items()}
+    middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4

@@ -26,7 +26,21 @@ from kproxylat.report.export import (
     export_table,
 )
 from kproxylat.report.tables import show_result
-from kproxylat.results import Bounded, Bucket, Entry, Histogram, Map, Overhead, Percentile, Probe, Result, Run, Target
+from kproxylat.results import (
+    Accounting,
+    Bounded,
+    Bucket,
+    Entry,
+    Histogram,
+    Map,
+    Overhead,
+    Percentile,
+    Probe,
+    Result,
+    Run,
+    Target,
+    Traffic,
+)
 from kproxylat.results_json import from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
 from tests.support import TESTS
@@ -258,8 +272,11 @@ def test_table_fits_eighty_columns() -> None:
     text = "".join(export_table([*results(), *strings, ours(5)]))
     lines = [line for line in text.splitlines() if not line.startswith(str(DUMPS))]
     assert max(map(len, lines)) <= 80
-    assert re.search(r"^ ipt_do_table, us +13 +3 +40\.6 +123 ", text, re.M)
-    assert re.search(r"^   at most( +\d+){3}$", text, re.M), "the bounds of the percentiles"
+    assert re.search(r"^ipt_do_table, us$", text, re.M)
+    assert re.search(r"^ - +\? +13 +3 +- +40\.6 +118\.2 +123$", text, re.M)
+    assert "ipt_do_table: p50 12.5 in [10, 15], p95 114.6 in [100, 123], p99 118.2 in [100, 123]" in " ".join(
+        text.split()
+    )
     assert "\x1b" not in text
     assert "528" in text
 
@@ -306,9 +323,9 @@ def test_the_whole_hook_and_what_tracing_adds_are_in_every_export() -> None:
     added = {each.labels["probes"]: each.value for each in families["kproxylat_added_instructions"].samples}
     assert added == {"empty": 250.0, "script": 1900.0}
     text = "".join(export_table([around()]))
-    assert "the rules take 14.0% of PREROUTING" in text
-    said = "tracing adds 1900 instructions to a call (an empty pair of probes 250); untraced it is 50 to 300"
-    assert said in " ".join(text.split())
+    assert re.search(r"^ ?PREROUTING .* 14\.0%$", text, re.M)
+    assert re.search(r"^ ?nat \*\s+PREROUTING\s+700\s+50\s+300$", text, re.M)
+    assert "the script adds 1,900 to a call" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -318,6 +335,29 @@ def test_without_them_their_columns_are_empty_and_their_metrics_absent() -> None
     text = "".join(export_openmetrics([ours(3)]))
     assert "kproxylat_added" not in text
     assert "kproxylat_rules_share" not in text
+
+
+def test_run_and_parse_print_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """The setting, thousands separators, the mark of the lookup and the accounting are in both."""
+    books = Accounting(2000, 2000, 2000, 2000, None, None, True, entries=2000, drops={})
+    traffic = Traffic("pktgen", 2000, 2000, 0, 999.5, 1000, 2000, 100)
+    result = replace(add_percentiles(ours(1999), (50, 95, 99)), accounting=books, traffic=traffic)
+    show_result(result)
+    shown = capsys.readouterr().out
+    assert "".join(export_table([result])) == f"{shown}\n"
+    for text in (
+        " nat *",
+        "2,000",
+        "books: sent 2000, lookups 2000",
+        "rate: 1,000 packets per second, 1,000 asked for",
+    ):
+        assert text in shown
+    assert "nat services PREROUTING: p50 812 in [600, 1,024], p95 " in shown
+
+
+def test_percentiles_that_were_asked_for_are_in_the_table() -> None:
+    text = "".join(export_table([add_percentiles(replace(ours(9)), (25, 99.9))]))
+    assert re.search(r"nat services PREROUTING: p25 [\d.]+ in \[600, 1,024\], p99.9 ", " ".join(text.split()))
 
 
 def test_the_screens_tables_of_them_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
