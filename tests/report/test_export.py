@@ -352,7 +352,7 @@ def test_run_and_parse_print_the_same(capsys: pytest.CaptureFixture[str]) -> Non
         "rate: 1,000 packets per second, 1,000 asked for",
     ):
         assert text in shown
-    assert "nat services PREROUTING: p50 812 in [600, 1,024], p95 " in shown
+    assert "nat services PREROUTING: p50 812.1 in [600, 1,024], p95 " in shown
 
 
 def test_percentiles_that_were_asked_for_are_in_the_table() -> None:
