@@ -261,6 +261,12 @@ class SendTime:
     late: int
     blocks: tuple[float, ...] = ()
 
+    @property
+    def by_kind(self) -> dict[str, Probe]:
+        """Where the packets went, in words -> their times."""
+        kinds = {"the target": self.target, "the endpoint": self.endpoint, "no Service": self.no_service}
+        return {kind: probe for kind, probe in kinds.items() if probe}
+
 
 @dataclass(frozen=True)
 class Accounting:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kproxylat.analysis.stats import Distribution
 from kproxylat.results import Probe, Result
+from kproxylat.trace.percentiles import estimate_percentiles
 
 REASONS = ("clock", "probe", "sender", "kernel", "bpftrace", "mitigations", "script", "books", "events")
 """Names of the reasons not to compare."""
@@ -21,7 +22,13 @@ def distribution(probe: Probe) -> Distribution | None:
         )
         for bucket in probe.histogram.buckets
     ]
-    return Distribution(rows) if rows else None
+
+    def estimate(p: float) -> float | None:
+        name = f"{p * 100:g}"
+        estimates = estimate_percentiles([probe.histogram], [p * 100], probe.min, probe.max) | dict(probe.percentiles)
+        return estimates[name].estimate
+
+    return Distribution(rows, estimate) if rows else None
 
 
 def find_differences(a: Result, b: Result) -> dict[str, str]:

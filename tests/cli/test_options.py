@@ -44,6 +44,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
         "cluster": POINTS,
     },
+    "demo": {"here": ()},
     "whatif": {"here": (RULES,), "vm": (RULES, "--vm")},
     "trace": {"all packets": ("--mode", "iptables", "--backend", "nft"), "target": (*NODE, "--backend", "nft")},
     "capture": {"node": ()},
@@ -174,6 +175,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--source": ("--source", "10.244.7.128/25"),
     "--target": ("--target", "10.96.0.9:80"),
     "--template": ("--template", TEMPLATE),
+    "--traced-services": ("--traced-services", "7"),
     "--timeout": ("--timeout", "7"),
     "--wait": ("--wait", "8"),
     "--worker-image": ("--worker-image", "other"),
@@ -279,7 +281,7 @@ def sweep(points: list[Any], *options: Any) -> tuple[Any, None]:
     place = options[-1]
     own = [place.order(point) for point in points] if isinstance(place, Pool) else []
     DONE.append(f"sweep {describe(points)} {own} {describe([each for each in options if not isinstance(each, Pool)])}")
-    return SimpleNamespace(results=[], saved=None), None
+    return SimpleNamespace(results=[], series=(), saved=None), None
 
 
 def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node | None = None) -> Evidence:
@@ -304,6 +306,8 @@ ENTRIES: dict[str, Any] = {
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
+    "cli.demo.require": None,
+    "cli.demo.plot_clocks": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
     "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
