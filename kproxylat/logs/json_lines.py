@@ -49,10 +49,11 @@ class Event(NamedTuple):
 
 def read_event(line: str) -> Event | None:
     """Read a line of JSON; return None if it is damaged."""
-    line = _BYTES.sub(lambda match: _decode(match[0]), line)
-    for mended in (line, _mend(line)):
+    if "uffffff" in line:
+        line = _BYTES.sub(lambda match: _decode(match[0]), line)
+    for mend in (str, _mend):
         try:
-            event = json.loads(mended, object_pairs_hook=_Pairs)
+            event = json.loads(mend(line), object_pairs_hook=_Pairs)
             return _build_event(dict(event))
         except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError):
             continue

@@ -11,7 +11,9 @@ _EDGE = rb"(?:\.\.\.|-?\d+[KMGTPEk]?)"
 ROW = rb"[\[(]%s(?:, ?%s)?[\])] *\d+ +\|" % (_EDGE, _EDGE)
 """A row of a histogram, up to its bar."""
 _CONTENT = re.compile(
-    rb"@\w*(?:\[|:(?: |\s*\Z))|" + ROW + rb"|Attach(?:ing|ed) \d+ probe|={20,}|TIME +\| PACKETS|Tracing (?:ip|pack)"
+    rb"@\w*(?:\[[^\]]*\Z|(?:\[.*\])?:(?: |\s*\Z))|"
+    + ROW
+    + rb"|Attach(?:ing|ed) \d+ probe|={20,}|TIME +\| PACKETS|Tracing (?:ip|pack)"
     rb"|  (?:FINAL (?:SUMMARY )?REPORT|eBPF Kube-Proxy|Kube-Proxy Data|\[\w+\] Count: )|--- \w+ MODE ---"
     rb"|\d\d:\d\d:\d\d (?:SLOW \w+: |Statistics:| *\| *\d+ *\|)|\[\w+\] Latency: |ServiceCount,ProxyMode,"
     rb'|Kube-proxy mode: |kproxylat(?: record)?: |\{"type": "'
@@ -25,11 +27,11 @@ _TIMES = (
     rb"\d{9,}(?:\.\d+)?|\d+\.\d+(?!\.)",  # seconds since 1970, or since the start
 )
 _VARYING = re.compile(
-    rb"(?P<name>%s)|(?P<stream>\bstd(?:out|err)(?: [FP]\b)?)|\A *(?P<number>\d+)(?![\d./-]|:\d)"
+    rb"(?P<name>%s)|(?P<stream>\bstd(?:out|err)(?: [FP]\b)?)|\A *(?P<number>\d+)(?![\d./-]|:\d\d(?!\d))"
     rb"| *(?<![\d.:])(?P<time>%s)(?!\d)" % (_NAME, b"|".join(_TIMES))
 )
 """The parts of a prefix that differ from line to line: times, numbers of lines, and the stream of a container."""
-_SEARCHED = 1 << 16
+_SEARCHED = 1 << 15
 _CANDIDATES = 20
 
 
@@ -58,17 +60,20 @@ class PrefixStripper:
     def __init__(self) -> None:
         self.example = ""
         self._prefix: re.Pattern[bytes] | None = None
-        self._size = 0  # bytes so far, up to the end of the search
+        self._start = b""  # of the log; a pipe may bring it line by line
+        self._searched = 0  # bytes of it that were searched
 
     def strip(self, piece: bytes) -> bytes:
         """Strip the prefix, and a byte order mark, from the next lines of the log; their number stays the same."""
-        if not self._size:
+        if not self._start:
             piece = piece.removeprefix(codecs.BOM_UTF8)
-        if self._size < _SEARCHED or (self._prefix and not self._prefix.search(piece)):
-            self._size += len(piece)
-            patterns = _find_prefixes(piece[:_SEARCHED])
-            if patterns:
-                self._prefix = re.compile(rb"(?m)^(?:%s)" % b"|".join(patterns))
+        if len(self._start) < _SEARCHED:
+            self._start += piece
+            if len(self._start) >= min(2 * self._searched, _SEARCHED):
+                self._searched = len(self._start)
+                self._prefix = _find_prefix(self._start[:_SEARCHED])
+        elif self._prefix and not self._prefix.search(piece):
+            self._prefix = _find_prefix(piece) or self._prefix
         if not self._prefix:
             return piece
         if not self.example:
@@ -77,8 +82,8 @@ class PrefixStripper:
         return self._prefix.sub(b"", piece)
 
 
-def _find_prefixes(text: bytes) -> list[bytes]:
-    """Find the patterns of the prefixes in a text; none if its own lines begin at their beginning."""
+def _find_prefix(text: bytes) -> re.Pattern[bytes] | None:
+    """Find the pattern of the prefixes in a text; None if the lines of a log begin at their beginning."""
     lines = text.replace(b"\r\n", b"\n").split(b"\n")
     starts = Counter(
         line[: match.start()] for line in lines for match in _CONTENT.finditer(line) if match.start() <= len(line)
@@ -93,10 +98,11 @@ def _find_prefixes(text: bytes) -> list[bytes]:
     chosen = list[_Candidate]()
     for candidate in candidates:
         longer = [item for item in candidates if _extends(item, candidate)]
-        candidate = longer[-1] if candidate.pattern and longer else candidate
+        candidate = longer[0] if candidate.pattern and longer else candidate
         if candidate.content and not any(_overlap(candidate.content, other.content) for other in chosen):
             chosen.append(candidate)
-    return [candidate.pattern for candidate in chosen if candidate.pattern]
+    prefixes = [candidate.pattern for candidate in chosen if candidate.pattern]
+    return re.compile(rb"(?m)^(?:%s)" % b"|".join(prefixes)) if prefixes else None
 
 
 def _try(pattern: bytes, lines: list[bytes]) -> _Candidate:

@@ -129,6 +129,19 @@ def test_a_histogram_whose_rows_have_a_prefix_is_left_out() -> None:
     assert [warning for warning in warnings(text) if "[2, 4)" in warning or "@lat cannot" in warning][1:]
 
 
+class Pipe(io.BytesIO):
+    """A stream that brings one line at a time, as a pipe may."""
+
+    def read1(self, _: int | None = -1) -> bytes:
+        return self.readline()
+
+
+@pytest.mark.parametrize("kind", sorted(set(PREFIXES) - {"a user and a host"}))
+def test_a_prefix_in_a_log_that_comes_line_by_line(kind: str) -> None:
+    (result,) = LogReader("a.log").read(Pipe(put_before(SMALL, PREFIXES[kind])))
+    assert result.maps == read(SMALL)[0][1]
+
+
 def test_a_prefix_in_a_log_of_many_pieces() -> None:
     block = b"\n12:00:00 Statistics:\n  [iptables] Count: %d, Min: 3 us, Avg: 40 us, Max: 123 us\n"
     text = b"Attaching 1 probe...\n" + b"".join(block % at for at in range(9000))
