@@ -12,7 +12,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -91,7 +91,7 @@ class Api:
         self.namespace = namespace
         self.context = context
         self._client = client
-        self._credentials: tuple[Client, float, list[tuple[str, str]]] = (client, 0, [])
+        self._credentials: tuple[Client, float, Sequence[tuple[str, str]]] = (client, 0, [])
         self._host = client.transport.host
         self._remedy = f"look at the cluster of context {context}: kubectl config view --minify"
         self._load = load
@@ -228,7 +228,7 @@ class Api:
     def _patience_s(self) -> float:
         return PATIENCE_S if self._answered else FIRST_S
 
-    def _read_credentials(self, client: Client) -> list[tuple[str, str]]:
+    def _read_credentials(self, client: Client) -> Sequence[tuple[str, str]]:
         owner, expires_s, headers = self._credentials
         if owner is not client or time.monotonic() >= expires_s:
             # The client runs an exec plugin when the token expires: the lock lets only one thread do so.

@@ -20,7 +20,7 @@ Object = dict[str, Any]
 CONNECTIONS = 16
 """Number of requests under way at the same time."""
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_TOKEN_SIGNS = "!#$&'*+-.^_`|~"
+_NAME_SIGNS = "!#$&'*+-.^_`|~"
 """Signs that the name of a header may hold (RFC 9110, ``token``), without ``%``."""
 
 
@@ -179,7 +179,7 @@ def _impersonate(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Impersonate-Group", str(group)
     for key, values in extra.items():
         for value in values:
-            yield f"Impersonate-Extra-{quote(str(key), safe=_TOKEN_SIGNS)}", str(value)
+            yield f"Impersonate-Extra-{quote(str(key), safe=_NAME_SIGNS)}", str(value)
 
 
 def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
@@ -189,7 +189,7 @@ def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
 
 
 def _open_transport(configuration: Any) -> Transport:
-    """Return the connections of the kubernetes client, without urllib3's warnings about what the kubeconfig asks for."""
+    """Return the connections of the kubernetes client, without urllib3's warnings about the kubeconfig."""
     import urllib3
     from kubernetes.client import ApiClient
 

@@ -9,7 +9,6 @@ from typing import Any
 from kproxylat.lab.services import ADDRESSES, Addresses, Service
 from kproxylat.modes import Mode
 from kproxylat.system.processes import run
-from kproxylat.templates import render_rules
 
 Command = tuple[tuple[str, ...], str]
 """A command that loads rules, and the text that it reads."""
@@ -26,6 +25,8 @@ def render_ruleset(
     :param standing: those of the Services whose rules are loaded already, in a mode that has ``growing``.
     :return: the commands that load the rules.
     """
+    from kproxylat.templates import render_rules  # for the sake of --help, because it imports jinja2
+
     variables: dict[str, Any] = {
         "cluster": cluster or ADDRESSES[mode.family],
         "family": mode.family,

@@ -547,31 +547,31 @@ def test_a_token_file_ends_with_a_line_end(fake: FakeApi, tmp_path: Path, end: s
 @pytest.mark.parametrize(
     "user",
     [
-        {"token": "geheim\nInjected: yes"},
-        {"token": "geheim\x00"},
-        {"token": "geh\u20acim"},
-        {"token": TOKEN, "as": "geheim\r\nX: y"},
+        {"token": "s3cret\nInjected: yes"},
+        {"token": "s3cret\x00"},
+        {"token": "s3c\u20acret"},
+        {"token": TOKEN, "as": "s3cret\r\nX: y"},
     ],
 )
 def test_no_error_shows_a_secret(fake: FakeApi, tmp_path: Path, user: dict[str, object]) -> None:
     with pytest.raises(MachineError, match="another character that HTTP excludes") as caught:
         with_user(fake, tmp_path, user).get(SERVICES)
-    assert "geh" not in str(caught.value) + caught.value.remedy
+    assert "s3c" not in str(caught.value) + caught.value.remedy
     assert fake.calls == []
 
 
 def test_a_yaml_error_and_an_address_show_no_secret(fake: FakeApi, tmp_path: Path) -> None:
     path = tmp_path / "config"
-    path.write_text("users:\n- user: {token: geheim: x}\n")
+    path.write_text("users:\n- user: {token: s3cret: x}\n")
     with pytest.raises(MachineError, match="the kubeconfig cannot be used: line 2: ") as caught:
         connect(path)
-    assert "geheim" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
     path = fake.kubeconfig(tmp_path)
-    path.write_text(path.read_text().replace("http://127.0.0.1", "http://me:geheim@127.0.0.1"))
+    path.write_text(path.read_text().replace("http://127.0.0.1", "http://me:s3cret@127.0.0.1"))
     fake.anonymous = True
     api = connect(path)
     assert list(api.list(SERVICES)) == []
-    assert "geheim" not in str(api._describe_invalid(""))
+    assert "s3cret" not in str(api._describe_invalid(""))
 
 
 def test_an_exec_plugin_that_is_missing_shows_its_install_hint(fake: FakeApi, tmp_path: Path) -> None:
