@@ -35,13 +35,15 @@ def mode_show(
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
-    probe: Annotated[bool, typer.Option("--probe", hidden=True, help="The old name of --send-packet.")] = False,
     form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,
 ) -> None:
     """Show kube-proxy's mode and backend, how certain they are, and the answer of every source.
+
+    If several backends hold rules, two questions have two answers: whose rules translate packets, and whose rules
+    kube-proxy writes. The rest was left behind.
 
     Run it on a node, as root. It changes nothing. Exit status 0: certain or likely; 1: ambiguous, unknown, or no
     kube-proxy.
@@ -51,13 +53,19 @@ def mode_show(
       sudo kproxylat mode show
       sudo kproxylat mode show --send-packet --format json
     """
-    evidence = gather(cluster.connect, send_packet or probe, place.find())
+    evidence = gather(cluster.connect, send_packet, place.find())
     finding = decide(evidence)
     if form is Format.JSON:
-        print(json.dumps({**asdict(finding), "sources": dict(evidence.sources), "unasked": evidence.unasked}, indent=2))
+        answers = {"sources": dict(evidence.sources), "unasked": evidence.unasked}
+        print(json.dumps({**asdict(finding), "translates": finding.translates, **answers}, indent=2))
     else:
-        print(f"kube-proxy mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
+        is_leftover = finding.live and finding.backend and finding.live != finding.translates
+        subject = "packets meet leftover rules:" if is_leftover else "kube-proxy"
+        print(f"{subject} mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
         print(f"  {finding.reason}")
+        if len(evidence.rules or ()) > 1:
+            print(f"translates packets: {finding.translates or 'unknown'}")
+            print(f"is written by kube-proxy: {finding.live or 'unknown'}")
         for source, answer in evidence.sources:
             print(f"{source}: {answer}")
         for reason in evidence.unasked:

@@ -12,7 +12,7 @@ import typer
 from kproxylat.cli.options import Format, Namespaced, Place, spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules
-from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, read_service
+from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_worker, read_service
 from kproxylat.console import say
 from kproxylat.errors import refuse_options
 
@@ -82,7 +82,7 @@ def services_create(
     if how.dry_run:
         print(f"would create {objects}; {len(existing.services)} are there")
         if worker:
-            print("would apply Service worker and Deployment worker")
+            print(f"would apply Service worker and Deployment worker; {len(find_worker(api))} of 2 are there")
         return
     if worker:
         apply_worker(api, image or IMAGE)
@@ -121,7 +121,10 @@ def services_delete(
     if how.dry_run:
         existing = read_dummies(api)
         objects = f"{len(existing.services)} dummy Services and {len(existing.slices)} EndpointSlices"
-        print(f"would delete {objects} in namespace {api.namespace}{' and the worker' if worker else ''}")
+        print(f"would delete {objects} in namespace {api.namespace}")
+        if worker:
+            kinds = ", ".join(f"{kind} worker" for kind in find_worker(api)) or "nothing"
+            print(f"would delete of the worker: {kinds}")
         return
     ports = service_ports(read_dummies(api)) if how.wait is not None else set()
     services, slices = delete(api)

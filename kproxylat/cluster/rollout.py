@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api
+from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_config import (
     BY_HAND,
@@ -90,6 +90,8 @@ def plan_change(api: Api, mode: str) -> Change:
                 f"cannot set kube-proxy's mode: not permitted to read {forbidden[0]}",
                 "docs/rbac.md lists the permissions that mode set needs",
             )
+        if configured.problems:
+            raise MachineError(f"cannot set kube-proxy's mode: {'; '.join(configured.problems)}", BY_HAND)
         sources = ", ".join(setting.source for setting in configured.settings) or "nowhere"
         missing = "DaemonSet" if config else "ConfigMap"
         raise MachineError(
@@ -169,7 +171,7 @@ def apply_change(api: Api, change: Change) -> None:
     :raises ApiError: the API server refuses a request.
     """
     for name in change.daemonsets:
-        strategy = api.get(f"{DAEMONSETS}/{name}")["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
+        strategy = api.get(join_path(DAEMONSETS, name))["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
         if strategy != "RollingUpdate":
             raise MachineError(
                 f"DaemonSet {name} has updateStrategy {strategy}: a rollout does not restart its pods",
@@ -188,7 +190,7 @@ def _patch(api: Api, change: Change) -> None:
         {"op": "replace", "path": pointer, "value": change.text},
     ]
     try:
-        api.request("PATCH", f"{CONFIGMAPS}/{change.config.name}", patch, content_type=JSON_PATCH)
+        api.request("PATCH", join_path(CONFIGMAPS, change.config.name), patch, content_type=JSON_PATCH)
     except ApiError as error:
         if error.status != 422:
             raise
@@ -196,7 +198,7 @@ def _patch(api: Api, change: Change) -> None:
             error.remedy = "the ConfigMap has immutable: true: replace it by a new one yourself"
             raise
         # An earlier attempt may have succeeded although its answer was lost.
-        present = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
+        present = (api.find(join_path(CONFIGMAPS, change.config.name)) or {}).get("data", {}).get(change.config.key)
         if present != change.text:
             raise MachineError(f"ConfigMap {change.config.name} was changed by another client", "try again") from None
 
@@ -206,7 +208,7 @@ def _restart(api: Api, change: Change, **query: str) -> None:
     annotations = {RESTARTED: datetime.now(UTC).isoformat(timespec="microseconds")}
     body = {"spec": {"template": {"metadata": {"annotations": annotations}}}}
     for name in change.daemonsets:
-        api.request("PATCH", f"{DAEMONSETS}/{name}", body, query, MERGE_PATCH)
+        api.request("PATCH", join_path(DAEMONSETS, name), body, query, MERGE_PATCH)
 
 
 def describe_rollout(daemonset: Object) -> str | None:

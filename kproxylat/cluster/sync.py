@@ -9,11 +9,12 @@ from collections.abc import Callable, Set
 
 from kproxylat.cluster.dummies import Dummies
 from kproxylat.cluster.kubeconfig import Object
+from kproxylat.cluster.metrics import read_sync_values
 from kproxylat.cluster.proxy_mode import AMBIGUOUS, decide, gather
 from kproxylat.console import counting
 from kproxylat.errors import MachineError
 from kproxylat.modes import find_rows, only_backend
-from kproxylat.node.live_rules import METRICS_PORT, read_proxy
+from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
 from kproxylat.system import interrupts
@@ -22,7 +23,6 @@ from kproxylat.system.processes import run
 LIMIT_S = 300.0
 PAUSE_S = 0.2
 """Shortest pause between two reads of the rules; after a longer read, the pause is as long as the read."""
-_PREFIX = "kubeproxy_sync_proxy_rules_"
 
 
 def service_ports(dummies: Dummies, *more: Object) -> set[Destination]:
@@ -41,7 +41,7 @@ def _cluster_ips(spec: Object) -> list[str]:
 
 
 def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
-    """Return the Service ports that the running mode's rules translate, without those of leftover rules.
+    """Return the Service ports of the rules that kube-proxy writes, without those of leftover rules.
 
     :param node: the node (None: this machine).
     :param mode: the mode (None: detect it).
@@ -52,6 +52,8 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
+    if finding.live and not (mode or backend):
+        return {port for live in evidence.rules if str(live) == finding.live for port in live.services}
     mode, backend = mode or finding.mode, backend or only_backend(mode) or finding.backend
     if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
@@ -87,7 +89,7 @@ def is_idle(metrics: str) -> bool:
     :param metrics: kube-proxy's answer, in Prometheus' text format.
     :raises MachineError: the text has another format.
     """
-    values = _read_values(metrics)
+    values = read_sync_values(metrics)
     pending = sum(value for (name, _), value in values.items() if name.endswith("_changes_pending"))
     queued = {labels: value for (name, labels), value in values.items() if name == "last_queued_timestamp_seconds"}
     synced = [value for (name, _), value in values.items() if name == "last_timestamp_seconds"]
@@ -96,25 +98,6 @@ def is_idle(metrics: str) -> bool:
     return not pending and all(
         values.get(("last_timestamp_seconds", labels), 0) >= value for labels, value in queued.items()
     )
-
-
-def _read_values(metrics: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return the values of kube-proxy's metrics of its syncs, by name (without the prefix) and labels."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MachineError(
-            f"cannot read kube-proxy's /metrics: {reason}",
-            f"check what answers on this node: curl http://localhost:{METRICS_PORT}/metrics",
-        ) from None
-    return {
-        (sample.name.removeprefix(_PREFIX), frozenset(sample.labels.items())): sample.value
-        for sample in samples
-        if sample.name.startswith(_PREFIX)
-    }
 
 
 def proxy_is_idle(node: Node | None = None) -> bool:

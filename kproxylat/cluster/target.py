@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from kproxylat.cluster.api import Api
+from kproxylat.cluster.api import Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import MachineError
 from kproxylat.results import Destination, Target, join_host_port
@@ -26,7 +26,7 @@ def read_target(
         endpoint.
     """
     full_name = f"{api.namespace}/{name}"
-    service = api.find(f"/api/v1/namespaces/{api.namespace}/services/{name}")
+    service = api.find(join_path("/api/v1/namespaces", api.namespace, "services", name))
     if service is None:
         raise MachineError(
             f"Service {name} not found in namespace {api.namespace} of context {api.context}",
@@ -36,7 +36,7 @@ def read_target(
     kind = f"IPv{ip_address(ip).version}"
     ports = _choose_ports(full_name, service["spec"].get("ports") or [], port)
     selector = f"kubernetes.io/service-name={name}"
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices"
+    path = join_path("/apis/discovery.k8s.io/v1/namespaces", api.namespace, "endpointslices")
     names = {port.get("name") or "" for port in ports if port["protocol"] == protocol.upper()} or None
     endpoints = sorted(set(_read_endpoints(api.list(path, labelSelector=selector), kind, names)))
     if not endpoints:
