@@ -11,7 +11,7 @@ import typer
 
 from kproxylat.cli.options import Cluster, Format, Place, spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
-from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
+from kproxylat.cluster.rollout import describe_rollouts, needs_restart, plan_change, set_mode
 from kproxylat.console import confirm, say
 from kproxylat.modes import mode_names
 
@@ -103,8 +103,10 @@ def mode_set(
     """
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
-    if not needs_restart(api, change, node.netns, limit):
+    if not needs_restart(api, change, node.netns, limit, is_dry_run=dry_run):
         print(f"kube-proxy's mode is {mode} already")
+        if state := describe_rollouts(api, change):
+            say(f"its rollout is not complete: {state}")
         return
     print(change.diff or f"kube-proxy is set to {mode} already, but its pods were not restarted since")
     if dry_run:

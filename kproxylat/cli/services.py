@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kproxylat.cli.options import Format, Namespaced, Place, spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules
-from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_worker, read_service
+from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_service, find_worker
 from kproxylat.console import say
 from kproxylat.errors import refuse_options
+
+if TYPE_CHECKING:
+    from kproxylat.cluster.api import Api
+    from kproxylat.results import Destination
 
 services_app = typer.Typer(
     no_args_is_help=True,
@@ -93,9 +98,14 @@ def services_create(
     rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
     print(f"created {objects}; {len(existing.services)} were there{rate}")
     if how.wait is not None:
-        ports = service_ports(read_dummies(api), *([read_service(api)] if worker else []))
-        took_s = wait_for_rules(ports, limit_s=how.wait, node=place.find())
+        look_up = partial(_find_ports, api, worker)
+        took_s = wait_for_rules(look_up(), limit_s=how.wait, node=place.find(), look_up=look_up)
         print(f"kube-proxy's rules hold them: {took_s:.1f} s")
+
+
+def _find_ports(api: Api, worker: bool) -> set[Destination]:
+    """Return the Service ports that the rules should hold now: those of the dummies, and the worker's."""
+    return service_ports(read_dummies(api), *filter(None, [find_service(api) if worker else None]))
 
 
 @services_app.command("delete")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from kproxylat.cluster.api import PATIENCE_S, Api, join_path
 from kproxylat.cluster.kubeconfig import CONNECTIONS, Object
+from kproxylat.cluster.target import choose_endpoints
 from kproxylat.console import counting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab.services import MAX_SERVICES, dummy_service
@@ -52,9 +53,17 @@ class Dummies:
     @property
     def without_slice(self) -> list[int]:
         """Numbers of the Services without an EndpointSlice of their own; an earlier Service's slice does not count."""
+        return self._find_uncovered(self.slices.values())
+
+    @property
+    def without_endpoints(self) -> list[int]:
+        """Numbers of the Services for which kube-proxy writes no rules: they have no endpoint, or none that serves."""
+        return self._find_uncovered(document for document in self.slices.values() if choose_endpoints([document]))
+
+    def _find_uncovered(self, slices: Iterable[Object]) -> list[int]:
         covered = {
             (document["metadata"].get("labels", {}).get(OWNER), owner)
-            for document in self.slices.values()
+            for document in slices
             for owner in _owners(document) or {""}
         }
         return sorted(

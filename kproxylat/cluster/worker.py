@@ -80,12 +80,9 @@ def find_worker(api: Api) -> list[str]:
     return kinds
 
 
-def read_service(api: Api) -> Object:
-    """Read the worker's Service, with the addresses that the server chose.
-
-    :raises ApiError: the Service does not exist.
-    """
-    return api.get(_path(api, documents(IMAGE)[1]))
+def find_service(api: Api) -> Object | None:
+    """Return the worker's Service, with the addresses that the server chose; None if it does not exist."""
+    return api.find(_path(api, documents(IMAGE)[1]))
 
 
 def delete_worker(api: Api) -> int:

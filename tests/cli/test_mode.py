@@ -380,3 +380,31 @@ def test_numbers_with_zeros_in_front_are_other_names(capsys: Captured, cluster: 
     assert (answer["count"], answer["not_ours"], answer["without_slice"]) == (8, ["dummy-service-007"], [])
     assert call(capsys, "services", "delete")[0] == 0
     assert cluster.named("services") == ["dummy-service-007"]
+
+
+def test_run_warns_of_a_target_whose_packets_are_dropped(
+    capsys: Captured, cluster: FakeApi, measured: list[Options]
+) -> None:
+    for path in RECORDED.glob("*worker*.json"):
+        cluster.add(path)
+    cluster.objects["", "services", "default", "worker-dual"]["spec"]["internalTrafficPolicy"] = "Local"
+    status, _, err = call(capsys, "run", "2", "1000", "--service", "worker-dual")
+    assert status == 0
+    assert "warning: Service default/worker-dual has internalTrafficPolicy Local and no endpoint on this node" in err
+    assert any("internalTrafficPolicy Local" in warning for warning in measured[0].record.warnings)
+
+
+def test_a_service_deleted_while_its_rules_are_waited_for(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_live_rules(_: object) -> tuple[LiveRules, ...]:
+        """Delete one Service before the first look; kube-proxy has rules of the other."""
+        cluster.objects.pop(("", "services", "default", "dummy-service-1"), None)
+        service = cluster.objects["", "services", "default", "dummy-service-0"]
+        return (LiveRules("iptables", "nft", 1, {Destination(service["spec"]["clusterIP"], 80, "tcp"): 0}),)
+
+    running(monkeypatch, "iptables")
+    monkeypatch.setattr(proxy_mode, "read_live_rules", read_live_rules)
+    status, out, err = call(capsys, "services", "create", "--count", "2", "--wait", "0")
+    assert status == 0, err
+    assert "kube-proxy's rules hold them: " in out
