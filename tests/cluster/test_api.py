@@ -214,13 +214,17 @@ def test_stop_ends_a_wait(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - started_s < 1
 
 
-def test_attempts_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("retry_after", ["0", "1", "9" * 400, "\u00b2"])
+def test_attempts_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str) -> None:
     assert cluster.PATIENCE_S == 120
     monkeypatch.setattr(cluster, "PATIENCE_S", 1)
     monkeypatch.setattr(fake, "fault", lambda _: "overload")
+    fake.retry_after = retry_after
+    started_s = time.monotonic()
     with pytest.raises(ApiError, match="429 TooManyRequests") as caught:
         api.get(SERVICES)
     assert caught.value.status == 429
+    assert time.monotonic() - started_s < 3
 
 
 def test_a_refusal_is_one_line_with_a_remedy(api: Api, fake: FakeApi, tmp_path: Path) -> None:
