@@ -492,6 +492,51 @@ def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == ""
 
 
+def test_tls_through_a_proxy(certificate: Path, tmp_path: Path) -> None:
+    """A proxy of HTTP opens a tunnel, also after a connection was lost."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    asked: list[bytes] = []
+
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError), source:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client = proxy.accept()[0]
+                asked.append(client.recv(65536).partition(b"\r\n")[0])
+                server = socket.create_connection(("127.0.0.1", fake.port))
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                for pair in ((server, client), (client, server)):
+                    threading.Thread(target=relay, args=pair, daemon=True).start()
+
+    with serving(FakeApi(), tls) as fake, socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=serve, daemon=True).start()
+        path = fake.kubeconfig(tmp_path)
+        document = json.loads(path.read_text())
+        encoded = base64.b64encode(certificate.read_bytes()).decode()
+        server = {"server": f"https://127.0.0.1:{fake.port}", "certificate-authority-data": encoded}
+        server["proxy-url"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        document["clusters"][0]["cluster"] = server
+        path.write_text(json.dumps(document))
+        api = connect(path)
+        for _ in range(2):
+            assert list(api.list(SERVICES)) == []
+        assert len(asked) == 1, "the tunnel is kept"
+        connection = api._client.transport._pool._get_conn()
+        connection.close()
+        api._client.transport._pool._put_conn(connection)
+        assert list(api.list(SERVICES)) == []
+        assert [line.split()[:2] for line in asked] == [[b"CONNECT", f"127.0.0.1:{fake.port}".encode()]] * 2
+        api._client.transport._pool.close()
+        proxy.shutdown(socket.SHUT_RDWR)
+
+
 def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The account's token, namespace and CA, and no kubeconfig."""
     from kubernetes.config import incluster_config
