@@ -468,11 +468,12 @@ def test_the_program_itself() -> None:
     [
         ("pass", HEAVY),
         ("app.build('parse')", HEAVY),
-        ("app.build()", ("kubernetes", "rich", "numpy", "matplotlib")),
+        ("app.build()", ("kubernetes", "urllib3", "yaml", "jinja2", "rich", "numpy", "matplotlib")),
+        ("app.build('services')", ("kubernetes", "urllib3", "yaml", "prometheus_client", "jinja2", "rich")),
     ],
 )
 def test_the_command_line_imports_nothing_heavy(code: str, libraries: tuple[str, ...]) -> None:
-    """Neither without a command, nor for parse, nor for the help of the whole program."""
+    """Without a command, for parse, for the help of the whole program, and for a command that asks the API."""
     names = f"[library for library in {libraries} if library in sys.modules]"
     process = python("-c", f"import sys; from kproxylat.cli import app; {code}; print({names})")
     assert process.stdout == "[]\n", process.stderr

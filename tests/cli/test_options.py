@@ -299,6 +299,8 @@ ENTRIES: dict[str, Any] = {
     "measure.defaults.check_root": None,
     "measure.defaults.read_target": Target("10.96.0.10", 53, "udp", "prod/worker", ("53/UDP",), ("10.244.0.2:53",)),
     "measure.defaults.choose_source": "10.244.7.0/24",
+    "measure.defaults.find_node_object": {"metadata": {"name": "here"}},
+    "measure.defaults.find_hazards": [],
     "measure.defaults.detect_mode": (find_mode("iptables", "nft"), ()),
     "measure.defaults.find_source": lambda options, _: options,
     "cluster.api.connect": Api(),
@@ -344,7 +346,8 @@ ENTRIES: dict[str, Any] = {
     "cli.services.create": None,
     "cli.services.delete": (0, 0),
     "cli.services.apply_worker": None,
-    "cli.services.read_service": {},
+    "cli.services.find_service": {"kind": "Service"},
+    "cli.services.find_worker": ["Service"],
     "cli.services.delete_worker": 1,
 }
 """What commands call -> what stands in for it, or what it returns; its arguments are noted."""
