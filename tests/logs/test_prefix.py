@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,22 @@ def test_blank_lines_may_have_the_prefix_without_its_blanks(kind: str) -> None:
     (result,) = LogReader("a.log").read(io.BytesIO(put_before(SMALL, PREFIXES[kind], keeps_blanks=False)))
     assert [(result.probes, result.maps, result.intervals, result.slow, result.traffic)] == read(SMALL)
     assert result.quality.warnings == (f"the prefix {PREFIXES[kind](0)!r} of the lines was stripped",)
+
+
+@pytest.mark.parametrize("name", ["d2", "d3"])
+def test_texts_that_lost_maps_before(name: str) -> None:
+    """Maps as the .json beside each text says."""
+    (result,) = LogReader(name).read(io.BytesIO((TESTS / "texts" / f"{name}.txt").read_bytes() + b"\n"))
+    expected = json.loads((TESTS / "texts" / f"{name}.json").read_bytes())["maps"]
+    maps: dict[str, list[Any]] = {}
+    for map_name, content in result.maps.items():
+        for entry in content.entries:
+            value = entry.value
+            if content.kind == "hist":
+                value = {"hist": [[row["lo"], row["hi"], row["count"]] for row in value["buckets"]]}
+            maps.setdefault(map_name, []).append([list(entry.key), value])
+    assert maps == expected
+    assert "the prefix " in result.quality.warnings[0]
 
 
 def warnings(text: bytes) -> list[str]:
