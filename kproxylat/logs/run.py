@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from kproxylat.logs.legacy import RunText
 from kproxylat.logs.recurring import Collector, Watch
 from kproxylat.results import Quality
 from kproxylat.trace.dump import Print, PrintAssembler
+from kproxylat.trace.values import ROW_START
 
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
@@ -47,17 +49,19 @@ class OpenRun:
         self._section = ""
         self._lost = self._total_lost = 0
         self._has_full_map = False
+        self._warnings = Counter[str]()
 
     @property
     def is_ended(self) -> bool:
         """Whether the report has begun."""
         return "end" in self.seen
 
-    def warn(self, reason: str) -> None:
-        """Note damage and its line; after a hundred notes, only that there is more."""
-        if len(self.text.warnings) < _WARNINGS:
+    def warn(self, reason: str, kind: str = "damage") -> None:
+        """Note damage and its line; after a hundred notes of one kind, only that there is more."""
+        self._warnings[kind] += 1
+        if self._warnings[kind] <= _WARNINGS:
             self.text.warnings.append(f"line {self.line_no}: {reason}"[:200])
-        elif len(self.text.warnings) == _WARNINGS:
+        elif self._warnings[kind] == _WARNINGS + 1:
             self.text.warnings.append(f"line {self.line_no}: more of this, not listed")
 
     def keep_mark(self, dialect: str, line: str) -> None:
@@ -153,7 +157,7 @@ class OpenRun:
 
     def note_message(self, message: re.Match[str]) -> None:
         """Keep a message of bpftrace's as a warning."""
-        self.warn(message.string)
+        self.warn(message.string, "message")
 
     def note_unreadable(self, match: re.Match[str]) -> None:
         """Note that a line cannot be read."""
@@ -182,8 +186,6 @@ MESSAGES = (
     LineKind(re.compile(r"WARNING: Total lost event count: (\d{1,18})").match, OpenRun.keep_total_lost),
     LineKind(re.compile(r"WARNING: (Map full|Failed to map_update_elem)").search, OpenRun.note_full_map),
     LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, OpenRun.note_message),
-    LineKind(
-        re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, OpenRun.note_unreadable
-    ),
+    LineKind(re.compile(rf"(?!\S+: (WARNING|ERROR): )({ROW_START}|@\w+\b)").match, OpenRun.note_unreadable),
 )
 """Lines that belong to no map: messages of bpftrace's, and damaged rows and entries of maps."""
