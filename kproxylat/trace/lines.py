@@ -21,7 +21,7 @@ _MESSAGE = re.compile(
 """A message of bpftrace's own. After one with ``source``, a line of the program and its underline follow."""
 ODD_BLANK = re.compile(r"[\t\r\xa0\u2007\u202f]| \Z")
 """A blank that bpftrace may not have printed."""
-_BLANKS = str.maketrans("\t\r\xa0\u2007\u202f", "     ")
+_BLANKS = str.maketrans({"\t": " " * 8} | dict.fromkeys("\r\xa0\u2007\u202f", " "))
 _BLANKS_FROM_HTML = re.compile(r"(?:@\w*|.*\]):[^\S ]|@\w*\[[^\]]*,[^\S ]|\s*[^\S \t]")
 _NUMBER = re.compile(r"@\w*(?:\[.*\])?: -?\d+\Z")
 _UNDERLINE = re.compile(r" +[~^]+\Z")
@@ -44,14 +44,16 @@ class BlankCleaner:
         :param is_sure: the line belongs to no string.
         """
         plain = line.translate(_BLANKS).rstrip()
-        if not plain or is_sure or _NUMBER.match(plain) or parse_row(plain) or _MESSAGE.match(plain):
-            self._is_padded = self._is_padded or line[-1] in " \t\xa0"
-            return plain
-        if plain.startswith("@") and plain.endswith(":"):
-            return plain + " "
-        if _BLANKS_FROM_HTML.match(line):
+        is_sure = is_sure or not plain or bool(parse_row(plain))
+        if is_sure or _BLANKS_FROM_HTML.match(line):
             line = line.translate(_BLANKS)
-        return line.rstrip() if self._is_padded else line
+        bare = line.rstrip()
+        if bare.startswith("@") and bare.endswith(":"):
+            return bare + " "
+        if is_sure or _NUMBER.match(bare) or _MESSAGE.match(bare):
+            self._is_padded = self._is_padded or bare != line
+            return bare
+        return bare if self._is_padded else line
 
 
 class NoiseFilter:
