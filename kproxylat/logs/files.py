@@ -15,7 +15,7 @@ from kproxylat.errors import LogError
 
 LONG = 1 << 20
 """Longer lines are truncated to this many bytes."""
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 Format: bpftrace, ``src/output.cpp`` up to 0.23, ``src/output/text.cpp`` and ``src/types_format.cpp`` from 0.24 on;
 versions tried: tests/dumps/ and the corpus.
+
+Longer than 350 lines: the rules for which line belongs to which entry share one state.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ _HEAD_INSIDE = re.compile(r"@\w*(?:\[.{0,400}?\]:|:)(?: |\Z)")
 _RULE = re.compile(r"[=-]{20,}\Z")
 _TIME = re.compile(r"\d\d:\d\d:\d\d")
 _VALUE_LINES, _NOTES = 10_000, 100
+_ENTRIES, _VALUE_SIZE = 100_000, 1 << 22
+"""How many entries of a print are kept, and how many characters of the lines of a string."""
 
 
 class Print(NamedTuple):
@@ -95,6 +99,8 @@ class PrintAssembler:
         self._open: PrintedEntry | None = None  # the last entry, while it takes rows, points or frames
         self._tail: list[str] = []  # lines that may belong to the last entry's string
         self._is_separated = False  # does text since the print began separate it from the next one?
+        self._is_full = False  # are entries of the print left out?
+        self._tail_size = 0  # characters of the tail
         self._first_text: str | None = None  # the first line of text in the dump; again, it separates prints
         self._blank = 0  # blank lines since the last other line
         self._gap: int | None = None  # blank lines between the last line of a map and text, once text came
@@ -241,8 +247,9 @@ class PrintAssembler:
         self._is_separated = self._is_separated or line == self._first_text or bool(_TIME.match(line))
         is_string = self._takes_text
         may_be_foreign = self._open and not self._blank_after_entry  # rows may follow
-        if (is_string or may_be_foreign) and len(self._tail) < _VALUE_LINES:
+        if (is_string or may_be_foreign) and len(self._tail) < _VALUE_LINES and self._tail_size < _VALUE_SIZE:
             self._tail += [""] * self._blank + [line]
+            self._tail_size += len(line)
         elif not self._in_dump:
             self._end_print()
             return False
@@ -266,6 +273,11 @@ class PrintAssembler:
                 self._complete_print(followed=True)
             else:
                 self._finish_entry(followed=True)
+        if len(self._entries) >= _ENTRIES:
+            if not self._is_full:
+                self._note(f"more than {_ENTRIES} entries; those of @{entry.name} from here on are left out")
+            self._is_full = True
+            return
         in_order = entry.name >= self._last_name
         self._in_dump = self._blank >= 2 or (self._in_dump and in_order)
         self._may_be_dump = self._quiet >= 2 or (self._may_be_dump and in_order)
@@ -297,6 +309,9 @@ class PrintAssembler:
         lines begin the dump at exit: a single or third one ends a histogram.
         """
         tail, self._tail = self._tail if self._in_dump else [], []
+        if self._tail_size >= _VALUE_SIZE and tail:
+            self._note(f"@{self._entries[-1].name} has more than {_VALUE_SIZE} characters; the rest is left out")
+        self._tail_size = 0
         if not followed and "" in tail:
             tail = tail[: tail.index("")]
         if tail:
@@ -321,6 +336,7 @@ class PrintAssembler:
             for entry in self._entries:  # a blank line follows stats that are written like this
                 entry.read_as_string()
         entries, self._entries, self._keys, self._is_separated = self._entries, [], set(), False
+        self._is_full = False
         name, readable = entries[0].name, [entry for entry in entries if not entry.is_lost]
         if len(readable) < len(entries):
             self._note(f"no line of {len(entries) - len(readable)} of the values of @{name} can be read")

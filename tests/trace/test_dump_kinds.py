@@ -210,3 +210,15 @@ def test_text_in_brackets_is_no_row_and_hides_no_message() -> None:
 def test_tuples_of_one_map_have_the_same_number_of_parts(values: list[str], expected: list[Any]) -> None:
     result = read([f"@t[{at}]: {value}" for at, value in enumerate(values)])
     assert [entry.value for entry in result.maps["t"].entries] == expected
+
+
+def test_entries_and_strings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kproxylat.trace.dump._ENTRIES", 3)
+    monkeypatch.setattr("kproxylat.trace.dump._VALUE_SIZE", 10)
+    result = read(["", "", *(f"@m[{at}]: 1" for at in range(9)), "@n: 4", "@s: a", *["12345"] * 9, "@t: 1"])
+    assert [len(content.entries) for content in result.maps.values()] == [3, 1, 1, 1]
+    assert result.maps["s"].entries[0].value == "a\n12345\n12345"
+    assert [warning.split(": ")[1] for warning in result.quality.warnings] == [
+        "more than 3 entries; those of @m from here on are left out",
+        "@s has more than 10 characters; the rest is left out",
+    ]
