@@ -99,6 +99,7 @@ class PrintAssembler:
         self._open: PrintedEntry | None = None  # the last entry, while it takes rows, points or frames
         self._tail: list[str] = []  # lines that may belong to the last entry's string
         self._is_separated = False  # does text since the print began separate it from the next one?
+        self._row_count = 0  # rows, points and frames of the print
         self._is_full = False  # are entries of the print left out?
         self._tail_size = 0  # characters of the tail
         self._first_text: str | None = None  # the first line of text in the dump; again, it separates prints
@@ -180,10 +181,14 @@ class PrintAssembler:
         is_late_row = self._blank == 1 and self._gap is None and entry.takes_row(line)
         if self._blank_after_entry and not is_late_row:
             return False
+        if self._row_count >= _ENTRIES:
+            self._note_full(f"more than {_ENTRIES} rows or frames; those of @{entry.name} from here on are left out")
+            return True
         if entry.add_line(line, is_strict=bool(self._tail)):
             if is_late_row:
                 self._note(f"a blank line before {line[:100]!r}, which was read as a part of @{entry.name}")
                 self._blank = 0
+            self._row_count += 1
             for text in self._tail:
                 self._note(f"unreadable: {text[:100]!r} in @{entry.name}")
             self._tail = []
@@ -231,6 +236,12 @@ class PrintAssembler:
         for line in maps:
             self.feed(line)
 
+    def _note_full(self, reason: str) -> None:
+        """Note once for each print that a part of it is left out."""
+        if not self._is_full:
+            self._note(reason)
+        self._is_full = True
+
     def _note(self, reason: str) -> None:
         if len(self._notes) < _NOTES:
             self._notes.append(reason)
@@ -274,9 +285,7 @@ class PrintAssembler:
             else:
                 self._finish_entry(followed=True)
         if len(self._entries) >= _ENTRIES:
-            if not self._is_full:
-                self._note(f"more than {_ENTRIES} entries; those of @{entry.name} from here on are left out")
-            self._is_full = True
+            self._note_full(f"more than {_ENTRIES} entries; those of @{entry.name} from here on are left out")
             return
         in_order = entry.name >= self._last_name
         self._in_dump = self._blank >= 2 or (self._in_dump and in_order)
@@ -336,7 +345,7 @@ class PrintAssembler:
             for entry in self._entries:  # a blank line follows stats that are written like this
                 entry.read_as_string()
         entries, self._entries, self._keys, self._is_separated = self._entries, [], set(), False
-        self._is_full = False
+        self._is_full, self._row_count = False, 0
         name, readable = entries[0].name, [entry for entry in entries if not entry.is_lost]
         if len(readable) < len(entries):
             self._note(f"no line of {len(entries) - len(readable)} of the values of @{name} can be read")

@@ -222,3 +222,6 @@ def test_entries_and_strings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         "more than 3 entries; those of @m from here on are left out",
         "@s has more than 10 characters; the rest is left out",
     ]
+    result = read(["@h:", *(f"[{at}]  1 |" for at in range(9)), ""])
+    assert result.maps["h"].entries[0].value["count"] == 3
+    assert "more than 3 rows or frames; those of @h from here on are left out" in result.quality.warnings[0]
