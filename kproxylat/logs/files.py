@@ -16,7 +16,7 @@ from kproxylat.errors import LogError
 
 LONG = 1 << 20
 """Longer lines are truncated to this many bytes."""
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 _PACKERS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
 """The first bytes of a compressed file -> the program that decompresses it."""
 

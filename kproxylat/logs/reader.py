@@ -180,11 +180,11 @@ class LogReader:
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
         run = self._run
         run.line_no += 1
-        raw = raw.removesuffix(b"\r").removeprefix(b"^C")
+        raw = raw.rstrip(b"\r").removeprefix(b"^C")
         if len(raw) > LONG:
             run.warn(f"longer than {LONG} bytes; the rest is left out")
             raw = raw[:LONG]
-        if not ended and not raw.endswith((b"|", b" us", b")", b"}")):
+        if not ended and raw.strip() and not raw.rstrip().endswith((b"|", b" us", b")", b"}")):
             run.warn("the last line has no end and was left out")
             return
         if raw[:1] != b"@" and b"\x1b" in raw:
@@ -227,7 +227,7 @@ class LogReader:
 
     def _read_recurring(self, raw: bytes) -> Iterator[Result]:
         """Read a line that begins like a recurring one."""
-        recurring = self._run.samples.read(raw)
+        recurring = self._run.samples.read(raw.rstrip())
         if recurring and recurring.kind in ("time", "row") and self._run.is_ended:
             yield from self._finish_run()
         if recurring and self._run.samples.add(recurring):
@@ -239,34 +239,35 @@ class LogReader:
             self._run.warn(f"unreadable: {line!r}")
 
     def _read_text(self, line: str) -> Iterator[Result]:
-        """Read a line that is not recurring."""
+        """Read a line that is not recurring. Only the parser of maps gets the blanks at its end."""
+        line = line if line.startswith("@") else self._cut_slow_line(line)
+        plain = line.rstrip()
         if not line.startswith("@"):
-            line = self._cut_slow_line(line)
             for start, pattern in _STARTS.items():
-                if pattern.match(line):
+                if pattern.match(plain):
                     yield from self._start_run(start)
                     self._header = None
-            if self._run.handle(FACTS, line):
+            if self._run.handle(FACTS, plain):
                 self._run.prints.feed(line)
                 return
-        dialect = self._find_dialect(line)
+        dialect = self._find_dialect(plain)
         if dialect:
-            self._run.keep_mark(dialect.name, line)
+            self._run.keep_mark(dialect.name, plain)
             if dialect.line_is_run:
                 self._run.text.columns = self._columns
                 yield from self._finish_run()
                 return
-        if _ENDS.match(line):
+        if _ENDS.match(plain):
             if self._run.is_ended:
                 yield from self._finish_run()
             self._run.seen.add("end")
-        if not self._run.prints.feed(line) and line:
+        if not self._run.prints.feed(line) and plain:
             self._run.handle(MESSAGES, line)
         self._run.keep_maps()
 
     def _cut_slow_line(self, line: str) -> str:
         """Add the slow line at the end of another line, which it interrupted; return what stands before it."""
-        slow = _SLOW_INSIDE.search(line, 1) if " SLOW " in line else None
+        slow = _SLOW_INSIDE.search(line.rstrip(), 1) if " SLOW " in line else None
         recurring = self._run.samples.read(slow[0].encode()) if slow else None
         if slow and recurring and self._run.samples.add(recurring):
             line = line[: slow.start()]

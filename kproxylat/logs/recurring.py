@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 from kproxylat.results import Sample, Samples
@@ -26,7 +27,7 @@ _DAMAGED = re.compile(rb"\d\d:\d\d:\d\d (?:SLOW\b|Stat)|  \[\w+\] Cou|\d\d:\d\d:
 _ANY = "|".join(_FORMS.values()).format(time=r"\d\d:\d\d:\d\d", engine=r"\w+", number=r"\d{1,18}").encode()
 _QUIET = rb"(?:  No packets traced yet[\w .?]*)?"
 """A quiet line: a blank one, or what stands in place of an interval's blocks if there was no packet."""
-_QUIET_LINE = re.compile(rb"\n(%s)(?=\n)" % _QUIET)
+_BLANK_LINE = re.compile(rb"^\n", re.MULTILINE)
 _WHOLE_TEXT = re.compile(rb"(?:(?:%s|%s)\n)*+" % (_ANY, _QUIET))
 _VALUES = {
     "slow": rb" SLOW %s: (\d+)",
@@ -184,5 +185,8 @@ def _find_time(text: bytes) -> str:
 
 
 def find_quiet_lines(text: bytes) -> list[bytes]:
-    """Find the blank lines, and the lines that say that no packet was traced, in a text of whole lines."""
-    return _QUIET_LINE.findall(b"\n" + text)
+    """Find the last line that says that no packet was traced, and up to four blank lines after it; more say no more."""
+    at = text.rfind(b"\n  No packets") + 1
+    text = text[at:]
+    silent = text[: text.find(b"\n")] if text.startswith(b"  No packets") else b""
+    return [silent] * bool(silent) + [b""] * len(list(islice(_BLANK_LINE.finditer(text), 4)))

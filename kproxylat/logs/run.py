@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from kproxylat.logs.prefix import ROW
 from kproxylat.logs.recurring import Collector, Watch
 from kproxylat.results import Map, Quality
 from kproxylat.trace.dump import Print, PrintAssembler
+from kproxylat.trace.values import ROW_START
 
 _WARNINGS = 100
 _MARKS = _MAPS = 10_000
@@ -56,17 +58,19 @@ class OpenRun:
         self._section = ""
         self._lost = self._total_lost = 0
         self._has_full_map = self._has_prefixed_rows = False
+        self._warnings = Counter[str]()
 
     @property
     def is_ended(self) -> bool:
         """Whether the report has begun."""
         return "end" in self.seen
 
-    def warn(self, reason: str) -> None:
-        """Note damage and its line; after a hundred notes, only that there is more."""
-        if len(self.text.warnings) < _WARNINGS:
+    def warn(self, reason: str, kind: str = "damage") -> None:
+        """Note damage and its line; after a hundred notes of one kind, only that there is more."""
+        self._warnings[kind] += 1
+        if self._warnings[kind] <= _WARNINGS:
             self.text.warnings.append(f"line {self.line_no}: {reason}"[:200])
-        elif len(self.text.warnings) == _WARNINGS:
+        elif self._warnings[kind] == _WARNINGS + 1:
             self.text.warnings.append(f"line {self.line_no}: more of this, not listed")
 
     def keep_mark(self, dialect: str, line: str) -> None:
@@ -148,6 +152,10 @@ class OpenRun:
             self.text.header.setdefault(name, field[2].strip())
             self.seen.add("fields")
 
+    def end_maps(self, _: re.Match[str]) -> None:
+        """End the last map as a blank line does: the text that follows is not part of it."""
+        self.prints.feed("")
+
     def begin_section(self, section: re.Match[str]) -> None:
         """Begin a section of the report: ``--- IPTABLES MODE ---``."""
         self._section = section[1].lower()
@@ -195,7 +203,7 @@ class OpenRun:
 
     def note_message(self, message: re.Match[str]) -> None:
         """Keep a message of bpftrace's as a warning."""
-        self.warn(message.string)
+        self.warn(message.string, "message")
 
     def note_unreadable(self, match: re.Match[str]) -> None:
         """Note that a line cannot be read."""
@@ -226,6 +234,8 @@ FACTS = (
     LineKind(lambda line: _HEADER.search(line) if ": " in line else None, OpenRun.add_fields),
     LineKind(re.compile(r"--- (\w+) MODE ---").match, OpenRun.begin_section),
     LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
+    # What our own logs hold after the report, in which maps end.
+    LineKind(re.compile(r"overhead, \w+: ?|times of the sender's system calls: ").match, OpenRun.end_maps),
     LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),
     LineKind(
         re.compile(
@@ -242,8 +252,6 @@ MESSAGES = (
     LineKind(re.compile(rf".+?{ROW.decode()}").match, OpenRun.note_prefixed_row),
     LineKind(re.compile(r": count +distribution").search, OpenRun.note_bcc),
     LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, OpenRun.note_message),
-    LineKind(
-        re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, OpenRun.note_unreadable
-    ),
+    LineKind(re.compile(rf"(?!\S+: (WARNING|ERROR): )({ROW_START}|@\w+\b)").match, OpenRun.note_unreadable),
 )
 """Lines that belong to no map: messages of bpftrace's, and damaged rows and entries of maps."""

@@ -2,6 +2,8 @@
 
 Format: bpftrace, ``src/output.cpp`` up to 0.23, ``src/output/text.cpp`` and ``src/types_format.cpp`` from 0.24 on;
 versions tried: tests/dumps/ and the corpus.
+
+Longer than 350 lines: the rules for which line belongs to which entry share one state.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ from typing import NamedTuple
 
 from kproxylat.results import Map
 from kproxylat.trace.entries import PrintedEntry, build_map, split_key
-from kproxylat.trace.lines import HEAD, KEY_END, KeyReader, NoiseFilter
-from kproxylat.trace.values import parse_value
+from kproxylat.trace.lines import HEAD, KEY_END, ODD_BLANK, BlankCleaner, KeyReader, NoiseFilter
+from kproxylat.trace.values import looks_like_row, parse_value
 
 _COUNT = re.compile(r"@(\w*)\[(-?\d{1,18}(?:, -?\d{1,18})*)\]: (0|-?[1-9]\d{0,17})\Z")
 """The most common entry, which needs no other check: integer keys and an integer value."""
 _HEAD_INSIDE = re.compile(r"@\w*(?:\[.{0,400}?\]:|:)(?: |\Z)")
 _RULE = re.compile(r"[=-]{20,}\Z")
+_TIME = re.compile(r"\d\d:\d\d:\d\d")
 _VALUE_LINES, _NOTES = 10_000, 100
+_ENTRIES, _VALUE_SIZE = 100_000, 1 << 22
+"""How many entries of a print are kept, and how many characters of the lines of a string."""
 
 
 class Print(NamedTuple):
@@ -54,7 +59,7 @@ def read_prints(lines: Iterable[str]) -> Iterator[Print]:
     """
     assembler = PrintAssembler()
     for line in lines:
-        assembler.feed(line.removesuffix("\n").removesuffix("\r"))
+        assembler.feed(line.removesuffix("\n").rstrip("\r"))
         yield from assembler.pop_prints()
     assembler.end()
     yield from assembler.pop_prints()
@@ -87,15 +92,23 @@ class PrintAssembler:
 
     def _reset(self) -> None:
         self._noise = NoiseFilter()
+        self._blanks = BlankCleaner()
         self._key = KeyReader(self._note)
         self._entries: list[PrintedEntry] = []  # of the current print
         self._keys: set[str | None] = set()  # of these entries
         self._open: PrintedEntry | None = None  # the last entry, while it takes rows, points or frames
         self._tail: list[str] = []  # lines that may belong to the last entry's string
-        self._text_came = False  # did a line of text come since the print began?
-        self._blank = 0  # blank lines since the last line of a map
+        self._is_separated = False  # does text since the print began separate it from the next one?
+        self._row_count = 0  # rows, points and frames of the print
+        self._is_full = False  # are entries of the print left out?
+        self._tail_size = 0  # characters of the tail
+        self._first_text: str | None = None  # the first line of text in the dump; again, it separates prints
+        self._blank = 0  # blank lines since the last other line
+        self._gap: int | None = None  # blank lines between the last line of a map and text, once text came
+        self._quiet = 0  # blank lines since the last line of a map, also those between lines of text
         self._spaced: bool | None = None  # does a blank line follow every map, as in bpftrace 0.11?
         self._in_dump = False  # inside the dump at exit, where no printf() comes between maps
+        self._may_be_dump = False  # the same, or text came between the two blank lines before it and its first map
         self._last_name = ""  # of the last entry; the dump at exit is in the order of names
 
     def pop_prints(self) -> list[Print]:
@@ -116,23 +129,32 @@ class PrintAssembler:
     @property
     def _takes_text(self) -> bool:
         """Whether the next lines may belong to the last entry's string."""
-        return self._in_dump and bool(self._entries) and self._entries[-1].kind == "str"
+        if not self._in_dump or not self._entries or self._entries[-1].kind != "str":
+            return False
+        return not self._open or not (self._blank_after_entry or self._open.bare or self._open.has_lines)
+
+    @property
+    def _blank_after_entry(self) -> int:
+        return self._blank if self._gap is None else self._gap
 
     def end(self) -> None:
         """End the text; lines that are fed later belong to another one."""
         self._drop_key()
-        self._complete_print(whole=not (self._open and not self._blank and self._is_cut(self._open)))
+        self._complete_print(whole=not (self._open and not self._blank_after_entry and self._is_cut(self._open)))
         self._reset()
 
     def _is_cut(self, last: PrintedEntry) -> bool:
         """Return whether the last entry surely lacks lines. ``<no data>`` and an empty string have no blank line."""
         if last.series:
             return not last.empty
-        has_lines = any(entry.frames or entry.rows for entry in self._entries if entry.text == "")
+        has_lines = any(entry.has_lines for entry in self._entries if entry.text == "")
         return last.bare or has_lines or last.name in self._multiline_maps
 
     def feed(self, line: str) -> bool:
         """Read a line, given without its end; return whether it belongs to a map."""
+        if ODD_BLANK.search(line):
+            holds_lines = bool(self._open and (self._open.bare or self._open.has_lines))
+            line = self._blanks.clean(line, is_sure=holds_lines)
         if self._key.is_open:
             return self._feed_key(line)
         if line.startswith("@"):
@@ -146,12 +168,36 @@ class PrintAssembler:
                 return True
         if not line:
             self._blank += 1
+            self._quiet += 1
             return False
         if self._noise.matches(line):
             return False
-        if self._open and not self._blank and self._open.add_line(line):
+        if self._open and self._feed_lines(self._open, line):
             return True
         return self._feed_text(line)
+
+    def _feed_lines(self, entry: PrintedEntry, line: str) -> bool:
+        """Add a line to the open entry if it is a row, a point or a frame, or what is left of one."""
+        is_late_row = self._blank == 1 and self._gap is None and entry.takes_row(line)
+        if self._blank_after_entry and not is_late_row:
+            return False
+        if self._row_count >= _ENTRIES:
+            self._note_full(f"more than {_ENTRIES} rows or frames; those of @{entry.name} from here on are left out")
+            return True
+        if entry.add_line(line, is_strict=bool(self._tail)):
+            if is_late_row:
+                self._note(f"a blank line before {line[:100]!r}, which was read as a part of @{entry.name}")
+                self._blank = 0
+            self._row_count += 1
+            for text in self._tail:
+                self._note(f"unreadable: {text[:100]!r} in @{entry.name}")
+            self._tail = []
+            return True
+        if not (entry.bare or entry.has_lines or looks_like_row(line)):
+            return False
+        self._note(f"unreadable: {line[:100]!r} in @{entry.name}")
+        entry.is_damaged = True
+        return True
 
     def _feed_head(self, head: re.Match[str], line: str) -> None:
         rest = line[head.end() :]
@@ -190,6 +236,12 @@ class PrintAssembler:
         for line in maps:
             self.feed(line)
 
+    def _note_full(self, reason: str) -> None:
+        """Note once for each print that a part of it is left out."""
+        if not self._is_full:
+            self._note(reason)
+        self._is_full = True
+
     def _note(self, reason: str) -> None:
         if len(self._notes) < _NOTES:
             self._notes.append(reason)
@@ -201,35 +253,44 @@ class PrintAssembler:
             if _is_word(line[inside.start() - 1]):
                 self._note(f"{line[:100]!r} was read as a print of a map, which may be text")
             return self.feed(line[inside.start() :])
-        if self._open and self._open.rows and not self._blank:
-            return False  # a foreign line inside a histogram, which ends with a blank line
         if _RULE.match(line):  # the title of a report follows: bpftrace's own text is over
             self._end_print()
-        self._text_came = True
-        if self._takes_text and len(self._tail) < _VALUE_LINES:
+        self._is_separated = self._is_separated or line == self._first_text or bool(_TIME.match(line))
+        is_string = self._takes_text
+        may_be_foreign = self._open and not self._blank_after_entry  # rows may follow
+        if (is_string or may_be_foreign) and len(self._tail) < _VALUE_LINES and self._tail_size < _VALUE_SIZE:
             self._tail += [""] * self._blank + [line]
-            self._blank = 0
-            return True
-        if not self._in_dump:
+            self._tail_size += len(line)
+        elif not self._in_dump:
             self._end_print()
-        return False
+            return False
+        self._gap, self._blank = self._blank_after_entry, 0
+        self._first_text = self._first_text or line
+        return is_string
 
     def _end_print(self) -> None:
         """Complete the print: text follows, so this is not the dump at exit."""
         self._complete_print()
-        self._in_dump, self._blank = False, 0
+        self._in_dump, self._may_be_dump, self._blank, self._gap, self._first_text = False, False, 0, None, None
 
     def _add(self, entry: PrintedEntry) -> None:
+        if self._tail and not self._in_dump:
+            self._end_print()
         if self._entries:
             last = self._entries[-1]
             if self._spaced is not False and last.kind == "int" and entry.name != last.name:
-                self._spaced = self._blank > 0
+                self._spaced = self._blank_after_entry > 0
             if self._begins_print(entry, last):
                 self._complete_print(followed=True)
             else:
                 self._finish_entry(followed=True)
-        self._in_dump = self._blank >= 2 or (self._in_dump and entry.name >= self._last_name)
-        self._last_name, self._blank = entry.name, 0
+        if len(self._entries) >= _ENTRIES:
+            self._note_full(f"more than {_ENTRIES} entries; those of @{entry.name} from here on are left out")
+            return
+        in_order = entry.name >= self._last_name
+        self._in_dump = self._blank >= 2 or (self._in_dump and in_order)
+        self._may_be_dump = self._quiet >= 2 or (self._may_be_dump and in_order)
+        self._last_name, self._blank, self._gap, self._quiet = entry.name, 0, None, 0
         self._entries.append(entry)
         self._keys.add(entry.key)
         if entry.text == "":
@@ -241,12 +302,13 @@ class PrintAssembler:
         A blank line ends a print, except for kinds with a blank line after each key, and strings, which may hold it.
         The dump at exit prints each map once, so equal keys are entries of one print: ksym() of different addresses.
         """
+        has_equal_keys = self._may_be_dump and not self._is_separated and entry.key is not None
         return (
             entry.name != last.name
-            or (entry.key in self._keys and (not self._in_dump or self._text_came or entry.key is None))
+            or (entry.key in self._keys and not has_equal_keys)
             or (entry.key is None) != (None in self._keys)
             or self._blank >= 2
-            or (self._blank == 1 and not self._open and last.kind != "str")
+            or (self._blank == 1 and self._gap is None and not self._open and last.kind != "str")
         )
 
     def _finish_entry(self, *, followed: bool) -> None:
@@ -255,7 +317,10 @@ class PrintAssembler:
         A string gets the lines after it: all of them if an entry follows, else those before a blank line. Two blank
         lines begin the dump at exit: a single or third one ends a histogram.
         """
-        tail, self._tail = self._tail, []
+        tail, self._tail = self._tail if self._in_dump else [], []
+        if self._tail_size >= _VALUE_SIZE and tail:
+            self._note(f"@{self._entries[-1].name} has more than {_VALUE_SIZE} characters; the rest is left out")
+        self._tail_size = 0
         if not followed and "" in tail:
             tail = tail[: tail.index("")]
         if tail:
@@ -263,7 +328,7 @@ class PrintAssembler:
             last.text = "\n".join([last.text, *tail])
             last.kind, last.value = parse_value(last.text)
         if self._open:
-            self._open.finish("hist" if self._blank in (1, 3) and not self._spaced else "str")
+            self._open.finish("hist" if self._blank_after_entry in (1, 3) and not self._spaced else "str")
             self._open = None
 
     def _complete_print(self, *, whole: bool = True, followed: bool = False) -> None:
@@ -271,14 +336,25 @@ class PrintAssembler:
         if not self._entries:
             return
         self._finish_entry(followed=followed)
-        if followed and not self._blank and all(entry.text.startswith("count ") for entry in self._entries):
+        if (
+            followed
+            and not self._blank
+            and not self._gap
+            and all(entry.text.startswith("count ") for entry in self._entries)
+        ):
             for entry in self._entries:  # a blank line follows stats that are written like this
                 entry.read_as_string()
-        name, built = self._entries[0].name, build_map(self._entries)
+        entries, self._entries, self._keys, self._is_separated = self._entries, [], set(), False
+        self._is_full, self._row_count = False, 0
+        name, readable = entries[0].name, [entry for entry in entries if not entry.is_lost]
+        if len(readable) < len(entries):
+            self._note(f"no line of {len(entries) - len(readable)} of the values of @{name} can be read")
+        if not readable:
+            return
+        built = build_map(readable)
         if built.kind in ("hist", "lhist", "stack", "tseries"):
             self._multiline_maps.add(name)
         self._prints.append(Print(name, built, whole))
-        self._entries, self._keys, self._text_came = [], set(), False
 
 
 def _is_word(char: str) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from kproxylat.trace.values import parse_row
+
 HEAD = re.compile(r"@(\w*)(?:(\[)|:(?: |\Z))")
 """The beginning of a map's entry: its name, and ``[`` if a key follows."""
 KEY_END = re.compile(r"\]:(?: |\Z)")
@@ -17,8 +19,41 @@ _MESSAGE = re.compile(
     r"|Lost \d+ events|(?:\S+: )?(?:WARNING|ERROR): )"
 )
 """A message of bpftrace's own. After one with ``source``, a line of the program and its underline follow."""
+ODD_BLANK = re.compile(r"[\t\r\xa0\u2007\u202f]| \Z")
+"""A blank that bpftrace may not have printed."""
+_BLANKS = str.maketrans({"\t": " " * 8} | dict.fromkeys("\r\xa0\u2007\u202f", " "))
+_BLANKS_FROM_HTML = re.compile(r"(?:@\w*|.*\]):[^\S ]|@\w*\[[^\]]*,[^\S ]|\s*[^\S \t]")
+_NUMBER = re.compile(r"@\w*(?:\[.*\])?: -?\d+\Z")
 _UNDERLINE = re.compile(r" +[~^]+\Z")
 _KEY_LINES, _DOUBTFUL_LINES = 1000, 9
+
+
+class BlankCleaner:
+    """Cuts padding, and replaces tabs and no-break spaces, as terminals and mail leave them.
+
+    A string may end with blanks, too, so it keeps them until another line shows that the text is padded.
+    """
+
+    def __init__(self) -> None:
+        self._is_padded = False
+
+    def clean(self, line: str, *, is_sure: bool) -> str:
+        """Return the line as bpftrace printed it.
+
+        :param line: a line in which :data:`ODD_BLANK` was found.
+        :param is_sure: the line belongs to no string.
+        """
+        plain = line.translate(_BLANKS).rstrip()
+        is_sure = is_sure or not plain or bool(parse_row(plain))
+        if is_sure or _BLANKS_FROM_HTML.match(line):
+            line = line.translate(_BLANKS)
+        bare = line.rstrip()
+        if bare.startswith("@") and bare.endswith(":"):
+            return bare + " "
+        if is_sure or _NUMBER.match(bare) or _MESSAGE.match(bare):
+            self._is_padded = self._is_padded or bare != line
+            return bare
+        return bare if self._is_padded else line
 
 
 class NoiseFilter:

@@ -13,10 +13,14 @@ INT = re.compile(r"(?:0|-?[1-9]\d{0,19})\Z")
 _HEX = re.compile(r"0x[0-9a-f]{1,16}\Z")
 _FLOAT = re.compile(r"-?(?:0|[1-9]\d{0,15})\.\d{1,15}\Z")
 _STATS = re.compile(r"count (\d{1,20}), average (-?\d{1,20}), total (-?\d{1,20})\Z")
+_EDGE = r"-?\d{1,19}[KMGTPEkmgtpe]?"
 _ROW = re.compile(
-    r"(?:\[(?P<only>-?\d{1,19}[KMGTPE]?)\]"
-    r"|[\[(](?P<lo>\.\.\.|-?\d{1,19}[KMGTPE]?), (?P<hi>\.\.\.|-?\d{1,19}[KMGTPE]?)\)) *(?P<count>\d{1,20}) \|"
+    rf" *(?:\[(?P<only>{_EDGE})\]|[\[(](?P<lo>\.\.\.|{_EDGE}), *(?P<hi>\.\.\.|{_EDGE})(?P<end>[\])]))"
+    r" *(?P<count>\d{1,20}) +\|"
 )
+ROW_START = rf" *(?:\[{_EDGE}\].*\d *\||\[{_EDGE}, *(?:\.\.\.|{_EDGE})(?:\)|\].*\|)|\(\.\.\., *{_EDGE}[)\]])"
+"""Pattern of the beginning of a histogram's row, which other text in brackets lacks."""
+_ROW_START = re.compile(ROW_START)
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _DEPTH = 50
 
@@ -99,12 +103,33 @@ def parse_keys(texts: Sequence[str]) -> list[tuple[Any, ...]]:
     keys = _parse_int_keys(texts)
     if keys is not None:
         return keys
-    split = [split_parts(text) for text in texts]
+    columns = zip(*_align([split_parts(text) for text in texts]), strict=True)
+    return list(zip(*map(_parse_column, map(list, columns)), strict=True))
+
+
+def _align(split: Sequence[list[str]]) -> list[list[str]]:
+    """Bring all keys to the number of parts that the shortest one has."""
     width = min(map(len, split))
     exact = [parts for parts in split if len(parts) == width]
     numbers = {at for at in range(width) if all(_key_kind(parts[at]) == "int" for parts in exact)}
-    columns = [list(column) for column in zip(*(_fit(parts, width, numbers) for parts in split), strict=True)]
-    return list(zip(*map(_parse_column, columns), strict=True))
+    return [_fit(parts, width, numbers) for parts in split]
+
+
+def parse_tuples(texts: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Parse tuples that are values of one map: all have as many parts as the shortest one, as keys do.
+
+    :param texts: the texts with their brackets, e.g. ``(1, ok)``.
+    """
+    split = [split_parts(text[1:-1]) if len(text) > 2 else [] for text in texts]
+    columns = [
+        parse_tuples(column) if all(_is_tuple(part) for part in column) else [_parse_item(part, 0) for part in column]
+        for column in zip(*_align(split), strict=True)
+    ]
+    return list(zip(*columns, strict=True)) if columns else [()] * len(texts)
+
+
+def _is_tuple(text: str) -> bool:
+    return text.startswith("(") and text.endswith(")")
 
 
 def _parse_int_keys(texts: Sequence[str]) -> list[tuple[Any, ...]] | None:
@@ -144,8 +169,9 @@ def _parse_column(texts: list[str]) -> list[Any]:
 
 
 def parse_frames(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the frames of a stack, given its lines."""
-    return tuple(line.strip() for line in lines if line.strip())
+    """Return the frames of a stack, given its lines; those that are indented otherwise are foreign."""
+    by_indent = ([line for line in lines if line.startswith(indent)] for indent in (" " * 8, "\t", " " * 4))
+    return tuple(line.strip() for line in next(filter(None, by_indent), lines) if line.strip())
 
 
 def parse_row(line: str) -> dict[str, int | None] | None:
@@ -156,17 +182,22 @@ def parse_row(line: str) -> dict[str, int | None] | None:
     row = _ROW.match(line)
     if not row:
         return None
-    if row["only"]:
-        lo = _parse_edge(row["only"])
-        return {"lo": lo, "hi": (lo or 0) + 1, "count": int(row["count"])}
-    return {"lo": _parse_edge(row["lo"]), "hi": _parse_edge(row["hi"]), "count": int(row["count"])}
+    lo, hi = _parse_edge(row["only"] or row["lo"]), _parse_edge(row["only"] or row["hi"])
+    if row["only"] or (row["end"] == "]" and lo is not None):  # up to bpftrace 0.8, ``[0, 1]`` includes 1
+        hi = None if hi is None else hi + 1
+    return {"lo": lo, "hi": hi, "count": int(row["count"])}
+
+
+def looks_like_row(line: str) -> bool:
+    """Return whether a line begins as a row of a histogram does, whatever follows."""
+    return bool(_ROW_START.match(line))
 
 
 def _parse_edge(label: str) -> int | None:
     if label == "...":
         return None
-    unit = "KMGTPE".find(label[-1]) + 1
-    return int(label.rstrip("KMGTPE")) << (10 * unit)
+    unit = "KMGTPE".find(label[-1].upper()) + 1
+    return int(label[:-1] if unit else label) << (10 * unit)
 
 
 def histogram_kind(rows: Iterable[dict[str, int | None]]) -> str:

@@ -307,6 +307,7 @@ def test_the_rules_templates_are_found(name: str) -> None:
             "ip": "ip",
             "bits": 32,
             "more": False,
+            "append": False,
         },
     )
     assert "KUBE-SERVICES" in rules or "chain services" in rules
