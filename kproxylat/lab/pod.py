@@ -65,12 +65,14 @@ class Pod:
     :param sources: a part of it that nothing else uses; None if no part is free.
     :param link: the name of the node's end of a pod's link.
     :param rules: the rules that masquerade.
+    :param full: networks of pods that have no free part.
     """
 
     network: IpNetwork
     sources: IpNetwork | None
     link: str = POD_LINK
     rules: tuple[Masquerade, ...] = ()
+    full: tuple[IpNetwork, ...] = ()
 
     def find_masquerade(self, source: IpNetwork, link: str, endpoints: Collection[str]) -> Masquerade | None:
         """Return the first rule that masquerades such packets; None if none is known to do so."""
@@ -106,10 +108,10 @@ def imitate_pod(texts: Iterable[str], services: Sequence[Service], cluster_cidr:
     named = [*(rule.outside for rule in rules), *(rule.inside for rule in rules)]
     networks = [network for network in named if isinstance(network, IPv4Network)]
     taken = [int(IPv4Address(ip)) for ip in cluster_ips | endpoints]
-    pods = [
-        Pod(network, find_free(network, taken), link, rules)
-        for network in dict.fromkeys([*networks, IPv4Network(ADDRESSES[4].cluster_cidr), OUTSIDE])
-    ]
+    candidates = dict.fromkeys([*networks, IPv4Network(ADDRESSES[4].cluster_cidr), OUTSIDE])
+    parts = {network: find_free(network, taken) for network in candidates}
+    full = tuple(network for network, part in parts.items() if not part)
+    pods = [Pod(network, part, link, rules, full) for network, part in parts.items()]
     return min(pods, key=lambda pod: _count_masqueraded(pod, services))
 
 

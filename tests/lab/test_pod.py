@@ -14,6 +14,7 @@ from kproxylat.lab.pod import Masquerade, Pod, find_free, own_pod
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.options import Lab, Options, Sending, parse_source
 from kproxylat.measure.plan import check_options
+from kproxylat.measure.replay import plan_replay
 from kproxylat.modes import find_mode
 from kproxylat.node.network import POD_LINK, name_addresses
 from tests.support.rules import OTHERS
@@ -138,6 +139,11 @@ def test_sources_are_neither_cluster_ips_nor_endpoints(tmp_path: Path) -> None:
     full = read(tmp_path, outside.replace("10.96.0.0/16", "10.96.0.8/29"), endpoint="10.96.0.13")
     assert str(full.sources) == "10.244.128.0/17"
     assert is_masqueraded(full)
+    base = Options(find_mode("iptables", "nft"), where=Lab())
+    plan = plan_replay(base, read_ruleset(tmp_path / "rules.txt"), None, True)
+    warning = "no part of 10.96.0.8/29 is free of ClusterIPs and endpoints: packets come from 10.244.128.0/17"
+    assert plan.record.warnings[-1] == warning
+    assert plan.masqueraded
 
 
 def test_rewritten_rules_name_the_network_that_packets_come_from(tmp_path: Path) -> None:
