@@ -166,7 +166,7 @@ def reconcile(
         drops={name: tally[name] for name in DROPS if name in tally} or None,
         other_calls=result.accounting.other_calls if result.accounting else None,
         freed=result.accounting.freed if result.accounting else None,
-        masqueraded=tally.get("masqueraded"),
+        delivered_masqueraded=tally.get("masqueraded"),
     )
 
 

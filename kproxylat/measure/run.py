@@ -216,11 +216,11 @@ def check_source(result: Result, options: Options) -> Result:
     books = result.accounting
     if not options.lab or not books:
         return result
-    run = replace(result.run, masqueraded=bool(books.masqueraded) if books.delivered else None)
-    if not books.masqueraded:
+    run = replace(result.run, masqueraded=bool(books.delivered_masqueraded) if books.delivered else None)
+    if not books.delivered_masqueraded:
         return replace(result, run=run)
     cause = f"the rules masquerade {options.masquerade}" if options.masquerade else "by a rule that is not recognized"
-    warning = f"{books.masqueraded} of {books.delivered} packets were masqueraded: {cause}"
+    warning = f"{books.delivered_masqueraded} of {books.delivered} packets were masqueraded: {cause}"
     quality = replace(result.quality, warnings=(*result.quality.warnings, warning))
     return replace(result, run=run, quality=quality)
 

@@ -121,6 +121,7 @@ def _show_accounting(books: Accounting, traffic: Traffic) -> None:
         "lookups": books.lookups,
         "rule hits": books.rule_hits,
         "delivered": books.delivered,
+        "masqueraded": books.delivered_masqueraded or None,
         "untranslated": books.untranslated or None,
         "rejected": books.rejected or None,
         "conntrack entries": books.entries,

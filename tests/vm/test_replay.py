@@ -169,7 +169,7 @@ def test_masquerade_is_seen(
     file.write_text(UNIT.format(backend=backend, rules=rules, service=service))
     result = replay(counting, file, "0.2", "500", "20", "--target", "10.24.138.29:53")
     assert result["run"]["masqueraded"] is masqueraded
-    assert result["accounting"]["masqueraded"] == (100 if masqueraded else 0)
+    assert result["accounting"]["delivered_masqueraded"] == (100 if masqueraded else 0)
     warnings = [warning for warning in result["quality"]["warnings"] if "masqueraded" in warning]
     assert warnings == ([f"100 of 100 packets were masqueraded: {cause}"] if cause else [])
 
@@ -179,5 +179,5 @@ def test_packets_from_outside_the_cluster_are_masqueraded(counting: Guest, mode:
     argv = ("run", "0.2", "500", "20", "--lab", "--services", "5", "--mode", mode, "--backend", backend)
     done = counting.kproxylat(*argv, "--source", "198.18.0.0/24", "--format", "json")
     assert done.status == 0, done.err
-    assert (done.json["run"]["masqueraded"], done.json["accounting"]["masqueraded"]) == (True, 100)
+    assert (done.json["run"]["masqueraded"], done.json["accounting"]["delivered_masqueraded"]) == (True, 100)
     assert "the rules masquerade packets from outside 10.244.0.0/16" in done.json["quality"]["warnings"][-1]
