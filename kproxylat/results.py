@@ -280,6 +280,7 @@ class Accounting:
         (:data:`kproxylat.node.drops.DROPS`). These four only explain differences.
     :param other_calls: the engine's calls of other packets; ``freed``: packets that the whole machine freed, by the
         kernel's reason (enum skb_drop_reason). Both only if requested.
+    :param delivered_masqueraded: those of the delivered packets that arrived from an address of the node.
     """
 
     sent: int | None
@@ -296,6 +297,7 @@ class Accounting:
     drops: Mapping[str, int] | None = None
     other_calls: int | None = None
     freed: Mapping[str, int] | None = None
+    delivered_masqueraded: int | None = None
 
 
 @dataclass(frozen=True)

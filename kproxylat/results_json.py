@@ -13,11 +13,13 @@ from typing import Any
 from kproxylat.results import SCHEMA, Map, Result
 
 _get_hints = cache(typing.get_type_hints)
+_LEFT_OUT = (("percentiles", None), ("delivered_masqueraded", None))
+"""Fields of an entry and of the accounting that a document has only with a value."""
 
 
 def to_data(result: Result | Map) -> dict[str, Any]:
-    """Return a result, or a map, as JSON data: its fields; an entry's percentiles only if it has some."""
-    return asdict(result, dict_factory=lambda items: dict(item for item in items if item != ("percentiles", None)))
+    """Return a result, or a map, as JSON data: its fields, but for those of :data:`_LEFT_OUT`."""
+    return asdict(result, dict_factory=lambda items: dict(item for item in items if item not in _LEFT_OUT))
 
 
 def to_json(result: Result) -> str:

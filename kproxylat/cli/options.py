@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -117,6 +119,9 @@ EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
 Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")
+]
 
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where log and result are saved.")]
 
@@ -313,6 +318,22 @@ def read_settings(words: list[str] | None) -> dict[str, str]:
         if not equals:
             raise UsageError(f"--set {name} has no value", "it takes NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def show_runs(command: str, runs: Sequence[Mapping[str, Any]], form: str, **facts: object) -> None:
+    """Print what a command would measure.
+
+    :param runs: previews of its runs. ``facts``: further options of the command.
+    :param form: "table" or "json".
+    """
+    from kproxylat.measure.preview import SCHEMA
+    from kproxylat.report.tables import show_preview
+
+    document = {"schema": SCHEMA, "command": command, **facts, "runs": runs}
+    if form == Format.JSON:
+        print(json.dumps(document, indent=1, default=str))
+    else:
+        show_preview(document)
 
 
 def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> None:

@@ -14,6 +14,7 @@ from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
     Backend,
+    DryRun,
     Duration,
     Family,
     Form,
@@ -37,9 +38,10 @@ from kproxylat.cli.options import (
     end,
     number,
     read_settings,
+    show_runs,
 )
 from kproxylat.cli.spread import spread
-from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
+from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
@@ -171,6 +173,7 @@ def run(
     overhead: WithOverhead = False,
     send_time: SendTime = False,
     keep: Keep = False,
+    dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
     vm: InVm = False,
@@ -198,9 +201,11 @@ def run(
       kproxylat run --lab --from node --mode ipvs 2 1000
       kproxylat run --lab --envelope --overhead 2 1000
       kproxylat run --lab --ruleset node.json --target 10.96.0.10:53
+      kproxylat run --lab --ruleset node.json --every-service --dry-run
       kproxylat run --lab --keep --services 1000 2 1000
     """
     from kproxylat.measure.options import Record
+    from kproxylat.measure.preview import preview
     from kproxylat.measure.run import measure
     from kproxylat.report.tables import show_result
     from kproxylat.results_json import to_json
@@ -209,6 +214,10 @@ def run(
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    if dry_run:
+        plan, _ = options.look_up(plan, node)
+        show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
+        return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
@@ -232,6 +241,8 @@ def trace(
     settings: Settings = None,
     probe: ProbeKind = Kind.AUTO,
     output_dir: OutputDir = LOGS,
+    dry_run: DryRun = False,
+    form: Annotated[Format | None, typer.Option("--format", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
 ) -> None:
@@ -244,14 +255,22 @@ def trace(
     """
     from kproxylat.measure import options as plan
     from kproxylat.measure import watch
+    from kproxylat.measure.preview import preview_trace
     from kproxylat.modes import find_mode
 
     if duration is not None and not 0 < duration <= 86400 * 365:
         raise UsageError(f"a duration of {duration:g} s is not possible", "--duration takes seconds")
+    if not dry_run:
+        refuse_options("trace prints text", "add --dry-run", format=form)
     if target is None:
         refuse_options("all packets are traced", "add --target", protocol=protocol)
     destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
+    if dry_run:
+        tracing = plan.Tracing(probe, template=template, settings=read_settings(settings))
+        run = preview_trace(row, destination, duration, tracing, output_dir, node)
+        show_runs("trace", [run], form or Format.TABLE)
+        return
     watch.watch(row, destination, duration, output_dir, template, read_settings(settings), probe, node)
 
 

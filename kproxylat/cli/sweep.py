@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kproxylat.cli.options import (
     LOGS,
+    DryRun,
     Kind,
     Measured,
     OnNode,
@@ -20,15 +21,29 @@ from kproxylat.cli.options import (
     WithOverhead,
     end,
     number,
+    show_runs,
 )
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
-from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
+from kproxylat.cli.virtual import (
+    Clock,
+    InVm,
+    KernelImage,
+    VmClock,
+    VmIfNeeded,
+    check_vm,
+    describe_vm,
+    relay_if,
+    wants_vm,
+)
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
+from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import NodeUnderTest, Options, Record
+from kproxylat.measure.preview import preview
 from kproxylat.measure.replay import plan_backends
+from kproxylat.modes import find_mode
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep import on_cluster
@@ -146,6 +161,7 @@ def sweep(
     *,
     options: SweepOptions,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
+    dry_run: DryRun = False,
     form: Annotated[
         SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
@@ -169,6 +185,7 @@ def sweep(
       kproxylat sweep --lab --mode iptables --services 10,100 --repeats 5
       kproxylat sweep --lab --vm --family 6 --services 10,100,1000
       kproxylat sweep --lab --vm --ruleset node.json --every-service
+      kproxylat sweep --lab --services 10,100,1000 --dry-run
     """
     options.check(node, services=options.services or None, position=options.position)
     check_vm(vm or vm_if_needed, clock, kernel)
@@ -179,6 +196,12 @@ def sweep(
     if (clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
         refuse_options("on the instruction clock the order is not random", seed=options.seed)
     points = options.plan(node, ctx.obj)
+    if dry_run:
+        if form == SweepFormat.CSV:
+            raise UsageError("--dry-run has no CSV", "--format takes table or json then")
+        machine = describe_vm(vm, vm_if_needed, clock, kernel)
+        _show_points(options, points, node, form, virtual_machine=machine, asks_first=not (options.lab or yes))
+        return
     rows = [point.mode for point in points]
     machine_clock = clock or Clock.NS
     if not options.lab:
@@ -193,14 +216,42 @@ def sweep(
     end(finished.results, ended)
 
 
+def _show_points(options: SweepOptions, points: list[Options], node: OnNode, form: str, **facts: Any) -> None:
+    """Print what would be swept."""
+    if not options.lab:
+        points = _look_up_points(options, points, node)
+        facts["on_the_cluster"] = [
+            f"dummy Services are created, up to {max(options.counts)}, and deleted at the end",
+            *(f"kube-proxy's mode is set to {mode}, and restored at the end" for mode in options.modes),
+        ]
+    elif facts["virtual_machine"]:
+        points = _time_points(options, points, facts["virtual_machine"]["clock"])
+    order = {"repeats": options.repeats, "seed": options.seed, "fresh": options.fresh}
+    show_runs("sweep", [preview(point) for point in points], form, **facts, **order)
+
+
+def _look_up_points(options: SweepOptions, points: list[Options], node: OnNode) -> list[Options]:
+    """Fill in the target, the sources, and the present mode where none is asked for."""
+    where = NodeUnderTest(node.find(), options.position, tuple(node.allow or ()))
+    base = replace(points[0], where=where)
+    backend, family = options.backend or None, number(options.family)
+    base, _ = look_up(base, None, backend, None, node.asked, family, node.connect)
+    rows = [find_mode(name, backend, usual=True) for name in options.modes] or [base.mode]
+    return [replace(base, mode=row, where=replace(where, services=count)) for row in rows for count in options.counts]
+
+
+def _time_points(options: SweepOptions, points: list[Options], clock: str) -> list[Options]:
+    duration_s = options.choose_duration(clock)
+    return [replace(point, sending=replace(point.sending, duration_s=duration_s)) for point in points]
+
+
 def sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
     """Measure points in virtual machines.
 
     :param kernel: the kernel's image (None: the newest of this machine).
     :raises KproxylatError: as :func:`kproxylat.sweep.sweep.sweep`.
     """
-    duration_s = options.choose_duration(clock)
-    points = [replace(point, sending=replace(point.sending, duration_s=duration_s)) for point in points]
+    points = _time_points(options, points, clock)
     place = Pool(clock, kernel, options.output_dir, lambda point: ["run", "--format=json", *words(keep_lab(point))])
     return sweeping.sweep(points, options.repeats, options.seed, options.fresh, place)
 

@@ -43,6 +43,14 @@ def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:
         refuse_options("no virtual machine is asked for", "add --vm", clock=clock, kernel=kernel)
 
 
+def describe_vm(vm: bool, if_needed: bool, clock: Clock | None, kernel: Path | None) -> dict[str, str] | None:
+    """Describe the virtual machine that a command would use; None without one."""
+    if not (vm or if_needed):
+        return None
+    return {"is used": "always" if vm else "if this machine cannot trace", "clock": clock or Clock.NS,
+            "kernel": str(kernel or "the newest in /boot")}  # fmt: skip
+
+
 def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:
     """Return whether to use a virtual machine: always with ``vm``; with ``if_needed``, if this machine cannot measure.
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import LOGS, Backend, Form, Format, ModeName, OutputDir, end
-from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, relay_if
+from kproxylat.cli.options import LOGS, Backend, DryRun, Form, Format, ModeName, OutputDir, end, show_runs
+from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.console import say
 from kproxylat.modes import MODES
 from kproxylat.report import plot as plotting
@@ -28,6 +28,7 @@ def whatif(
     packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
     picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
+    dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
     vm: InVm = False,
@@ -45,15 +46,22 @@ def whatif(
     Examples:
       kproxylat whatif ruleset.json --vm
       kproxylat whatif iptables-save.txt --vm-if-needed --plot
+      kproxylat whatif ruleset.json --dry-run
     """
     from kproxylat.lab.ruleset import read_ruleset
     from kproxylat.measure.options import Options, Record, Sending
+    from kproxylat.measure.preview import preview
     from kproxylat.sweep import whatif as alternatives
 
     check_vm(vm or vm_if_needed, clock, kernel)
     rules = read_ruleset(ruleset, mode, backend)
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
+    if dry_run:
+        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets)]
+        machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
+        show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
+        return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
     answer, ended = alternatives.whatif(options, rules, MODES, packets)
     path = alternatives.save(answer, output_dir)

@@ -14,11 +14,13 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
+from kproxylat.lab.pod import Pod, imitate_pod
 from kproxylat.lab.rules import Command, render_ruleset
 from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, sniff
 from kproxylat.lab.ruleset_services import (
@@ -31,7 +33,7 @@ from kproxylat.lab.ruleset_services import (
 )
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
-from kproxylat.results import Destination
+from kproxylat.results import Destination, IpNetwork
 from kproxylat.system.processes import run
 
 SCHEMA = "kproxylat-ruleset/1"
@@ -59,7 +61,7 @@ class Ruleset:
     mode: Mode
     texts: dict[str, str] = field(repr=False)
     services: tuple[Service, ...] = field(repr=False)
-    cluster_cidr: IPv4Network | None = None
+    cluster_cidr: IpNetwork | None = None
     notes: tuple[str, ...] = ()
     rewritten: bool = False
 
@@ -77,10 +79,16 @@ class Ruleset:
         """Kind -> the text's SHA-256."""
         return {kind: sha256(text.encode()).hexdigest() for kind, text in self.texts.items()}
 
+    @cached_property
+    def pod(self) -> Pod:
+        """A pod's packets, as these rules tell them from others."""
+        texts = () if self.rewritten else (self.texts.get(kind, "") for kind in ("iptables-save", "nft"))
+        return imitate_pod(texts, self.services, self.cluster_cidr)
+
     @property
-    def pods(self) -> IPv4Network:
-        """The network of the pods; the lab's if the rules do not name it, as they do not masquerade by it then."""
-        return self.cluster_cidr or IPv4Network(ADDRESSES[4].cluster_cidr)
+    def pods(self) -> IpNetwork:
+        """The network of the pods, which the rules of kube-proxy or of a CNI name; else the lab's."""
+        return self.cluster_cidr or self.pod.network
 
     def find(self, text: str, protocol: str = "") -> Destination:
         """Return the Service with an address ``IP:PORT``.
@@ -97,18 +105,6 @@ class Ruleset:
                 f"it has {len(targets)}, such as {examples}; --every-service measures all of them",
             )
         return max(matches, key=lambda target: target.protocol)
-
-    def find_sources(self, endpoints: Iterable[str]) -> IPv4Network | None:
-        """Return the largest part of the pods' network without any of these endpoints, the last of that size; None if
-        all parts hold one.
-        """
-        numbers = [int(IPv4Address(endpoint)) for endpoint in endpoints]
-        for length in range(self.pods.prefixlen + 1, min(self.pods.prefixlen + 9, 29)):
-            taken = {number >> (32 - length) for number in numbers}
-            for part in reversed(list(self.pods.subnets(new_prefix=length))):
-                if int(part.network_address) >> (32 - length) not in taken:
-                    return part
-        return None
 
     def rewrite(self, mode: Mode) -> Ruleset:
         """Return a ruleset of the same Services in another mode or on another backend, without its other rules."""

@@ -91,6 +91,15 @@ def _tally(before: Snapshot, after: Snapshot) -> dict[str, int]:
     return tally
 
 
+def _attribute_masqueraded(tally: dict[str, int], total: int | None) -> dict[str, int]:
+    """Count masqueraded packets as delivered; but as other senders' if all of the run's own arrived unmasqueraded."""
+    if "masqueraded" not in tally:
+        return tally
+    if total is not None and tally["delivered"] >= total:
+        return tally | {"others": tally["others"] + tally["masqueraded"], "masqueraded": 0}
+    return tally | {"delivered": tally["delivered"] + tally["masqueraded"]}
+
+
 def reconcile(
     mode: Mode,
     result: Result,
@@ -119,8 +128,9 @@ def reconcile(
         # Pktgen sends again what the link did not take, and counts it as an error.
         tally[CLIENT_LINK] = max(tally[CLIENT_LINK] - (result.traffic.errors or 0), 0)
     controls = _take_off_controls(tally, result)
-    least = _tally(*inner) if inner else tally
     total = lookups if inner else sent
+    least = _attribute_masqueraded(_tally(*inner) if inner else tally, total)
+    tally = _attribute_masqueraded(tally, total)
     expected = {
         "lookups": total if is_hit or mode.misses_looked_up else 0,
         "rule hits": (total or 0) + _count_own(result) if is_hit else 0,
@@ -158,6 +168,7 @@ def reconcile(
         drops={name: tally[name] for name in DROPS if name in tally} or None,
         other_calls=result.accounting.other_calls if result.accounting else None,
         freed=result.accounting.freed if result.accounting else None,
+        delivered_masqueraded=tally.get("masqueraded"),
     )
 
 

@@ -49,25 +49,29 @@ class Room:
         return f"{self.who} has room for {self.free} flows, {self.needed} needed{removed}"
 
 
-def make_room(options: Options, network: Network, raise_limit: Callable[[int], None] | None = None) -> Room:
+def make_room(
+    options: Options, network: Network, raise_limit: Callable[[int], None] | None = None, masqueraded: bool = False
+) -> Room:
     """Make room in conntrack for our flows (in the lab), and make sure that there is enough.
 
     On a node it is never our flows alone that fill it: where they would not fit until they time out, they are removed
     as we go. A node's timeouts stay what they are.
 
     :param raise_limit: makes room for so many flows more (None: that is not allowed).
+    :param masqueraded: whether packets were seen to be masqueraded, though that was not expected.
     :raises MachineError: there is not enough; names the rate that there is room for.
     """
     setting = TIMEOUTS[options.target.protocol]
+    masqueraded = masqueraded or options.masqueraded
     room = kernel.conntrack_room(network.node)
-    kept = network.is_lab and options.packets_in_all + options.sending.warmup <= room
+    most = min(room, MASQUERADED_FLOWS) if masqueraded else room
+    kept = network.is_lab and options.packets_in_all + options.sending.warmup <= most
     if network.is_lab:
         timeout_s: float = round(options.sending.duration_s) + KEEP_S if kept else TIMEOUT_S
         run("sysctl", "-q", "-w", f"{setting}={timeout_s}", netns=network.node)
     else:
         timeout_s = int(run("sysctl", "-n", setting, netns=network.node))
     sends = options.sending.generator.sends
-    most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
     forget_s = None
     if not network.is_lab and sends and _live(options, timeout_s) > most:
         # Those of one interval are there while those of the one before are removed.
@@ -76,7 +80,7 @@ def make_room(options: Options, network: Network, raise_limit: Callable[[int], N
     if needed > room and raise_limit and not network.is_lab:
         raise_limit(needed - room)
         room = kernel.conntrack_room(network.node)
-        most = min(room, MASQUERADED_FLOWS) if options.masqueraded else room
+        most = min(room, MASQUERADED_FLOWS) if masqueraded else room
     if needed > most:
         pps = int(max(most - options.sending.warmup, 0) / max(timeout_s, 1))
         raise MachineError(
@@ -84,7 +88,7 @@ def make_room(options: Options, network: Network, raise_limit: Callable[[int], N
             f"there is room for {pps} pps, or for a shorter run"
             + ("" if network.is_lab or most < room else f"; or: --allow {CONNTRACK_MAX}"),
         )
-    return Room(most, needed, kept, forget_s, "masquerade" if options.masqueraded else "conntrack")
+    return Room(most, needed, kept, forget_s, "masquerade" if masqueraded else "conntrack")
 
 
 def _live(options: Options, timeout_s: float) -> int:

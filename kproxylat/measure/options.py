@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -11,20 +11,24 @@ from pathlib import Path
 from kproxylat.errors import UsageError
 from kproxylat.lab import rules
 from kproxylat.lab import services as lab
+from kproxylat.lab.pod import OUTSIDE, Masquerade, Pod, own_pod
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Mode
+from kproxylat.node.network import POD_LINK, name_addresses
 from kproxylat.node.node import Node
 from kproxylat.results import Destination, IpNetwork, Target
 from kproxylat.traffic.generators import GENERATORS, Generator
 
 LAB_SOURCE = {family: ip_network(addresses.source) for family, addresses in lab.ADDRESSES.items()}
-NODE_SOURCE = {4: ip_network("198.18.0.0/15"), 6: ip_network("2001:2::/48")}
+NODE_SOURCE: dict[int, IpNetwork] = {4: OUTSIDE, 6: ip_network("2001:2::/48")}
 """IP family -> addresses to send from: in the lab a free part of its clusterCIDR; elsewhere those for benchmarks
 (RFC 2544, RFC 5180)."""
 ANY_SOURCE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 WORKER = {
     family: Destination(addresses.worker_ip, lab.WORKER_PORT, "udp") for family, addresses in lab.ADDRESSES.items()
 }
+REPLAY_BACKEND = "169.254.78.10"
+"""The backend's own address where a ruleset brings the endpoints: no cluster has it, nor the node's beside it."""
 OVERHEAD_PACKETS = 2000
 """Most packets in a burst that measures what tracing adds."""
 TIMED_PACKETS = 500
@@ -45,6 +49,18 @@ class Lab:
     worker_ports: str = "both"
     ruleset: Ruleset | None = None
     keep: bool = False
+
+    def name_taken(self, family: int) -> Iterator[tuple[str, str]]:
+        """Name the addresses that packets must not come from, and what has them."""
+        own = (self.services, self.position, self.worker_ports, family)
+        for service in self.ruleset.services if self.ruleset else lab.place_services(*own):
+            yield service.ip, "a ClusterIP"
+            yield from ((ip, "an endpoint") for ip, _ in service.pairs)
+        yield from ((ip, "the lab's node") for ip in name_addresses(self.backend(family)))
+
+    def backend(self, family: int) -> str:
+        """Return the backend's own address, which a ruleset's endpoints do not need."""
+        return REPLAY_BACKEND if self.ruleset else lab.ADDRESSES[family].endpoint_ip
 
     def load(self, mode: Mode, netns: str, standing: int | None = None) -> None:
         """Load the rules into the node.
@@ -224,14 +240,30 @@ class Options:
         """The addresses to send from. If others send, any address outside a lab: a lab has routes to its own only."""
         if self.sending.source:
             return self.sending.source
-        captured = self.ruleset and self.ruleset.find_sources(endpoint.ip for endpoint in self.endpoints)
         elsewhere = NODE_SOURCE if self.sending.generator.sends else ANY_SOURCE
-        return captured or (LAB_SOURCE if self.lab else elsewhere)[self.family]
+        return (self.pod and self.pod.sources) or (LAB_SOURCE if self.lab else elsewhere)[self.family]
+
+    @property
+    def pod(self) -> Pod | None:
+        """The pod whose packets the lab imitates; None on a node."""
+        return self.ruleset.pod if self.ruleset else own_pod(self.family) if self.lab else None
+
+    @property
+    def link(self) -> str:
+        """The name of the node's end of the client's link."""
+        return self.pod.link if self.pod else POD_LINK
+
+    @property
+    def masquerade(self) -> Masquerade | None:
+        """The rule of the lab that masquerades the packets, as far as the rules tell."""
+        link = self.link if self.sending.origin == "pod" else ""
+        return self.pod.find_masquerade(self.sources, link, {to.ip for to in self.endpoints}) if self.pod else None
 
     @property
     def masqueraded(self) -> bool:
-        """Whether kube-proxy treats the packets as coming from outside the cluster, and gives them one address."""
-        return not self.lab and self.sending.generator.sends and self.sources.overlaps(NODE_SOURCE[self.family])
+        """Whether the packets are expected to get an address of the node, as those from outside the cluster do."""
+        on_node = not self.lab and self.sending.generator.sends and self.sources.overlaps(NODE_SOURCE[self.family])
+        return on_node or self.masquerade is not None
 
     @property
     def endpoints(self) -> tuple[Destination, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kproxylat.errors import UsageError
 from kproxylat.lab import services as lab
-from kproxylat.measure.options import PROTOCOLS, Options
+from kproxylat.measure.options import PROTOCOLS, Lab, Options
 from kproxylat.measure.send_time import time_sends
 from kproxylat.modes import Mode
 from kproxylat.node.changes import ALLOWABLE
@@ -49,6 +49,8 @@ def check_options(options: Options) -> None:
             f"source {options.sources} is not IPv{options.family}, as the target is",
             "pass another --source, or --family",
         )
+    if options.lab and options.pod and options.sources != options.pod.sources:
+        check_sources(options.lab, options.sources)
     if options.mode.origin == "node" and not generator.from_node:
         raise UsageError(f"{generator.name} sends no packets of the node's own", "pass --generator sockets")
     if options.tracing.overhead:
@@ -64,6 +66,16 @@ def check_options(options: Options) -> None:
         )
     for burst in plan_bursts(options, Network(None, None, None)):
         burst.check(generator.max_addresses.get(options.family))
+
+
+def check_sources(where: Lab, sources: IpNetwork) -> None:
+    """Refuse to send from addresses that the lab has, or that its rules lead to.
+
+    :raises UsageError: the sources hold one.
+    """
+    for ip, user in where.name_taken(sources.version):
+        if ip_address(ip) in sources:
+            raise UsageError(f"source {sources} is not free: {ip} is {user}", "pass another --source")
 
 
 def check_overhead(options: Options) -> None:

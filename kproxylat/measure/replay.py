@@ -40,7 +40,11 @@ def plan_replay(
         where=Lab(len(ruleset.services), "as captured", ruleset=ruleset),
         sending=replace(base.sending, generator=find_generator(generator or usual)),
     )
-    return add_warnings(plan, *ruleset.notes)
+    full = () if plan.sending.source else ruleset.pod.full
+    elsewhere = [
+        f"no part of {pods} is free of ClusterIPs and endpoints: packets come from {plan.sources}" for pods in full
+    ]
+    return add_warnings(plan, *ruleset.notes, *elsewhere)
 
 
 def plan_backends(

@@ -85,6 +85,7 @@ def measure(
         options = add_warnings(options, *changes.restore("rule"))
         result = _complete(result, options, rule, observation.after.rule, interrupted, read_target)
         result = close_books(options.mode, _rank(result, options), observation, network, counts_calls(script))
+        result = check_source(result, options)
         log.write(render_report(options.mode, result.headline))
         # After the report, which ends the maps' text.
         if plan and options.tracing.overhead and not interrupted:
@@ -173,6 +174,9 @@ def _trace(
         return None if sends else look(options, network, room)
 
     before = look(options, network, room)
+    if before.counts.get("masqueraded") and not options.masqueraded:
+        room = make_room(options, network, masqueraded=True)
+        say(f"      the warm-up was masqueraded: {room}")
     say("[6/7] Starting bpftrace, waiting until its probes are attached...")
     try:
         with trace(script, log.write) as tracer:
@@ -237,6 +241,20 @@ def close_books(mode: Mode, result: Result, observation: Observation, network: N
     warnings = check_losses(result.traffic, books) if result.traffic and not broken else ()
     quality = replace(result.quality, warnings=result.quality.warnings + warnings)
     return replace(result, accounting=books, quality=quality)
+
+
+def check_source(result: Result, options: Options) -> Result:
+    """Add whether packets were seen masqueraded in the lab, and a warning that names the rule that did it."""
+    books = result.accounting
+    if not options.lab or not books:
+        return result
+    run = replace(result.run, masqueraded=bool(books.delivered_masqueraded) if books.delivered else None)
+    if not books.delivered_masqueraded:
+        return replace(result, run=run)
+    cause = f"the rules masquerade {options.masquerade}" if options.masquerade else "by a rule that is not recognized"
+    warning = f"{books.delivered_masqueraded} of {books.delivered} packets were masqueraded: {cause}"
+    quality = replace(result.quality, warnings=(*result.quality.warnings, warning))
+    return replace(result, run=run, quality=quality)
 
 
 def _count_traffic(options: Options, sent: Sent) -> Traffic:

@@ -6,9 +6,8 @@ from contextlib import ExitStack
 
 from kproxylat.console import say
 from kproxylat.errors import MachineError
-from kproxylat.lab import services as lab
 from kproxylat.measure.conntrack import forget_flows
-from kproxylat.measure.options import NodeUnderTest, Options
+from kproxylat.measure.options import Lab, NodeUnderTest, Options
 from kproxylat.measure.plan import load_modules
 from kproxylat.measure.standing_lab import Standing, find_standing
 from kproxylat.modes import Mode
@@ -56,13 +55,13 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
     for module in generator.modules:
         changes.load_module(module)
     network = net.Network(None, netns, None, mode.origin, options.family)
+    endpoint = (options.lab or Lab()).backend(options.family)
     if not options.lab and generator.sends:
         addresses.check_free(netns, options.sources)
     if options.lab or generator.sends:
-        endpoint = lab.ADDRESSES[options.family].endpoint_ip
         node, backend = (net.NODE, net.BACKEND) if options.lab else (netns, None)
         skip = standing.skip if standing else 0
-        network = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip)
+        network = net.Network(net.CLIENT, node, backend, mode.origin, options.family, skip, options.link)
         keep = options.lab is not None and options.lab.keep
         built = net.take_over(keep) if standing else net.build_network(network, options.sources, endpoint, keep)
         stack.enter_context(built)
@@ -76,7 +75,8 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
     for note in options.ruleset.notes if options.ruleset else ():
         say(f"      the ruleset: {note}")
     targets = [target.ip for target in options.targets or (options.target,)]
-    counters.place_counters(network, options.sources, options.endpoints, targets, options.ruleset is not None)
+    _, own = net.name_addresses(endpoint)
+    counters.place_counters(network, options.sources, options.endpoints, targets, own)
     if options.on_node and options.on_node.position and mode.form.ordered:
         changes.move_rule(mode.iptables, options.target, options.on_node.position)
     return network

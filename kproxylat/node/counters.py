@@ -14,16 +14,18 @@ from kproxylat.system.processes import run
 _COUNT = """
 table inet kproxylat {{
 	counter delivered {{ }}
+	counter masqueraded {{ }}
 	counter untranslated {{ }}
 	counter strayed {{ }}
 	counter others {{ }}
 	counter rejected {{ }}
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
-		{ip} saddr {sender} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
+		{ip} saddr {source} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
 		{ip} saddr {source} {ip} daddr {{ {targets} }} counter name untranslated drop
 		{ip} saddr {source} counter name strayed drop
-		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
+		{ip} saddr {own} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
+		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name masqueraded drop
 		{ip} daddr {source} {icmp} type destination-unreachable counter name rejected drop
 		{ip} daddr {source} meta l4proto udp drop comment "without this, an ICMP error would follow each answer"
 	}}
@@ -32,7 +34,7 @@ table inet kproxylat {{
 
 
 def place_counters(
-    network: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
+    network: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], own: str
 ) -> None:
     """Count and drop the packets that arrive at the client and at the backend, by nft counters.
 
@@ -42,14 +44,14 @@ def place_counters(
     :param source: the addresses that the packets come from.
     :param endpoints: the backend's addresses, ports and protocols.
     :param targets: the ClusterIPs.
-    :param masqueraded: whether the packets may arrive from an address of the node.
+    :param own: the address of the node's own packets, which are other senders'; further addresses are masqueraded.
     """
-    ip, icmp, anyone = ("ip", "icmp", "0.0.0.0/0") if source.version == 4 else ("ip6", "icmpv6", "::/0")
+    ip, icmp = ("ip", "icmp") if source.version == 4 else ("ip6", "icmpv6")
     words = {
         "ip": ip,
         "icmp": icmp,
         "source": source,
-        "sender": anyone if masqueraded else source,
+        "own": own,
         "endpoints": ", ".join(dict.fromkeys(endpoint.element for endpoint in endpoints)),
         "targets": ", ".join(dict.fromkeys(targets)),
     }
@@ -66,13 +68,14 @@ def _find_rejecting(network: Network) -> str | None:
 def read_counters(network: Network) -> dict[str, int]:
     """Return counter -> packets.
 
-    At the client: "rejected". At the backend: "delivered"; "untranslated"; "strayed", sent by the run but to another
-    address or port; "others", of other senders to the endpoint.
+    At the client: "rejected". At the backend: "delivered" from the sources; "masqueraded", delivered from another
+    address; "untranslated"; "strayed", sent by the run but to another address or port; "others", of other senders to
+    the endpoint.
 
     :raises MachineError: nft does not list the counters, because another program has removed them.
     """
     counts: dict[str, int] = {}
-    at_backend = "delivered", "untranslated", "strayed", "others"
+    at_backend = "delivered", "masqueraded", "untranslated", "strayed", "others"
     for netns, names in ((_find_rejecting(network), ("rejected",)), (network.backend, at_backend)):
         if netns:
             output = run("nft", "--json", "list", "counters", netns=netns)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from kproxylat.system.processes import run
 PREFIX = "kproxylat-"
 CLIENT, NODE, BACKEND = f"{PREFIX}client", f"{PREFIX}node", f"{PREFIX}backend"
 POD_LINK, POD_GATEWAYS = "kpl-pod", {4: "169.254.77.1", 6: "fe80::4b:1"}
-"""The node's end of the client's link, and the address that each end uses for the other one."""
+"""The usual name of the node's end of the client's link, and the address that each end uses for the other one."""
 NODE_LINK = "kpl-node"
 """The link that makes the source addresses local to the node, if the origin is "node"."""
 FORWARDING = {
@@ -53,6 +53,7 @@ class Network:
     :param origin: who sends: a "pod", or the "node", which then owns the source addresses.
     :param family: the IP family, 4 or 6.
     :param skip: how many source addresses earlier runs in a kept lab have used.
+    :param pod_link: the name of the node's end of the client's link.
     """
 
     client: str | None
@@ -61,6 +62,7 @@ class Network:
     origin: str = "pod"
     family: int = 4
     skip: int = 0
+    pod_link: str = POD_LINK
 
     @property
     def is_lab(self) -> bool:
@@ -148,7 +150,8 @@ def _ip(netns: str | None, *lines: str) -> None:
 
 def _pair(name: str, peer: str, peer_netns: str) -> list[str]:
     """Return the commands of ip(8) for a veth pair without IPv6 addresses: neighbour discovery would be counted."""
-    ends = f"{name} address {MAC[name]} type veth peer name {peer} address {MAC[peer]} {peer_netns}"
+    mac = MAC.get(peer, MAC[POD_LINK])
+    ends = f"{name} address {MAC[name]} type veth peer name {peer} address {mac} {peer_netns}"
     return [f"link add {ends}", f"link set {name} addrgenmode none up"]
 
 
@@ -195,11 +198,11 @@ def _removed_at_end(keep: bool) -> Iterator[None]:
 
 def _connect(network: Network, source: IpNetwork, endpoint: str) -> None:
     """Make the links of a run, the addresses and the routes."""
-    gateway, bits = POD_GATEWAYS[source.version], source.max_prefixlen
+    gateway, bits, link = POD_GATEWAYS[source.version], source.max_prefixlen, network.pod_link
     # Duplicate address detection would make an IPv6 address unusable for a second.
     at_once = " nodad" if source.version == 6 else ""
     client = [
-        *_pair("pod0", POD_LINK, f"netns {network.node or os.getpid()}"),
+        *_pair("pod0", link, f"netns {network.node or os.getpid()}"),
         # Sockets bind to any of the source addresses; hping3 needs an address on the link.
         "link set lo up",
         f"route add local {source} dev lo",
@@ -208,35 +211,47 @@ def _connect(network: Network, source: IpNetwork, endpoint: str) -> None:
         f"route add default via {gateway} dev pod0 onlink",
     ]
     to_client = [
-        f"link set {POD_LINK} addrgenmode none up",
-        f"neighbour replace {gateway} lladdr {MAC['pod0']} dev {POD_LINK} nud permanent",
+        f"link set {link} addrgenmode none up",
+        f"neighbour replace {gateway} lladdr {MAC['pod0']} dev {link} nud permanent",
         # The route back, without which strict reverse-path filtering drops the packets.
-        f"route add {source} via {gateway} dev {POD_LINK} onlink",
+        f"route add {source} via {gateway} dev {link} onlink",
     ]
     if network.origin == "node":
         # The client has the other end, so that this link disappears with the client's namespace.
         client += [f"link add node0 type veth peer name {NODE_LINK} netns {network.node or os.getpid()}"]
         client += ["link set node0 addrgenmode none up"]
         to_client[-1:] = [f"link set {NODE_LINK} addrgenmode none up", f"route add local {source} dev {NODE_LINK}"]
-    subnet = ip_interface(f"{endpoint}/{24 if source.version == 4 else 64}").network
+    length = 24 if source.version == 4 else 64
+    masquerading, own = name_addresses(endpoint)
     to_backend = [
         *_pair(BACKEND_LINK, "be0", f"netns {network.backend}"),
-        f"address add {subnet.network_address + 1}/{bits} dev {BACKEND_LINK}{at_once}",
+        *(f"address add {ip}/{bits} dev {BACKEND_LINK}{at_once}" for ip in (masquerading, own)),
         f"neighbour replace {gateway} lladdr {MAC['be0']} dev {BACKEND_LINK} nud permanent",
         # The backend has every endpoint of the rules. Packets that are not translated leave by this route, too.
-        f"route add default via {gateway} dev {BACKEND_LINK} onlink",
+        f"route add default via {gateway} dev {BACKEND_LINK} onlink src {own}",
     ]
     _ip(CLIENT, *client)
     # A namespace without an address refuses a gateway: the backend's link comes first.
     _ip(network.node, *(to_backend if network.is_lab else ()), *to_client)
     if network.is_lab:
         run("sysctl", "-q", "-w", *FORWARDING[source.version], netns=NODE)
-        address = f"address add {endpoint}/{subnet.prefixlen} dev be0{at_once}"
+        address = f"address add {endpoint}/{length} dev be0{at_once}"
         _ip(BACKEND, "link set be0 addrgenmode none up", address)
+
+
+def name_addresses(endpoint: str) -> tuple[str, str]:
+    """Return the addresses of the lab's node: that of masqueraded packets, and that of its own other packets.
+
+    The first is the nearest to the backend's address, for that is the one that the kernel takes to masquerade.
+    """
+    size = 256 if ":" not in endpoint else 1 << 64
+    subnet = int(ip_address(endpoint)) // size * size
+    first, second = (type(ip_address(endpoint))(subnet + start + 1) for start in (0, size))
+    return str(first), str(second)
 
 
 def find_broken_links(network: Network) -> list[str]:
     """Return the links of a run that do not exist any more, or are down."""
-    ends = [(network.client, "pod0"), (network.node, POD_LINK)] if network.client else []
+    ends = [(network.client, "pod0"), (network.node, network.pod_link)] if network.client else []
     ends += [(network.node, BACKEND_LINK), (network.backend, "be0")] if network.backend else []
     return [name for netns, name in ends if _show_link(name, netns).get("operstate") != "UP"]

@@ -201,6 +201,7 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
         "lookups": books.lookups,
         "rule hits": books.rule_hits,
         "delivered": books.delivered,
+        "masqueraded": books.delivered_masqueraded or None,
         "untranslated": books.untranslated or None,
         "rejected": books.rejected or None,
         "conntrack entries": books.entries,

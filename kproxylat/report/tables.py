@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kproxylat.report.columns import draw_table
 from kproxylat.report.run_table import draw_result, draw_services, fill, name_unit
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from kproxylat.analysis.contrast import Contrast, Figure
     from kproxylat.analysis.series import CrossCheck, Series
     from kproxylat.node.doctor import Finding
+
+MOST_LINES = 12
+"""Most lines of a list in a preview; its JSON has all."""
 
 
 def show_result(result: Result) -> None:
@@ -184,6 +187,42 @@ def _compare_figure(figure: Figure, level: float) -> list[str]:
     bounds = "" if level == 1 or lo == hi else f"{lo:+,.0f} to {hi:+,.0f}"
     ratio = f"{figure.ratio.estimate:.3f}" if figure.ratio else "-"
     return [a, b, f"{figure.difference.estimate:+,.0f}", bounds, ratio]
+
+
+def show_preview(document: Mapping[str, Any]) -> None:
+    """Print what would be measured: what all runs have in common, then a table of what differs."""
+    runs = document["runs"]
+    shared = {name: value for name, value in runs[0].items() if all(run[name] == value for run in runs)}
+    facts = {name: value for name, value in document.items() if name not in ("schema", "runs")} | shared
+    print(f"nothing was changed: this is what {len(runs)} run{'s' * (len(runs) > 1)} would measure\n")
+    lists = [name for name, value in runs[0].items() if name not in shared and isinstance(value, list)]
+    said = {name: _say_fact(value) for name, value in facts.items()}
+    said |= {name: list(dict.fromkeys(line for run in runs for line in _say_fact(run[name]))) for name in lists}
+    for name, lines in said.items():
+        label = name.replace("_", " ")
+        if len(lines) == 1:
+            print(fill(f"{label}: {lines[0]}"))
+        elif lines:
+            print(f"{label}:")
+            for line in lines[:MOST_LINES]:
+                print(fill(f"  - {line}", indent="    "))
+            print(f"  and {len(lines) - MOST_LINES} more\n" if lines[MOST_LINES:] else "", end="")
+    differing = [name for name in runs[0] if name not in shared and name not in lists]
+    if differing:
+        header = [name.replace("_", " ") for name in differing]
+        rows = [["\n".join(_say_fact(run[name])) or "-" for name in differing] for run in runs]
+        print(f"\n{draw_table('', header, rows, left=header)}")
+
+
+def _say_fact(value: object) -> list[str]:
+    """Write a fact of a preview as lines; none if it is unknown."""
+    if isinstance(value, Mapping):
+        return [f"{name} {text}" for name, text in value.items() if text is not None]
+    if isinstance(value, list):
+        return [": ".join(map(str, row.values())) if isinstance(row, Mapping) else str(row) for row in value]
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    return [] if value is None else [f"{value:,g}" if isinstance(value, float) else str(value)]
 
 
 def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:

@@ -48,30 +48,38 @@ def whatif(
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
+    plans = plan_modes(base, ruleset, modes, packets)
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
-    for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
-        kind = "rewritten" if rules.rewritten else "as captured"
-        say(f"== {rules.mode.name} on {rules.mode.backend}, {kind}: {len(measured) + 1} of {len(others) + 1}")
-        options = plan_replay(base, rules, None, True)
-        step = -(-len(options.targets) // MAX_MEASURED)
-        targets = options.targets[::step]
-        if step > 1:
-            say(f"      {len(targets)} of {len(options.targets)} Services are measured")
-        sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
+    for options in plans:
+        kind = "rewritten" if options.ruleset and options.ruleset.rewritten else "as captured"
+        say(f"== {options.mode.name} on {options.mode.backend}, {kind}: {len(measured) + 1} of {len(plans)}")
+        if len(ruleset.targets) > len(options.targets):
+            say(f"      {len(options.targets)} of {len(ruleset.targets)} Services are measured")
         try:
-            result, ended = measure(replace(options, targets=targets, target=targets[0], sending=sending))
+            result, ended = measure(options)
         except (KproxylatError, Interrupted) as error:
             if not measured:
                 raise
-            say(f"      {len(measured)} of {len(others) + 1} are measured, and shown")
+            say(f"      {len(measured)} of {len(plans)} are measured, and shown")
             ended = error
             break
         measured.append(result)
         if ended:
             break
     return judge(ruleset, measured), ended
+
+
+def plan_modes(base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int) -> list[Options]:
+    """Plan a run of the ruleset as it is, and one in each other mode."""
+    others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
+    plans = []
+    for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
+        options = plan_replay(base, rules, None, True)
+        targets = options.targets[:: -(-len(options.targets) // MAX_MEASURED)]
+        sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
+        plans.append(replace(options, targets=targets, target=targets[0], sending=sending))
+    return plans
 
 
 def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:

@@ -34,8 +34,18 @@ LAB = ("--lab",)
 NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
 REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
 POINTS = ("--services", "10,20")
+DRY = ("--dry-run",)
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {
-    "run": {"lab": LAB, "ruleset": REPLAY, "vm": (*LAB, "--vm"), "node": NODE, "cluster": ()},
+    "run": {
+        "lab": LAB,
+        "ruleset": REPLAY,
+        "vm": (*LAB, "--vm"),
+        "node": NODE,
+        "cluster": (),
+        "dry": (*LAB, *DRY),
+        "dry ruleset": (*REPLAY, *DRY),
+        "dry node": (*NODE, *DRY),
+    },
     "render": {"lab": LAB, "ruleset": REPLAY, "vm": (*LAB, "--vm"), "node": NODE, "cluster": ()},
     "sweep": {
         "lab": (*LAB, *POINTS),
@@ -43,10 +53,16 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "vm": (*LAB, *POINTS, "--vm"),
         "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
         "cluster": POINTS,
+        "dry": (*LAB, *POINTS, *DRY),
+        "dry cluster": (*POINTS, *DRY),
+    },
+    "whatif": {"here": (RULES,), "vm": (RULES, "--vm"), "dry": (RULES, *DRY)},
+    "trace": {
+        "all packets": ("--mode", "iptables", "--backend", "nft"),
+        "target": (*NODE, "--backend", "nft"),
+        "dry": (*NODE, "--backend", "nft", *DRY),
     },
     "demo": {"here": ()},
-    "whatif": {"here": (RULES,), "vm": (RULES, "--vm")},
-    "trace": {"all packets": ("--mode", "iptables", "--backend", "nft"), "target": (*NODE, "--backend", "nft")},
     "capture": {"node": ()},
     "cleanup": {"here": ()},
     "doctor": {"here": ()},
@@ -81,6 +97,9 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "vm": IN_LAB | {"--target", "--every-service", "--keep"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
+        "dry": IN_LAB | NO_VM | {"--target", "--every-service"},
+        "dry ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--mode", "--generator"},
+        "dry node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
     },
     "render": {
         "lab": IN_LAB | {"--kernel", "--target", "--every-service"},
@@ -98,9 +117,11 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
         "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
+        "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
+        "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
     },
-    "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}},
-    "trace": {"all packets": {"--protocol"}, "target": {"--family"}},
+    "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
+    "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -146,6 +167,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--from": ("--from", "node"),
     "--generator": ("--generator", "sockets"),
     "run ruleset --generator": ("--generator", "pktgen"),
+    "run dry ruleset --generator": ("--generator", "pktgen"),
     "render ruleset --generator": ("--generator", "pktgen"),
     "sweep ruleset --generator": ("--generator", "pktgen"),
     "parse prints --format": ("--format", "csv"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -295,23 +294,6 @@ def test_targets_are_found_by_address() -> None:
     assert ruleset.find("10.96.100.52:50051", "tcp").protocol == "tcp"
     with pytest.raises(UsageError, match=r"no Service 10\.96\.0\.1:443 with an endpoint"):
         ruleset.find("10.96.0.1:443")
-
-
-def test_sources_are_not_endpoints() -> None:
-    ruleset = read_ruleset(CNI)
-    for endpoints in (("10.42.0.5",), ("10.42.200.1",), ("10.42.200.1", "10.42.0.5"), ("10.42.255.255", "10.42.64.0")):
-        network = ruleset.find_sources(endpoints)
-        assert network
-        assert network.subnet_of(ruleset.cluster_cidr)  # type: ignore[arg-type]
-        assert network.prefixlen <= 18
-        assert not any(IPv4Address(each) in network for each in endpoints)
-
-
-def test_sources_are_not_endpoints_without_a_cluster_cidr_either(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text(CNI.read_text().replace("! -s 10.42.0.0/16 ", "").replace("10.42.1.7", "10.244.200.1"))
-    ruleset = read_ruleset(tmp_path / "x")
-    assert ruleset.cluster_cidr is None
-    assert str(ruleset.find_sources(["10.244.200.1"])) == "10.244.0.0/17"
 
 
 def test_rewritten_rules_are_the_rules_that_the_lab_renders() -> None:

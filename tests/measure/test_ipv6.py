@@ -162,7 +162,11 @@ def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "run", lambda *_, stdin, **__: loaded.append(stdin))
     endpoint = Destination("fd00:10:244:1::10", 50051, "udp")
     counters.place_counters(
-        Network("client", "node", "backend", family=6), LAB_SOURCE[6], [endpoint], ["fd00:10:96::50"], False
+        Network("client", "node", "backend", family=6),
+        LAB_SOURCE[6],
+        [endpoint],
+        ["fd00:10:96::50"],
+        "fd00:10:244:2::1",
     )
     assert len(loaded) == 2
     [delivered] = [line.strip() for line in loaded[0].splitlines() if "counter name delivered" in line]

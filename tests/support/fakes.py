@@ -111,7 +111,7 @@ case "$1" in
 -f) cksum >new && mv new ns/${NETNS:-host}/rules/nft ;;
 --json)
     printf '{"nftables": [{"counter": {"name": "delivered", "packets": %s}}' $(cat sent)
-    printf ', {"counter": {"name": "%s", "packets": 0}}' untranslated strayed others rejected
+    printf ', {"counter": {"name": "%s", "packets": 0}}' masqueraded untranslated strayed others rejected
     echo ']}'
 esac
 """,
