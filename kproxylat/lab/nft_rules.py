@@ -8,16 +8,15 @@ or continued line reaches nft: nft(8) opens the file that follows ``include`` as
 from __future__ import annotations
 
 import re
+from itertools import pairwise
+from typing import NamedTuple
 
 from kproxylat.errors import RulesetError
 from kproxylat.lab.iptables_rules import FORBIDDEN, add_note, refuse
 
-_TOKEN = re.compile(
-    r'[ \t]*(?:#(?! ?xt_)[^\n]*)?(\n|"[^"\n]*"|[\w@*-][\w.@*/+-]*(?::+[\w.*/+-]+)*(?:::)?|::[\w.:/]*'
-    r"|\[[\da-f:.]+\](?::\d+)?|[!=<>]=|<<|>>|[^\n])",
-    re.A,
-)
-"""A token after blanks and a comment. The comment ``# xt_...`` stays, since only rules of iptables-nft have it."""
+_QUOTED_OR_COMMENT = re.compile(r'("[^"\n]*"|#[^\n]*)')
+_LINE_END = "\0"
+"""The token of a line's end: a character that no text holds."""
 _NAME = re.compile(r"(?!(?:include|define|redefine|undefine)$)[A-Za-z_][\w./-]{0,255}", re.A)
 _VALUE = re.compile(
     r"-?\d[\w.:/-]{0,99}|[\da-fA-F]{0,4}:[\da-fA-F:.]{0,45}(?:/\d{1,3}|-[\da-fA-F:.]{2,45})?"
@@ -28,7 +27,7 @@ _VALUE = re.compile(
 _OBJECTS = {"chain", "set", "map", "counter"}
 _FAMILIES = {"ip", "inet"}
 _MANAGED = re.compile(r"^# Warning: table (\w+ \S+) is managed by iptables-nft", re.M)
-_OF_IPTABLES = {"xt", "XT", "#"}
+_OF_IPTABLES = {"xt", "XT"}
 _WORDS = """
     table chain set map counter comment type typeof hook priority policy device flags timeout gc-interval size elements
     expires auto-merge verdict ipv4_addr ipv6_addr ether_addr inet_proto inet_service mark ifname iface_index
@@ -73,83 +72,115 @@ def rewrite_nft(source: str, text: str, notes: list[str]) -> str:
     if match := FORBIDDEN.search(text):
         number = text.count("\n", 0, match.start()) + 1
         raise refuse(source, number, text.split("\n")[number - 1], "not a line of nft list: it has a control character")
-    tokens = _TOKEN.findall(f"{text}\n")
-    managed = set(_MANAGED.findall(text))
+    managed = set(_MANAGED.findall(text) if "managed by iptables-nft" in text else ())
     kept: list[str] = []
-    for name, tokens_of_table, number in _split_tables(source, text, tokens):
-        of_iptables = name in managed or not _OF_IPTABLES.isdisjoint(tokens_of_table)
-        if of_iptables or name.split()[0] not in _FAMILIES:
-            add_note(notes, f"table {name} is left out{': iptables-nft wrote it' if of_iptables else ''}")
+    for table in _split_tables(source, text, _tokenize(text)):
+        of_iptables = table.name in managed or not _OF_IPTABLES.isdisjoint(table.tokens)
+        if of_iptables or table.tokens[1] not in _FAMILIES:
+            add_note(notes, f"table {table.name} is left out{': iptables-nft wrote it' if of_iptables else ''}")
             continue
-        _check_table(source, text, tokens_of_table, number)
-        kept += [*tokens_of_table, "\n"]
-    return " ".join(kept).replace("\n ", "\n").replace(" \n", "\n")
+        _check_table(source, text, table)
+        kept += [*table.tokens, _LINE_END]
+    return " ".join(kept).replace(f" {_LINE_END}", "\n").replace("\n ", "\n")
+
+
+def _tokenize(text: str) -> list[str]:
+    """Split a text into words, quoted strings, separators and line ends, without comments."""
+    tokens: list[str] = []
+    for number, part in enumerate(_QUOTED_OR_COMMENT.split(text)):
+        if number % 2 == 0:
+            spaced = part.replace("\n", f" {_LINE_END} ")
+            for symbol in "{}();,":
+                spaced = spaced.replace(symbol, f" {symbol} ")
+            tokens += spaced.split()
+        elif part[0] == '"':
+            tokens.append(part)
+        elif part.startswith("# xt_"):  # only rules of iptables-nft have this comment
+            tokens.append("xt")
+    return tokens
+
+
+class _Table(NamedTuple):
+    """One table.
+
+    :param tokens: those from "table" to the last "}".
+    :param braces: the indexes of its braces in the tokens.
+    :param line: the number of its first line.
+    """
+
+    tokens: list[str]
+    braces: list[int]
+    line: int
+
+    @property
+    def name(self) -> str:
+        """E.g. ``ip kube-proxy``."""
+        return " ".join(self.tokens[1:3])
+
+    def count_lines(self, at: int) -> int:
+        """Return the number of the line that holds a token."""
+        return self.line + self.tokens[:at].count(_LINE_END)
 
 
 def _error(source: str, text: str, number: int, why: str) -> RulesetError:
     return refuse(source, number, text.split("\n")[number - 1], why)
 
 
-def _split_tables(source: str, text: str, tokens: list[str]) -> list[tuple[str, list[str], int]]:
-    """Split a ruleset into tables: name (``ip kube-proxy``), tokens from "table" to "}", number of the first line."""
-    tables, depth, start, end, lines = [], 0, 0, 0, 1
-    for at, symbol in enumerate(tokens):
-        if symbol == "{":
+def _split_tables(source: str, text: str, tokens: list[str]) -> list[_Table]:
+    tables, depth, first, end, line = [], 0, 0, 0, 1
+    braces = [at for at, symbol in enumerate(tokens) if symbol in ("{", "}")]
+    for number, at in enumerate(braces):
+        if tokens[at] == "{":
             if not depth:
-                gap = tokens[end:at]
-                lines += gap.count("\n")
-                words = [word for word in gap if word != "\n"]
+                line += tokens[end:at].count(_LINE_END)
+                words = [word for word in tokens[end:at] if word != _LINE_END]
                 if len(words) != 3 or words[0] != "table" or not _NAME.fullmatch(words[2]):
-                    raise _error(source, text, lines, "not a table of nft list")
-                start, name = at - 3, " ".join(words[1:])
+                    raise _error(source, text, line, f"not a table of nft list: {' '.join(words)[:40]!r}")
+                first = number
             depth += 1
-        elif symbol == "}":
-            depth -= 1
-            if depth < 0:
-                raise _error(source, text, lines, "nft's braces do not match: the text is cut, or was filtered")
-            if not depth:
-                end = at + 1
-                tables.append((name, tokens[start:end], lines))
-                lines += tokens[start:end].count("\n")
+            continue
+        depth -= 1
+        if depth < 0:
+            raise _error(source, text, line, "nft's braces do not match: the text is cut, or was filtered")
+        if not depth:
+            start, end = braces[first] - 3, at + 1
+            inside = [brace - start for brace in braces[first : number + 1]]
+            tables.append(_Table(tokens[start:end], inside, line))
+            line += tokens[start:end].count(_LINE_END)
     if depth:
+        name = " ".join(tokens[braces[first] - 2 : braces[first]])
         raise RulesetError(
             f"{source} is cut: its table {name} does not end", "run nft list ruleset again, and pass all"
         )
     for symbol in tokens[end:]:
-        if symbol != "\n":
-            raise _error(source, text, lines, f"not a table of nft list: {symbol[:40]!r}")
-        lines += 1
+        if symbol != _LINE_END:
+            raise _error(source, text, line, f"not a table of nft list: {symbol[:40]!r}")
+        line += 1
     return tables
 
 
-def _check_table(source: str, text: str, tokens: list[str], number: int) -> None:
-    """Make sure that a table holds only what this module accepts.
-
-    :param number: the number of its first line.
-    """
-    names, depth, end = set(), 1, 4
-    for at in [at for at, token in enumerate(tokens) if token in ("{", "}")][1:]:
+def _check_table(source: str, text: str, table: _Table) -> None:
+    """Make sure that a table holds only what this module accepts."""
+    tokens, names, depth = table.tokens, set(), 1
+    for before, at in pairwise(table.braces):
         if depth == 1:
-            words = [word for word in tokens[end:at] if word not in ("\n", ";")]
+            words = [word for word in tokens[before + 1 : at] if word not in (_LINE_END, ";")]
             if words[:1] == ["comment"]:
                 words = words[2:]
-            if tokens[at] == "{":
-                if len(words) != 2 or words[0] not in _OBJECTS or not _NAME.fullmatch(words[1]):
-                    line = number + tokens[:at].count("\n")
-                    raise _error(source, text, line, f"unknown part of a table: {' '.join(words)[:60]!r}")
-                names.add(words[1])
-            elif words:
-                line = number + tokens[:at].count("\n") - 1
-                raise _error(source, text, line, f"unknown part of a table: {' '.join(words)[:60]!r}")
+            is_object = len(words) == 2 and words[0] in _OBJECTS and _NAME.fullmatch(words[1])
+            if words and not (is_object and tokens[at] == "{"):
+                at_words = next(number for number in range(before + 1, at) if tokens[number] == words[0])
+                why = f"unknown part of a table: {' '.join(words)[:60]!r}"
+                raise _error(source, text, table.count_lines(at_words), why)
+            names.update(words[1:])
         depth += 1 if tokens[at] == "{" else -1
-        end = at + 1
-    known = names | WORDS | {"\n", *tokens[1:3]} | {f"@{name}" for name in names}
+    known = names | WORDS | {_LINE_END, *tokens[1:3]} | {f"@{name}" for name in names}
     unknown = {word for word in set(tokens) - known if not _VALUE.fullmatch(word)}
     if not unknown:
         return
-    at = next(at for at, token in enumerate(tokens) if token in unknown)
-    line = number + tokens[:at].count("\n")
+    at = next(number for number, token in enumerate(tokens) if token in unknown)
     if tokens[at - 1] in ("goto", "jump") or tokens[at].startswith("@"):
         why = f"the text is cut or was filtered: it names {tokens[at][:60]!r}, but does not hold it"
-        raise _error(source, text, line, why)
-    raise _error(source, text, line, f"unknown word {tokens[at][:40]!r}")
+    else:
+        why = f"unknown word {tokens[at][:40]!r}"
+    raise _error(source, text, table.count_lines(at), why)

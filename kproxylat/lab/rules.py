@@ -13,6 +13,14 @@ from kproxylat.templates import render_rules
 
 Command = tuple[tuple[str, ...], str]
 """A command that loads rules, and the text that it reads."""
+_RIGHTS = "-all,+net_admin,+net_raw"
+CONFINED = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--pdeathsig=KILL"),
+    *(f"--inh-caps={_RIGHTS}", f"--ambient-caps={_RIGHTS}", f"--bounding-set={_RIGHTS}"),
+    *("env", "XTABLES_LOCKFILE=/dev/null"),
+)
+"""Words before a tool that reads a captured ruleset: it then has root's rights to change the network, but not those to
+files. The lock file of iptables-legacy belongs to root."""
 EMPTY_TRANSACTION = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
 """A transaction that changes no rule, for the parity of their number."""
 

@@ -8,10 +8,8 @@ The tools run in a namespace of kproxylat's, without root's rights to files.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -19,15 +17,17 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
-from kproxylat.lab.rules import Command, render_ruleset
-from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, name_other_form, sniff
+from kproxylat.lab.rules import CONFINED, Command, render_ruleset
+from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, name_other_form, read_text, sniff
 from kproxylat.lab.ruleset_services import (
     count_left_out,
     find_cluster_cidr,
     find_foreign,
+    find_names,
     find_refusals,
     find_release,
     find_untracked,
+    is_valid,
     parse_iptables,
     parse_ipvsadm,
     parse_nft,
@@ -38,21 +38,12 @@ from kproxylat.results import Destination
 from kproxylat.system.processes import run
 
 SCHEMA = "kproxylat-ruleset/1"
-MAX_BYTES = 256 << 20
 _REMEDY = "pass the output of kproxylat capture, iptables-save, nft list ruleset or ipvsadm -Sn"
 _IPV6 = re.compile(r"/128 -p |^table ip6 kube-proxy|^-A -[tu] \[", re.M)
 """A Service of IPv6, as iptables-save, nft or ipvsadm prints it."""
 _HEAD = 40
 """Characters that tell nft's JSON from a capture."""
 _NO_MODPROBE = "--modprobe=/bin/false"
-_RIGHTS = "-all,+net_admin,+net_raw"
-_CONFINED = (
-    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--pdeathsig=KILL"),
-    *(f"--inh-caps={_RIGHTS}", f"--ambient-caps={_RIGHTS}", f"--bounding-set={_RIGHTS}"),
-    *("env", "XTABLES_LOCKFILE=/dev/null"),
-)
-"""Words before a tool that reads a ruleset: it then runs as nobody, and may only change the network. The lock file of
-iptables-legacy belongs to root."""
 _SERVICE_RULE = re.compile(r"^(?:\[\d+:\d+\] )?-A KUBE-SERVICES .*-j KUBE-SV[CL]-", re.M)
 
 
@@ -159,7 +150,7 @@ class Ruleset:
         if self.mode.form == MAP:
             return [(("nft", "-f", "-"), self.texts["nft"])]
         saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")
-        names = sorted(set(re.findall(r"--nfacct-name (\S+)", saved)))
+        names = find_names("--nfacct-name", saved)
         before: list[Command] = [(("nfacct", "add", name), "") for name in names]
         before += [(("ipset", "restore"), sets)] if sets else []
         if self.mode.form == CHAIN:
@@ -178,7 +169,7 @@ class Ruleset:
         :raises MachineError: a tool refuses its input; quotes the tool's message and the line that it names.
         """
         for argv, text in self.commands():
-            confined = () if argv[0] in ("ip", "sysctl") else _CONFINED
+            confined = () if argv[0] in ("ip", "sysctl") else CONFINED
             try:
                 run(*confined, *argv, netns=netns, stdin=text)
             except CommandError as error:
@@ -206,7 +197,7 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
     problems: list[RulesetError] = []
     ipv6 = False
     for file in files:
-        text = _read_text(file)
+        text = read_text(file)
         ipv6 = ipv6 or bool(_IPV6.search(text))
         is_json = text.lstrip()[:1] == "{"
         if not is_json and (kind := sniff(text)):
@@ -291,26 +282,6 @@ def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: 
     return replace(ruleset, mode=find_mode(ruleset.mode.name, backend or ruleset.mode.backend))
 
 
-def _read_text(file: Path) -> str:
-    """Return the text of a file, uncompressed.
-
-    :raises RulesetError: the file cannot be read, is too large, or is not text.
-    """
-    try:
-        with file.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            data = stream.read(MAX_BYTES + 1)
-        text = data.decode()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RulesetError(f"cannot read {file}: {reason}", "pass a text file to --ruleset") from None
-    if len(data) > MAX_BYTES:
-        raise RulesetError(f"{file} is larger than {MAX_BYTES >> 20} MiB", "pass a ruleset")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
 def _read_capture(path: Path, text: str) -> Ruleset:
     """Read the document of :mod:`kproxylat.lab.capture`."""
     try:
@@ -342,7 +313,7 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
         _add_sets(kept, added)
     services: dict[Destination, Service] = {}
     for service in PARSERS[mode.form.tool](kept.get(mode.form.tool, "")):
-        if _is_valid(service):
+        if is_valid(service):
             services.setdefault(Destination(service.ip, service.port, service.protocol), service)
     foreign, certain = find_foreign(kept, services.values())
     if foreign:
@@ -351,36 +322,23 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     if mode.form == SERVERS and not certain:
         added.append("without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs")
     cluster_ips = tuple(service for service in services.values() if service.ip not in foreign)
-    untracked = find_untracked(kept, (service for service in cluster_ips if service.endpoints))
-    if untracked:
-        names = ", ".join(map(str, [*untracked][:3])) + (" and more" if len(untracked) > 3 else "")
-        added.append(
-            f"Services that a NOTRACK rule keeps from being translated are not measured ({len(untracked)}): {names}"
-        )
+    cidr = find_cluster_cidr(kept.get("nft" if mode.form == MAP else "iptables-save", ""))
+    ruleset = Ruleset(source, mode, kept, cluster_ips, cidr)
+    left_out = find_untracked(kept, ruleset.targets.values())
+    if left_out:
+        names = ", ".join(map(str, [*left_out][:3])) + (" and more" if len(left_out) > 3 else "")
+        added.append(f"Services whose packets a NOTRACK rule takes out of conntrack are not measured: {names}")
     added += find_refusals(kept)
     if release := find_release(kept.get("nft", "")):
         added.append(f"the form of the rules is that of kube-proxy {release}")
-    cidr = find_cluster_cidr(kept.get("nft" if mode.form == MAP else "iptables-save", ""))
-    left_out = {target: f"a rule takes its packets out of conntrack: {rule}" for target, rule in untracked.items()}
-    return Ruleset(source, mode, kept, cluster_ips, cidr, tuple(added), left_out=left_out)
+    return replace(ruleset, notes=tuple(added), left_out=left_out)
 
 
 def _add_sets(texts: dict[str, str], notes: list[str]) -> None:
     """Add the sets that iptables' rules name and the texts lack."""
     saved, sets = texts["iptables-save"], texts.get("ipset", "")
     existing = re.findall(r"^create (\S+)", sets, re.M)
-    missing = sorted(set(re.findall(r"--match-set (\S+)", saved)).difference(existing))
+    missing = sorted(set(find_names("--match-set", saved)).difference(existing))
     if missing:
         notes.append(f"sets that rules name and the file does not hold are created empty: {', '.join(missing)}")
         texts["ipset"] = "\n".join([sets, *(f"create {name} hash:ip" for name in missing), ""])
-
-
-def _is_valid(service: Service) -> bool:
-    """Return whether a Service's address and endpoints are addresses and ports of IPv4."""
-    try:
-        return all(
-            IPv4Address(ip) and 0 < int(port) < 65536
-            for ip, _, port in (text.rpartition(":") for text in (service.address, *service.endpoints))
-        )
-    except ValueError:
-        return False

@@ -1,15 +1,19 @@
-"""Kinds of rulesets: which tool printed a text, and the parser that writes the text for the loading tool. Pure."""
+"""Kinds of rulesets: which tool printed a text, and the parser that writes the text for the loading tool."""
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from kproxylat.errors import RulesetError
 from kproxylat.lab.iptables_rules import rewrite_saved
 from kproxylat.lab.ipvs_rules import rewrite_servers, rewrite_sets
 from kproxylat.lab.nft_rules import rewrite_nft
 
+MAX_BYTES = 256 << 20
 KINDS = {
     "iptables-save": r"\*(?:nat|filter|mangle|raw)\s*$",
     "nft": r"table \w+ \S+ *\{",
@@ -74,3 +78,23 @@ def find_backend(text: str) -> str | None:
     numbers = [int(number[:4] or 0) for number in match[2].split(".")]
     version = sum(number * size for number, size in zip(numbers, (10_000, 100, 1), strict=False))
     return None if version in _PLAIN and "legacy" not in match[1] else "legacy"
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file, uncompressed.
+
+    :raises RulesetError: the file cannot be read, is too large, or is not text.
+    """
+    try:
+        with file.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if packed else raw
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RulesetError(f"cannot read {file}: {reason}", "pass a text file to --ruleset") from None
+    if len(data) > MAX_BYTES:
+        raise RulesetError(f"{file} is larger than {MAX_BYTES >> 20} MiB", "pass a ruleset")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")

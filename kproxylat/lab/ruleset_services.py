@@ -20,7 +20,10 @@ _ELEMENT = re.compile(
     r"(?<![\d.])([\d.]{7,15}) \. (tcp|udp|sctp|6|17|132) \. (\d{1,5})"
     r"(?: (?:comment \"([^\"]*)\"|counter packets \d+ bytes \d+))* : (?:drop|goto ([^\s,]+))"
 )
+_BLOCK = re.compile(r"^[ \t]*(table|set|map|chain) ([^\s{]+(?: [^\s{]+)?) \{", re.M)
 _CHAIN_NAME = re.compile(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)")
+_HOP = re.compile(r"goto (endpoint-[^\s,]+)")
+_NAME = re.compile(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?")
 _NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 """Number of a protocol, which nft prints with ``--numeric``, -> its name."""
 _TRANSLATION = re.compile(r"(?<![\d.])([\d.]{7,15})(?: \. |:)(\d{1,5})(?!\S)")
@@ -49,17 +52,18 @@ _NOTRACK = re.compile(
     r'(?:-m comment --comment "" )?-j (?:NOTRACK|CT --notrack)'
 )
 _NFT_NOTRACK = re.compile(
-    r"^\s*(?P<rule>(?:ip daddr (?P<to>[\d./]+) )?(?:(?:meta l4proto |ip protocol )?(?P<protocol>tcp|udp|sctp) )?"
-    r"(?:dport (?P<ports>[\d-]+|\{[\d, -]+\}) )?(?:counter packets \d+ bytes \d+ )?notrack)",
-    re.M,
+    r"\s*(?:ip daddr (?P<to>[\d./]+) )?(?:(?:meta l4proto |ip protocol )?(?P<protocol>tcp|udp|sctp) )?"
+    r"(?:dport (?P<ports>[\d-]+|\{[\d, -]+\}) )?(?:counter packets \d+ bytes \d+ )?notrack"
 )
 """Rules that take packets out of conntrack, with no other conditions than a Service's address, protocol and port."""
 _REFUSAL = re.compile(r'(?:-m comment --comment "" )?-j (REJECT|DROP)(?: --reject-with \S+)?')
-_NFT_FORWARD = re.compile(r"^\s*type filter hook forward [^\n]*\n(?:(?!\s*\})[^\n]*\n)*", re.M)
+_NFT_FORWARD = re.compile(r"type filter hook forward [^\n]*\n(?:(?!\s*\})[^\n]*\n)*")
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_ADDRESS = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}:\d{{1,5}}", re.A)
 _RELEASES = (
     ("1.29 to 1.35", r" : goto endpoint-[^\s,]+"),
     ("1.36", r" numgen random mod 1 map \{"),
-    ("1.37 or newer", r"^\s+meta l4proto \w+ dnat (?:ip (?:addr \. port )?)?to [\d.]+(?: \. |:)\d+"),
+    ("1.37 or newer", r"^[ \t]*meta l4proto \w+ dnat (?:ip (?:addr \. port )?)?to [\d.]+(?: \. |:)\d+"),
 )
 """kube-proxy's releases, and a line that only these write in mode nftables. 1.37 needs no map for a single endpoint."""
 
@@ -103,7 +107,7 @@ def _make_service(
     name: str, protocol: str, ip: str, port: str | int, endpoints: Iterable[str], commented: bool = True
 ) -> Service:
     """Return a Service; if the rules do not hold its name, ``namespace/name:port``, with one made of the address."""
-    if not re.fullmatch(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?", name):
+    if not _NAME.fullmatch(name):
         name = f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
     return Service(name, protocol, ip, int(port), tuple(endpoints), commented)
 
@@ -128,7 +132,7 @@ def parse_nft(text: str) -> list[Service]:
             if chain.startswith(("external-", "firewall-")):  # another address of the Service
                 continue
             body = blocks.get(chain, "")
-            hops = dict.fromkeys(re.findall(r"goto (endpoint-[^\s,]+)", body)) or [chain]
+            hops = dict.fromkeys(_HOP.findall(body)) or [chain]
             endpoints = [
                 ":".join(pair)
                 for hop in hops
@@ -142,17 +146,15 @@ def parse_nft(text: str) -> list[Service]:
 
 def _split_blocks(text: str) -> dict[str, str]:
     """Split kube-proxy's table in an nft ruleset: name of a set, map or chain -> its content."""
-    blocks: dict[str, list[str]] = {}
-    table, lines = "", list[str]()
-    for line in text.split("\n"):
-        words = line.split(None, 2) if line.endswith("{") or "{ #" in line else []
-        if words[:1] == ["table"]:
-            table = line.partition("{")[0].strip()
-        elif table == "table ip kube-proxy" and words[:1] in (["set"], ["map"], ["chain"]):
-            lines = blocks.setdefault(words[1], [])
-        else:
-            lines.append(line)
-    return {name: "\n".join(content) for name, content in blocks.items()}
+    heads = list(_BLOCK.finditer(text))
+    ends = [*(head.start() for head in heads), len(text)][1:]
+    blocks, table = {}, ""
+    for head, end in zip(heads, ends, strict=True):
+        if head[1] == "table":
+            table = head[2]
+        elif table == "ip kube-proxy":
+            blocks[head[2]] = text[head.end() : end]
+    return blocks
 
 
 def parse_ipvsadm(text: str) -> list[Service]:
@@ -178,13 +180,15 @@ def find_foreign(texts: Mapping[str, str], services: Iterable[Service]) -> tuple
     """
     services = list(services)
     addresses = {service.ip for service in services}
-    blocks = _split_blocks(texts.get("nft", ""))
-    other = {ip for ip, *_, chain in _ELEMENT.findall(blocks.get("service-ips", "")) if chain.startswith("external-")}
-    other |= {ip for ip, *_ in _ELEMENT.findall(blocks.get("firewall-ips", ""))}
+    nft = texts.get("nft", "")
+    lines = [line for line in nft.split("\n") if " : goto external-" in line or " : goto firewall-" in line]
+    elements = _ELEMENT.findall("\n".join(lines))
+    other = {ip for ip, *_, chain in elements if chain.startswith(("external-", "firewall-"))}
     if "ipvsadm" not in texts:
         rules = read_chain(texts.get("iptables-save", ""), "KUBE-SERVICES")
         other |= {rule.service.ip for rule in rules if _is_other(rule) and rule.service}
-    cluster_ips = re.findall(r"(?<![\d.])[\d.]{7,15}", strip_quoted(blocks.get("cluster-ips", "")))
+    _, _, cluster_set = nft.partition("set cluster-ips {")
+    cluster_ips = re.findall(r"(?<![\d.])[\d.]{7,15}(?=,|\s)", strip_quoted(cluster_set.partition("\n}\n")[0]))
     cluster_ips += re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
     if cluster_ips:
         return (addresses | other) - set(cluster_ips), True
@@ -235,14 +239,15 @@ def find_untracked(texts: Mapping[str, str], services: Iterable[Service]) -> dic
     Samples: ``-A PREROUTING -d 10.96.0.10/32 -p udp -m udp --dport 53 -j NOTRACK`` of NodeLocal DNSCache; ``ip daddr
     10.96.0.10 udp dport 53 notrack``. Rules with other conditions are not understood, and match nothing here.
 
-    :return: Service -> the rule.
+    :return: Service -> the reason, with the rule.
     """
     rules = [rule.bare for chain in read_table(texts, "raw").values() for rule in chain]
     matches = [match for rule in rules if (match := _NOTRACK.fullmatch(rule))]
-    matches += _NFT_NOTRACK.finditer(texts.get("nft", ""))
+    lines = (line for line in texts.get("nft", "").split("\n") if "notrack" in line)
+    matches += [match for line in lines if (match := _NFT_NOTRACK.match(line))]
     conditions = [condition for match in matches if (condition := _read_condition(match))]
     return {
-        Destination(service.ip, service.port, service.protocol): rule
+        Destination(service.ip, service.port, service.protocol): f"a rule takes its packets out of conntrack: {rule}"
         for service in services
         for network, protocol, ports, rule in conditions
         if IPv4Address(service.ip) in network
@@ -283,3 +288,16 @@ def find_refusals(texts: Mapping[str, str]) -> list[str]:
                 f"an nft chain at hook forward ends with {match[1]}: packets that no rule accepts do not arrive"
             )
     return notes
+
+
+def is_valid(service: Service) -> bool:
+    """Return whether a Service's address and endpoints are addresses and ports of IPv4."""
+    return all(
+        _ADDRESS.fullmatch(text) and 0 < int(text.rpartition(":")[2]) < 65536
+        for text in (service.address, *service.endpoints)
+    )
+
+
+def find_names(option: str, text: str) -> list[str]:
+    """Return the values of an option in iptables-save's text, sorted."""
+    return sorted(set(re.findall(rf" {option} (\S+)", strip_quoted(text)))) if option in text else []
