@@ -27,10 +27,10 @@ from kproxylat.lab.ruleset_services import (
     find_refusals,
     find_release,
     find_untracked,
-    is_valid,
     parse_iptables,
     parse_ipvsadm,
     parse_nft,
+    select_valid,
 )
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
@@ -312,9 +312,8 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     if "iptables-save" in kept:
         _add_sets(kept, added)
     services: dict[Destination, Service] = {}
-    for service in PARSERS[mode.form.tool](kept.get(mode.form.tool, "")):
-        if is_valid(service):
-            services.setdefault(Destination(service.ip, service.port, service.protocol), service)
+    for service in select_valid(PARSERS[mode.form.tool](kept.get(mode.form.tool, ""))):
+        services.setdefault(Destination(service.ip, service.port, service.protocol), service)
     foreign, certain = find_foreign(kept, services.values())
     if foreign:
         examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"

@@ -24,6 +24,8 @@ _BLOCK = re.compile(r"^[ \t]*(table|set|map|chain) ([^\s{]+(?: [^\s{]+)?) \{", r
 _CHAIN_NAME = re.compile(r"(?:service|local)-[^-]+-([^/]+/[^/]+)/\w+/(.*)")
 _HOP = re.compile(r"goto (endpoint-[^\s,]+)")
 _NAME = re.compile(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,63}(?::[a-z0-9-]{0,63})?")
+_MOST_RULES, _MOST_TEXT = 20, 2000
+"""Rules and characters that are read of an endpoint's chain, which many Services can name; kube-proxy writes fewer."""
 _NUMBERS = {"6": "tcp", "17": "udp", "132": "sctp"}
 """Number of a protocol, which nft prints with ``--numeric``, -> its name."""
 _TRANSLATION = re.compile(r"(?<![\d.])([\d.]{7,15})(?: \. |:)(\d{1,5})(?!\S)")
@@ -84,18 +86,26 @@ def parse_iptables(text: str) -> list[Service]:
     tables = read_tables(text)
     nat, rejecting = tables.get("nat", {}), tables.get("filter", {}).get("KUBE-SERVICES", [])
     services = []
+    endpoints: dict[str, tuple[tuple[str, ...], bool]] = {}
     for rule in [*nat.get("KUBE-SERVICES", []), *rejecting]:
         port = rule.service
         if port is None or ":" in port.ip or _is_other(rule) or not _SERVICE_JUMP.match(rule.jump):
             continue
-        choices = [choice for choice in nat.get(rule.jump, []) if choice.jump.startswith("KUBE-SEP-")]
-        # With session affinity, two rules lead to each endpoint's chain.
-        chains = dict.fromkeys(choice.jump for choice in choices)
-        translations = [translation.bare for chain in chains for translation in nat.get(chain, [])]
-        endpoints = re.findall(r"--to-destination ([\d.]+:\d+)", "\n".join(translations))
-        name, commented = rule.comment.partition(" ")[0], any(choice.comment for choice in choices)
-        services.append(_make_service(name, port.protocol, port.ip, port.port, endpoints, commented))
+        if rule.jump not in endpoints:
+            endpoints[rule.jump] = _follow_chain(nat, rule.jump)
+        name = rule.comment.partition(" ")[0]
+        services.append(_make_service(name, port.protocol, port.ip, port.port, *endpoints[rule.jump]))
     return services
+
+
+def _follow_chain(nat: Mapping[str, list[Rule]], chain: str) -> tuple[tuple[str, ...], bool]:
+    """Return the endpoints that a Service's chain leads to, and whether its rules have comments."""
+    choices = [choice for choice in nat.get(chain, []) if choice.jump.startswith("KUBE-SEP-")]
+    # With session affinity, two rules lead to each endpoint's chain.
+    hops = dict.fromkeys(choice.jump for choice in choices)
+    translations = "\n".join(translation.bare for hop in hops for translation in nat.get(hop, [])[:_MOST_RULES])
+    endpoints = re.findall(r"--to-destination ([\d.]+:\d+)", translations)
+    return tuple(endpoints), any(choice.comment for choice in choices)
 
 
 def _is_other(rule: Rule) -> bool:
@@ -126,21 +136,20 @@ def parse_nft(text: str) -> list[Service]:
     """
     blocks = _split_blocks(text)
     services = []
+    endpoints: dict[str, tuple[str, ...]] = {}
     for map_name in ("service-ips", "no-endpoint-services"):
         for ip, number, port, comment, chain in _ELEMENT.findall(blocks.get(map_name, "")):
             protocol = _NUMBERS.get(number, number)
             if chain.startswith(("external-", "firewall-")):  # another address of the Service
                 continue
-            body = blocks.get(chain, "")
-            hops = dict.fromkeys(_HOP.findall(body)) or [chain]
-            endpoints = [
-                ":".join(pair)
-                for hop in hops
-                for pair in _TRANSLATION.findall(blocks.get(hop, "").partition("dnat ")[2])
-            ]
+            if chain not in endpoints:
+                body = blocks.get(chain, "")
+                bodies = [blocks.get(hop, "")[:_MOST_TEXT] for hop in dict.fromkeys(_HOP.findall(body))] or [body]
+                pairs = [pair for text in bodies for pair in _TRANSLATION.findall(text.partition("dnat ")[2])]
+                endpoints[chain] = tuple(map(":".join, pairs))
             words = _CHAIN_NAME.fullmatch(chain)
             name = f"{words[1]}:{words[2]}".rstrip(":") if words else comment
-            services.append(_make_service(name, protocol, ip, port, endpoints))
+            services.append(_make_service(name, protocol, ip, port, endpoints[chain]))
     return services
 
 
@@ -219,7 +228,7 @@ def find_cluster_cidr(text: str) -> IPv4Network | None:
     """
     for match in re.finditer(rf"! -s {_CIDR} |ip saddr != {_CIDR} (?:jump mark-for-masq|meta mark set)", text):
         end = text.find("\n", match.end())
-        if match[1] and "-j KUBE-MARK-MASQ" not in text[match.end() : end if end >= 0 else None]:
+        if match[1] and text.find("-j KUBE-MARK-MASQ", match.end(), end if end >= 0 else len(text)) < 0:
             continue
         try:
             return IPv4Network(match[1] or match[2])
@@ -290,12 +299,17 @@ def find_refusals(texts: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def is_valid(service: Service) -> bool:
-    """Return whether a Service's address and endpoints are addresses and ports of IPv4."""
-    return all(
-        _ADDRESS.fullmatch(text) and 0 < int(text.rpartition(":")[2]) < 65536
-        for text in (service.address, *service.endpoints)
-    )
+def select_valid(services: Iterable[Service]) -> list[Service]:
+    """Return the Services whose address and endpoints are addresses and ports of IPv4."""
+    # Services can share their endpoints, which are then checked once.
+    services = list(services)
+    lists = {id(service.endpoints): service.endpoints for service in services}
+    valid = {number for number, endpoints in lists.items() if all(map(_is_address, endpoints))}
+    return [service for service in services if id(service.endpoints) in valid and _is_address(service.address)]
+
+
+def _is_address(text: str) -> bool:
+    return bool(_ADDRESS.fullmatch(text)) and 0 < int(text.rpartition(":")[2]) < 65536
 
 
 def find_names(option: str, text: str) -> list[str]:
