@@ -88,29 +88,29 @@ def parse_iptables(text: str) -> list[Service]:
     services = []
     endpoints: dict[str, tuple[tuple[str, ...], bool]] = {}
     for rule in [*nat.get("KUBE-SERVICES", []), *rejecting]:
-        port = rule.service
-        if port is None or ":" in port.ip or _is_other(rule) or not _SERVICE_JUMP.match(rule.jump):
+        port, jump = rule.service, rule.jump
+        if port is None or ":" in port.ip or _is_other(rule, jump) or not _SERVICE_JUMP.match(jump):
             continue
-        if rule.jump not in endpoints:
-            endpoints[rule.jump] = _follow_chain(nat, rule.jump)
+        if jump not in endpoints:
+            endpoints[jump] = _follow_chain(nat, jump)
         name = rule.comment.partition(" ")[0]
-        services.append(_make_service(name, port.protocol, port.ip, port.port, *endpoints[rule.jump]))
+        services.append(_make_service(name, port.protocol, port.ip, port.port, *endpoints[jump]))
     return services
 
 
 def _follow_chain(nat: Mapping[str, list[Rule]], chain: str) -> tuple[tuple[str, ...], bool]:
     """Return the endpoints that a Service's chain leads to, and whether its rules have comments."""
-    choices = [choice for choice in nat.get(chain, []) if choice.jump.startswith("KUBE-SEP-")]
+    choices = [(jump, rule) for rule in nat.get(chain, []) if (jump := rule.jump).startswith("KUBE-SEP-")]
     # With session affinity, two rules lead to each endpoint's chain.
-    hops = dict.fromkeys(choice.jump for choice in choices)
-    translations = "\n".join(translation.bare for hop in hops for translation in nat.get(hop, [])[:_MOST_RULES])
+    rules = [rule for hop in dict.fromkeys(jump for jump, _ in choices) for rule in nat.get(hop, [])[:_MOST_RULES]]
+    translations = "\n".join(rule.bare for rule in rules if "--to-destination" in rule.text)
     endpoints = re.findall(r"--to-destination ([\d.]+:\d+)", translations)
-    return tuple(endpoints), any(choice.comment for choice in choices)
+    return tuple(endpoints), any(rule.comment for _, rule in choices)
 
 
-def _is_other(rule: Rule) -> bool:
+def _is_other(rule: Rule, jump: str) -> bool:
     """Return whether a rule of KUBE-SERVICES is that of a Service's address other than the ClusterIP."""
-    return bool(_OTHER_JUMP.match(rule.jump) or _OTHER_COMMENT.search(rule.text))
+    return bool(_OTHER_JUMP.match(jump) or _OTHER_COMMENT.search(rule.text))
 
 
 def _make_service(
@@ -195,7 +195,7 @@ def find_foreign(texts: Mapping[str, str], services: Iterable[Service]) -> tuple
     other = {ip for ip, *_, chain in elements if chain.startswith(("external-", "firewall-"))}
     if "ipvsadm" not in texts:
         rules = read_chain(texts.get("iptables-save", ""), "KUBE-SERVICES")
-        other |= {rule.service.ip for rule in rules if _is_other(rule) and rule.service}
+        other |= {rule.service.ip for rule in rules if _is_other(rule, rule.jump) and rule.service}
     _, _, cluster_set = nft.partition("set cluster-ips {")
     cluster_ips = re.findall(r"(?<![\d.])[\d.]{7,15}(?=,|\s)", strip_quoted(cluster_set.partition("\n}\n")[0]))
     cluster_ips += re.findall(r"^add KUBE-CLUSTER-IP ([\d.]+),", texts.get("ipset", ""), re.M)
