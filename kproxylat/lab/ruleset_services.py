@@ -284,7 +284,7 @@ def read_table(texts: Mapping[str, str], name: str) -> dict[str, list[Rule]]:
 def find_refusals(texts: Mapping[str, str]) -> list[str]:
     """Return a sentence on each chain that refuses all forwarded packets that no rule before accepts."""
     notes = []
-    if re.search(r"^:FORWARD DROP", texts.get("iptables-save", ""), re.M):
+    if "\n:FORWARD DROP" in texts.get("iptables-save", ""):
         notes.append("its chain FORWARD drops packets that no rule accepts")
     rules = read_table(texts, "filter").get("FORWARD", [])
     if rules and (match := _REFUSAL.fullmatch(rules[-1].bare)):
