@@ -16,6 +16,14 @@ Command = tuple[tuple[str, ...], str]
 SMALL = 50
 """Services of one transaction in a user namespace, where a netlink socket's buffer cannot be enlarged beyond
 net.core.wmem_max (kernel, net/core/sock.c, SO_SNDBUFFORCE needs CAP_NET_ADMIN of the initial namespace)."""
+_RIGHTS = "-all,+net_admin,+net_raw"
+CONFINED = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--pdeathsig=KILL"),
+    *(f"--inh-caps={_RIGHTS}", f"--ambient-caps={_RIGHTS}", f"--bounding-set={_RIGHTS}"),
+    *("env", "XTABLES_LOCKFILE=/dev/null"),
+)
+"""Words before a tool that reads a captured ruleset: it then has root's rights to change the network, but not those to
+files. The lock file of iptables-legacy belongs to root."""
 EMPTY_TRANSACTION = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table ip kproxylat_commit\n"
 """A transaction that changes no rule, for the parity of their number."""
 

@@ -1,17 +1,15 @@
 """A reader of rulesets from other nodes, and the commands that load them into the lab's node.
 
 FILE is the output of ``kproxylat capture``, iptables-save, ``nft list ruleset`` or ``ipvsadm -Sn``, or a directory of
-such files; gzip is allowed. The content is untrusted: only ``iptables-*-restore``, ``nft -f``, ``ipset restore`` and
-``ipvsadm --restore`` execute it, in a namespace of kproxylat's, and lab/ruleset_check refuses lines that let a
-tool read a file or run a program.
+such files; gzip is allowed. The content is untrusted: lab/ruleset_check parses it, and the texts for
+``iptables-*-restore``, ``nft -f``, ``ipset restore`` and ``ipvsadm --restore`` are written from what was understood.
+The tools run in a namespace of kproxylat's, without root's rights to files.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,26 +19,35 @@ from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError, RulesetError, UsageError
 from kproxylat.lab.pod import Pod, imitate_pod
-from kproxylat.lab.rules import Command, render_ruleset
-from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, sniff
+from kproxylat.lab.rules import CONFINED, Command, render_ruleset
+from kproxylat.lab.ruleset_check import CHECKS, KINDS, find_backend, name_other_form, read_text, sniff
 from kproxylat.lab.ruleset_services import (
     count_left_out,
     find_cluster_cidr,
     find_foreign,
+    find_names,
+    find_refusals,
+    find_release,
+    find_untracked,
     parse_iptables,
     parse_ipvsadm,
     parse_nft,
+    select_valid,
 )
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
 from kproxylat.results import Destination, IpNetwork
+from kproxylat.system import kernel
 from kproxylat.system.processes import run
 
 SCHEMA = "kproxylat-ruleset/1"
-MAX_BYTES = 256 << 20
 _REMEDY = "pass the output of kproxylat capture, iptables-save, nft list ruleset or ipvsadm -Sn"
-_IPV6 = re.compile(r"-d [\da-f:]+/128 .*-j KUBE-SV|^table ip6 kube-proxy|^-A -[tu] \[", re.M)
+_IPV6 = re.compile(r"/128 -p |^table ip6 kube-proxy|^-A -[tu] \[", re.M)
 """A Service of IPv6, as iptables-save, nft or ipvsadm prints it."""
+_HEAD = 40
+"""Characters that tell nft's JSON from a capture."""
+_NO_MODPROBE = "--modprobe=/bin/false"
+_SERVICE_RULE = re.compile(r"^(?:\[\d+:\d+\] )?-A KUBE-SERVICES .*-j KUBE-SV[CL]-", re.M)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Ruleset:
     :param services: the Services in the order of the rules.
     :param cluster_cidr: the network of the pods; None if the rules do not name it.
     :param notes: sentences on what was left out or added.
+    :param left_out: Services with an endpoint that cannot be measured -> the reason.
     :param rewritten: whether to load, instead of the texts, the rules that kube-proxy writes in this mode for the
         same Services.
     """
@@ -64,14 +72,17 @@ class Ruleset:
     cluster_cidr: IpNetwork | None = None
     notes: tuple[str, ...] = ()
     rewritten: bool = False
+    left_out: dict[Destination, str] = field(default_factory=dict, repr=False)
 
     @property
     def targets(self) -> dict[Destination, Service]:
         """The Services that can be measured: with TCP or UDP and an endpoint."""
         return {
-            Destination(service.ip, service.port, service.protocol): service
+            target: service
             for service in self.services
-            if service.endpoints and service.protocol != "sctp"
+            if (target := Destination(service.ip, service.port, service.protocol)) not in self.left_out
+            and service.endpoints
+            and service.protocol != "sctp"
         }
 
     @property
@@ -98,6 +109,9 @@ class Ruleset:
         """
         targets = {target: service.address for target, service in self.targets.items()}
         matches = [target for target in targets if targets[target] == text and protocol in ("", target.protocol)]
+        for target, reason in self.left_out.items():
+            if not matches and str(target).startswith(text) and protocol in ("", target.protocol):
+                raise UsageError(f"{target} cannot be measured: {reason}", "name another Service")
         if not matches:
             examples = ", ".join([*targets.values()][:3])
             raise UsageError(
@@ -133,15 +147,15 @@ class Ruleset:
         if self.mode.form == MAP:
             return [(("nft", "-f", "-"), self.texts["nft"])]
         saved, sets = self.texts.get("iptables-save", ""), self.texts.get("ipset", "")
-        names = sorted(set(re.findall(r"--nfacct-name\s+(\S+)", saved)))
+        names = find_names("--nfacct-name", saved)
         before: list[Command] = [(("nfacct", "add", name), "") for name in names]
         before += [(("ipset", "restore"), sets)] if sets else []
         if self.mode.form == CHAIN:
-            return [*before, ((f"{self.mode.iptables}-restore",), saved)]
+            return [*before, ((f"{self.mode.iptables}-restore", _NO_MODPROBE), saved)]
         # Replace missing texts by the rules that kube-proxy writes.
         rendered = {argv[0]: (argv, text) for argv, text in self._render()}
         if saved:
-            rules = [*before, (("iptables-nft-restore",), saved)]
+            rules = [*before, (("iptables-nft-restore", _NO_MODPROBE), saved)]
         else:
             rules = [rendered["ipset"], rendered["iptables-nft-restore"]]
         return [rendered["sysctl"], rendered["ip"], *rules, (("ipvsadm", "--restore"), self.texts["ipvsadm"])]
@@ -152,8 +166,11 @@ class Ruleset:
         :raises MachineError: a tool refuses its input; quotes the tool's message and the line that it names.
         """
         for argv, text in self.commands():
+            # Without real root, in a user namespace, there is no other user to become.
+            free = argv[0] in ("ip", "sysctl") or not kernel.is_initial_user_namespace()
+            confined = () if free else CONFINED
             try:
-                run(*argv, netns=netns, stdin=text)
+                run(*confined, *argv, netns=netns, stdin=text)
             except CommandError as error:
                 message = " ".join(error.output.split())[:300] or f"(nothing; status {error.status})"
                 match = re.search(r"line:?\s+(\d+)|stdin:(\d+)|^(\d+):", error.output, re.I)
@@ -176,32 +193,49 @@ def read_ruleset(path: Path, mode: str | None = None, backend: str | None = None
         raise UsageError(f"{path} does not exist", "name the file of a ruleset, or a directory of such files")
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     texts: dict[str, list[tuple[str, str]]] = {kind: [] for kind in KINDS}
+    problems: list[RulesetError] = []
     ipv6 = False
     for file in files:
-        text = _read_text(file)
+        text = read_text(file)
         ipv6 = ipv6 or bool(_IPV6.search(text))
-        if not text.lstrip().startswith("{"):
-            if kind := sniff(text):
-                texts[kind].append((str(file), text))
-        elif not path.is_dir():
+        is_json = text.lstrip()[:1] == "{"
+        if not is_json and (kind := sniff(text)):
+            texts[kind].append((str(file), text))
+        elif problem := name_other_form(str(file), text[:_HEAD] if is_json else text):
+            problems.append(problem)
+        elif is_json and not path.is_dir():
             return _choose(path, [_read_capture(path, text)], mode, backend, False)
-    return _choose(path, list(_build_all(path, texts, backend)), mode, backend, ipv6)
+    rulesets = list(_build_all(path, texts, backend, problems))
+    if problems and not any(ruleset.targets for ruleset in rulesets) and not ipv6:
+        raise problems[0]
+    return _choose(path, rulesets, mode, backend, ipv6)
 
 
-def _build_all(path: Path, texts: Mapping[str, list[tuple[str, str]]], backend: str | None) -> Iterator[Ruleset]:
+def _build_all(
+    path: Path, texts: Mapping[str, list[tuple[str, str]]], backend: str | None, problems: list[RulesetError]
+) -> Iterator[Ruleset]:
     """Build a ruleset of each file that holds rules, together with the sets and virtual servers of other files.
 
     :param texts: kind -> (file, text) of all files.
     :param backend: the backend of rules that do not name it.
+    :param problems: gets an error for each file whose rules are not kube-proxy's as they are in use.
     """
     sets, servers = ("\n".join(text for _, text in texts[kind]) for kind in ("ipset", "ipvsadm"))
     with_rules = False
     for source, text in texts["iptables-save"]:
         parts = {"iptables-save": text, "ipset": sets}
-        if "--match-set KUBE-CLUSTER-IP" not in text:
+        # After a switch from mode ipvs, rules that name its sets stay.
+        if _SERVICE_RULE.search(text) or "--match-set KUBE-CLUSTER-IP" not in text:
             named = find_backend(text)
             notes = () if named or backend else ("it does not name its backend: nft is assumed",)
-            yield build(source, _find_row(CHAIN, named or backend or None), parts, notes)
+            ruleset = build(source, _find_row(CHAIN, named or backend or None), parts, notes)
+            if ruleset.services and not re.search(r"^(?:\[\d+:\d+\] )?-A .*-j KUBE-SERVICES$", text, re.M):
+                problem = (
+                    f"{source} is a part of the rules: none leads to chain KUBE-SERVICES, as in kube-proxy's input"
+                )
+                problems.append(RulesetError(problem, "run iptables-save, and pass all"))
+                continue
+            yield ruleset
         elif servers:
             with_rules = True
             yield build(source, _find_row(SERVERS), {**parts, "ipvsadm": servers})
@@ -211,6 +245,10 @@ def _build_all(path: Path, texts: Mapping[str, list[tuple[str, str]]], backend: 
     if servers and not with_rules:
         yield build(str(path), _find_row(SERVERS), {"ipvsadm": servers})
     for source, text in texts["nft"]:
+        if re.search(r"^\s+chain KUBE-SERVICES \{", text, re.M) and "table ip kube-proxy" not in text:
+            problem = f"{source} is nft's list of rules that iptables-nft wrote, which nft cannot load"
+            problems.append(RulesetError(problem, "run iptables-nft-save"))
+            continue
         yield build(source, _find_row(MAP), {"nft": text})
 
 
@@ -229,8 +267,8 @@ def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: 
         problem = f"{path} holds no Service of IPv4 with an endpoint, and kproxylat cannot replay rules of IPv6"
         raise RulesetError(problem, "sweep --lab --family 6 measures lookups of IPv6, with the lab's own rules")
     if not usable:
-        lacking = "Service with an endpoint" if rulesets else "rule"
-        raise RulesetError(f"{path} is not a ruleset of kube-proxy's: it holds no {lacking}", _REMEDY)
+        lacking = "holds no Service with an endpoint" if rulesets else "holds no rules"
+        raise RulesetError(f"{path} is not a ruleset of kube-proxy's: it {lacking}", _REMEDY)
     names = ", ".join(f"{ruleset.mode.name}/{ruleset.mode.backend}" for ruleset in usable)
     choices = [ruleset for ruleset in usable if mode in (None, ruleset.mode.name)]
     if len(choices) > 1:
@@ -241,26 +279,6 @@ def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: 
         raise UsageError(f"{path} holds several rulesets: {names}", "pass --mode and --backend, or the file itself")
     [ruleset] = choices
     return replace(ruleset, mode=find_mode(ruleset.mode.name, backend or ruleset.mode.backend))
-
-
-def _read_text(file: Path) -> str:
-    """Return the text of a file, uncompressed.
-
-    :raises RulesetError: the file cannot be read, is too large, or is not text.
-    """
-    try:
-        with file.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            data = stream.read(MAX_BYTES + 1)
-        text = data.decode()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RulesetError(f"cannot read {file}: {reason}", "pass a text file to --ruleset") from None
-    if len(data) > MAX_BYTES:
-        raise RulesetError(f"{file} is larger than {MAX_BYTES >> 20} MiB", "pass a ruleset")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def _read_capture(path: Path, text: str) -> Ruleset:
@@ -291,11 +309,10 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     added = list(notes)
     kept = {kind: CHECKS[kind](source, text, added) for kind, text in texts.items() if text.strip()}
     if "iptables-save" in kept:
-        _check_names(source, kept, added)
+        _add_sets(kept, added)
     services: dict[Destination, Service] = {}
-    for service in PARSERS[mode.form.tool](kept.get(mode.form.tool, "")):
-        if _is_valid(service):
-            services.setdefault(Destination(service.ip, service.port, service.protocol), service)
+    for service in select_valid(PARSERS[mode.form.tool](kept.get(mode.form.tool, ""))):
+        services.setdefault(Destination(service.ip, service.port, service.protocol), service)
     foreign, certain = find_foreign(kept, services.values())
     if foreign:
         examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"
@@ -304,33 +321,22 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
         added.append("without the output of ipset save, addresses of LoadBalancers are treated as ClusterIPs")
     cluster_ips = tuple(service for service in services.values() if service.ip not in foreign)
     cidr = find_cluster_cidr(kept.get("nft" if mode.form == MAP else "iptables-save", ""))
-    return Ruleset(source, mode, kept, cluster_ips, cidr, tuple(added))
+    ruleset = Ruleset(source, mode, kept, cluster_ips, cidr)
+    left_out = find_untracked(kept, ruleset.targets.values())
+    if left_out:
+        names = ", ".join(map(str, [*left_out][:3])) + (" and more" if len(left_out) > 3 else "")
+        added.append(f"Services whose packets a NOTRACK rule takes out of conntrack are not measured: {names}")
+    added += find_refusals(kept)
+    if release := find_release(kept.get("nft", "")):
+        added.append(f"the form of the rules is that of kube-proxy {release}")
+    return replace(ruleset, notes=tuple(added), left_out=left_out)
 
 
-def _check_names(source: str, texts: dict[str, str], notes: list[str]) -> None:
-    """Check the nfacct objects that iptables' rules name, and add the sets that they name and the texts lack."""
+def _add_sets(texts: dict[str, str], notes: list[str]) -> None:
+    """Add the sets that iptables' rules name and the texts lack."""
     saved, sets = texts["iptables-save"], texts.get("ipset", "")
     existing = re.findall(r"^create (\S+)", sets, re.M)
-    missing = sorted(set(re.findall(r"--match-set (\S+)", saved)).difference(existing))
+    missing = sorted(set(find_names("--match-set", saved)).difference(existing))
     if missing:
         notes.append(f"sets that rules name and the file does not hold are created empty: {', '.join(missing)}")
         texts["ipset"] = "\n".join([sets, *(f"create {name} hash:ip" for name in missing), ""])
-        CHECKS["ipset"](source, texts["ipset"], [])
-    for name in re.findall(r"--nfacct-name\s+(\S+)", saved):
-        if not re.fullmatch(r"(?!-)[\w.-]{1,31}", name):
-            raise RulesetError(
-                f"{source}: invalid name of an nfacct object {name[:40]!r}", "names have letters, digits and _ . -"
-            )
-    if re.search(r"^:FORWARD DROP", saved, re.M):
-        notes.append("its chain FORWARD drops packets that no rule accepts")
-
-
-def _is_valid(service: Service) -> bool:
-    """Return whether a Service's address and endpoints are addresses and ports of IPv4."""
-    try:
-        return all(
-            IPv4Address(ip) and 0 < int(port) < 65536
-            for ip, _, port in (text.rpartition(":") for text in (service.address, *service.endpoints))
-        )
-    except ValueError:
-        return False

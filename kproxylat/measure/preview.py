@@ -117,7 +117,7 @@ def _name_modules(mode: Mode, more: Sequence[str]) -> str:
 def _list_left_out(options: Options) -> Iterator[Mapping[str, str]]:
     """Name the Services of the ruleset that are not measured, with the reason."""
     ruleset = options.ruleset
-    reasons: Mapping[Destination, str] = getattr(ruleset, "left_out", {})
+    reasons: Mapping[Destination, str] = ruleset.left_out if ruleset else {}
     for service in ruleset.services if ruleset else ():
         target = Destination(service.ip, service.port, service.protocol)
         if target in (options.targets or (options.target,)):

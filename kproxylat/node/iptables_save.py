@@ -45,6 +45,10 @@ class Rule(NamedTuple):
     @property
     def jump(self) -> str:
         """The chain or target that the rule leads to; "" if it only counts."""
+        # Most rules end with the jump: without a quote after it, no comment holds it.
+        _, _, end = self.text.rpartition(" -j ")
+        if end != self.text and '"' not in end:
+            return end.partition(" ")[0]
         match = _JUMP.search(f" {self.bare}")
         return match[1] if match else ""
 

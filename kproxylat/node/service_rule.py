@@ -129,7 +129,7 @@ def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, rea
         if counts:
             threading.Event().wait(_READING_S)
         try:
-            listed = re.findall(r"^(TCP|UDP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
+            listed = re.findall(r"^(TCP|UDP|SCTP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
         except CommandError:
             listed = []
         connections = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
