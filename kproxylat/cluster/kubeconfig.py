@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from kproxylat.cluster.kubeconfig_check import check_credentials, check_file, keep_keys_in_memory
 from kproxylat.cluster.transport import Transport
 from kproxylat.errors import MachineError, UsageError
 
@@ -96,14 +97,16 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, s
     """
     from kubernetes.client import Configuration
     from kubernetes.config import ConfigException, load_incluster_config
-    from yaml import YAMLError
 
     configuration = Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
     namespace: str | None
     user: Object = {}
+    secrets: set[str] = set()
     try:
         if files := _find_files(kubeconfig):
+            for file in files:
+                secrets |= check_file(file)
             name, namespace, user = _read_files(files, context, configuration)
         else:
             load_incluster_config(configuration)
@@ -116,27 +119,25 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, s
             tuple(_impersonate(user)),
             (str(plugin.get("command") or ""), hint),
         )
-    except YAMLError as error:
-        # The error's text may quote a secret.
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        reason = f"{place}{getattr(error, 'problem', '') or 'invalid YAML'}"
-        raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
-    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
+    except (ConfigException, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        for secret in secrets:
+            reason = reason.replace(secret, "(secret)")
+        raise MachineError(f"the kubeconfig cannot be used: {reason[:200]}", "try: kubectl config view") from None
     return client, name, namespace
 
 
 def _find_files(kubeconfig: Path | None) -> list[str]:
     """Return the kubeconfig files that exist, as kubectl finds them; none in a pod that has only its account."""
     if kubeconfig and not kubeconfig.is_file():
-        raise UsageError(f"kubeconfig {kubeconfig} does not exist", "--kubeconfig takes a file's path")
+        problem = "is not a regular file" if kubeconfig.exists() else "does not exist"
+        raise UsageError(f"kubeconfig {kubeconfig} {problem}", "--kubeconfig takes a file's path")
     text = str(kubeconfig or os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
     files = [path for path in text.split(os.pathsep) if Path(path).is_file()]
     if not files and "KUBERNETES_SERVICE_HOST" not in os.environ:
         raise MachineError(
-            f"there is no kubeconfig: {text} does not exist, and this is not a pod",
+            f"there is no kubeconfig: {text} {'is not a file' if Path(text).exists() else 'does not exist'}, "
+            "and this is not a pod",
             "pass --kubeconfig FILE (under sudo, too: root has another home), or set KUBECONFIG",
         )
     # Like kubectl, ignore an empty file beside others.
@@ -160,7 +161,8 @@ def _read_files(files: Sequence[str], context: str | None, configuration: Any) -
         )
     user = _read_section(merger, "user").get(contexts[name].get("user"), {})
     plugin = user.get("exec") or {}
-    with raise_logged_errors(str(plugin.get("command")), str(plugin.get("installHint") or "")):
+    check_credentials(user, files)
+    with keep_keys_in_memory(), raise_logged_errors(str(plugin.get("command")), str(plugin.get("installHint") or "")):
         load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
     return name, contexts[name].get("namespace"), user
 

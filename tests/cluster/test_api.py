@@ -612,7 +612,7 @@ def test_no_error_shows_a_secret(fake: FakeApi, tmp_path: Path, user: dict[str, 
 def test_a_yaml_error_and_an_address_show_no_secret(fake: FakeApi, tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("users:\n- user: {token: s3cret: x}\n")
-    with pytest.raises(MachineError, match="the kubeconfig cannot be used: line 2: ") as caught:
+    with pytest.raises(MachineError, match="line 2 is not YAML: ") as caught:
         connect(path)
     assert "s3cret" not in str(caught.value)
     path = fake.kubeconfig(tmp_path)
