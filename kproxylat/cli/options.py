@@ -75,7 +75,15 @@ class Format(StrEnum):
 DUMMIES = 100
 """Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
-Rate = Annotated[int, typer.Argument(help="Packets per second.")]
+Rate = Annotated[
+    int | None,
+    typer.Argument(
+        help="Packets per second (run: 10000; sweep: 1000; connections: 1000 in the lab, 100 elsewhere).",
+        show_default=False,
+    ),
+]
+CONNECTIONS = {True: 1000, False: 100}
+"""Whether it is a lab -> connections per second, if not passed: a cluster's pods have other work."""
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
 ModeName = Annotated[str | None, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")]
@@ -222,9 +230,24 @@ class Measured:
         typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
     ] = False
 
+    first_packet: Annotated[
+        bool, typer.Option("--first-packet", help="Open TCP connections, and time each from SYN to SYN-ACK.")
+    ] = False
+    places: Annotated[
+        int | None,
+        typer.Option("--places", metavar="N", help="With --first-packet: to N of the lab's Services, evenly spread."),
+    ] = None
+
     @property
     def _needs_sockets(self) -> bool:
-        return self.origin is Origin.NODE or self.probe is Kind.NONE
+        return self.origin is Origin.NODE or self.probe is Kind.NONE or self.first_packet
+
+    def choose_rate(self, rate: int | None, usual: int) -> int:
+        """Return the packets a second.
+
+        :param rate: as passed; ``usual``: without connections, if none was passed.
+        """
+        return rate if rate is not None else CONNECTIONS[self.lab] if self.first_packet else usual
 
     def enter_namespace(self) -> None:
         """Do without root where a lab is measured and nothing is traced.
@@ -243,10 +266,15 @@ class Measured:
         :raises UsageError: one of them was passed.
         """
         check_ruleset(
-            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports, **own
-        )
+            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports,
+            places=self.places, **own,
+        )  # fmt: skip
         if not self.lab:
-            refuse_options("only the lab makes Services", "add --lab", worker_ports=self.worker_ports)
+            refuse_options(
+                "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places
+            )
+        if not self.first_packet:
+            refuse_options("only connections go to several of them", "add --first-packet", places=self.places)
         node.check(self.lab, self.target)
 
     def build(
@@ -262,18 +290,25 @@ class Measured:
         from kproxylat.traffic.generators import find_generator
 
         generator = find_generator(self.generator or ("sockets" if self._needs_sockets else "pktgen"))
-        family, protocol = number(self.family), self.protocol or generator.protocols[0]
+        family, protocol = (
+            number(self.family),
+            self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
+        )
         target = measuring.WORKER[family or 4]._replace(protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
-        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both")
+        if self.places is not None and self.places < 1:
+            raise UsageError(f"{self.places} places are not possible", "--places takes 1 or more")
+        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both", places=self.places or 0)
         on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
         source = measuring.parse_source(self.source) if self.source else None
         return measuring.Options(
             mode,
             target,
             where=lab if self.lab else on_node,
-            sending=measuring.Sending(generator, source=source, origin=self.origin, **sending),
+            sending=measuring.Sending(
+                generator, source=source, origin=self.origin, connects=self.first_packet, **sending
+            ),
             tracing=measuring.Tracing(
                 self.probe, self.envelope, overhead, self.others, self.template, read_settings(self.settings)
             ),

@@ -59,7 +59,7 @@ class RunOptions(Measured):
     """The options of a run, from which its script is rendered, too."""
 
     duration: Duration = 30
-    rate: Rate = 10000
+    rate: Rate = None
     warmup: Warmup = 100
     rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
     mode: ModeName = None
@@ -87,7 +87,8 @@ class RunOptions(Measured):
             raise UsageError("--lab brings its own target", "leave out --lab or --target")
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
         row = find_mode(DEFAULT_MODE if self.mode is None else self.mode, self.backend, usual=True)
-        sending = {"duration_s": self.duration, "rate_pps": self.rate, "warmup": self.warmup}
+        rate_pps = self.choose_rate(self.rate, 10000)
+        sending = {"duration_s": self.duration, "rate_pps": rate_pps, "warmup": self.warmup}
         services = DUMMIES if self.services is None else self.services
         options = asked.build(row, services, node, record, overhead, **sending)
         if self.ruleset:
@@ -140,14 +141,16 @@ def words(options: Options) -> list[str]:
         "source": sending.source,
         "template": tracing.template,
         "probe": tracing.probe,
+        "places": (lab and lab.places) or None,
         "output-dir": options.record.output_dir,
     }
     flags = {
         "lab": lab,
         "keep": lab and lab.keep,
-        "every-service": options.targets,
+        "every-service": ruleset and options.targets,
         "envelope": tracing.envelope,
         "overhead": tracing.overhead,
+        "first-packet": sending.connects,
         "others": tracing.others,
     }
     return [

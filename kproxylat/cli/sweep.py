@@ -62,7 +62,7 @@ class SweepOptions(Measured):
     """The options of a sweep's points and their order."""
 
     duration: SweepDuration = None
-    rate: Rate = 1000
+    rate: Rate = None
     warmup: Warmup = 100
     services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = ""
     mode: Annotated[
@@ -118,7 +118,7 @@ class SweepOptions(Measured):
         counts = [0] if self.ruleset else self.counts
         sending = {
             "duration_s": self.choose_duration(detect_clock()[0]),
-            "rate_pps": self.rate,
+            "rate_pps": self.choose_rate(self.rate, 1000),
             "warmup": self.warmup,
         }
         base = self.build(modes[0], counts[0], node, Record(self.output_dir, arguments), self.overhead, **sending)

@@ -14,6 +14,7 @@ from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
+from kproxylat.measure.first_packet import add_first_packet
 from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
@@ -180,35 +181,46 @@ def _trace(
             tracer.stop()
         same = render_script(plan.anonymous, options.tracing.template, options.tracing.settings)
         reasons = plan.reasons if plan.others else None
-        result = assemble(options.mode, plan.kind, started, same, tracer, reasons)
+        result = _add_traffic(assemble(options.mode, plan.kind, started, same, tracer, reasons), options, sent, log)
     except KproxylatError as error:
         error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
         raise
     observation = Observation(before, attached, detached, look(options, network, room))
-    return replace(result, traffic=_count_traffic(options, sent)), observation, interrupted
+    return result, observation, interrupted
 
 
 def _time(
     options: Options, network: Network, room: Room, burst: Burst, log: RunLog, started: datetime
 ) -> tuple[Result, Observation, Interrupted | None]:
-    """Send, and take the time of each packet's system call; nothing is traced.
+    """Send, and let the sender take times; nothing is traced.
 
     :return: as :func:`_trace`.
     """
     before = look(options, network, room)
-    say("[6/7] Timing the sender's system calls...")
+    say(f"[6/7] Timing {'connections' if options.sending.connects else 'system calls'} by the sender's clock...")
     sent, interrupted = _send(options, network, room, burst)
     after = look(options, network, room)
-    result = Result(describe_run(options.mode, "none", started), traffic=_count_traffic(options, sent))
-    if sent.times is not None:
-        log.write(f"times of the sender's system calls: {json.dumps(sent.times)}\n")
-        result = add_send_time(result, sent.times)
+    result = _add_traffic(Result(describe_run(options.mode, "none", started)), options, sent, log)
     return result, Observation(before, None, None, after), interrupted
+
+
+def _add_traffic(result: Result, options: Options, sent: Sent, log: RunLog) -> Result:
+    """Add what was sent, and the times that the sender took."""
+    result = replace(result, traffic=_count_traffic(options, sent))
+    if sent.times is None:
+        return result
+    log.write(f"times by the sender's clock: {json.dumps(sent.times)}\n")
+    if options.sending.connects:
+        return add_first_packet(result, sent.times, options)
+    return add_send_time(result, sent.times)
 
 
 def _send(options: Options, network: Network, room: Room, burst: Burst) -> tuple[Sent, Interrupted | None]:
     sending = options.sending
-    if sending.generator.sends:
+    if sending.connects:
+        whose = "" if options.lab else " to the Service's own pods"
+        say(f"[7/7] Opening {options.packets} connections{whose}, {sending.rate_pps} a second, each closed at once...")
+    elif sending.generator.sends:
         say(f"[7/7] Starting packet generation... {options.packets} packets at {sending.rate_pps} pps")
     else:
         say(f"[7/7] Tracing for {sending.duration_s:g} s; the packets come from elsewhere")

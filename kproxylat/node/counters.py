@@ -10,17 +10,26 @@ from kproxylat.node.network import Network
 from kproxylat.results import Destination, IpNetwork
 from kproxylat.system.processes import run
 
+_DELIVERED = "counter name delivered drop"
+# The sender ends each connection by a RST, which is not counted.
+_ANSWERED = "goto answered"
 # Counters at the ends of the path, before conntrack, so that they add no entries.
 _COUNT = """
+table inet kproxylat
+delete table inet kproxylat
 table inet kproxylat {{
 	counter delivered {{ }}
 	counter untranslated {{ }}
 	counter strayed {{ }}
 	counter others {{ }}
 	counter rejected {{ }}
+	chain answered {{
+		tcp flags & (syn | ack) == syn counter name delivered
+		accept
+	}}
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
-		{ip} saddr {sender} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
+		{ip} saddr {sender} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} {delivered}
 		{ip} saddr {source} {ip} daddr {{ {targets} }} counter name untranslated drop
 		{ip} saddr {source} counter name strayed drop
 		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
@@ -32,17 +41,24 @@ table inet kproxylat {{
 
 
 def place_counters(
-    network: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], masqueraded: bool
+    network: Network,
+    source: IpNetwork,
+    endpoints: Iterable[Destination],
+    targets: Iterable[str],
+    masqueraded: bool,
+    answered: bool = False,
 ) -> None:
     """Count and drop the packets that arrive at the client and at the backend, by nft counters.
 
     So nothing answers in the lab. (On a node the client answers a backend's SYN-ACK by RST, which starts no new flow.)
+    They replace the counters that are placed already.
 
     :param network: the namespaces of the run.
     :param source: the addresses that the packets come from.
     :param endpoints: the backend's addresses, ports and protocols.
     :param targets: the ClusterIPs.
     :param masqueraded: whether the packets may arrive from an address of the node.
+    :param answered: count the SYNs that arrive at the backend, but drop nothing there, so that a responder can answer.
     """
     ip, icmp, anyone = ("ip", "icmp", "0.0.0.0/0") if source.version == 4 else ("ip6", "icmpv6", "::/0")
     words = {
@@ -52,6 +68,7 @@ def place_counters(
         "sender": anyone if masqueraded else source,
         "endpoints": ", ".join(dict.fromkeys(endpoint.element for endpoint in endpoints)),
         "targets": ", ".join(dict.fromkeys(targets)),
+        "delivered": _ANSWERED if answered else _DELIVERED,
     }
     for netns in (_find_rejecting(network), network.backend):
         if netns:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -233,6 +233,21 @@ def _connect(network: Network, source: IpNetwork, endpoint: str) -> None:
         run("sysctl", "-q", "-w", *FORWARDING[source.version], netns=NODE)
         address = f"address add {endpoint}/{subnet.prefixlen} dev be0{at_once}"
         _ip(BACKEND, "link set be0 addrgenmode none up", address)
+
+
+def route_back(network: Network, endpoints: Iterable[str]) -> None:
+    """Let the backend of a lab answer: it owns the endpoints' addresses, and has a route to the clients.
+
+    :raises CommandError: ip(8) refuses a command.
+    """
+    gateway = POD_GATEWAYS[network.family]
+    _ip(
+        network.backend,
+        "link set lo up",
+        f"neighbour replace {gateway} lladdr {MAC[BACKEND_LINK]} dev be0 nud permanent",
+        f"route replace default via {gateway} dev be0 onlink",
+        *(f"route replace local {address} dev lo" for address in endpoints),
+    )
 
 
 def find_broken_links(network: Network) -> list[str]:

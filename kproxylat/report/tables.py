@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 
 from kproxylat.console import plain
 from kproxylat.report.columns import draw_table
-from kproxylat.results import Accounting, Map, Overhead, Probe, Result, SendTime, ServiceCost, Traffic, target_text
+from kproxylat.report.first_packet import show_first_packet
+from kproxylat.results import (
+    Accounting,
+    Map,
+    Overhead,
+    Probe,
+    Result,
+    SendTime,
+    ServiceCost,
+    Traffic,
+    target_text,
+)
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -58,10 +69,12 @@ def _show_calls(result: Result) -> None:
     if calls:
         rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in calls]
         _print_places(f"{calls[0].engine}, {calls[0].unit}", _FIGURES, rows)
-    elif not result.send_time:
+    elif not result.headline:
         print("no calls were traced")
     if result.send_time:
         _show_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
+    if result.first_packet:
+        show_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
     if result.path and result.path.per_packet is not None:
         print(f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
     hooks = [probe for probe in result.probes if probe.envelope]

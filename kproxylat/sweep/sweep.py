@@ -227,6 +227,8 @@ def _describe_extras(point: Options) -> dict[str, Any]:
         extras["template"] = sha256(point.tracing.template.read_bytes()).hexdigest()
     if point.sending.origin != "pod":
         extras["origin"] = str(point.sending.origin)
+    if point.sending.connects:
+        extras["first_packet"] = point.lab.places if point.lab else 0
     if point.lab and point.target.protocol != "udp" and not point.ruleset:
         extras["protocol"] = point.target.protocol
     return extras
