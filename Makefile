@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
 .PHONY: help demo test test-long matrix check setup packages clean
 help:
-	@echo "make demo       measure 3 backends with 10, 100 and 1,000 Services (about 4 minutes on 2 cores)"
+	@echo "make demo       measure 3 backends in real nanoseconds, then by bpftrace (about 5 minutes on 2 cores)"
 	@echo "make check      ruff, mypy, and the tests without a kernel"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (up to 25 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
@@ -21,7 +21,7 @@ help:
 	@echo "make clean      remove what the other targets created"
 
 demo: setup
-	$(BIN)/kproxylat sweep --lab --vm-if-needed --clock instructions --mode iptables,nftables --services 10,100,1000
+	$(BIN)/kproxylat demo
 
 test: setup
 	$(BIN)/ruff check .

@@ -18,6 +18,10 @@ HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING
 """Number of a netfilter hook -> its name (kernel, ``include/uapi/linux/netfilter.h``, ``enum nf_inet_hooks``)."""
 
 
+MEASURED = {"sendto": "send time"}
+"""System call that kproxylat times itself -> what its duration is called."""
+
+
 @dataclass(frozen=True)
 class Bucket:
     """``count`` events in ``[lo, hi)``; ``None`` is an open end."""
@@ -76,6 +80,11 @@ class Probe:
     targets: Mapping[str, Mapping[str, int]] | None = None
     envelope: bool = False
     share: float | None = None
+
+    @property
+    def measured(self) -> str:
+        """What took so long, in words: "lookup", or another of :data:`MEASURED`."""
+        return MEASURED.get(self.engine, "lookup")
 
     @property
     def middle(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,14 +26,28 @@ def run_command(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return out
 
 
+def check_kept(new: Any, old: Any) -> None:
+    """Check that a document has all that an older one has; it may have more members, but no more entries."""
+    if isinstance(old, dict):
+        assert set(old) <= set(new)
+        for name, value in old.items():
+            check_kept(new[name], value)
+    elif isinstance(old, list):
+        assert len(new) == len(old)
+        for one, other in zip(new, old, strict=True):
+            check_kept(one, other)
+    else:
+        assert new == old
+
+
 def test_a_result_is_read_and_written_alike() -> None:
     text = (DOCUMENTS / "result-1.json").read_text()
-    assert json.loads(to_json(from_json(text))) == json.loads(text)
+    check_kept(json.loads(to_json(from_json(text))), json.loads(text))
 
 
 def test_a_sweep_and_its_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     out = run_command(capsys, "compare", str(COUNTED), "--format", "json").replace(str(COUNTED), COUNTED.name)
-    assert json.loads(out) == json.loads((DOCUMENTS / "comparison-1.json").read_text())
+    check_kept(json.loads(out), json.loads((DOCUMENTS / "comparison-1.json").read_text()))
 
 
 def test_a_ruleset() -> None:

@@ -10,13 +10,12 @@ from random import Random
 from kproxylat.analysis.comparable import REASONS, find_differences, find_flaws
 from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
+from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.series import (
     Series,
-    agrees,
     build_series,
     draw_lines,
     draw_medians,
-    find_crossing,
     group_results,
 )
 from kproxylat.analysis.stats import Interval, bounds, crossing
@@ -145,7 +144,8 @@ def _compare_pair(
     lookups = []
     for x, y in sizes:
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
-        name = "lookup" if x is None or x != y else f"{x:,} Services"
+        measured = probes[0][0].measured
+        name = measured if x is None or x != y else f"{x:,} Services"
         lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
     calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and key_a == key_b else ()
     series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
@@ -168,6 +168,7 @@ def _compare_pair(
         worse_pct=_find_worse(lookups),
         only=(*only, *(f"{size} only in {name}" for name, side in zip("AB", alone, strict=True) for size in side)),
         missing=tuple(f"{_say_key(key_a)} at {size}" for size in alone[0]),
+        measured=measured,
     )
     return replace(comparison, statement=state(comparison))
 

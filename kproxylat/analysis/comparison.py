@@ -39,6 +39,7 @@ class Comparison:
     :param alarms: rate of false alarms between two samples of the same thing.
     :param only: series and numbers of Services that only one file has; ``missing``: those that only A has.
     :param differs: whether any lookup differs (None: unknown); ``statement``: the outcome in sentences.
+    :param measured: as :attr:`kproxylat.results.Probe.measured`.
     :param worse_pct: percent by which B certainly costs more, at its greatest (None: unknown).
     """
 
@@ -59,6 +60,7 @@ class Comparison:
     statement: str = ""
     only: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    measured: str = "lookup"
 
 
 def state(comparison: Comparison) -> str:
@@ -82,6 +84,8 @@ def _state_one(comparison: Comparison, lookup: Contrast) -> str:
     a, b, unit = comparison.a.name, comparison.b.name, comparison.unit
     size, size_b = lookup.services
     where = f" at {size:,} Services" if size is not None and size == size_b else ""
+    if size is not None and size_b is not None and size != size_b:
+        where = f", {a} with {size:,} Services, {b} with {size_b:,}"
     main = lookup.main
     if lookup.differs is None or not main.ratio or not main.difference or main.a is None or main.b is None:
         return f"Cannot tell whether they differ{where}: {lookup.reason}."
@@ -102,10 +106,11 @@ def _state_one(comparison: Comparison, lookup: Contrast) -> str:
     exact = f" ({low:,.0f} against {high:,.0f} {unit}, exactly)" if lookup.level == 1 else ""
     if ratios[0] >= _TWICE:
         times = _range(ratios[0], ratios[1], ".3g")
-        return f"{cheaper}'s lookup is {times} times cheaper than {dearer}'s{where}{exact}."
+        return f"{cheaper}'s {comparison.measured} is {times} times cheaper than {dearer}'s{where}{exact}."
     apart = sorted(map(abs, (main.difference.lo, main.difference.hi)))
     more, percent = _range(apart[0], apart[1], ",.0f"), _range(100 * (ratios[0] - 1), 100 * (ratios[1] - 1), ".2g")
-    return f"{dearer}'s lookup costs {more} {unit} more than {cheaper}'s{where}, {percent}%{exact}."
+    verb = "costs" if comparison.measured == "lookup" else "takes"
+    return f"{dearer}'s {comparison.measured} {verb} {more} {unit} more than {cheaper}'s{where}, {percent}%{exact}."
 
 
 def _range(lo: float, hi: float, form: str) -> str:

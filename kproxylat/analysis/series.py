@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from functools import partial
+from itertools import pairwise
 from random import Random
 from statistics import fmean
 
@@ -17,7 +18,6 @@ from kproxylat.analysis.stats import (
     Interval,
     bounds,
     choose_pairs,
-    crossing,
     drift,
     fit_line,
     merge_draws,
@@ -30,6 +30,8 @@ LEVEL = 0.95
 """The confidence level of bounds, unless stated otherwise."""
 ROUNDING = 1
 """The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
+SAME_SLOPE = 0.1
+"""Instructions a Service by which two clocks may differ."""
 HASH_EFFECT = 200
 """Instructions by which a lookup in a hash table may vary between two loads of the same rules: each load draws a seed
 (kernel, ``net/netfilter/nft_set_hash.c``, ``nft_hash_init``); an element before ours in its bucket costs 32 to 46."""
@@ -65,6 +67,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class CrossCheck:
+    """Two clocks side by side: what each Service adds by the probe, and by the send time of untraced packets.
+
+    :param unit: of both. ``probe`` and ``send_time`` have the bounds of :attr:`Series.per_service`.
+    :param agrees: whether they are the same within :data:`SAME_SLOPE` instructions, or within hash effects where a hash
+        table finds the rule; on the ns clock, whether their bounds overlap.
+    """
+
+    unit: str
+    probe: Interval
+    send_time: Interval
+    agrees: bool
+
+
+@dataclass(frozen=True)
 class Series:
     """The lookup of one mode and backend over numbers of Services.
 
@@ -73,6 +90,8 @@ class Series:
         greatest slope between any two points, else the bootstrap's at ``level``.
     :param base: the cost without any dummy Service, with bounds likewise.
     :param verdict: "O(1)", "O(n)" or "unclear"; ``evidence`` says why in one sentence.
+    :param measured: as :attr:`kproxylat.results.Probe.measured`.
+    :param cross_check: what another clock says, if the runs took the send time beside the probe's.
     """
 
     mode: str
@@ -86,6 +105,8 @@ class Series:
     level: float
     verdict: str
     evidence: str
+    cross_check: CrossCheck | None = None
+    measured: str = "lookup"
 
     @property
     def name(self) -> str:
@@ -133,7 +154,7 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
     counting = unit == "instructions"
     series = Series(
         *key, unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
-        1.0 if counting else LEVEL, "unclear", ""
+        1.0 if counting else LEVEL, "unclear", "", measured=lookups[0].measured
     )  # fmt: skip
     differing = next((facts for result in runs if (facts := find_differences(runs[0], result))), None)
     flaws = next((facts for result in runs if (facts := find_flaws(result))), None)
@@ -142,7 +163,11 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
         return replace(series, evidence=f"the runs cannot be compared, another {reason}: {difference}")
     if any(distribution(lookup) is None or (counting and not lookup.values) for lookup in lookups):
         return replace(series, evidence="the runs did not keep their values")
-    series = _judge_counted(series, cells) if counting else _judge_timed(series, cells, rng)
+    judge = _judge_counted if counting else partial(_judge_timed, rng=rng)
+    series = judge(series, cells)
+    if all(result.probes and result.send_time for result in runs):
+        untraced = {size: [replace(result, probes=()) for result in cell] for size, cell in cells.items()}
+        series = replace(series, cross_check=_cross_check(series, judge(series, untraced)))
     if flaws:
         reason, flaw = next(iter(flaws.items()))
         kind = "books that do not close" if reason == "books" else "lost events"
@@ -151,6 +176,18 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
     if len(cells) > 1 and len(places) == 1 and None not in places:
         return replace(series, evidence=f"{series.evidence}; the worker's rule is number {places.pop()} in each")
     return series
+
+
+def _cross_check(series: Series, untraced: Series) -> CrossCheck | None:
+    """Compare what each Service adds by the probe with what it adds to the send time; None if either is unknown."""
+    a, b = series.per_service, untraced.per_service
+    if not a or not b:
+        return None
+    agrees = a.lo <= b.hi and b.lo <= a.hi
+    if series.unit == "instructions":
+        span = series.points[-1].services - series.points[0].services
+        agrees = abs(a.estimate - b.estimate) <= (SAME_SLOPE if is_ordered(series.mode) else HASH_EFFECT / span)
+    return CrossCheck(series.unit, a, b, agrees)
 
 
 def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
@@ -200,57 +237,6 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
         verdict=verdict,
         evidence=evidence,
     )
-
-
-def find_crossing(a: Series, b: Series) -> Interval | None:
-    """Find the number of Services at which two series cost the same, with bounds.
-
-    The bounds are those of all lines that differ from a series' own at both ends by at most its largest residual; they
-    are exact if that residual is the clock's rounding.
-
-    :return: None if the lines do not certainly meet, a series has no line ("unclear"), or a measured point is on the
-        wrong side.
-    """
-    lines = [line for series in (a, b) if (line := series.line)]
-    if len(lines) < 2 or (where := crossing(*lines)) is None:
-        return None
-    places = [where]
-    if any(_worst(series) > ROUNDING for series in (a, b)):
-        meetings = [crossing(x, y) for x, y in product(_lines_within(a), _lines_within(b))]
-        places = [place for place in meetings if place is not None]
-        if len(places) < len(meetings):
-            return None
-    interval = Interval(where, min(places), max(places))
-    return interval if agrees(a, b, interval) else None
-
-
-def _worst(series: Series) -> float:
-    return max(abs(point.residual or 0) for point in series.points)
-
-
-def _lines_within(series: Series) -> list[tuple[float, float]]:
-    """Return the outermost lines that are as far from a series' own at its ends as its farthest point is."""
-    if not series.line:
-        return []
-    first, last, worst = series.points[0].services, series.points[-1].services, _worst(series)
-    slope, base = series.line
-    turns = [(low, (high - low) / (last - first)) for low, high in product((-worst, worst), repeat=2)]
-    return [(slope + turn, base + low - turn * first) for low, turn in turns]
-
-
-def agrees(a: Series, b: Series, where: Interval) -> bool:
-    """Return whether two series may cross: both have a line, and no measured point contradicts the crossing."""
-    if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
-        return False
-    opposite = {point.services: point for point in b.points}
-    for x in a.points:
-        y = opposite.get(x.services)
-        if y is None or where.lo <= x.services <= where.hi:
-            continue
-        dearer = (a.per_service.estimate > b.per_service.estimate) == (x.services > where.estimate)
-        if (x.hi < y.lo) if dearer else (x.lo > y.hi):
-            return False
-    return True
 
 
 def draw_medians(

@@ -20,6 +20,7 @@ from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
 COMMANDS = {
+    "demo": "demo",
     "run": "run",
     "sweep": "sweep",
     "capture": "host",

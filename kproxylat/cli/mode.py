@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Cluster, Format, Place, spread
+from kproxylat.cli.options import Cluster, Format, Place
+from kproxylat.cli.spread import spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
 from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
 from kproxylat.console import confirm, say

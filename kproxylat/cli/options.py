@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -116,6 +113,9 @@ Envelope = Annotated[
 ]
 WithOverhead = Annotated[
     bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
+]
+SendTime = Annotated[
+    bool, typer.Option("--send-time", help="After the run, take the send time of further packets, too, untraced.")
 ]
 RulesetFile = Annotated[
     Path | None,
@@ -278,7 +278,14 @@ class Measured:
         node.check(self.lab, self.target)
 
     def build(
-        self, mode: Mode, services: int, node: OnNode, record: measuring.Record, overhead: bool, **sending: Any
+        self,
+        mode: Mode,
+        services: int,
+        node: OnNode,
+        record: measuring.Record,
+        overhead: bool,
+        send_time: bool,
+        **sending: Any,
     ) -> measuring.Options:
         """Put the options together; a ruleset's are still those of the lab's own Services.
 
@@ -310,7 +317,7 @@ class Measured:
                 generator, source=source, origin=self.origin, connects=self.first_packet, **sending
             ),
             tracing=measuring.Tracing(
-                self.probe, self.envelope, overhead, self.others, self.template, read_settings(self.settings)
+                self.probe, self.envelope, overhead, send_time, self.others, self.template, read_settings(self.settings)
             ),
             record=record,
         )
@@ -352,28 +359,3 @@ def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> No
     if open_books:
         say(f"kproxylat: the books don't close: {open_books[0]}")
         sys.exit(BOOKS_OPEN)
-
-
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take dataclasses of options, which typer does not know: each of their fields becomes an option."""
-    parameters: list[inspect.Parameter] = []
-    shared: dict[str, Any] = {}
-    for each in inspect.signature(command, eval_str=True).parameters.values():
-        if is_dataclass(each.annotation):
-            hints = get_type_hints(each.annotation, include_extras=True)
-            shared[each.name] = each.annotation
-            parameters += [
-                inspect.Parameter(one.name, each.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
-                for one in fields(each.annotation)
-            ]
-        else:
-            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
-
-    @wraps(command)
-    def called(**values: Any) -> None:
-        made = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in shared.items()}
-        command(**values, **made)
-
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {each.name: each.annotation for each in parameters}
-    return called

@@ -27,6 +27,7 @@ from kproxylat.cli.options import (
     Position,
     ProbeKind,
     Rate,
+    SendTime,
     Services,
     Settings,
     Target,
@@ -36,8 +37,8 @@ from kproxylat.cli.options import (
     end,
     number,
     read_settings,
-    spread,
 )
+from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.modes import mode_names
@@ -66,11 +67,13 @@ class RunOptions(Measured):
     backend: Backend = None
     services: Services = None
 
-    def plan(self, node: OnNode, record: Record, overhead: bool = False, keep: bool = False) -> Options:
+    def plan(
+        self, node: OnNode, record: Record, overhead: bool = False, send_time: bool = False, keep: bool = False
+    ) -> Options:
         """Put together what the command line says.
 
         :param record: where to save the result.
-        :param overhead: measure what tracing adds to a call.
+        :param overhead: measure what tracing adds to a call; ``send_time``: take the send time, too.
         :param keep: leave the lab standing.
         :raises UsageError: it is not possible.
         """
@@ -90,7 +93,7 @@ class RunOptions(Measured):
         rate_pps = self.choose_rate(self.rate, 10000)
         sending = {"duration_s": self.duration, "rate_pps": rate_pps, "warmup": self.warmup}
         services = DUMMIES if self.services is None else self.services
-        options = asked.build(row, services, node, record, overhead, **sending)
+        options = asked.build(row, services, node, record, overhead, send_time, **sending)
         if self.ruleset:
             rules = read_ruleset(self.ruleset, self.mode, self.backend)
             options = plan_replay(options, rules, self.target, self.every_service, self.generator, self.protocol)
@@ -151,6 +154,7 @@ def words(options: Options) -> list[str]:
         "envelope": tracing.envelope,
         "overhead": tracing.overhead,
         "first-packet": sending.connects,
+        "send-time": tracing.send_time,
         "others": tracing.others,
     }
     return [
@@ -168,6 +172,7 @@ def run(
     *,
     options: RunOptions,
     overhead: WithOverhead = False,
+    send_time: SendTime = False,
     keep: Keep = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
@@ -191,6 +196,7 @@ def run(
       kproxylat run --node-container kind-worker 2 1000
       kproxylat run --target [fd00:10:96::50]:50051 --mode nftables 5 10000
       kproxylat run --lab --family 6 --services 1000 2 1000
+      kproxylat run --lab --probe none --services 1000 2 1000
       kproxylat run --lab --generator sockets --protocol tcp 2 1000
       kproxylat run --lab --from node --mode ipvs 2 1000
       kproxylat run --lab --envelope --overhead 2 1000
@@ -205,7 +211,7 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, keep)
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)

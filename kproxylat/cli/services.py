@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Format, Namespaced, Place, spread
+from kproxylat.cli.options import Format, Namespaced, Place
+from kproxylat.cli.spread import spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules
 from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, read_service

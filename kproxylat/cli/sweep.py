@@ -11,6 +11,7 @@ import typer
 
 from kproxylat.cli.options import (
     LOGS,
+    Kind,
     Measured,
     OnNode,
     OutputDir,
@@ -19,9 +20,9 @@ from kproxylat.cli.options import (
     WithOverhead,
     end,
     number,
-    spread,
 )
 from kproxylat.cli.run import words
+from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.console import confirm, say
 from kproxylat.errors import UsageError, refuse_options
@@ -102,6 +103,12 @@ class SweepOptions(Measured):
             )
         return counts
 
+    @property
+    def _takes_send_time(self) -> bool:
+        """Whether the send time checks the probes: in a lab, wherever its sender can send what the run sends."""
+        sends = self.generator != "none" and not self.first_packet
+        return self.lab and not self.ruleset and self.probe is not Kind.NONE and sends
+
     def choose_duration(self, clock: str) -> float:
         """Return the seconds of a run on a clock."""
         return DURATION_S["ns" if self.every_service else clock] if self.duration is None else self.duration
@@ -121,7 +128,8 @@ class SweepOptions(Measured):
             "rate_pps": self.choose_rate(self.rate, 1000),
             "warmup": self.warmup,
         }
-        base = self.build(modes[0], counts[0], node, Record(self.output_dir, arguments), self.overhead, **sending)
+        record = Record(self.output_dir, arguments)
+        base = self.build(modes[0], counts[0], node, record, self.overhead, self._takes_send_time, **sending)
         points = sweeping.plan_points(base, modes, counts)
         if self.ruleset:
             only = self.backends[0] if len(self.backends) == 1 else None
@@ -178,7 +186,7 @@ def sweep(
         relay_if(ctx.obj, vm, vm_if_needed, options.output_dir, machine_clock, kernel, rows, options.probe)
         finished, ended = _sweep_cluster(options, points, node, ask=not yes)
     elif wants_vm(vm, vm_if_needed, rows, options.probe):
-        finished, ended = _sweep_in_vms(options, points, machine_clock, kernel)
+        finished, ended = sweep_in_vms(options, points, machine_clock, kernel)
     else:
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
@@ -186,7 +194,12 @@ def sweep(
     end(finished.results, ended)
 
 
-def _sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
+def sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, kernel: Path | None) -> Finished:
+    """Measure points in virtual machines.
+
+    :param kernel: the kernel's image (None: the newest of this machine).
+    :raises KproxylatError: as :func:`kproxylat.sweep.sweep.sweep`.
+    """
     duration_s = options.choose_duration(clock)
     points = [replace(point, sending=replace(point.sending, duration_s=duration_s)) for point in points]
     place = Pool(clock, kernel, options.output_dir, lambda point: ["run", "--format=json", *words(keep_lab(point))])

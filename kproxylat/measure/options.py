@@ -27,6 +27,8 @@ WORKER = {
 }
 OVERHEAD_PACKETS = 2000
 """Most packets in a burst that measures what tracing adds."""
+TIMED_PACKETS = 500
+"""Most packets of which the send time is taken after a run that traces."""
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
@@ -111,6 +113,7 @@ class Tracing:
     :param probe: the kind of probe: "fentry", "kprobe" or "auto"; "none" traces nothing, and the sender takes the time.
     :param envelope: trace the whole hook around the engine, too.
     :param overhead: measure what tracing adds to a call.
+    :param send_time: after the run, take the send time of further packets, too, while nothing is traced.
     :param others: count the engine's calls of other packets, too, and the reasons why the kernel frees packets.
     :param template: the user's template (None: kproxylat's).
     :param settings: the user's variables for the template.
@@ -119,6 +122,7 @@ class Tracing:
     probe: str = "auto"
     envelope: bool = False
     overhead: bool = False
+    send_time: bool = False
     others: bool = False
     template: Path | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -208,14 +212,19 @@ class Options:
         return min(self.packets, OVERHEAD_PACKETS) if self.tracing.overhead else 0
 
     @property
+    def timed_packets(self) -> int:
+        """The number of packets of which the send time is taken after a run that traces."""
+        return min(self.packets, TIMED_PACKETS) if self.tracing.send_time else 0
+
+    @property
     def packets_in_all(self) -> int:
         """The number of packets that a run sends after the warm-up."""
-        return self.packets * (1 + len(self.controls)) + 3 * self.overhead_packets
+        return self.packets * (1 + len(self.controls)) + 3 * self.overhead_packets + self.timed_packets
 
     @property
     def controls(self) -> tuple[Destination, ...]:
         """Where packets go beside each to the target if the sender takes the time: the endpoint itself, and an address
-        of no Service. On a node there are none: they would reach pods that nobody asked to test."""
+        of no Service. On a node there are none: they would reach pods, which serve others."""
         if self.tracing.traces or not self.lab or self.targets or self.sending.connects:
             return ()
         taken = {endpoint.ip for endpoint in self.endpoints}

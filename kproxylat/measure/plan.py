@@ -57,6 +57,10 @@ def check_options(options: Options) -> None:
         check_overhead(options)
     if not options.tracing.traces:
         check_untraced(options)
+    elif options.tracing.send_time and (
+        options.targets or not options.sending.generator.sends or options.sending.connects
+    ):
+        raise UsageError("--send-time is for single packets of ours to one Service", "leave it out")
     if options.targets and options.packets < len(options.targets):
         raise UsageError(
             f"{options.packets} packets are too few for {len(options.targets)} Services",
@@ -94,6 +98,7 @@ def check_untraced(options: Options) -> None:
         "--envelope": tracing.envelope,
         "--overhead": tracing.overhead,
         "--others": tracing.others,
+        "--send-time": tracing.send_time,
         "--template": tracing.template,
         "--set": tracing.settings,
         f"--generator {options.sending.generator.name}": options.sending.generator.name != "sockets",
@@ -162,7 +167,8 @@ def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
 def plan_bursts(options: Options, network: Network) -> list[Burst]:
     """Split the sources between the warm-up, the run and what follows, so that no flow comes twice.
 
-    :return: the warm-up, which is empty where others send; the run; three more where the overhead is measured.
+    :return: the warm-up, which is empty where others send; the run; three more where the overhead is measured; one more
+        where the send time is taken after the run.
     """
     # The warm-up loads code and caches and need not take longer than a tenth of a second.
     rate = min(options.sending.rate_pps, max(options.sending.warmup, 1) * 10)
@@ -171,11 +177,12 @@ def plan_bursts(options: Options, network: Network) -> list[Burst]:
     netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
     warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
+    timed = [options.timed_packets] if options.tracing.send_time else []
     if options.sending.connects:
         bursts = [replace(warmup, connects=True)]
     else:
         bursts = [warmup if options.tracing.traces else time_sends(warmup, options, network)]
-    for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0)):
+    for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0), *timed):
         skip = bursts[-1].skip + bursts[-1].addresses
         bursts.append(replace(bursts[0], count=count, rate_pps=options.sending.rate_pps, skip=skip))
-    return bursts
+    return [*bursts[:-1], time_sends(bursts[-1], options, network)] if timed else bursts

@@ -19,7 +19,7 @@ from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.ranking import rank_services
-from kproxylat.measure.send_time import add_send_time
+from kproxylat.measure.send_time import LOG_MARK, add_send_time, add_untraced
 from kproxylat.measure.stage import begin, build, open_node
 from kproxylat.measure.standing_lab import Standing, leave
 from kproxylat.modes import Mode
@@ -90,7 +90,9 @@ def measure(
         # After the report, which ends the maps' text.
         if plan and options.tracing.overhead and not interrupted:
             send_again = partial(send, generator=options.sending.generator)
-            result, interrupted = add_overhead(result, options.mode, plan, bursts[2:], send_again, log.write)
+            result, interrupted = add_overhead(result, options.mode, plan, bursts[2:5], send_again, log.write)
+        if options.tracing.send_time and not interrupted:
+            result, interrupted = add_untraced(result, bursts[-1], log.write)
         result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
         unsaved = log.save(result)
         if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
@@ -209,7 +211,7 @@ def _add_traffic(result: Result, options: Options, sent: Sent, log: RunLog) -> R
     result = replace(result, traffic=_count_traffic(options, sent))
     if sent.times is None:
         return result
-    log.write(f"times by the sender's clock: {json.dumps(sent.times)}\n")
+    log.write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
     if options.sending.connects:
         return add_first_packet(result, sent.times, options)
     return add_send_time(result, sent.times)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 from kproxylat.analysis.stats import Distribution, bounds
-from kproxylat.errors import MachineError
+from kproxylat.console import say
+from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Options
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Result, SendTime
 from kproxylat.system.processes import netns_path
 from kproxylat.trace.probes import exact_probe
 from kproxylat.traffic.burst import Burst
+from kproxylat.traffic.generators import GENERATORS
+from kproxylat.traffic.sending import send
 
 LEVEL = 0.95
 PERCENTILES = (1, 50, 90, 95, 99)
 KINDS = ("target", "endpoint", "no_service")
+LOG_MARK = "times by the sender's clock: "
+"""Begins the log's line of what the sender printed."""
 MOST_LATE = 0.01
 """Share of checked packets above which the times are not those of the whole way."""
 
@@ -89,3 +95,25 @@ def add_send_time(result: Result, found: Mapping[str, Any]) -> Result:
     :raises MachineError: as :func:`build_send_time`.
     """
     return replace(result, send_time=build_send_time(found, result.run.clock or "ns"))
+
+
+def add_untraced(result: Result, burst: Burst, write: Callable[[str], None]) -> tuple[Result, Interrupted | None]:
+    """Take the send time of a burst after a run that traced, and put it into the result.
+
+    Where that fails the result stays as it is, but for a warning.
+
+    :param write: receives what the sender printed, for the log.
+    :return: the result, and the signal that came, if one did.
+    """
+    say(f"      send time: {burst.count} packets, nothing traced...")
+    try:
+        sent, interrupted = send(burst, GENERATORS["sockets"])
+        if interrupted:
+            raise interrupted
+        write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
+        return add_send_time(result, sent.times or {}), None
+    except (Interrupted, KproxylatError) as error:
+        reason = "a signal came" if isinstance(error, Interrupted) else str(error)
+        warnings = (*result.quality.warnings, f"the send time was not taken: {reason}")
+        quality = replace(result.quality, warnings=warnings)
+        return replace(result, quality=quality), error if isinstance(error, Interrupted) else None

@@ -112,7 +112,7 @@ _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksou
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
-    Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO),
+    Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO, in_vm=True),
     _program("setpriv", "run", "running any program"),
     _program("modprobe", "run", "loading the kernel's modules"),
     _program("ip", "run", "namespaces and links"),
@@ -208,9 +208,11 @@ def missing_to_trace(modes: Iterable[Mode] = (), probe: str = "auto") -> list[st
     """Return the names of the requirements for tracing and sending that only a virtual machine meets.
 
     :param modes: the modes to trace.
-    :param probe: the kind of probe: "fentry", "kprobe" or "auto".
+    :param probe: the kind of probe: "fentry", "kprobe" or "auto"; "none" traces nothing.
     """
-    uses = "trace", "run", "pktgen", default_probe() if probe == "auto" else probe
+    uses: tuple[str, ...] = ("trace", "run", "pktgen", default_probe() if probe == "auto" else probe)
+    if probe == "none":
+        uses = ("send time", "run")
     return [check.name for check, _ in _find_missing(modes, uses) if check.in_vm]
 
 

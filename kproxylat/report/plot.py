@@ -1,6 +1,7 @@
 """Pictures of results, sweeps and comparisons, as PNG or SVG. The only importer of matplotlib.
 
 The colours are Okabe and Ito's, which colour-blind people can distinguish; markers and line styles do without colour.
+Longer than 350 lines: matplotlib has one importer.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
     :raises LogError: a file cannot be read, or holds nothing to draw.
     """
     check_output(files, output)
-    figure, axes = _make_figure()
+    figure, [axes] = _make_figure()
     pairs = compare(files[0], files[1], allowed, seed) if len(files) == 2 else read_comparisons(files[0])
     if pairs and len(pairs[0].lookups) > 1:
         draw_ratios(axes, pairs)
@@ -82,6 +83,22 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
             draw_series(axes, series, any(map(counts_before, results)))
         else:
             draw_distributions(axes, [("", result) for result in results])
+    _save(figure, output)
+
+
+def plot_clocks(every: Sequence[Sequence[Series]], output: Path) -> None:
+    """Draw the same sweep by several clocks, side by side.
+
+    :param every: the series of each clock.
+    :raises MachineError: matplotlib is missing, or the file cannot be written.
+    """
+    figure, axes = _make_figure(wide=len(every))
+    for one, series in zip(axes, every, strict=True):
+        draw_series(one, sorted(series, key=lambda line: line.name))
+    _save(figure, output)
+
+
+def _save(figure: Figure, output: Path) -> None:
     # The same picture gives the same file: without date, version and random names.
     no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
     picture = BytesIO()
@@ -100,18 +117,21 @@ def check_output(files: Sequence[str], output: Path) -> None:
         raise UsageError(f"{len(files)} files are too many for a picture", "name one, or two to compare")
 
 
-def _make_figure() -> tuple[Figure, Axes]:
+def _make_figure(wide: int = 0) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one pair of axes; or with ``wide`` parts side by side, each with its own axes and legend."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MachineError(f"plot needs matplotlib: {error}", "pip install 'kproxylat[plot]'") from None
     matplotlib.rcParams["svg.hashsalt"] = "kproxylat"
-    figure = Figure(figsize=(7.5, 5.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
+    figure = Figure(figsize=(7.5 * max(wide, 1), 5.2), dpi=150, layout="constrained")
+    parts: list[Any] = [*figure.subfigures(1, wide, squeeze=False)[0]] if wide else [figure]
+    every: list[Axes] = [part.subplots() for part in parts]
+    for axes in every:
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, every
 
 
 def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]]) -> None:
@@ -124,14 +144,16 @@ def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]]) -> Non
     """
     drawn: dict[str, list[Distribution]] = {}
     units: set[str] = set()
+    measured = "lookup"
     for prefix, result in results:
         probe = result.main_probe
         if probe and (calls := distribution(probe)):
             units.add(name_unit(probe.unit, result.run.emulated))
+            measured = probe.measured
             drawn.setdefault(prefix + _name_run(result), []).append(calls)
     if not drawn:
         raise LogError("nothing to draw: the runs kept no values")
-    axes.set_xlabel(f"cost of a lookup, {' and '.join(sorted(units))}")
+    axes.set_xlabel(f"{'cost of a lookup' if measured == 'lookup' else measured}, {' and '.join(sorted(units))}")
     merged = {name: _merge(runs) for name, runs in drawn.items()}
     labels = [
         f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
@@ -225,7 +247,7 @@ def draw_series(axes: Axes, every: Sequence[Series], before: bool = False) -> No
         marks = "bars: least and greatest of the repeats" if repeated else "marks: exact values"
     scale = _scale_sizes(axes, [point.services for series in every for point in series.points])
     axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
-    axes.set_ylabel(f"{first.figure} lookup, {name_unit(first.unit, first.emulated)}{scale}")
+    axes.set_ylabel(f"{first.figure} {first.measured}, {name_unit(first.unit, first.emulated)}{scale}")
     axes.set_title(f"{marks}; lines: base + cost per Service", fontsize="small", loc="left")
     _write_legend(axes)
     if scale:
@@ -304,7 +326,7 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
 
 
 def _label_ratio(pair: Comparison) -> str:
-    return f"cost of B's lookup by A's (both in {name_unit(pair.unit, pair.emulated)})"
+    return f"B's {pair.measured} by A's (both in {name_unit(pair.unit, pair.emulated)})"
 
 
 def _name_bars(level: float) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
     from kproxylat.analysis.contrast import Contrast, Figure
-    from kproxylat.analysis.series import Series
+    from kproxylat.analysis.series import CrossCheck, Series
     from kproxylat.node.doctor import Finding
 
 _FIGURES = ("calls", "min", "commonest", "mean", "p99", "max")
@@ -234,11 +234,45 @@ def show_series(every: Sequence[Series]) -> None:
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
             _fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    ")
+        if series.cross_check:
+            _fill(_say_cross_check(series.cross_check))
     print()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
     rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
-    print(draw_table(f"{first.figure} lookup, {unit}", ("Services", *(series.name for series in every)), rows))
+    print(
+        draw_table(f"{first.figure} {first.measured}, {unit}", ("Services", *(series.name for series in every)), rows)
+    )
+
+
+def show_clocks(every: Sequence[Sequence[Series]]) -> None:
+    """Print what each Service adds by several clocks, one column each.
+
+    :param every: the series of each clock.
+    """
+    names = dict.fromkeys(series.name for clock in every for series in clock)
+    columns, cells = [], []
+    for clock in every:
+        known = {series.name: series for series in clock}
+        columns.append(f"{name_unit(clock[0].unit, clock[0].emulated)}\na Service" if clock else "-")
+        cells.append([_say_growth(known.get(name)) for name in names])
+    rows = [(name, *row) for name, row in zip(names, zip(*cells, strict=True), strict=True)]
+    print(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
+
+
+def _say_growth(series: Series | None) -> str:
+    if not series or not series.per_service:
+        return "-"
+    return f"{series.verdict}: {series.per_service.estimate:.3g}" if series.verdict != "O(1)" else "O(1)"
+
+
+def _say_cross_check(check: CrossCheck) -> str:
+    sides = [
+        f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
+        for side in (check.probe, check.send_time)
+    ]
+    verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
+    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {check.unit}: {verdict}"
 
 
 def _describe_series(series: Series) -> tuple[str, ...]:
@@ -280,7 +314,7 @@ def show_comparison(comparison: Comparison) -> None:
     if len(lookups) == 1:
         _show_figures(lookups[0], unit)
     else:
-        _show_contrasts(lookups, f"{main} lookup, {unit}")
+        _show_contrasts(lookups, f"{main} {comparison.measured}, {unit}")
     if comparison.calls:
         print()
         _show_contrasts(comparison.calls, "other calls")

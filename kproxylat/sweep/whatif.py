@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 from kproxylat.analysis.alternatives import Alternative, WhatIf
-from kproxylat.analysis.series import build_series, find_crossing
+from kproxylat.analysis.crossings import find_crossing
+from kproxylat.analysis.series import build_series
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset

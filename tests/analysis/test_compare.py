@@ -225,7 +225,9 @@ def test_a_crossing_in_nanoseconds_has_bounds(tmp_path: Path) -> None:
 
 def test_logs_are_compared_as_their_results_are() -> None:
     [found] = compare(*map(str, LOGS))
-    assert found.statement.startswith("A's lookup is 2.11 times cheaper than B's (2,106 against 4,446")
+    assert found.statement.startswith(
+        "A's lookup is 2.11 times cheaper than B's, A with 10 Services, B with 100 (2,106 against 4,446"
+    )
     assert found.changed["services"] == ("10", "100")
     assert found.unknown == ()
 

@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from kproxylat.analysis.series import HASH_EFFECT, Series, agrees, build_series, find_crossing
+from kproxylat.analysis.crossings import agrees, find_crossing
+from kproxylat.analysis.series import HASH_EFFECT, Series, build_series
 from kproxylat.analysis.stats import Interval, choose_pairs, fit_line
 from kproxylat.report.tables import show_series
 from kproxylat.results import Accounting, Quality, Result

@@ -68,15 +68,15 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
 API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
-NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service"}
+NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PERCENTILES = {"--percentiles"}
-OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"}
+OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
         "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
-        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--mode", "--generator"},
+        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
         "vm": IN_LAB | {"--target", "--every-service", "--keep"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
@@ -96,7 +96,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
+        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}},
     "trace": {"all packets": {"--protocol"}, "target": {"--family"}},
@@ -159,6 +159,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--output-dir": ("--output-dir", "other"),
     "--packets": ("--packets", "7"),
     "--percentiles": ("--percentiles", "7"),
+    "--places": ("--places", "3"),
     "--port": ("--port", "7"),
     "--position": ("--position", "first"),
     "--prints": ("--prints", "all"),
@@ -184,6 +185,7 @@ WITH = {
     "--protocol": ("--generator", "sockets"),
     "--family": ("--generator", "sockets"),
     "--ruleset": ("--every-service",),
+    "--places": ("--first-packet",),
 }
 """Option -> the words without which it cannot stand."""
 

@@ -112,7 +112,7 @@ SIZES = ((0, 5), (0, 10, 100), (0, 10, 100, 1000, 5000), (10, 100, 20000), range
 def test_labels_do_not_overlap_and_the_legend_covers_nothing(tmp_path: Path, sizes: Sequence[int], kind: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure, axes = _make_figure()
+    figure, [axes] = _make_figure()
     if kind == "series":
         draw_series(axes, build_series(sweep(sizes)))
     else:

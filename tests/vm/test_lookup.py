@@ -32,6 +32,18 @@ def sweep(document: dict[str, Any], counting: Guest) -> list[dict[str, Any]]:
     return results + run_sweep(counting, "2", "1000", "--mode", "nftables,ipvs", "--services", "10,1000")
 
 
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_the_sender_sees_what_the_probe_sees(document: dict[str, Any], backend: str) -> None:
+    """What each Service adds, by bpftrace around the engine alone, and by the time of the sender's system call."""
+    [check] = [series["cross_check"] for series in document["series"] if series["backend"] == backend]
+    assert check["unit"] == "instructions"
+    assert check["send_time"]["estimate"] == pytest.approx(check["probe"]["estimate"], abs=0.1)
+    assert check["agrees"] is True
+    timed = [result["send_time"] for result in document["results"] if result["run"]["backend"] == backend]
+    assert [times["sent"] for times in timed] == [{"target": 500}] * 3
+    assert not any(times["late"] for times in timed)
+
+
 def find(sweep: list[dict[str, Any]], mode: str, backend: str, services: int) -> dict[str, Any]:
     wanted = {"mode": mode, "backend": backend, "services": services}
     [result] = [each for each in sweep if wanted.items() <= each["run"].items()]

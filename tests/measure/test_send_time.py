@@ -1,0 +1,183 @@
+"""The send time, on this machine's own kernel: real packets, real rules, no tracing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxylat.errors import MachineError
+from kproxylat.measure.send_time import build_send_time
+from kproxylat.results import Result, SendTime
+from kproxylat.results_json import from_json, to_json
+from tests.support.namespaces import measure_alone, run_alone, run_python, sweep_alone
+
+LAB = ("--lab", "--probe", "none", "--services", "20")
+PACKETS = 200
+SHORT = ("0.2", "1000", "20")
+ROWS = [("iptables", "legacy"), ("iptables", "nft"), ("nftables", "nft")]
+
+FOUND: dict[str, Any] = {
+    "sent": 4, "errors": 0, "seconds": 1.0, "clock": 50, "checked": 3, "late": 0, "totals": [5, 5, 5],
+    "preempted": [0, 1, 0], "times": [{"10": 3, "30": 1}, {"8": 3}, {"9": 4}],
+    "apart": [{"2": 3}, {"1": 3, "21": 1}], "blocks": [[10, 20], [8, 8], [9, 9], [2, 2], [1, 11]],
+}  # fmt: skip
+
+
+def test_times_become_distributions_and_differences_with_bounds() -> None:
+    times = build_send_time(FOUND, "ns")
+    assert times.endpoint
+    assert times.no_service
+    assert times.target.values == {"10": 3, "30": 1}
+    assert (times.target.min, times.target.max, times.target.count) == (10, 30, 4)
+    assert times.target.percentiles["50"].estimate == 10
+    assert times.over_endpoint
+    assert times.over_no_service
+    assert (times.over_endpoint.estimate, times.over_endpoint.lo, times.over_endpoint.hi) == (2, 2, 2)
+    assert (times.over_no_service.estimate, times.over_no_service.lo, times.over_no_service.hi) == (1, 1, 11)
+    assert times.preempted == {"target": 0, "endpoint": 1, "no_service": 0}
+    assert times.blocks == (10, 20)
+
+
+def test_without_controls_there_are_no_differences() -> None:
+    alone = {**FOUND, "totals": [5], "preempted": [0], "times": FOUND["times"][:1], "apart": [], "blocks": [[1, 2]]}
+    times = build_send_time(alone, "ns")
+    assert (times.endpoint, times.no_service, times.over_endpoint, times.over_no_service) == (None,) * 4
+    assert times.sent == {"target": 5}
+
+
+def test_packets_that_arrive_after_the_call_are_refused() -> None:
+    with pytest.raises(MachineError, match="1 of 3 packets arrived after their system call had returned") as caught:
+        build_send_time({**FOUND, "late": 1}, "ns")
+    assert "rps_cpus" in caught.value.remedy
+
+
+def test_no_time_is_an_error() -> None:
+    with pytest.raises(MachineError, match="took no times"):
+        build_send_time({**FOUND, "times": [{}, {}, {}]}, "ns")
+
+
+def check_complete(times: SendTime | None, packets: int = PACKETS) -> SendTime:
+    """Check that every packet's time was taken, or that its lack is accounted for."""
+    assert times
+    assert times.target.unit == "ns"
+    parts = {"target": times.target, "endpoint": times.endpoint, "no_service": times.no_service}
+    measured = {kind: probe.count for kind, probe in parts.items() if probe}
+    assert set(times.sent.values()) == {packets}
+    assert sum(measured.values()) + sum(times.preempted.values()) + times.checked == packets * len(measured)
+    assert times.checked == packets // 50 * len(measured)
+    assert times.late == 0
+    for probe in filter(None, parts.values()):
+        assert Counter(probe.values).total() == probe.count
+        # A whole way takes more than a microsecond, and less than a second.
+        assert 1_000 < (probe.percentiles["50"].estimate or 0) < 1_000_000_000
+    return times
+
+
+@pytest.mark.parametrize(("mode", "backend"), ROWS)
+def test_a_lab_is_measured_without_tracing_and_its_accounting_closes(mode: str, backend: str, tmp_path: Path) -> None:
+    result = measure_alone(*LAB, *SHORT, "--mode", mode, "--backend", backend, directory=tmp_path)
+    times = check_complete(result.send_time)
+    assert set(times.sent) == {"target", "endpoint", "no_service"}
+    books = result.accounting
+    assert books
+    hits = None if mode == "nftables" else PACKETS
+    assert (books.sent, books.lookups, books.rule_hits, books.delivered) == (PACKETS, None, hits, PACKETS)
+    assert (books.closed, books.strayed, books.entries) == (True, 0, 3 * PACKETS)
+    assert (result.run.probe_kind, result.run.bpftrace, result.run.clock, result.run.emulated) == (
+        *("none", None, "ns", False),
+    )
+    assert from_json(to_json(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("more", "target"),
+    [
+        (("--family", "6", "--mode", "nftables"), "fd00:10:96::50"),
+        (("--protocol", "tcp", "--mode", "iptables"), "10.96.100.50"),
+        (("--from", "node", "--mode", "nftables"), "10.96.100.50"),
+    ],
+    ids=["IPv6", "TCP", "from the node"],
+)
+def test_other_packets(more: tuple[str, ...], target: str, tmp_path: Path) -> None:
+    result = measure_alone(*LAB, *SHORT, *more, directory=tmp_path)
+    check_complete(result.send_time)
+    assert result.target
+    assert result.target.ip == target
+    assert result.accounting
+    assert result.accounting.closed
+
+
+@pytest.mark.parametrize(("mode", "backend"), ROWS)
+def test_an_ordinary_user_needs_no_root(mode: str, backend: str, tmp_path: Path) -> None:
+    # More Services than one transaction of a user namespace takes.
+    many = ("--lab", "--probe", "none", "--services", "120")
+    words = (*many, *SHORT, "--mode", mode, "--backend", backend)
+    result = measure_alone(*words, user="nobody", directory=tmp_path)
+    check_complete(result.send_time)
+    assert result.accounting
+    assert result.accounting.closed
+    assert {path.owner() for path in tmp_path.iterdir()} == {"nobody"}
+
+
+def test_a_user_without_namespaces_is_told_which_right_is_missing(tmp_path: Path) -> None:
+    words = f"run {' '.join(LAB)} --mode nftables --output-dir {tmp_path}".split()
+    limit = (
+        "import resource, runpy, sys, ctypes\n"
+        "ctypes.CDLL(None, use_errno=True).unshare = lambda _: -1\n"
+        "import kproxylat.system.user_namespace as u\n"
+        "u.ctypes.CDLL = lambda *_, **__: type('Refusing', (), {'unshare': staticmethod(lambda _: 1)})()\n"
+        "u.ctypes.get_errno = lambda: 1\n"
+        "sys.argv[1:] = " + json.dumps(words) + "\n"
+        "runpy.run_module('kproxylat', run_name='__main__')\n"
+    )
+    done = run_python("-c", limit, user="nobody", directory=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "not root, and this kernel gives ordinary users no namespaces of their own" in done.stderr
+    assert "kernel.unprivileged_userns_clone=1" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_is_parsed_to_the_same_times(tmp_path: Path) -> None:
+    result = measure_alone(*LAB, *SHORT, "--mode", "nftables", directory=tmp_path)
+    [log] = tmp_path.glob("*.log")
+    done = run_python("-m", "kproxylat", "parse", "--format", "json", str(log), directory=tmp_path)
+    [parsed] = json.loads(done.stdout)["results"]
+    assert parsed["send_time"] == json.loads(to_json(result))["send_time"]
+
+
+def test_options_of_tracing_are_refused(tmp_path: Path) -> None:
+    for words, name in (
+        (("--envelope",), "--envelope"),
+        (("--overhead",), "--overhead"),
+        (("--others",), "--others"),
+        (("--generator", "pktgen"), "--generator pktgen"),
+        (("--set", "a=b"), "--set"),
+    ):
+        done = run_alone("run", *LAB, *words, directory=tmp_path)
+        assert done.returncode == 2
+        assert f"{name} has no effect with --probe none" in done.stderr
+
+
+def test_a_sweep_judges_the_way_through_the_rules(tmp_path: Path) -> None:
+    words = ("--lab", "--probe", "none", "--mode", "iptables,nftables", "--backend", "nft", "--services", "10,500,3000")
+    document = sweep_alone(*words, "0.5", "1000", directory=tmp_path)
+    assert all(result["accounting"]["closed"] for result in document["results"])
+    verdicts = {series["mode"]: series["verdict"] for series in document["series"]}
+    # A busy machine may leave it unclear, but never the other way round.
+    assert verdicts["iptables"] in ("O(n)", "unclear")
+    assert verdicts["nftables"] in ("O(1)", "unclear")
+    costs = {series["mode"]: [point["cost"] for point in series["points"]] for series in document["series"]}
+    assert costs["iptables"][-1] > 1.5 * costs["iptables"][0]
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    result: Result = measure_alone(*LAB, *SHORT, "--mode", "nftables", directory=tmp_path)
+    assert result.accounting
+    after = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert after == before
