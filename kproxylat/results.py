@@ -18,7 +18,7 @@ HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING
 """Number of a netfilter hook -> its name (kernel, ``include/uapi/linux/netfilter.h``, ``enum nf_inet_hooks``)."""
 
 
-MEASURED = {"sendto": "send time"}
+MEASURED = {"connect": "first packet", "sendto": "send time"}
 """System call that kproxylat times itself -> what its duration is called."""
 
 
@@ -260,6 +260,12 @@ class SendTime:
     checked: int
     late: int
     blocks: tuple[float, ...] = ()
+
+    @property
+    def by_kind(self) -> dict[str, Probe]:
+        """Where the packets went, in words -> their times."""
+        kinds = {"the target": self.target, "the endpoint": self.endpoint, "no Service": self.no_service}
+        return {kind: probe for kind, probe in kinds.items() if probe}
 
 
 @dataclass(frozen=True)

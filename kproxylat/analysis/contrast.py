@@ -121,7 +121,7 @@ def _contrast_counted(
     costs = [values.most_common(1)[0][0] for values in merged]
     sides = [Distribution.of_values(values) for values in merged]
     figures = [_plain("commonest", *costs), _plain("min", *(float(side.lows[0]) for side in sides))]
-    figures += [_plain(f"p{p * 100:g}", *(side.quantile(p)[0] for side in sides)) for p in QUANTILES[2:]]
+    figures += [_plain(f"p{p * 100:g}", *(side.estimate(p) for side in sides)) for p in QUANTILES[2:]]
     figures += [_plain("mean", *(sum(v * n for v, n in values.items()) / values.total() for values in merged))]
     figures += [_plain("max", *(float(side.lows[-1]) for side in sides))]
     near = [{value for probe in side for value in _find_commonest(_merge([probe]))} for side in (a, b)]
@@ -176,7 +176,7 @@ def _contrast_timed(
     level = 1 - ALARMS / max(len(deciding) + with_distance, 1) / tests
     figures = []
     for p in quantiles:
-        middles = [[fmean(run.quantile(p)) for run in side] for side in sides]
+        middles = [[run.estimate(p) for run in side] for side in sides]
         draws = [[run.draw(p, rng, rounds) for run in side] for side in sides]
         figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng))
     judged = [figure for p, figure in zip(quantiles, figures, strict=True) if p in deciding]

@@ -247,7 +247,7 @@ def draw_medians(
     :return: the points, and for each point its replicates.
     """
     runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
-    middles = {size: [fmean(run.quantile(0.5)) for run in repeats] for size, repeats in runs.items()}
+    middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4

@@ -1,4 +1,4 @@
-"""Statistics of measured values: quantiles, bootstrap, robust lines. Pure, of the standard library.
+"""Statistics of measured values: quantiles, bootstrap, robust lines. Pure.
 
 A distribution is kept as a run keeps it: value -> how often it occurred, or a histogram's buckets. What is drawn comes
 from a :class:`random.Random` that the caller seeds, so that the same input gives the same bounds.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, combinations
 from random import Random
 from statistics import fmean, median
+
+from kproxylat.trace.percentiles import compute_percentiles
 
 ROUNDS = 2000
 """Bootstrap replicates: 5 lie beyond each bound at the level of 99.5 %."""
@@ -41,9 +43,13 @@ class Distribution:
     """The values of one run's calls.
 
     :param rows: ``(lo, hi, count)``: ``count`` values from ``lo`` to ``hi``, both included; exact ones have lo = hi.
+    :param estimate: estimates a quantile of values that are not exact; None where it cannot.
     """
 
-    def __init__(self, rows: Iterable[tuple[float, float, int]]) -> None:
+    def __init__(
+        self, rows: Iterable[tuple[float, float, int]], estimate: Callable[[float], float | None] = lambda _: None
+    ) -> None:
+        self._estimate = estimate
         kept = sorted(row for row in rows if row[2])
         self.lows, self.highs = [row[0] for row in kept], [row[1] for row in kept]
         self.counts = [row[2] for row in kept]
@@ -60,6 +66,14 @@ class Distribution:
         """Return the bounds of the least value that at least ``p`` of all values do not exceed (0 < p <= 1)."""
         at = bisect_left(self.ends, math.ceil(p * self.count))
         return self.lows[at], self.highs[at]
+
+    def estimate(self, p: float) -> float:
+        """Return the estimate of quantile ``p`` that ``parse`` prints as percentile."""
+        if self.exact:
+            values = dict(zip(map(int, self.lows), self.counts, strict=True))
+            return compute_percentiles(values, [p * 100])[f"{p * 100:g}"].estimate or 0
+        estimate = self._estimate(p)
+        return fmean(self.quantile(p)) if estimate is None else estimate
 
     def has_tail(self, p: float) -> bool:
         """Whether there are enough values to estimate quantile ``p``."""

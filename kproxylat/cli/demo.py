@@ -88,7 +88,7 @@ def _sweep_untraced(options: SweepOptions) -> Finished:
             say(f"{name} is left out: {error}")
     if not points:
         raise next(iter(lacking.values()))
-    return sweeping.sweep(points, fresh=True)
+    return sweeping.sweep(points, 1, None, True)
 
 
 def _sweep_traced(options: SweepOptions) -> Finished:
@@ -96,4 +96,4 @@ def _sweep_traced(options: SweepOptions) -> Finished:
     points = options.plan(OnNode(), ("demo",))
     if wants_vm(False, True, [point.mode for point in points], options.probe):
         return sweep_in_vms(replace(options, fresh=True), points, Clock.INSTRUCTIONS, None)
-    return sweeping.sweep(points, fresh=True)
+    return sweeping.sweep(points, 1, None, True)

@@ -12,7 +12,7 @@ import typer
 from kproxylat.cli.options import Cluster, Format, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
-from kproxylat.cluster.rollout import needs_restart, plan_change, set_mode
+from kproxylat.cluster.rollout import describe_rollouts, needs_restart, plan_change, set_mode
 from kproxylat.console import confirm, say
 from kproxylat.modes import mode_names
 
@@ -36,13 +36,15 @@ def mode_show(
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
-    probe: Annotated[bool, typer.Option("--probe", hidden=True, help="The old name of --send-packet.")] = False,
     form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,
 ) -> None:
     """Show kube-proxy's mode and backend, how certain they are, and the answer of every source.
+
+    If several backends hold rules, two questions have two answers: whose rules translate packets, and whose rules
+    kube-proxy writes. The rest was left behind.
 
     Run it on a node, as root. It changes nothing. Exit status 0: certain or likely; 1: ambiguous, unknown, or no
     kube-proxy.
@@ -52,13 +54,19 @@ def mode_show(
       sudo kproxylat mode show
       sudo kproxylat mode show --send-packet --format json
     """
-    evidence = gather(cluster.connect, send_packet or probe, place.find())
+    evidence = gather(cluster.connect, send_packet, place.find())
     finding = decide(evidence)
     if form is Format.JSON:
-        print(json.dumps({**asdict(finding), "sources": dict(evidence.sources), "unasked": evidence.unasked}, indent=2))
+        answers = {"sources": dict(evidence.sources), "unasked": evidence.unasked}
+        print(json.dumps({**asdict(finding), "translates": finding.translates, **answers}, indent=2))
     else:
-        print(f"kube-proxy mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
+        is_leftover = finding.live and finding.backend and finding.live != finding.translates
+        subject = "packets meet leftover rules:" if is_leftover else "kube-proxy"
+        print(f"{subject} mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
         print(f"  {finding.reason}")
+        if len(evidence.rules or ()) > 1:
+            print(f"translates packets: {finding.translates or 'unknown'}")
+            print(f"is written by kube-proxy: {finding.live or 'unknown'}")
         for source, answer in evidence.sources:
             print(f"{source}: {answer}")
         for reason in evidence.unasked:
@@ -96,8 +104,10 @@ def mode_set(
     """
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
-    if not needs_restart(api, change, node.netns, limit):
+    if not needs_restart(api, change, node.netns, limit, is_dry_run=dry_run):
         print(f"kube-proxy's mode is {mode} already")
+        if state := describe_rollouts(api, change):
+            say(f"its rollout is not complete: {state}")
         return
     print(change.diff or f"kube-proxy is set to {mode} already, but its pods were not restarted since")
     if dry_run:

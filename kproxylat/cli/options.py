@@ -1,4 +1,7 @@
-"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command."""
+"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command.
+
+Longer than 350 lines: the options of run, render and sweep stay together.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +14,13 @@ from kproxylat.cli.options import Format, Namespaced, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules
-from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, read_service
+from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_service, find_worker
 from kproxylat.console import say
 from kproxylat.errors import refuse_options
+
+if TYPE_CHECKING:
+    from kproxylat.cluster.api import Api
+    from kproxylat.results import Destination
 
 services_app = typer.Typer(
     no_args_is_help=True,
@@ -83,7 +88,7 @@ def services_create(
     if how.dry_run:
         print(f"would create {objects}; {len(existing.services)} are there")
         if worker:
-            print("would apply Service worker and Deployment worker")
+            print(f"would apply Service worker and Deployment worker; {len(find_worker(api))} of 2 are there")
         return
     if worker:
         apply_worker(api, image or IMAGE)
@@ -94,9 +99,14 @@ def services_create(
     rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
     print(f"created {objects}; {len(existing.services)} were there{rate}")
     if how.wait is not None:
-        ports = service_ports(read_dummies(api), *([read_service(api)] if worker else []))
-        took_s = wait_for_rules(ports, limit_s=how.wait, node=place.find())
+        look_up = partial(_find_ports, api, worker)
+        took_s = wait_for_rules(look_up(), limit_s=how.wait, node=place.find(), look_up=look_up)
         print(f"kube-proxy's rules hold them: {took_s:.1f} s")
+
+
+def _find_ports(api: Api, worker: bool) -> set[Destination]:
+    """Return the Service ports that the rules should hold now: those of the dummies, and the worker's."""
+    return service_ports(read_dummies(api), *filter(None, [find_service(api) if worker else None]))
 
 
 @services_app.command("delete")
@@ -122,7 +132,10 @@ def services_delete(
     if how.dry_run:
         existing = read_dummies(api)
         objects = f"{len(existing.services)} dummy Services and {len(existing.slices)} EndpointSlices"
-        print(f"would delete {objects} in namespace {api.namespace}{' and the worker' if worker else ''}")
+        print(f"would delete {objects} in namespace {api.namespace}")
+        if worker:
+            kinds = ", ".join(f"{kind} worker" for kind in find_worker(api)) or "nothing"
+            print(f"would delete of the worker: {kinds}")
         return
     ports = service_ports(read_dummies(api)) if how.wait is not None else set()
     services, slices = delete(api)

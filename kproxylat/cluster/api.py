@@ -1,6 +1,6 @@
 """The cluster's API: the only importer of ``kubernetes``.
 
-The kubernetes client reads the kubeconfig, gets credentials and keeps connections. Requests and answers are plain JSON
+The kubernetes client reads the kubeconfig and gets credentials. Requests and answers are plain JSON
 objects: the client takes longer to build and check its models than the API server takes to answer.
 """
 
@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from kproxylat import __version__
-from kproxylat.cluster.kubeconfig import Object, load_client, raise_logged_errors
-from kproxylat.errors import ApiError, MachineError
+from kproxylat.cluster.kubeconfig import Client, Object, load_client
+from kproxylat.cluster.transport import TransportError
+from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.system import interrupts
 
 PATIENCE_S = 120.0
@@ -28,9 +29,15 @@ FIRST_S = 10.0
 """The same, until the server answers for the first time."""
 LONGEST_WAIT_S = 10.0
 """Longest wait before a repetition, unless the server asks for another one."""
-CONNECT_S, READ_S = 5.0, 60.0
+ANSWER_S = 60.0
+"""How long a request waits for its whole answer."""
+CREDENTIALS_S = 1.0
+"""How long credentials are used before the kubernetes client is asked whether they have expired."""
 PAGE = 500
 """Objects per page of a list, as in kubectl."""
+MOST_PAGES = 1000
+RESTARTS = 5
+"""How often a list starts again after its continue token has expired."""
 OVERLOADED = (429, 500, 502, 503, 504)
 RANGE_FULL = "range is full"
 MESSAGE_REMEDIES = {
@@ -54,22 +61,38 @@ APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML, too."""
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+_HEADERS = (("Accept", "application/json"), ("User-Agent", f"kproxylat/{__version__}"))
+"""The server uses the first word of the User-Agent as the field manager's name in managedFields."""
+
+
+def join_path(root: str, *names: str) -> str:
+    """Return the path of an object or a list.
+
+    :param root: e.g. ``/api/v1/namespaces``.
+    :param names: the parts that follow; each is quoted.
+    :raises UsageError: a name is impossible: the server would take it for another path.
+    """
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "%" in name:
+            raise UsageError(f"invalid name {name!r}", "a name of Kubernetes takes letters, digits, hyphens and dots")
+    return "/".join([root, *(quote(name, safe="") for name in names)])
 
 
 class Api:
     """A cluster's API server.
 
-    :param client: the kubernetes client's ``ApiClient``.
+    :param client: access to the server.
     :param namespace: the context's namespace, or that of the command line.
     :param context: the context's name, for messages.
     :param load: makes a new client from the present configuration.
     """
 
-    def __init__(self, client: Any, namespace: str, context: str, load: Callable[[], Any]) -> None:
+    def __init__(self, client: Client, namespace: str, context: str, load: Callable[[], Client]) -> None:
         self.namespace = namespace
         self.context = context
         self._client = client
-        self._host = client.configuration.host
+        self._credentials: tuple[Client, float, Sequence[tuple[str, str]]] = (client, 0, [])
+        self._host = client.transport.host
         self._remedy = f"look at the cluster of context {context}: kubectl config view --minify"
         self._load = load
         self._auth = threading.Lock()
@@ -126,20 +149,29 @@ class Api:
         """Read a list page by page.
 
         If the continue token has expired (410), the list starts again, and may return an object twice.
+
+        :raises MachineError: the pages have no end, or an item is not an object with a name.
         """
-        token = ""
-        while True:
+        token, restarts = "", 0
+        for _ in range(MOST_PAGES):
             try:
                 page = self.get(path, **query, limit=PAGE, **({"continue": token} if token else {}))
             except ApiError as error:
-                if error.status != 410 or not token:
+                restarts += 1
+                if error.status != 410 or not token or restarts > RESTARTS:
                     raise
                 token = ""
                 continue
-            yield from page.get("items") or ()
-            token = page.get("metadata", {}).get("continue", "")
+            items = page.get("items") or []
+            if not all(map(_has_name, items if isinstance(items, list) else [None])):
+                raise self._describe_invalid("an item without a name")
+            yield from items
+            before, token = token, (page.get("metadata") or {}).get("continue", "")
             if not token:
                 return
+            if token == before:
+                raise self._describe_invalid("the same continue token twice")
+        raise self._describe_invalid(f"more than {MOST_PAGES} pages of a list")
 
     def request(
         self,
@@ -158,24 +190,21 @@ class Api:
         :raises MachineError: the server cannot be reached.
         :raises CancelledError: :meth:`stop` was called.
         """
-        import urllib3
-
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        target = f"{path}?{urlencode(query)}" if query else path
         started_s, renewed = time.monotonic(), False
         for attempt in itertools.count(1):
             if self._stopped.is_set():
                 raise CancelledError
             client = self._client
-            headers = self._headers(client, content_type)
-            url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
-            timeout = urllib3.Timeout(connect=CONNECT_S, read=READ_S if self._answered else FIRST_S)
-            pool = client.rest_client.pool_manager
+            headers = [*self._read_credentials(client), *_HEADERS, ("Content-Type", content_type)]
+            ends_s = min(started_s + self._patience_s, time.monotonic() + ANSWER_S)
             try:
-                answer = pool.request(method, url, body=data, headers=headers, timeout=timeout, retries=False)
-            except urllib3.exceptions.HTTPError as error:
+                answer = client.transport.exchange(method, target, headers, data, ends_s)
+            except TransportError as error:
                 # Repeat after a lost connection. If there never was a connection, the address is probably wrong.
-                lost = isinstance(error, (urllib3.exceptions.ProtocolError, urllib3.exceptions.ReadTimeoutError))
-                if not (lost or self._answered) or not self.pause(attempt, started_s + self._patience_s):
+                retries = error.lost or self._answered
+                if not retries or not self.pause(attempt, started_s + self._patience_s):
                     raise self._unreachable(error) from None
                 continue
             self._answered = True
@@ -190,7 +219,7 @@ class Api:
             raced = refused.reason == "Conflict" and "Apply failed" not in str(refused) and method != "DELETE"
             # The server reports an internal error if no ClusterIP is left.
             temporary = raced or (answer.status in OVERLOADED and RANGE_FULL not in str(refused))
-            retry_after = answer.headers.get("Retry-After", "")
+            retry_after = answer.headers.get("retry-after", "")
             if not temporary or not self.pause(attempt, started_s + self._patience_s, retry_after):
                 raise refused
         raise AssertionError("not reached")
@@ -199,16 +228,16 @@ class Api:
     def _patience_s(self) -> float:
         return PATIENCE_S if self._answered else FIRST_S
 
-    def _headers(self, client: Any, content_type: str) -> dict[str, str]:
-        # The server uses the first word as the field manager's name in managedFields.
-        agent = f"kproxylat/{__version__}"
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": agent}
-        # The client runs an exec plugin when the token expires: the lock lets only one thread do so.
-        with self._auth, raise_logged_errors("the exec plugin"):
-            settings = client.configuration.auth_settings().values()
-        return headers | {setting["key"]: setting["value"] for setting in settings if setting["in"] == "header"}
+    def _read_credentials(self, client: Client) -> Sequence[tuple[str, str]]:
+        owner, expires_s, headers = self._credentials
+        if owner is not client or time.monotonic() >= expires_s:
+            # The client runs an exec plugin when the token expires: the lock lets only one thread do so.
+            with self._auth:
+                headers = client.read_credentials()
+            self._credentials = (client, time.monotonic() + CREDENTIALS_S, headers)
+        return headers
 
-    def _renew(self, refused: Any) -> None:
+    def _renew(self, refused: Client) -> None:
         """Read the credentials again, once for all threads: a token file or a plugin may have new ones."""
         with self._auth:
             if self._client is refused:
@@ -222,7 +251,7 @@ class Api:
         :return: False, at once, if the wait would end later.
         :raises CancelledError: :meth:`stop` was called.
         """
-        asked_s = float(retry_after) if retry_after.isdigit() else 0
+        asked_s = float(retry_after) if re.fullmatch("[0-9]{1,9}", retry_after) else 0
         wait_s = (asked_s or min(0.05 * 2**attempt, LONGEST_WAIT_S)) * random.uniform(1, 1.25)  # noqa: S311
         if time.monotonic() + wait_s > ends_s:
             return False
@@ -233,8 +262,11 @@ class Api:
     def _parse(self, data: bytes) -> Object:
         document = _parse_object(data)
         if document is None:
-            raise MachineError(f"invalid answer from {self._host}: not a Kubernetes API", self._remedy)
+            raise self._describe_invalid("not a Kubernetes API")
         return document
+
+    def _describe_invalid(self, problem: str) -> MachineError:
+        return MachineError(f"invalid answer from {self._host}: {problem}", self._remedy)
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
         """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
@@ -246,7 +278,7 @@ class Api:
         remedies = (remedy for text, remedy in MESSAGE_REMEDIES.items() if text in message)
         remedy = next(remedies, STATUS_REMEDIES.get(status, ""))
         if status == 401:
-            message = "the token has expired or is invalid"
+            message = self._client.describe_refusal()
         return ApiError(
             f"the API server refuses ({status} {reason or 'error'}): {message}",
             remedy.format(context=self.context, namespace=self.namespace),
@@ -256,15 +288,20 @@ class Api:
 
     def _unreachable(self, error: Exception) -> MachineError:
         reason = str(error).rsplit(">: ", 1)[-1]
-        return MachineError(f"no API server answers at {self._host}: {reason[:160]}", self._remedy)
+        return MachineError(f"no API server answers at {self._host}: {' '.join(reason.split())[:160]}", self._remedy)
 
 
 def _parse_object(data: bytes) -> Object | None:
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _has_name(item: object) -> bool:
+    meta = item.get("metadata") if isinstance(item, dict) else None
+    return isinstance(meta, dict) and isinstance(meta.get("name"), str)
 
 
 def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Api:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from kproxylat.cluster.api import PATIENCE_S, Api
+from kproxylat.cluster.api import PATIENCE_S, Api, join_path
 from kproxylat.cluster.kubeconfig import CONNECTIONS, Object
+from kproxylat.cluster.target import choose_endpoints
 from kproxylat.console import counting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.lab.services import MAX_SERVICES, dummy_service
@@ -27,8 +28,9 @@ from kproxylat.system import interrupts
 Item = TypeVar("Item")
 SELECTOR = "type=dummy"
 LABELS = dict([SELECTOR.split("=")])
-NAME = re.compile(r"dummy-service-(\d+)")
-SLICE_NAME = re.compile(r"dummy-service-(\d+)(-\w+)?")
+NAME = re.compile(r"dummy-service-(0|[1-9][0-9]*)")
+"""Without zeros in front: dummy-service-007 is not dummy-service-7."""
+SLICE_NAME = re.compile(rf"{NAME.pattern}(-\w+)?")
 """kproxylat's slices have the Service's name; a controller's have a suffix, too, and the Service's labels."""
 OWNER = "kubernetes.io/service-name"
 POLL_S = 0.05
@@ -51,9 +53,17 @@ class Dummies:
     @property
     def without_slice(self) -> list[int]:
         """Numbers of the Services without an EndpointSlice of their own; an earlier Service's slice does not count."""
+        return self._find_uncovered(self.slices.values())
+
+    @property
+    def without_endpoints(self) -> list[int]:
+        """Numbers of the Services for which kube-proxy writes no rules: they have no endpoint, or none that serves."""
+        return self._find_uncovered(document for document in self.slices.values() if choose_endpoints([document]))
+
+    def _find_uncovered(self, slices: Iterable[Object]) -> list[int]:
         covered = {
             (document["metadata"].get("labels", {}).get(OWNER), owner)
-            for document in self.slices.values()
+            for document in slices
             for owner in _owners(document) or {""}
         }
         return sorted(
@@ -66,20 +76,43 @@ class Dummies:
 def paths(api: Api) -> tuple[str, str]:
     """Return the API paths of the namespace's Services and EndpointSlices."""
     return (
-        f"/api/v1/namespaces/{api.namespace}/services",
-        f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices",
+        join_path("/api/v1/namespaces", api.namespace, "services"),
+        join_path("/apis/discovery.k8s.io/v1/namespaces", api.namespace, "endpointslices"),
     )
 
 
 def read_dummies(api: Api) -> Dummies:
-    """List the dummy Services of the API's namespace and their EndpointSlices, by label."""
+    """List the dummy Services of the API's namespace and their EndpointSlices, by label.
+
+    :raises MachineError: the namespace does not exist: the server would call it empty.
+    """
     services, slices = (
         {document["metadata"]["name"]: document for document in api.list(path, labelSelector=SELECTOR)}
         for path in paths(api)
     )
+    if not services and not slices:
+        check_namespace(api)
     numbered = {int(match[1]): service for name, service in services.items() if (match := NAME.fullmatch(name))}
     own_slices = {name: document for name, document in slices.items() if SLICE_NAME.fullmatch(name)}
     return Dummies(numbered, own_slices, tuple(sorted(name for name in services if not NAME.fullmatch(name))))
+
+
+def check_namespace(api: Api) -> None:
+    """Refuse a namespace that does not exist; without the permission to look, accept it.
+
+    :raises MachineError: it does not exist.
+    """
+    try:
+        exists = api.find(join_path("/api/v1/namespaces", api.namespace))
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return
+    if not exists:
+        raise MachineError(
+            f"namespace {api.namespace} not found in the cluster of context {api.context}",
+            "pass another -n NAMESPACE, or create it: kubectl create namespace",
+        )
 
 
 def check_count(count: int) -> None:
@@ -164,7 +197,7 @@ def _post(api: Api, path: str, document: Object) -> Object:
         except ApiError as error:
             if error.reason != "AlreadyExists" or (attempt > 1 and not api.pause(attempt, ends_s)):
                 raise
-        existing = api.find(f"{path}/{name}")
+        existing = api.find(join_path(path, name))
         if existing and not _is_ours(existing):
             raise MachineError(
                 f"{document['kind']} {api.namespace}/{name} exists without the label {SELECTOR}: it is not touched",
@@ -212,12 +245,12 @@ def _delete(api: Api, path: str, listed: Object) -> None:
             return
         meta = document["metadata"]
         try:
-            api.delete(f"{path}/{meta['name']}", uid=meta["uid"], resourceVersion=meta["resourceVersion"])
+            api.delete(join_path(path, meta["name"]), uid=meta["uid"], resourceVersion=meta["resourceVersion"])
             return
         except ApiError as error:
             if error.status != 409 or (attempt > 1 and not api.pause(attempt, ends_s)):
                 raise
-        document = api.find(f"{path}/{meta['name']}")
+        document = api.find(join_path(path, meta["name"]))
 
 
 def _in_parallel(api: Api, work: Callable[[Item], None], items: Sequence[Item], text: str) -> None:

@@ -6,11 +6,13 @@ import logging
 import logging.handlers
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
+from kproxylat.cluster.transport import Transport
 from kproxylat.errors import MachineError, UsageError
 
 Object = dict[str, Any]
@@ -18,13 +20,55 @@ Object = dict[str, Any]
 CONNECTIONS = 16
 """Number of requests under way at the same time."""
 IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NAME_SIGNS = "!#$&'*+-.^_`|~"
+"""Signs that the name of a header may hold (RFC 9110, ``token``), without ``%``."""
+
+
+class Client(NamedTuple):
+    """Access to a cluster, as a user of the kubeconfig.
+
+    :param transport: connections to the API server.
+    :param configuration: the kubernetes client's ``Configuration``, which renews a token.
+    :param impersonation: headers that let the user act as another one.
+    :param plugin: the exec plugin's command ("" if there is none), and how to install it.
+    """
+
+    transport: Transport
+    configuration: Any
+    impersonation: tuple[tuple[str, str], ...] = ()
+    plugin: tuple[str, str] = ("", "")
+
+    def read_credentials(self) -> list[tuple[str, str]]:
+        """Return the headers that name the user; run an exec plugin if its token has expired.
+
+        :raises MachineError: the plugin fails, or a header has an impossible value, which the message does not show.
+        """
+        with raise_logged_errors(*self.plugin):
+            settings = self.configuration.auth_settings().values()
+        headers = [(setting["key"], setting["value"].strip()) for setting in settings if setting["in"] == "header"]
+        headers += self.impersonation
+        for name, value in headers:
+            if not (value.isascii() and value.isprintable()):
+                title = "the token or password" if name.lower() == "authorization" else name
+                raise MachineError(
+                    f"the kubeconfig cannot be used: {title} has a line end or another character that HTTP excludes",
+                    "write it anew, without this character",
+                )
+        return headers
+
+    def describe_refusal(self) -> str:
+        """Return why the server may reject the user."""
+        proofs = {"client certificate": self.configuration.cert_file, "token": self.configuration.api_key}
+        names = " or ".join(name for name, proof in proofs.items() if proof)
+        return f"the {names} has expired or is invalid" if names else "the kubeconfig's user has no credentials"
 
 
 @contextmanager
-def raise_logged_errors(plugin: str) -> Iterator[None]:
+def raise_logged_errors(plugin: str, install_hint: str = "") -> Iterator[None]:
     """Raise the errors of an exec plugin, which the kubernetes client (its kube_config.py) only logs.
 
-    :param plugin: the plugin's name, for the message.
+    :param plugin: the plugin's command, for the message.
+    :param install_hint: the remedy of the kubeconfig if the plugin is not installed.
     :raises MachineError: the plugin failed.
     """
     handler = logging.handlers.BufferingHandler(100)
@@ -36,11 +80,13 @@ def raise_logged_errors(plugin: str) -> Iterator[None]:
     records = [record for record in handler.buffer if record.name == "root" and record.levelno >= logging.ERROR]
     if records:
         message = " ".join("; ".join(record.getMessage() for record in records).split())[:200]
-        raise MachineError(f"{plugin} failed: {message}", "run it by hand; it is in the kubeconfig's user")
+        is_missing = install_hint and "No such file" in message
+        remedy = " ".join(install_hint.split()) if is_missing else "run it by hand; it is in the kubeconfig's user"
+        raise MachineError(f"exec plugin {plugin} failed: {message}", remedy)
 
 
-def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str, str | None]:
-    """Make the kubernetes client from the kubeconfig files, or in a pod from its service account.
+def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, str, str | None]:
+    """Make the client from the kubeconfig files, or in a pod from its service account.
 
     :param kubeconfig: the file to use (None: those of KUBECONFIG, else ~/.kube/config).
     :param context: the context's name (None: the current one).
@@ -55,16 +101,31 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Any, str,
     configuration = Configuration()
     configuration.connection_pool_maxsize = CONNECTIONS
     namespace: str | None
+    user: Object = {}
     try:
         if files := _find_files(kubeconfig):
-            name, namespace = _read_files(files, context, configuration)
+            name, namespace, user = _read_files(files, context, configuration)
         else:
             load_incluster_config(configuration)
             name, namespace = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
-    except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        plugin = user.get("exec") or {}
+        hint = str(plugin.get("installHint") or "")
+        client = Client(
+            _open_transport(configuration),
+            configuration,
+            tuple(_impersonate(user)),
+            (str(plugin.get("command") or ""), hint),
+        )
+    except YAMLError as error:
+        # The error's text may quote a secret.
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        reason = f"{place}{getattr(error, 'problem', '') or 'invalid YAML'}"
+        raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MachineError(f"the kubeconfig cannot be used: {reason}", "try: kubectl config view") from None
-    return _make_client(configuration), name, namespace
+    return client, name, namespace
 
 
 def _find_files(kubeconfig: Path | None) -> list[str]:
@@ -82,8 +143,8 @@ def _find_files(kubeconfig: Path | None) -> list[str]:
     return [path for path in files if Path(path).stat().st_size] or files
 
 
-def _read_files(files: Sequence[str], context: str | None, configuration: Any) -> tuple[str, str | None]:
-    """Load a context of the kubeconfig files into the client's configuration; return its name and namespace."""
+def _read_files(files: Sequence[str], context: str | None, configuration: Any) -> tuple[str, str | None, Object]:
+    """Load a context of the kubeconfig files into the client's configuration; return its name, namespace and user."""
     from kubernetes.config import load_kube_config
     from kubernetes.config.kube_config import KubeConfigMerger
 
@@ -98,15 +159,27 @@ def _read_files(files: Sequence[str], context: str | None, configuration: Any) -
             f"--context takes one of: {', '.join(map(str, contexts))}",
         )
     user = _read_section(merger, "user").get(contexts[name].get("user"), {})
-    if user.get("as"):
-        # The client would ignore the impersonation.
-        raise MachineError(
-            f"the user of context {name} acts as {user['as']}, which kproxylat cannot do",
-            "pass the --context of a user who has the rights",
-        )
-    with raise_logged_errors(f"exec plugin {(user.get('exec') or {}).get('command')}"):
+    plugin = user.get("exec") or {}
+    with raise_logged_errors(str(plugin.get("command")), str(plugin.get("installHint") or "")):
         load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
-    return name, contexts[name].get("namespace")
+    return name, contexts[name].get("namespace"), user
+
+
+def _impersonate(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Return the headers for ``as``, ``as-uid``, ``as-groups`` and ``as-user-extra``, which the client ignores."""
+    extra = user.get("as-user-extra") or {}
+    if not user.get("as"):
+        if user.get("as-uid") or user.get("as-groups") or extra:
+            raise ValueError("the user has as-uid, as-groups or as-user-extra, but not as")
+        return
+    yield "Impersonate-User", str(user["as"])
+    if user.get("as-uid"):
+        yield "Impersonate-Uid", str(user["as-uid"])
+    for group in user.get("as-groups") or ():
+        yield "Impersonate-Group", str(group)
+    for key, values in extra.items():
+        for value in values:
+            yield f"Impersonate-Extra-{quote(str(key), safe=_NAME_SIGNS)}", str(value)
 
 
 def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
@@ -115,8 +188,8 @@ def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
     return {entry["name"]: entry.get(kind) or {} for entry in entries}
 
 
-def _make_client(configuration: Any) -> Any:
-    """Return the kubernetes client, without urllib3's warnings about what the kubeconfig asks for."""
+def _open_transport(configuration: Any) -> Transport:
+    """Return the connections of the kubernetes client, without urllib3's warnings about the kubeconfig."""
     import urllib3
     from kubernetes.client import ApiClient
 
@@ -126,7 +199,4 @@ def _make_client(configuration: Any) -> Any:
             client = ApiClient(configuration)
         except ModuleNotFoundError:
             raise MachineError("a SOCKS proxy takes the Python package PySocks", "pip install PySocks") from None
-    if not configuration.verify_ssl:
-        # Like kubectl, do not warn at each request.
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return client
+    return Transport(client.rest_client.pool_manager, configuration.host)

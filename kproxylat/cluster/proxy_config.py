@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from kproxylat.cluster.api import Api
+from kproxylat.cluster.api import Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import ApiError, MachineError
 from kproxylat.modes import DEFAULT_MODE
@@ -35,7 +35,8 @@ REPLACEMENTS = {
     "kube-router": "kube-router",
     "ovnkube-node": "OVN-Kubernetes",
 }
-"""DaemonSet in kube-system -> the program that can replace kube-proxy."""
+"""DaemonSet in kube-system -> the program that can replace kube-proxy, but often runs beside it."""
+_ANY_NODE = {"kubernetes.io/os", "beta.kubernetes.io/os"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ class Configured:
     :param config: the ConfigMap's key (None: the configuration is not in a ConfigMap).
     :param daemonsets: DaemonSets that read this ConfigMap.
     :param workloads: number of DaemonSets, pods or node programs that run kube-proxy.
-    :param replacements: programs in the cluster that can replace kube-proxy.
+    :param replacements: programs that replace kube-proxy, by their configuration.
+    :param candidates: programs in the cluster that can replace kube-proxy, but may run beside it.
+    :param disabled: settings that switch kube-proxy off.
+    :param problems: reasons why kube-proxy's configuration is not known, such as a DaemonSet without pods.
+    :param has_node: whether the API knows the node.
     :param unasked: sources that could not be read, with the reason.
     """
 
@@ -79,6 +84,10 @@ class Configured:
     daemonsets: list[Object] = field(default_factory=list)
     workloads: int = 0
     replacements: list[str] = field(default_factory=list)
+    candidates: list[str] = field(default_factory=list)
+    disabled: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    has_node: bool = False
     unasked: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -103,6 +112,8 @@ def read_configured(api: Api, node: str) -> Configured:
     with configured.asking("DaemonSets in kube-system"):
         daemonsets = list(api.list(DAEMONSETS))
     proxies = [daemonset for daemonset in daemonsets if is_kube_proxy(daemonset)]
+    empty = [daemonset for daemonset in proxies if has_no_pods(daemonset)]
+    proxies = [daemonset for daemonset in proxies if daemonset not in empty]
     for proxy in proxies:
         config = _read_pod(api, configured, f"DaemonSet {proxy['metadata']['name']}", proxy["spec"]["template"]["spec"])
         if config and config == configured.config:
@@ -111,21 +122,46 @@ def read_configured(api: Api, node: str) -> Configured:
         with configured.asking("pods in kube-system"):
             for pod in _list_pods(api, node):
                 _read_pod(api, configured, f"pod {pod['metadata']['name']}", pod["spec"])
-    if not configured.config and not configured.settings:
+    if not configured.workloads:
+        configured.problems += [f"DaemonSet {proxy['metadata']['name']} has no pods" for proxy in empty]
+    if not configured.config and not configured.settings and not configured.problems:
         _read_config(api, configured, CONFIGMAP_NAMES, CONFIG_KEYS)
     if not configured.settings:
         with configured.asking("nodes"):
-            configured.settings += parse_node_arguments(list(api.list("/api/v1/nodes")), node)
-            configured.workloads += len(configured.settings)
-    with configured.asking("ConfigMap cilium-config"):
-        cilium = (api.find(f"{CONFIGMAPS}/cilium-config") or {}).get("data") or {}
-        if cilium.get("kube-proxy-replacement") in ("true", "strict"):
-            configured.replacements.append("Cilium (ConfigMap cilium-config: kube-proxy-replacement)")
-    if not configured.workloads and not configured.replacements:
-        for name in (daemonset["metadata"]["name"] for daemonset in daemonsets):
-            if name in REPLACEMENTS:
-                configured.replacements.append(f"{REPLACEMENTS[name]} (DaemonSet {name})")
+            _read_nodes(configured, list(api.list("/api/v1/nodes")), node)
+    _read_replacements(api, configured, daemonsets, empty)
     return configured
+
+
+def _read_nodes(configured: Configured, nodes: Sequence[Object], preferred: str) -> None:
+    """Read the arguments of nodes whose kube-proxy is part of another program: the preferred node's, or all."""
+    own = [node for node in nodes if node["metadata"]["name"] == preferred]
+    configured.has_node = bool(own)
+    settings = parse_node_arguments(own or nodes)
+    configured.disabled += [setting.source for setting in settings if not setting.mode]
+    configured.settings += [setting for setting in settings if setting.mode]
+    configured.workloads += len(configured.settings)
+
+
+def _read_replacements(api: Api, configured: Configured, daemonsets: list[Object], empty: list[Object]) -> None:
+    """Find the programs that replace kube-proxy, and those that can: a DaemonSet's name proves nothing."""
+    answer = ""
+    with configured.asking("ConfigMap cilium-config"):
+        cilium = (api.find(join_path(CONFIGMAPS, "cilium-config")) or {}).get("data") or {}
+        answer = cilium.get("kube-proxy-replacement", "")
+        if answer in ("true", "strict"):
+            configured.replacements.append("Cilium (ConfigMap cilium-config: kube-proxy-replacement)")
+    if configured.workloads or configured.replacements:
+        return
+    for proxy in empty:
+        # Calico's documentation switches kube-proxy off by this label, which no node has.
+        if "non-calico" in _node_selector(proxy):
+            configured.replacements.append(f"Calico (DaemonSet {proxy['metadata']['name']}: nodeSelector non-calico)")
+    for daemonset in daemonsets:
+        name = daemonset["metadata"]["name"]
+        is_off = has_no_pods(daemonset) or (name == "cilium" and answer in ("false", "disabled"))
+        if name in REPLACEMENTS and not is_off:
+            configured.candidates.append(f"{REPLACEMENTS[name]} (DaemonSet {name})")
 
 
 def _list_pods(api: Api, node: str) -> list[Object]:
@@ -149,9 +185,21 @@ def last_change(document: Object) -> str:
 def is_kube_proxy(daemonset: Object) -> bool:
     """Return whether a DaemonSet runs kube-proxy on Linux."""
     spec = daemonset["spec"]["template"]["spec"]
-    if (spec.get("nodeSelector") or {}).get("kubernetes.io/os") == "windows":
+    if _node_selector(daemonset).get("kubernetes.io/os") == "windows":
         return False
     return any("kube-proxy" in (container["name"], *_words(container)[:1]) for container in spec["containers"])
+
+
+def has_no_pods(daemonset: Object) -> bool:
+    """Return whether the DaemonSet's controller has found no node for it."""
+    status = daemonset.get("status") or {}
+    # Before the controller has looked, the number is 0, too.
+    is_known = status.get("observedGeneration") or _node_selector(daemonset).keys() - _ANY_NODE
+    return bool(is_known) and status.get("desiredNumberScheduled") == 0
+
+
+def _node_selector(daemonset: Object) -> dict[str, str]:
+    return daemonset["spec"]["template"]["spec"].get("nodeSelector") or {}
 
 
 def _words(container: Object) -> list[str]:
@@ -189,21 +237,39 @@ def _read_pod(api: Api, configured: Configured, source: str, spec: Object) -> Co
         configured.settings.append(Setting(f"{source}: {flag}", flags.get("proxy-mode") or DEFAULT_MODE))
         return None
     # With --config, kube-proxy ignores its other flags.
+    path = PurePosixPath(flags["config"])
+    if file := _find_host_file(spec, path):
+        configured.problems.append(f"{source} reads its configuration from the file {file} of its node")
+        return None
     names = [volume["configMap"]["name"] for volume in spec.get("volumes") or () if "configMap" in volume]
-    return _read_config(api, configured, names or CONFIGMAP_NAMES, (PurePosixPath(flags["config"]).name, *CONFIG_KEYS))
+    return _read_config(api, configured, names or CONFIGMAP_NAMES, (path.name, *CONFIG_KEYS))
+
+
+def _find_host_file(spec: Object, path: PurePosixPath) -> PurePosixPath | None:
+    """Return the node's file behind a path in the kube-proxy container; None if it is not on a hostPath volume."""
+    host_paths = {v["name"]: v["hostPath"]["path"] for v in spec.get("volumes") or () if "hostPath" in v}
+    mounts = {PurePosixPath(m["mountPath"]): m["name"] for m in _proxy_of(spec).get("volumeMounts") or ()}
+    mount = next((folder for folder in (path, *path.parents) if folder in mounts), None)
+    if not mount or mounts[mount] not in host_paths:
+        return None
+    return PurePosixPath(host_paths[mounts[mount]]) / path.relative_to(mount)
 
 
 def _read_config(api: Api, configured: Configured, names: Sequence[str], keys: Sequence[str]) -> ConfigMapKey | None:
     """Read the mode from the first of these ConfigMaps that has one of the keys."""
     for name in names:
         with configured.asking(f"ConfigMap {name}"):
-            document = api.find(f"{CONFIGMAPS}/{name}") or {}
+            document = api.find(join_path(CONFIGMAPS, name)) or {}
             data = document.get("data") or {}
             key = next((key for key in keys if key in data), None)
             if not key:
                 continue
             config = ConfigMapKey(name, key, data[key], last_change(document))
-            mode = parse_mode(data[key])
+            try:
+                mode = parse_mode(data[key])
+            except MachineError as error:
+                configured.problems.append(f"ConfigMap {name}, {key}: {error}")
+                return None
             empty = "" if mode else ": empty, the default"
             setting = Setting(f"ConfigMap {name}, {key}{empty}", mode or DEFAULT_MODE)
             if setting not in configured.settings:
@@ -217,9 +283,12 @@ def _parse(text: str) -> Object:
     import yaml
 
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
-        document = None
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except (yaml.YAMLError, RecursionError, ValueError):
+        documents = []
+    if len(documents) > 1:
+        raise MachineError(f"kube-proxy's ConfigMap holds {len(documents)} YAML documents instead of one", BY_HAND)
+    document = documents[0] if documents else None
     if not isinstance(document, dict):
         raise MachineError("kube-proxy's ConfigMap does not hold a KubeProxyConfiguration", BY_HAND)
     return document
@@ -251,16 +320,13 @@ def change_mode(text: str, mode: str) -> str:
     return changed
 
 
-def parse_node_arguments(nodes: Sequence[Object], preferred: str) -> list[Setting]:
-    """Parse the modes of embedded kube-proxies, from the annotations of their nodes.
+def parse_node_arguments(nodes: Sequence[Object]) -> list[Setting]:
+    """Parse the modes of embedded kube-proxies, from the annotations of their nodes; "" where kube-proxy is disabled.
 
     Sample: ``'["server","--kube-proxy-arg","proxy-mode=ipvs"]'``.
-
-    :param preferred: the name of a node to read alone, if it is among the nodes.
     """
-    own = [node for node in nodes if node["metadata"]["name"] == preferred]
     settings: dict[str, Setting] = {}
-    for node in own or nodes:
+    for node in nodes:
         annotations: Mapping[str, str] = node["metadata"].get("annotations") or {}
         for name in NODE_ARGUMENTS:
             if name not in annotations:
@@ -270,6 +336,7 @@ def parse_node_arguments(nodes: Sequence[Object], preferred: str) -> list[Settin
             except (ValueError, TypeError):
                 continue
             if parse_flags(words).get("disable-kube-proxy", "false") != "false":
+                settings.setdefault("", Setting(f"node {node['metadata']['name']}: {name}: --disable-kube-proxy", ""))
                 continue
             modes = re.findall(r"proxy-mode=(\w+)", " ".join(words))
             mode = modes[-1] if modes else DEFAULT_MODE

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from kproxylat.cluster.api import Api
+from kproxylat.cluster.metrics import count_nat_rules
 from kproxylat.cluster.proxy_config import Configured, Setting, read_configured
 from kproxylat.errors import MachineError
 from kproxylat.modes import Mode, find_mode, mode_names, only_backend
@@ -34,7 +35,12 @@ class Evidence:
     :param counted: names of the rules that counted a packet to a Service that all of them hold (None: no packet was
         sent).
     :param workloads: number of DaemonSets, pods or node programs that run kube-proxy (None: the API was not asked).
-    :param replacements: programs in the cluster that can replace kube-proxy.
+    :param replacements: programs that replace kube-proxy, by their configuration.
+    :param candidates: programs in the cluster that can replace kube-proxy, but may run beside it.
+    :param disabled: settings that switch kube-proxy off.
+    :param problems: reasons why kube-proxy's configuration is not known.
+    :param has_node: whether the API knows this machine's node.
+    :param written: number of rules that kube-proxy keeps in table nat, by its metrics (None: not asked).
     :param unasked: sources that could not be asked, with the reason.
     """
 
@@ -44,6 +50,11 @@ class Evidence:
     counted: frozenset[str] | None = None
     workloads: int | None = None
     replacements: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    has_node: bool = False
+    written: int | None = None
     unasked: tuple[str, ...] = ()
 
     @property
@@ -57,19 +68,38 @@ class Evidence:
         if self.counted is not None:
             counted = ", ".join(sorted(self.counted)) or "none of the rules that have counters"
             answers.append(("rules that counted a packet sent", counted))
-        return answers + [("instead of kube-proxy", replacement) for replacement in self.replacements]
+        notes = {
+            "instead of kube-proxy": self.replacements,
+            "can replace kube-proxy": self.candidates,
+            "switched off": self.disabled,
+            "no configuration": self.problems,
+        }
+        return answers + [(source, "; ".join(texts)) for source, texts in notes.items() if texts]
+
+    @property
+    def live(self) -> LiveRules | None:
+        """The rules that the running kube-proxy writes; None if it does not run, or its mode has rules on two backends.
+
+        Of two backends, kube-proxy writes the one that has as many rules as its metrics say.
+        """
+        own = [rules for rules in self.rules or () if rules.mode == self.running]
+        if len(own) > 1:
+            own = [rules for rules in own if rules.owned == self.written]
+        return own[0] if len(own) == 1 else None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The mode and the backend, and how certain they are.
+    """The mode and backend whose rules translate packets, how certain they are, and the rules that kube-proxy writes.
 
-    :param mode: kube-proxy's mode; None if it is unknown or no kube-proxy runs.
+    :param mode: kube-proxy's mode, or that of leftover rules that translate first; None if it is unknown or no
+        kube-proxy runs.
     :param backend: the backend that translates; None likewise.
     :param sure: "certain", "likely", "ambiguous", "unknown" (no source has an answer), or "none" (no kube-proxy).
     :param reason: the reason, in one sentence.
     :param settle: what to do to find out more; "" if nothing helps.
     :param warnings: disagreements of the sources, and leftover rules.
+    :param live: mode and backend of the rules that kube-proxy writes, such as "iptables on nft"; None if unknown.
     """
 
     mode: str | None
@@ -78,6 +108,12 @@ class Finding:
     reason: str
     settle: str = ""
     warnings: tuple[str, ...] = ()
+    live: str | None = None
+
+    @property
+    def translates(self) -> str | None:
+        """Mode and backend of the rules that translate packets, such as "iptables on nft"; None if unknown."""
+        return str(LiveRules(self.mode, self.backend, 0)) if self.mode and self.backend else None
 
     @property
     def removal(self) -> str:
@@ -104,7 +140,8 @@ def decide(evidence: Evidence) -> Finding:
     if evidence.replacements and (evidence.running or evidence.rules):
         warnings.append(f"besides kube-proxy, the cluster runs {', '.join(evidence.replacements)}")
     finding = _choose_finding(evidence, configured, warnings)
-    return replace(finding, warnings=tuple(dict.fromkeys(warnings)))
+    live = str(evidence.live) if evidence.live else None
+    return replace(finding, warnings=tuple(dict.fromkeys(warnings)), live=live)
 
 
 def _choose_finding(evidence: Evidence, configured: list[str], warnings: list[str]) -> Finding:
@@ -153,6 +190,14 @@ def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list
     """Decide between the rules of several backends by their counters."""
     running, counted = evidence.running, evidence.counted
     names = " and ".join(map(str, rules))
+    written = evidence.live
+    own = [live for live in rules if live.mode == running]
+    if written:
+        left = [live for live in own if live != written]
+        warnings += [f"rules of {live} were left behind: kube-proxy writes {written}" for live in left]
+    elif len(own) > 1:
+        both = " and ".join(map(str, own))
+        warnings.append(f"{both} both hold rules; kube-proxy writes one of them, the other was left behind")
     active = [live for live in rules if counted and str(live) in counted]
     uncounted = [live for live in rules if all(packets is None for packets in live.services.values())]
     if len(active) == 1:
@@ -168,17 +213,27 @@ def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list
     mode = active[0].mode
     if running and mode != running:
         warnings.append(f"kube-proxy runs in mode {running}, but rules of {active[0]}, left behind, translate first")
+    elif written and active[0] != written:
+        warnings.append(f"kube-proxy writes {written}, but rules of {active[0]}, left behind, translate first")
     warnings += [f"rules of {live} were left behind" for live in rules if live != active[0] and live.mode != running]
     return Finding(mode, active[0].backend, CERTAIN, reason)
 
 
 def _decide_configured(configured: list[str], evidence: Evidence, warnings: list[str]) -> Finding:
     """Decide without an answer of kube-proxy and without rules in the kernel."""
-    if not evidence.workloads and evidence.replacements:
-        return Finding(None, None, NONE, f"the cluster has no kube-proxy, but {', '.join(evidence.replacements)}")
+    replacements = evidence.replacements
+    if evidence.rules == () and evidence.has_node:
+        replacements += evidence.candidates  # The node's kernel has no Service rules.
+    problems = [*evidence.problems, *evidence.disabled]
+    if not evidence.workloads and (replacements or (evidence.disabled and not configured)):
+        instead = f", but {', '.join(replacements)}" if replacements else ""
+        notes = f" ({'; '.join(problems)})" if problems else ""
+        return Finding(None, None, NONE, f"the cluster has no kube-proxy{instead}{notes}")
     problem = "could not be read" if evidence.rules is None else "has no Service rules: is it a node's?"
     if not configured:
-        return Finding(None, None, UNKNOWN, f"no source knows of a kube-proxy; this kernel {problem}", ASK_NODE)
+        known = [*problems, *(f"{candidate} can replace kube-proxy" for candidate in evidence.candidates)]
+        reason = "; ".join(known) or "no source knows of a kube-proxy"
+        return Finding(None, None, UNKNOWN, f"{reason}; this kernel {problem}", ASK_NODE)
     reason = f"kube-proxy is set to {' and '.join(configured)}"
     if len(configured) > 1:
         return Finding(None, None, AMBIGUOUS, reason, ASK_NODE)
@@ -198,7 +253,7 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
     :raises UsageError: the command line names a context or a file that does not exist.
     """
     node = node or Node()
-    running, rules, counted, workloads = None, None, None, None
+    running, rules, counted, workloads, written = None, None, None, None, None
     configured = Configured()
     unasked: list[str] = []
 
@@ -217,6 +272,9 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
             unasked.append(f"/proxyMode: port 10249 answers {answer[:40]!r}, which is not a mode")
     with asking("this kernel's rules"):
         rules = read_live_rules(node.netns)
+    if running and sum(live.mode == running for live in rules or ()) > 1:
+        with asking("/metrics"):
+            written = count_nat_rules(read_proxy("/metrics", netns=node.netns))
     if send_packet and rules and len(rules) > 1:
         with asking("--send-packet"):
             counted = probe(rules, node.netns)
@@ -225,8 +283,20 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
             configured = read_configured(open_api(), node.name)
             workloads = configured.workloads
     unasked += configured.unasked
-    settings, replacements = tuple(configured.settings), tuple(configured.replacements)
-    return Evidence(running, settings, rules, counted, workloads, replacements, tuple(unasked))
+    return Evidence(
+        running,
+        tuple(configured.settings),
+        rules,
+        counted,
+        workloads,
+        tuple(configured.replacements),
+        tuple(configured.candidates),
+        tuple(configured.disabled),
+        tuple(configured.problems),
+        configured.has_node,
+        written,
+        tuple(unasked),
+    )
 
 
 def detect_mode(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api
+from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_config import (
     BY_HAND,
@@ -24,7 +24,7 @@ from kproxylat.cluster.proxy_config import (
     read_configured,
 )
 from kproxylat.cluster.proxy_mode import Finding, decide, gather
-from kproxylat.cluster.sync import mode_ports, wait_for_rules
+from kproxylat.cluster.sync import keep_existing, mode_ports, wait_for_rules
 from kproxylat.console import waiting
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.modes import DEFAULT_MODE, mode_names
@@ -90,6 +90,8 @@ def plan_change(api: Api, mode: str) -> Change:
                 f"cannot set kube-proxy's mode: not permitted to read {forbidden[0]}",
                 "docs/rbac.md lists the permissions that mode set needs",
             )
+        if configured.problems:
+            raise MachineError(f"cannot set kube-proxy's mode: {'; '.join(configured.problems)}", BY_HAND)
         sources = ", ".join(setting.source for setting in configured.settings) or "nowhere"
         missing = "DaemonSet" if config else "ConfigMap"
         raise MachineError(
@@ -105,18 +107,27 @@ def plan_change(api: Api, mode: str) -> Change:
     return Change(config, names, old or "default", mode, text, "\n".join(lines), stale)
 
 
-def needs_restart(api: Api, change: Change, netns: str | None, limit_s: float = LIMIT_S) -> bool:
+def needs_restart(
+    api: Api, change: Change, netns: str | None, limit_s: float = LIMIT_S, *, is_dry_run: bool = False
+) -> bool:
     """Return whether a change takes a restart: the ConfigMap changes, or pods do not run in the mode that it has.
 
-    First wait for the end of a running rollout, which an interrupted command may have started.
+    If the node's kube-proxy runs in the mode already, the rest of the cluster is not asked. Otherwise first wait for
+    the end of a running rollout, which an interrupted command may have started.
 
     :param netns: the network namespace of the node whose kube-proxy is asked (None: the current one).
     :param limit_s: the longest time to wait.
+    :param is_dry_run: do not wait.
     :raises MachineError: the rollout takes longer.
     """
     if change.diff or change.stale:
         return True
-    wait_for_rollout(api, change, limit_s)
+
+    def describe() -> str | None:
+        return None if running_mode(netns) == change.runs_as else describe_rollouts(api, change)
+
+    if not is_dry_run:
+        _wait(describe, "kube-proxy's pods", limit_s)
     return running_mode(netns) not in (None, change.runs_as)
 
 
@@ -155,7 +166,8 @@ def set_mode(
         return None
     mode = change.runs_as
     report(f"kube-proxy of this node is in mode {mode}", wait_for_mode(mode, limit_s, node.netns))
-    took_s = wait_for_rules(ports, limit_s=limit_s, node=node, read=partial(mode_ports, mode=mode))
+    look_up, read = partial(keep_existing, api, ports), partial(mode_ports, mode=mode)
+    took_s = wait_for_rules(ports, limit_s=limit_s, node=node, read=read, look_up=look_up)
     report(f"its rules hold the {len(ports)} Service ports that were translated before", took_s)
     return decide(gather(None, node=node))
 
@@ -169,7 +181,7 @@ def apply_change(api: Api, change: Change) -> None:
     :raises ApiError: the API server refuses a request.
     """
     for name in change.daemonsets:
-        strategy = api.get(f"{DAEMONSETS}/{name}")["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
+        strategy = api.get(join_path(DAEMONSETS, name))["spec"].get("updateStrategy", {}).get("type", "RollingUpdate")
         if strategy != "RollingUpdate":
             raise MachineError(
                 f"DaemonSet {name} has updateStrategy {strategy}: a rollout does not restart its pods",
@@ -188,7 +200,7 @@ def _patch(api: Api, change: Change) -> None:
         {"op": "replace", "path": pointer, "value": change.text},
     ]
     try:
-        api.request("PATCH", f"{CONFIGMAPS}/{change.config.name}", patch, content_type=JSON_PATCH)
+        api.request("PATCH", join_path(CONFIGMAPS, change.config.name), patch, content_type=JSON_PATCH)
     except ApiError as error:
         if error.status != 422:
             raise
@@ -196,7 +208,7 @@ def _patch(api: Api, change: Change) -> None:
             error.remedy = "the ConfigMap has immutable: true: replace it by a new one yourself"
             raise
         # An earlier attempt may have succeeded although its answer was lost.
-        present = (api.find(f"{CONFIGMAPS}/{change.config.name}") or {}).get("data", {}).get(change.config.key)
+        present = (api.find(join_path(CONFIGMAPS, change.config.name)) or {}).get("data", {}).get(change.config.key)
         if present != change.text:
             raise MachineError(f"ConfigMap {change.config.name} was changed by another client", "try again") from None
 
@@ -206,34 +218,59 @@ def _restart(api: Api, change: Change, **query: str) -> None:
     annotations = {RESTARTED: datetime.now(UTC).isoformat(timespec="microseconds")}
     body = {"spec": {"template": {"metadata": {"annotations": annotations}}}}
     for name in change.daemonsets:
-        api.request("PATCH", f"{DAEMONSETS}/{name}", body, query, MERGE_PATCH)
+        api.request("PATCH", join_path(DAEMONSETS, name), body, query, MERGE_PATCH)
 
 
-def describe_rollout(daemonset: Object) -> str | None:
-    """Return the state of an unfinished rollout; None if it is complete, by the rule of ``kubectl rollout status``."""
+def describe_rollout(daemonset: Object, not_ready: int = 0) -> str | None:
+    """Return the state of an unfinished rollout; None if it is complete, by the rule of ``kubectl rollout status``.
+
+    :param not_ready: the number of nodes that are not ready, whose pods cannot be restarted.
+    """
     status = daemonset.get("status") or {}
     if status.get("observedGeneration", 0) < daemonset["metadata"]["generation"]:
         return "the DaemonSet controller has not seen the change"
     desired = status.get("desiredNumberScheduled", 0)
     for name, state in (("updatedNumberScheduled", "restarted"), ("numberAvailable", "available")):
-        if status.get(name, 0) < desired:
+        if status.get(name, 0) < desired - not_ready:
             return f"{status.get(name, 0)} of {desired} kube-proxy pods are {state}"
     return None
 
 
+def describe_rollouts(api: Api, change: Change) -> str | None:
+    """Return the state of the first unfinished rollout of a change; None if pods are missing on unready nodes only.
+
+    :raises ApiError: the API server refuses a request.
+    """
+    daemonsets = [api.get(join_path(DAEMONSETS, name)) for name in change.daemonsets]
+    state = next(filter(None, map(describe_rollout, daemonsets)), None)
+    if not state or not (not_ready := _find_unready_nodes(api)):
+        return state
+    state = next(filter(None, (describe_rollout(daemonset, len(not_ready)) for daemonset in daemonsets)), None)
+    return state and f"{state}; nodes that are not ready: {', '.join(not_ready[:5])}"
+
+
+def _find_unready_nodes(api: Api) -> list[str]:
+    """Return the names of the nodes that are not ready; none if the nodes must not be listed."""
+    try:
+        nodes = list(api.list("/api/v1/nodes"))
+    except ApiError:
+        return []
+    return [
+        node["metadata"]["name"]
+        for node in nodes
+        for condition in (node.get("status") or {}).get("conditions") or ()
+        if condition["type"] == "Ready" and condition["status"] != "True"
+    ]
+
+
 def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> float:
-    """Wait until every pod was restarted and is available.
+    """Wait until every pod was restarted and is available, except on nodes that are not ready.
 
     :param limit_s: the longest time to wait.
     :return: how long it took, in seconds.
     :raises MachineError: the rollout takes longer; names the step that is missing.
     """
-
-    def describe() -> str | None:
-        states = (describe_rollout(api.get(f"{DAEMONSETS}/{name}")) for name in change.daemonsets)
-        return next(filter(None, states), None)
-
-    return _wait(describe, "kube-proxy's pods", limit_s)
+    return _wait(partial(describe_rollouts, api, change), "kube-proxy's pods", limit_s)
 
 
 def wait_for_mode(mode: str, limit_s: float = LIMIT_S, netns: str | None = None) -> float:

@@ -27,7 +27,7 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
     :raises MachineError: no part is free, or the API does not permit the look-up; the message is the reason.
     """
     try:
-        document = _find_node(api, node, family)
+        document = find_node_object(api, node, family)
         pods = list(api.list(PODS, fieldSelector=f"spec.nodeName={document['metadata']['name']}"))
     except ApiError as error:
         if error.status != 403:
@@ -42,8 +42,12 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
     return find_free(pod_cidr, taken, addresses)
 
 
-def _find_node(api: Api, node: Node, family: int) -> Object:
-    """Return the Node object that has an address of this node's network namespace, or else the node's name."""
+def find_node_object(api: Api, node: Node, family: int) -> Object:
+    """Return the Node object that has an address of this node's network namespace, or else the node's name.
+
+    :raises ApiError: the nodes must not be listed.
+    :raises MachineError: the cluster has no such node.
+    """
     listed = json.loads(run("ip", "-json", f"-{family}", "address", "show", netns=node.netns) or "[]")
     own = {info["local"] for link in listed for info in link.get("addr_info", ())}
     objects = list(api.list(NODES))

@@ -7,32 +7,76 @@ import threading
 import time
 from collections.abc import Callable, Set
 
-from kproxylat.cluster.dummies import Dummies
+from kproxylat.cluster.api import Api
+from kproxylat.cluster.dummies import OWNER, Dummies
 from kproxylat.cluster.kubeconfig import Object
+from kproxylat.cluster.metrics import read_sync_values
 from kproxylat.cluster.proxy_mode import AMBIGUOUS, decide, gather
+from kproxylat.cluster.target import choose_endpoints
 from kproxylat.console import counting
-from kproxylat.errors import MachineError
+from kproxylat.errors import ApiError, MachineError
 from kproxylat.modes import find_rows, only_backend
-from kproxylat.node.live_rules import METRICS_PORT, read_proxy
+from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
 from kproxylat.results import Destination
 from kproxylat.system import interrupts
 from kproxylat.system.processes import run
 
 LIMIT_S = 300.0
+LOOK_UP_S = 5.0
+"""How often a wait looks up again which Service ports it waits for."""
 PAUSE_S = 0.2
 """Shortest pause between two reads of the rules; after a longer read, the pause is as long as the read."""
-_PREFIX = "kubeproxy_sync_proxy_rules_"
 
 
 def service_ports(dummies: Dummies, *more: Object) -> set[Destination]:
-    """Return the ports of Services that the rules should hold; only the IPv4 ones of dual-stack Services."""
+    """Return the ports of Services that the rules should hold; only the IPv4 ones of dual-stack Services.
+
+    A dummy Service without endpoints has no rules.
+
+    :param more: further Services.
+    """
+    idle = {*dummies.without_endpoints}
+    services = [service for number, service in dummies.services.items() if number not in idle]
     return {
         Destination(ip, port["port"], port["protocol"].lower())
-        for service in (*dummies.services.values(), *more)
+        for service in (*services, *more)
         for ip in _cluster_ips(service["spec"])
         for port in service["spec"]["ports"]
     }
+
+
+def keep_existing(api: Api, ports: Set[Destination]) -> set[Destination]:
+    """Return those of the ports that a Service with endpoints still has; all, if the Services must not be listed.
+
+    :raises MachineError: the API cannot be reached.
+    """
+    slices: dict[tuple[str, str], list[Object]] = {}
+    try:
+        services = list(api.list("/api/v1/services"))
+        for document in api.list("/apis/discovery.k8s.io/v1/endpointslices"):
+            meta = document["metadata"]
+            slices.setdefault((meta["namespace"], (meta.get("labels") or {}).get(OWNER, "")), []).append(document)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return {*ports}
+    existing = {
+        Destination(ip, port["port"], port["protocol"].lower())
+        for service in services
+        if choose_endpoints(slices.get((service["metadata"]["namespace"], service["metadata"]["name"]), []))
+        for ip in _all_ips(service)
+        for port in service["spec"].get("ports") or ()
+    }
+    return existing & ports
+
+
+def _all_ips(service: Object) -> list[str]:
+    """Return the addresses of a Service: ClusterIPs, external ones, and those of its load balancer."""
+    spec, status = service["spec"], service.get("status") or {}
+    ingress = (status.get("loadBalancer") or {}).get("ingress") or ()
+    ips = [spec.get("clusterIP"), *(spec.get("clusterIPs") or ()), *(spec.get("externalIPs") or ())]
+    return [ip for ip in (*ips, *(entry.get("ip") for entry in ingress)) if ip]
 
 
 def _cluster_ips(spec: Object) -> list[str]:
@@ -41,7 +85,7 @@ def _cluster_ips(spec: Object) -> list[str]:
 
 
 def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
-    """Return the Service ports that the running mode's rules translate, without those of leftover rules.
+    """Return the Service ports of the rules that kube-proxy writes, without those of leftover rules.
 
     :param node: the node (None: this machine).
     :param mode: the mode (None: detect it).
@@ -52,6 +96,8 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     finding = decide(evidence)
     if evidence.rules is None:
         raise MachineError("; ".join(evidence.unasked), "leave out --wait, or run it as root on a node")
+    if finding.live and not (mode or backend):
+        return {port for live in evidence.rules if str(live) == finding.live for port in live.services}
     mode, backend = mode or finding.mode, backend or only_backend(mode) or finding.backend
     if finding.sure == AMBIGUOUS and not (mode and backend):
         raise MachineError(f"ambiguous: {finding.reason}", f"settle it: {finding.settle}")
@@ -87,7 +133,7 @@ def is_idle(metrics: str) -> bool:
     :param metrics: kube-proxy's answer, in Prometheus' text format.
     :raises MachineError: the text has another format.
     """
-    values = _read_values(metrics)
+    values = read_sync_values(metrics)
     pending = sum(value for (name, _), value in values.items() if name.endswith("_changes_pending"))
     queued = {labels: value for (name, labels), value in values.items() if name == "last_queued_timestamp_seconds"}
     synced = [value for (name, _), value in values.items() if name == "last_timestamp_seconds"]
@@ -96,25 +142,6 @@ def is_idle(metrics: str) -> bool:
     return not pending and all(
         values.get(("last_timestamp_seconds", labels), 0) >= value for labels, value in queued.items()
     )
-
-
-def _read_values(metrics: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return the values of kube-proxy's metrics of its syncs, by name (without the prefix) and labels."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MachineError(
-            f"cannot read kube-proxy's /metrics: {reason}",
-            f"check what answers on this node: curl http://localhost:{METRICS_PORT}/metrics",
-        ) from None
-    return {
-        (sample.name.removeprefix(_PREFIX), frozenset(sample.labels.items())): sample.value
-        for sample in samples
-        if sample.name.startswith(_PREFIX)
-    }
 
 
 def proxy_is_idle(node: Node | None = None) -> bool:
@@ -137,6 +164,7 @@ def wait_for_rules(
     node: Node | None = None,
     read: Callable[[Node | None], Set[Destination]] = live_ports,
     idle: Callable[[Node | None], bool] = proxy_is_idle,
+    look_up: Callable[[], Set[Destination]] | None = None,
 ) -> float:
     """Wait until the rules hold every required Service port and no removed one, and kube-proxy has no sync to do.
 
@@ -145,25 +173,29 @@ def wait_for_rules(
     :param node: the node (None: this machine).
     :param read: returns the Service ports that the rules hold now.
     :param idle: returns whether kube-proxy has no sync to do.
+    :param look_up: returns the required ports anew: a Service may be deleted, or lose its endpoints, meanwhile.
     :return: how long it took, in seconds.
     :raises MachineError: the wait took longer (the error counts the missing and the remaining ports), or as
         :func:`is_idle`.
     """
     pause = threading.Event()
-    started_s = time.monotonic()
+    started_s = looked_up_s = time.monotonic()
     to_do = len(required) + len(removed - required)
     with counting("Service ports that kube-proxy has written", to_do) as advance:
         while True:
             begun_s = time.monotonic()
             ports = read(node)
             ended_s = time.monotonic()
+            is_late = ended_s - started_s > limit_s
+            if look_up and required - ports and (is_late or ended_s - looked_up_s > LOOK_UP_S):
+                required, looked_up_s = look_up(), time.monotonic()
             missing, left = required - ports, (removed - required) & ports
             while to_do > len(missing) + len(left):
                 to_do -= 1
                 advance()
             if not missing and not left and idle(node):
                 return ended_s - started_s
-            if ended_s - started_s > limit_s:
+            if is_late:
                 raise _describe_delay(missing, left, limit_s)
             interrupts.wait(pause, max(PAUSE_S, ended_s - begun_s))
 

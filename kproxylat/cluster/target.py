@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
-from kproxylat.cluster.api import Api
+from kproxylat.cluster.api import Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import MachineError
 from kproxylat.results import Destination, Target, join_host_port
@@ -26,7 +26,7 @@ def read_target(
         endpoint.
     """
     full_name = f"{api.namespace}/{name}"
-    service = api.find(f"/api/v1/namespaces/{api.namespace}/services/{name}")
+    service = api.find(join_path("/api/v1/namespaces", api.namespace, "services", name))
     if service is None:
         raise MachineError(
             f"Service {name} not found in namespace {api.namespace} of context {api.context}",
@@ -36,15 +36,40 @@ def read_target(
     kind = f"IPv{ip_address(ip).version}"
     ports = _choose_ports(full_name, service["spec"].get("ports") or [], port)
     selector = f"kubernetes.io/service-name={name}"
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{api.namespace}/endpointslices"
+    path = join_path("/apis/discovery.k8s.io/v1/namespaces", api.namespace, "endpointslices")
     names = {port.get("name") or "" for port in ports if port["protocol"] == protocol.upper()} or None
-    endpoints = sorted(set(_read_endpoints(api.list(path, labelSelector=selector), kind, names)))
+    slices = [document for document in api.list(path, labelSelector=selector) if document.get("addressType") == kind]
+    endpoints = sorted(set(_read_endpoints(slices, names)))
     if not endpoints:
         raise MachineError(
             f"Service {full_name} has no ready {kind} endpoint: kube-proxy rejects its packets",
             f"look: kubectl get endpointslices -n {api.namespace} -l {selector}",
         )
     return Target(ip, ports[0]["port"], protocol, full_name, tuple(map(_describe, ports)), tuple(endpoints))
+
+
+def find_hazards(api: Api, target: Target, node_name: str) -> list[str]:
+    """Return what the endpoints of a looked-up target do to its packets on a node, in words; usually nothing.
+
+    :param node_name: the node's name in the cluster.
+    :raises ApiError: the Service was deleted, or must not be read.
+    """
+    namespace, _, name = (target.service or "").partition("/")
+    service = api.get(join_path("/api/v1/namespaces", namespace, "services", name))
+    path = join_path("/apis/discovery.k8s.io/v1/namespaces", namespace, "endpointslices")
+    kind = f"IPv{ip_address(target.ip).version}"
+    slices = api.list(path, labelSelector=f"kubernetes.io/service-name={name}")
+    endpoints = [
+        endpoint for _, endpoint in choose_endpoints(document for document in slices if document["addressType"] == kind)
+    ]
+    hazards = []
+    if endpoints and all(not _has(endpoint, "ready", True) for endpoint in endpoints):
+        hazards.append(f"all endpoints of Service {target.service} terminate; kube-proxy uses them while they serve")
+    is_local = service["spec"].get("internalTrafficPolicy") == "Local"
+    if is_local and all(endpoint.get("nodeName") != node_name for endpoint in endpoints):
+        policy = "internalTrafficPolicy Local and no endpoint on this node"
+        hazards.append(f"Service {target.service} has {policy} ({node_name}): kube-proxy drops its packets here")
+    return hazards
 
 
 def destination(target: Target) -> Destination:
@@ -97,20 +122,32 @@ def _choose_ports(service: str, ports: list[Object], wish: str | None) -> list[O
     return [port for port in ports if port["port"] in numbers]
 
 
-def _read_endpoints(slices: Iterator[Object], kind: str, names: set[str] | None) -> Iterator[str]:
-    """Return the ready endpoints of these port names (None: all) as ``IP:PORT``.
+def choose_endpoints(slices: Iterable[Object]) -> list[tuple[Object, Object]]:
+    """Return the endpoints that kube-proxy uses, each with its slice: the ready ones, or else those that still serve.
 
-    Kubernetes, discovery/v1: a missing condition ``ready`` means true; a slice's port belongs to the Service's port of
-    the same name.
+    Kubernetes, discovery/v1: a missing condition ``ready`` means true. Only an endpoint that terminates serves without
+    being ready.
     """
-    for endpoint_slice in slices:
-        if endpoint_slice.get("addressType") != kind:
-            continue
-        ports = [
-            port for port in endpoint_slice.get("ports") or () if names is None or (port.get("name") or "") in names
-        ]
-        for endpoint in endpoint_slice.get("endpoints") or ():
-            if (endpoint.get("conditions") or {}).get("ready", True) is not False:
-                yield from (
-                    join_host_port(endpoint["addresses"][0], port["port"]) for port in ports if port.get("port")
-                )
+    pairs = [(document, endpoint) for document in slices for endpoint in document.get("endpoints") or ()]
+    ready = [(document, endpoint) for document, endpoint in pairs if _has(endpoint, "ready", True)]
+    return ready or [
+        (document, endpoint)
+        for document, endpoint in pairs
+        if _has(endpoint, "serving", False) and _has(endpoint, "terminating", False)
+    ]
+
+
+def _has(endpoint: Object, condition: str, default: bool) -> bool:
+    state = (endpoint.get("conditions") or {}).get(condition)
+    return default if state is None else bool(state)
+
+
+def _read_endpoints(slices: Iterable[Object], names: set[str] | None) -> Iterator[str]:
+    """Return the endpoints that kube-proxy uses for these port names (None: all) as ``IP:PORT``.
+
+    A slice's port belongs to the Service's port of the same name.
+    """
+    for document, endpoint in choose_endpoints(slices):
+        for port in document.get("ports") or ():
+            if port.get("port") and (names is None or (port.get("name") or "") in names):
+                yield join_host_port(endpoint["addresses"][0], port["port"])

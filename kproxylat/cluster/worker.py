@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kproxylat.cluster.api import APPLY_PATCH, Api
+from kproxylat.cluster.api import APPLY_PATCH, Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.target import SERVICE
 from kproxylat.errors import MachineError
@@ -52,7 +52,7 @@ def documents(image: str) -> list[Object]:
 def _path(api: Api, document: Object) -> str:
     version = document["apiVersion"]
     root = "/api" if "/" not in version else "/apis"
-    return f"{root}/{version}/namespaces/{api.namespace}/{document['kind'].lower()}s/{SERVICE}"
+    return join_path(f"{root}/{version}/namespaces", api.namespace, f"{document['kind'].lower()}s", SERVICE)
 
 
 def apply_worker(api: Api, image: str = IMAGE) -> None:
@@ -61,18 +61,28 @@ def apply_worker(api: Api, image: str = IMAGE) -> None:
     :param image: the image of the Deployment's container.
     :raises MachineError: another client created such a Service or Deployment.
     """
-    for document in documents(image):
-        _check_owner(api, document, api.find(_path(api, document)))
+    find_worker(api)
     for document in documents(image):
         api.request("PATCH", _path(api, document), document, {"fieldManager": MANAGER}, APPLY_PATCH)
 
 
-def read_service(api: Api) -> Object:
-    """Read the worker's Service, with the addresses that the server chose.
+def find_worker(api: Api) -> list[str]:
+    """Return the kinds of the worker's objects that exist.
 
-    :raises ApiError: the Service does not exist.
+    :raises MachineError: another client created such a Service or Deployment.
     """
-    return api.get(_path(api, documents(IMAGE)[1]))
+    kinds = []
+    for document in documents(IMAGE):
+        existing = api.find(_path(api, document))
+        if existing:
+            _check_owner(api, document, existing)
+            kinds.append(document["kind"])
+    return kinds
+
+
+def find_service(api: Api) -> Object | None:
+    """Return the worker's Service, with the addresses that the server chose; None if it does not exist."""
+    return api.find(_path(api, documents(IMAGE)[1]))
 
 
 def delete_worker(api: Api) -> int:
@@ -90,8 +100,8 @@ def delete_worker(api: Api) -> int:
     return deleted
 
 
-def _check_owner(api: Api, document: Object, existing: Object | None) -> None:
-    if existing and not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
+def _check_owner(api: Api, document: Object, existing: Object) -> None:
+    if not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
         raise MachineError(
             f"kproxylat did not create {document['kind']} {api.namespace}/{SERVICE}: it is not touched",
             "measure it as it is, or use another namespace (-n)",

@@ -10,7 +10,6 @@ from kproxylat.lab.services import ADDRESSES, Addresses, Service
 from kproxylat.modes import Mode
 from kproxylat.system import kernel
 from kproxylat.system.processes import run
-from kproxylat.templates import render_rules
 
 Command = tuple[tuple[str, ...], str]
 """A command that loads rules, and the text that it reads."""
@@ -30,6 +29,8 @@ def render_ruleset(
     :param standing: those of the Services whose rules are loaded already, in a mode that has ``growing``.
     :return: the commands that load the rules.
     """
+    from kproxylat.templates import render_rules  # for the sake of --help, because it imports jinja2
+
     variables: dict[str, Any] = {
         "cluster": cluster or ADDRESSES[mode.family],
         "family": mode.family,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import sys
 import zlib
@@ -16,6 +17,8 @@ from kproxylat.errors import LogError
 LONG = 1 << 20
 """Longer lines are truncated to this many bytes."""
 _PIECE = 1 << 15
+_PACKERS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
+"""The first bytes of a compressed file -> the program that decompresses it."""
 
 
 def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
@@ -28,7 +31,7 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
     """
     # read1() returns what is there: data before a damaged place is not lost, as it is with read().
     read = getattr(stream, "read1", stream.read)
-    held, skipping, more = bytearray(), False, True
+    held, skipping, more, decoder, is_first = bytearray(), False, True, None, True
     while more:
         try:
             data = read(_PIECE)
@@ -36,6 +39,9 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
             damage.append(f"cannot be read to its end: {error}")
             data = b""
         more = bool(data)
+        decoder, is_first = _find_decoder(data) if is_first else decoder, False
+        if decoder:
+            data = decoder.decode(data, final=not more).encode()
         if skipping:
             _, line_end, data = data.partition(b"\n")
             skipping = not line_end
@@ -49,6 +55,16 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
         elif len(held) > LONG:
             yield bytes(held) + b"\n"
             held, skipping = bytearray(), True
+
+
+def _find_decoder(start: bytes) -> codecs.IncrementalDecoder | None:
+    """Return a decoder if a log begins like UTF-16, with or without a byte order mark."""
+    name = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    if len(start) > 3 and not any(start[1:100:2]) and all(start[:100:2]):
+        name = "utf-16-le"
+    elif len(start) > 3 and not any(start[:100:2]) and all(start[1:100:2]):
+        name = "utf-16-be"
+    return codecs.getincrementaldecoder(name)(errors="replace") if name else None
 
 
 @contextmanager
@@ -69,7 +85,12 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
                 raise LogError("-: stdin is closed", "Pass a file or a pipe: kproxylat parse - < FILE")
             file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
             stream = cast(BufferedReader, file)
-            packed = stream.peek(2)[:2] == b"\x1f\x8b"
+            start = stream.peek(8)
         except (OSError, ValueError) as error:
             raise LogError(f"{name}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
-        yield cast(IO[bytes], stack.enter_context(gzip.open(stream))) if packed else stream
+        packer = next((packer for mark, packer in _PACKERS.items() if start.startswith(mark)), None)
+        if packer:
+            raise LogError(
+                f"{name}: is compressed by {packer}", f"Decompress it: {packer} -dc FILE | kproxylat parse -"
+            )
+        yield cast(IO[bytes], stack.enter_context(gzip.open(stream))) if start.startswith(b"\x1f\x8b") else stream

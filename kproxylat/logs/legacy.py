@@ -25,6 +25,8 @@ mode never appears in such a log."""
 EXPERIMENT_HEADER = (
     "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile"
 )
+EXPERIMENT_HEADERS = r"ServiceCount,ProxyMode(?:,[\w%]+)+"
+"""The headers of all versions of the old full experiment: columns came and went."""
 
 
 @dataclass
@@ -37,16 +39,18 @@ class RunText:
     :param marks: the lines that are a sign of a dialect, by the dialect's name.
     :param intervals: sums of the interval blocks by engine, or of the table rows under "".
     :param slow: sums of the slow lines by engine.
+    :param columns: the header of the table whose line ends the run.
     :param warnings: damage and contradictions, for ``quality.warnings``.
     :param ended: False if the run was cut short.
     """
 
     header: dict[str, str] = field(default_factory=dict)
-    report: dict[str, dict[str, int]] = field(default_factory=dict)
+    report: dict[str, dict[str, float]] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     marks: dict[str, list[str]] = field(default_factory=dict)
     intervals: Mapping[str, Samples] = field(default_factory=dict)
     slow: Mapping[str, Samples] = field(default_factory=dict)
+    columns: str = ""
     warnings: list[str] = field(default_factory=list)
     ended: bool = False
 
@@ -116,7 +120,7 @@ def _build_probe(text: RunText, engine: str, function: str, prefix: str) -> Prob
         "sum": total,
     }
     if total is not None and count:
-        if total // count != probe["mean"] and probe["mean"] is not None:
+        if probe["mean"] is not None and total // count != int(probe["mean"]):
             text.warnings.append(f"{engine}: the sum {total} over {count} calls is not the average {probe['mean']}")
         else:
             probe["mean"] = total / count
@@ -129,12 +133,12 @@ def build_summary(text: RunText) -> Result:
 
     :return: the result, with one probe if there was a packet.
     """
-    figures = dict(text.report.get("summary", {}))
+    figures: dict[str, float] = dict(text.report.get("summary", {}))
     rows = text.intervals.get("")
     if "count" not in figures and rows and rows.total:
         text.warnings.append("no summary: count and maximum are those of the table's rows")
         worst = rows.worst[0].max if rows.worst else None
-        figures = {"count": rows.total} | ({"max": worst} if worst is not None else {})
+        figures = {"count": rows.total} if worst is None else {"count": rows.total, "max": worst}
     total = _find_number(text.maps, r"total_lat")
     count = figures.get("count", 0)
     mean: float | None = figures.get("mean")
@@ -181,11 +185,14 @@ def build_experiment(text: RunText) -> Result:
     :param text: its last mark is the line.
     :return: the result, with one probe.
     """
-    fields = next(csv.reader(text.marks["experiment"][-1:]))
-    row = dict(zip(EXPERIMENT_HEADER.split(","), fields, strict=True))
-    most, mean = _int(row["MaxLatency_us"]), _float(row["MeanLatency_us"])
+    fields, columns = next(csv.reader(text.marks["experiment"][-1:])), text.columns.split(",")
+    if len(fields) != len(columns):
+        text.warnings.append(f"the line has {len(fields)} columns, its header {len(columns)}: {fields}"[:200])
+    row = dict.fromkeys(columns, "") | dict(zip(columns, fields, strict=False))
+    least, most = (_int(row.get(f"{name}Latency_us")) for name in ("Min", "Max"))
+    mean = _float(row.get("MeanLatency_us"))
     percentiles = {}
-    cells = {name: row[f"P{name}_us"] for name in ("50", "95", "99")}
+    cells = {name: row.get(f"P{name}_us", "") for name in ("50", "95", "99")}
     values = {name: value for name, cell in cells.items() if (value := _float(cell)) is not None}
     are_edges = not any("." in cell for cell in cells.values())
     are_edges = are_edges and all(int(value).bit_count() <= 1 for value in values.values())
@@ -197,13 +204,13 @@ def build_experiment(text: RunText) -> Result:
         else:
             percentiles[name] = Percentile(value, None, None)
     engine = FUNCTIONS.get(row["ProxyMode"], (row["ProxyMode"], ""))[0]
-    probe = Probe(engine, None, None, None, False, 0, None, most, mean, None, None, "us", Histogram(), percentiles)
+    probe = Probe(engine, None, None, None, False, 0, least, most, mean, None, None, "us", Histogram(), percentiles)
     run = Run(
         mode=row["ProxyMode"] or None,
         services=_int(row["ServiceCount"]),
-        position=_int(row["WorkerPosition"]),
-        chain_length=_int(row["TotalRules"]),
-        log=row["LogFile"] or None,
+        position=_int(row.get("WorkerPosition")),
+        chain_length=_int(row.get("TotalRules")),
+        log=row.get("LogFile") or None,
     )
     return _assemble(text, Result(run), [probe])
 
@@ -246,5 +253,5 @@ def _int(text: str | None) -> int | None:
     return int(number[0]) if number else None
 
 
-def _float(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\d{1,18}(\.\d{1,18})?", text) else None
+def _float(text: str | None) -> float | None:
+    return float(text) if text and re.fullmatch(r"\d{1,18}(\.\d{1,18})?", text) else None

@@ -14,7 +14,10 @@ from typing import IO, NamedTuple
 from kproxylat.errors import LogError
 from kproxylat.logs import legacy
 from kproxylat.logs.files import LONG, open_log, read_pieces
+from kproxylat.logs.json_lines import SIGN as JSON_SIGN
+from kproxylat.logs.json_lines import read_event
 from kproxylat.logs.legacy import RunText
+from kproxylat.logs.prefix import PrefixStripper
 from kproxylat.logs.record import SIGN, build_recorded
 from kproxylat.logs.recurring import Watch, find_quiet_lines, is_damaged
 from kproxylat.logs.run import FACTS, MESSAGES, OpenRun
@@ -32,7 +35,7 @@ class Dialect(NamedTuple):
     :param sign: matches the beginning of lines that only this dialect has; ``RunText.marks`` keeps these lines.
     :param build: builds the result; the reader adds source and quality.
     :param kinds: other contents that only this dialect has: recurring lines (slow, time, block, row), or ``map``.
-    :param header: the line below which ``sign`` counts, up to the beginning of the next run; None: it counts anywhere.
+    :param header: pattern of the line below which ``sign`` counts, up to the beginning of the next run; None: anywhere.
     :param line_is_run: each line that matches ``sign`` ends a run.
     :param has_report: a run ends with a report; without it, the run was cut short.
     """
@@ -50,9 +53,9 @@ DIALECTS = (
     Dialect("kproxylat", SIGN, build_recorded, has_report=True),
     Dialect(
         "experiment",
-        re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{9}}\Z'),
+        re.compile(rf'(?:"\d*"|\d*)(?:,{_CELL}){{6,}}\Z'),
         legacy.build_experiment,
-        header=legacy.EXPERIMENT_HEADER,
+        header=legacy.EXPERIMENT_HEADERS,
         line_is_run=True,
     ),
     Dialect("single", re.compile(r"\[\w+\] Latency: |ERROR: No packet traced after"), legacy.build_single),
@@ -72,6 +75,8 @@ DIALECTS = (
         kinds=frozenset({"slow", "time", "block"}),
         has_report=True,
     ),
+    # The reader itself marks lines of JSON, because they also bring the maps.
+    Dialect("json", re.compile(r"(?!)"), legacy.build_dump),
     Dialect("dump", re.compile(r"Attach(ing|ed) \d+ probe"), legacy.build_dump, kinds=frozenset({"map"})),
 )
 """The dialect of a run is the first row that the run shows a sign of."""
@@ -83,6 +88,7 @@ _STARTS = {
     "tracing": re.compile(r"Tracing (iptables|packets)"),
     "table": re.compile(r"TIME +\| PACKETS"),
 }
+_RECURS = re.compile(r"\d|  \[")
 _ENDS = re.compile(r" +FINAL (SUMMARY )?REPORT")
 _COLOUR = re.compile(rb"\x1b\[[\d;]*[A-Za-z]")
 _SLOW_INSIDE = re.compile(r"\d\d:\d\d:\d\d SLOW \w+: \d{1,18} us \(tid=\d{1,18}\)\Z")
@@ -100,7 +106,9 @@ class LogReader:
     def __init__(self, name: str, store: Callable[[Print], None] = lambda _: None, watch: Watch | None = None) -> None:
         self.name, self.store, self.watch = name, store, watch
         self.index = 0
-        self._header: str | None = None  # the last line that was the header of a dialect
+        self._prefix = PrefixStripper()
+        self._header: str | None = None  # the pattern that the last header of a dialect matched
+        self._columns = ""  # this header
         self._run = OpenRun(store, watch)
 
     def read(self, stream: IO[bytes]) -> Iterator[Result]:
@@ -112,12 +120,18 @@ class LogReader:
         """
         damage, binary = list[str](), False
         for piece in read_pieces(stream, damage):
+            if not self._run.line_no and piece.count(b"\r") > 1 and b"\n" not in piece[:-1]:
+                reason, remedy = (
+                    "its lines end with CR alone",
+                    "Convert them: tr '\\r' '\\n' < FILE | kproxylat parse -",
+                )
+                raise LogError(f"{self.name}: {reason}", remedy)
             binary = binary or b"\0" in piece
             yield from self.read_piece(piece)
         for reason in damage:
             self._run.warn(reason)
         warnings = self._run.text.warnings
-        warning = next((text for text in warnings if "ERROR" in text or "no end" in text), None)
+        warning = next((text for text in warnings if re.search("ERROR|no end|bcc", text)), None)
         yield from self._finish_run()
         if not self.index:
             lines = self._run.line_no
@@ -133,12 +147,15 @@ class LogReader:
         :param piece: whole lines; only the last line of the log may lack its end.
         :return: the results of the runs that end in the piece.
         """
+        yield from self._read_piece(self._prefix.strip(piece))
+
+    def _read_piece(self, piece: bytes) -> Iterator[Result]:
         if self._read_recurring_lines(piece):
             return
         middle = piece.find(b"\n", len(piece) // 2) + 1
         if len(piece) > _FEW and 0 < middle < len(piece):
-            yield from self.read_piece(piece[:middle])
-            yield from self.read_piece(piece[middle:])
+            yield from self._read_piece(piece[:middle])
+            yield from self._read_piece(piece[middle:])
             return
         *lines, rest = piece.split(b"\n")
         for line in lines:
@@ -163,13 +180,11 @@ class LogReader:
     def _read_line(self, raw: bytes, *, ended: bool) -> Iterator[Result]:
         run = self._run
         run.line_no += 1
-        if run.line_no == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
         raw = raw.removesuffix(b"\r").removeprefix(b"^C")
         if len(raw) > LONG:
             run.warn(f"longer than {LONG} bytes; the rest is left out")
             raw = raw[:LONG]
-        if not ended and not raw.endswith((b"|", b" us", b")")):
+        if not ended and not raw.endswith((b"|", b" us", b")", b"}")):
             run.warn("the last line has no end and was left out")
             return
         if raw[:1] != b"@" and b"\x1b" in raw:
@@ -182,7 +197,33 @@ class LogReader:
         except UnicodeDecodeError:
             line = raw.decode(errors="backslashreplace")
             run.warn("not UTF-8; the bytes are kept as \\xNN")
-        yield from self._read_text(line)
+        if raw.startswith(JSON_SIGN) and run.takes_json:
+            yield from self._read_json(line)
+        elif run.has_json and not (_STARTS["attach"].match(line) and run.text.maps):
+            run.handle(MESSAGES, line)
+        else:
+            yield from self._read_text(line)
+
+    def _read_json(self, line: str) -> Iterator[Result]:
+        """Read a line of bpftrace's JSON."""
+        event = read_event(line)
+        if event is None:
+            self._run.warn(f"unreadable: {line!r}")
+            return
+        if event.begins_run:
+            yield from self._start_run("attach")
+        run = self._run
+        run.begin_json()
+        if event.message:
+            run.handle(MESSAGES, event.message)
+        *lines, run.printed = (run.printed + event.text + "\n" * bool(event.prints)).split("\n")
+        for printed_line in lines:
+            if _RECURS.match(printed_line):
+                yield from self._read_recurring(printed_line.encode())
+            elif not _STARTS["attach"].match(printed_line):
+                yield from self._read_text(printed_line)
+        for printed in event.prints:
+            self._run.keep_print(printed)
 
     def _read_recurring(self, raw: bytes) -> Iterator[Result]:
         """Read a line that begins like a recurring one."""
@@ -212,6 +253,7 @@ class LogReader:
         if dialect:
             self._run.keep_mark(dialect.name, line)
             if dialect.line_is_run:
+                self._run.text.columns = self._columns
                 yield from self._finish_run()
                 return
         if _ENDS.match(line):
@@ -234,8 +276,8 @@ class LogReader:
     def _find_dialect(self, line: str) -> Dialect | None:
         """Find the dialect that a line is a sign of."""
         for dialect in DIALECTS:
-            if line == dialect.header:
-                self._header = line
+            if dialect.header and re.fullmatch(dialect.header, line):
+                self._header, self._columns = dialect.header, line
             if dialect.sign.match(line) and dialect.header in (None, self._header):
                 return dialect
         return None
@@ -258,6 +300,8 @@ class LogReader:
         run, text = self._run, self._run.text
         kinds = run.finish()
         self._run = OpenRun(self.store, self.watch, run.line_no)
+        if self._prefix.example:
+            text.warnings.insert(0, f"the prefix {self._prefix.example!r} of the lines was stripped"[:200])
         dialect = next((row for row in DIALECTS if row.name in text.marks or row.kinds & kinds), None)
         if dialect is None:
             if "header" in run.seen:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from kproxylat.logs.legacy import RunText
+from kproxylat.logs.prefix import ROW
 from kproxylat.logs.recurring import Collector, Watch
-from kproxylat.results import Quality
+from kproxylat.results import Map, Quality
 from kproxylat.trace.dump import Print, PrintAssembler
 
 _WARNINGS = 100
@@ -20,7 +21,13 @@ _FIELDS = (
 _FIELD = "|".join(_FIELDS)
 _HEADER = re.compile(rf"(?:\A|(?<=\S))({_FIELD}): *(.+?)(?=\"echo|echo \"|\"|(?:{_FIELD}): |\Z)")
 """A field of the metadata header; also in the middle of a line, because the old scripts ran some lines together."""
-_REPORT_FIGURES = {"Total invocations": "count", "Min latency": "min", "Avg latency": "mean", "Max latency": "max"}
+_REPORT_FIGURES = {
+    "Total invocations": "count",
+    "Min latency": "min",
+    "Avg latency": "mean",
+    "Mean latency": "mean",
+    "Max latency": "max",
+}
 _SUMMARY_FIGURES = {"Total Packets Traced": "count", "Average Latency": "mean", "Maximum Latency": "max"}
 _FIGURES = _REPORT_FIGURES | _SUMMARY_FIGURES
 
@@ -34,6 +41,7 @@ class OpenRun:
     :ivar text: the run's text so far.
     :ivar samples: the recurring lines.
     :ivar prints: the prints of maps.
+    :ivar printed: the beginning of a line, printed by a script whose output is JSON.
     :ivar seen: which parts of a run have begun: names of starts, ``fields`` and ``end``.
     """
 
@@ -42,11 +50,12 @@ class OpenRun:
         self.samples = Collector(watch)
         self.prints = PrintAssembler()
         self.seen = set[str]()
+        self.printed = ""
         self.line_no = line_no
         self._store = store
         self._section = ""
         self._lost = self._total_lost = 0
-        self._has_full_map = False
+        self._has_full_map = self._has_prefixed_rows = False
 
     @property
     def is_ended(self) -> bool:
@@ -73,14 +82,22 @@ class OpenRun:
         for note in self.prints.pop_notes():
             self.warn(note)
         for printed in self.prints.pop_prints():
-            self._store(printed)
-            name, is_new = printed.name, printed.name not in self.text.maps
-            if not printed.whole:
-                self.warn(f"the text ends inside @{name}")
-            if is_new and len(self.text.maps) >= _MAPS:
-                self.warn(f"more than {_MAPS} maps; @{name} is left out")
-            elif printed.whole or is_new:
-                self.text.maps[name] = printed.map
+            if self._has_prefixed_rows and not _has_rows(printed.map):
+                self.warn(f"the rows of @{printed.name} cannot be read; it is left out")
+            else:
+                self.keep_print(printed)
+            self._has_prefixed_rows = False
+
+    def keep_print(self, printed: Print) -> None:
+        """Keep a print of a map, unless an earlier one of the same name is more complete."""
+        self._store(printed)
+        name, is_new = printed.name, printed.name not in self.text.maps
+        if not printed.whole:
+            self.warn(f"the text ends inside @{name}")
+        if is_new and len(self.text.maps) >= _MAPS:
+            self.warn(f"more than {_MAPS} maps; @{name} is left out")
+        elif printed.whole or is_new:
+            self.text.maps[name] = printed.map
 
     def finish(self) -> set[str]:
         """Complete the text of the run.
@@ -101,6 +118,21 @@ class OpenRun:
             full_maps=quality.full_maps or (("?",) if self._has_full_map else ()),
             warnings=quality.warnings + tuple(self.text.warnings),
         )
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether a line of JSON is bpftrace's own: no text output of it came before."""
+        return self.has_json or not (self.text.marks or self.text.maps or self.samples.kinds)
+
+    @property
+    def has_json(self) -> bool:
+        """Whether the run is JSON, so that a line that looks like a map is only text."""
+        return isinstance(self.prints, _NoPrints)
+
+    def begin_json(self) -> None:
+        """Note that the run is JSON."""
+        if not self.has_json:
+            self.text.marks["json"], self.prints = [], _NoPrints()
 
     def handle(self, table: Iterable[LineKind], line: str) -> bool:
         """Handle a line by all rows of a table that match it; return whether there is one."""
@@ -137,7 +169,8 @@ class OpenRun:
             self.note_unreadable(figure)
             return
         section = "summary" if figure[1] in _SUMMARY_FIGURES else self._section
-        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = int(figure[2])
+        value = float(figure[2]) if "." in figure[2] else int(figure[2])
+        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = value
 
     def add_lost(self, lost: re.Match[str]) -> None:
         """Count events that bpftrace lost."""
@@ -151,6 +184,15 @@ class OpenRun:
         """Note that a map was full."""
         self._has_full_map = True
 
+    def note_prefixed_row(self, row: re.Match[str]) -> None:
+        """Note a row of a histogram behind a prefix that the other lines lack."""
+        self._has_prefixed_rows = True
+        self.note_unreadable(row)
+
+    def note_bcc(self, _: re.Match[str]) -> None:
+        """Note the head of a histogram that another program drew."""
+        self.warn("a histogram of bcc's tools; only those of bpftrace are read")
+
     def note_message(self, message: re.Match[str]) -> None:
         """Keep a message of bpftrace's as a warning."""
         self.warn(message.string)
@@ -158,6 +200,19 @@ class OpenRun:
     def note_unreadable(self, match: re.Match[str]) -> None:
         """Note that a line cannot be read."""
         self.warn(f"unreadable: {match.string!r}")
+
+
+class _NoPrints(PrintAssembler):
+    """Stands in for the assembler in a run whose maps come as JSON: all text is only text."""
+
+    def feed(self, _: str) -> bool:
+        """Drop a line."""
+        return True
+
+
+def _has_rows(content: Map) -> bool:
+    """Return whether a map has histograms with rows, or other values."""
+    return content.kind != "hist" or any(entry.value["buckets"] for entry in content.entries)
 
 
 class LineKind(NamedTuple):
@@ -173,7 +228,10 @@ FACTS = (
     LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
     LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),
     LineKind(
-        re.compile(rf"({'|'.join(_FIGURES)})(?:: *(\d{{1,18}})(?: us| instructions)?\Z)?").match, OpenRun.add_figure
+        re.compile(
+            rf" *({'|'.join(_FIGURES)})(?:: *(\d{{1,18}}(?:\.\d{{1,9}})?)(?: us| µs| instructions)?\s*\Z)?"
+        ).match,
+        OpenRun.add_figure,
     ),
 )
 """Lines of the metadata header and of a report. They show no dialect and belong to no map."""
@@ -181,6 +239,8 @@ MESSAGES = (
     LineKind(re.compile(r"Lost (\d{1,18}) events").match, OpenRun.add_lost),
     LineKind(re.compile(r"WARNING: Total lost event count: (\d{1,18})").match, OpenRun.keep_total_lost),
     LineKind(re.compile(r"WARNING: (Map full|Failed to map_update_elem)").search, OpenRun.note_full_map),
+    LineKind(re.compile(rf".+?{ROW.decode()}").match, OpenRun.note_prefixed_row),
+    LineKind(re.compile(r": count +distribution").search, OpenRun.note_bcc),
     LineKind(re.compile(r"(\S+: )?(WARNING|ERROR): |Lost \d{1,18} events").match, OpenRun.note_message),
     LineKind(
         re.compile(r"(?!\S+: (WARNING|ERROR): )([\[(](-?\d|\.\.\.).*[)\]]|@\w+\b)").match, OpenRun.note_unreadable

@@ -8,8 +8,8 @@ from functools import partial
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_mode import detect_mode
-from kproxylat.cluster.sources import choose_source
-from kproxylat.cluster.target import destination, miss_path, read_target
+from kproxylat.cluster.sources import choose_source, find_node_object
+from kproxylat.cluster.target import destination, find_hazards, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.measure.options import Options, add_warnings
@@ -47,6 +47,10 @@ def look_up(
         missing = miss_path(found)
         if missing:
             say(missing)
+        hazards = find_hazards(api, found, _find_node_name(api, options))
+        for hazard in hazards:
+            say(f"warning: {hazard}")
+        options = add_warnings(options, *hazards)
         options = find_source(options, api)
     if mode and (backend or only_backend(mode)):
         return options, read
@@ -54,6 +58,14 @@ def look_up(
     for each in warnings:
         say(f"warning: {each}")
     return add_warnings(replace(options, mode=row), *warnings), read
+
+
+def _find_node_name(api: Api, options: Options) -> str:
+    """Return the node's name in the cluster; its host name if the API does not tell."""
+    try:
+        return str(find_node_object(api, options.node, options.family)["metadata"]["name"])
+    except MachineError:
+        return options.node.name
 
 
 def _open(open_api: Callable[[], Api]) -> Api:

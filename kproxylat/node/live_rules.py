@@ -32,12 +32,14 @@ class LiveRules:
 
     :param rules: the number of rules in KUBE-SERVICES of table nat, elements in service-ips, or virtual servers.
     :param services: Service port that the rules translate -> packets counted (None: the rules have no counters).
+    :param owned: the number of all rules in kube-proxy's chains of table nat; 0 in other modes.
     """
 
     mode: str
     backend: str
     rules: int
     services: Mapping[Destination, int | None] = field(default_factory=dict)
+    owned: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return self.mode if self.mode == self.backend else f"{self.mode} on {self.backend}"
@@ -62,7 +64,8 @@ def parse_nat(text: str, mode: Mode) -> LiveRules | None:
         for rule in rules
         if rule.jump.startswith(_SERVICE_CHAINS) and (service := rule.service)
     }
-    return LiveRules(mode.name, mode.backend, len(rules), services)
+    owned = len(re.findall(r"^(?:\[[\d:]+\] )?-A KUBE-", text, re.M))
+    return LiveRules(mode.name, mode.backend, len(rules), services, owned)
 
 
 def parse_service_ips(text: str, mode: Mode) -> LiveRules | None:
@@ -109,7 +112,8 @@ def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
             if rules:
                 first = merged.get(str(rules), LiveRules(rules.mode, rules.backend, 0))
                 services = {**first.services, **rules.services}
-                merged[str(rules)] = replace(first, rules=first.rules + rules.rules, services=services)
+                rule_count, owned = first.rules + rules.rules, first.owned + rules.owned
+                merged[str(rules)] = replace(first, rules=rule_count, services=services, owned=owned)
     return tuple(merged.values())
 
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple
 from typing import Any
 
 from kproxylat.console import plain
-from kproxylat.report.columns import draw_table
 from kproxylat.report.openmetrics import export_openmetrics
-from kproxylat.report.tables import sketch_map
+from kproxylat.report.run_table import draw_result
 from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
 from kproxylat.results_json import to_data
 from kproxylat.trace.percentiles import PERCENTILES
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
-_ENTRIES = 10
 _UNKNOWN = Percentile(None, None, None)
 _SOURCE_FIELDS = ("file", "dialect", "index")
 _RUN_FIELDS = (
@@ -113,69 +110,14 @@ def csv_row(row: Iterable[Any]) -> str:
 
 
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, 80 columns wide (wider for long file names or many percentiles)."""
+    """Write tables for people, 80 columns wide (wider for long file names and warnings), as ``run`` prints them."""
     for result in results:
-        source, run = result.source, result.run
-        facts = {"started": run.started, "mode": run.mode, "backend": run.backend, "target": target_text(result)}
-        paragraphs = ["  ".join(f"{name}: {value}" for name, value in facts.items() if value)]
-        if result.maps:
-            paragraphs.append("maps: " + ", ".join(sketch_map(*item) for item in result.maps.items()))
-        paragraphs += _describe_maps(result)
-        for engine, slow in result.slow.items():
-            paragraphs.append(f"slow {engine}: {slow.lines}, worst {slow.worst[0].max} us at {slow.worst[0].time}")
-        shares = [f"{probe.share:.1%} of {probe.hook}" for probe in result.probes if probe.share is not None]
-        paragraphs += [f"the rules take {', '.join(shares)}"] if shares else []
-        paragraphs += _describe_added(result)
-        paragraphs += [f"warning: {warning}" for warning in result.quality.warnings]
+        source = result.source
         if source:
             yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
-        if result.probes:
-            yield _draw_probes(result) + "\n"
-        for paragraph in filter(None, paragraphs):
-            yield textwrap.fill(plain(paragraph), 80, subsequent_indent="  ") + "\n"
+        for paragraph in draw_result(result):
+            yield f"{paragraph}\n"
         yield "\n"
-
-
-def _describe_maps(result: Result) -> Iterator[str]:
-    """Yield the percentiles of a map's first histograms; a large map would fill the screen."""
-    for name, content in result.maps.items():
-        for entry in content.entries[:_ENTRIES]:
-            key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
-            spans = [
-                f"p{percent} {_short(percentile.estimate)} in [{_short(percentile.lo)}, {_short(percentile.hi)}]"
-                for percent, percentile in (entry.percentiles or {}).items()
-            ]
-            if spans:
-                yield f"{name}{key}: count {entry.value['count']}, {', '.join(spans)}"
-
-
-def _describe_added(result: Result) -> Iterator[str]:
-    """Yield a sentence on what tracing adds, and what a lookup costs without, if that was measured."""
-    overhead, probe = result.overhead, result.main_probe
-    if overhead and probe and probe.middle is not None:
-        untraced = " to ".join(map(_short, overhead.untraced(probe.middle)))
-        pair, script = _short(overhead.empty.estimate), _short(overhead.script.estimate)
-        adds = f"tracing adds {script} {overhead.unit} to a call (an empty pair of probes {pair})"
-        yield f"{adds}; untraced it is {untraced}"
-
-
-def _draw_probes(result: Result) -> str:
-    """Draw the probes' figures, and in two more rows for each the bounds of its percentiles."""
-    names = list(dict.fromkeys(name for probe in result.probes for name in probe.percentiles))
-    rows: list[list[str]] = []
-    for probe in result.probes:
-        place = " ".join(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
-        percentiles = [probe.percentiles.get(name, _UNKNOWN) for name in names]
-        figures = (probe.count, probe.min, probe.mean, probe.max, *(percentile.estimate for percentile in percentiles))
-        rows.append([f"{place}, {probe.unit}", *map(_short, figures)])
-        if percentiles:
-            rows.append(["  at least", *[""] * 4, *(_short(percentile.lo) for percentile in percentiles)])
-            rows.append(["  at most", *[""] * 4, *(_short(percentile.hi) for percentile in percentiles)])
-    return draw_table("", ("calls", "count", "min", "mean", "max", *(f"p{name}" for name in names)), rows, ("calls",))
-
-
-def _short(number: float | None) -> str:
-    return "?" if number is None else f"{number:.1f}" if isinstance(number, float) and number % 1 else f"{number:.0f}"
 
 
 EXPORTERS: Mapping[str, Callable[[Iterable[Result]], Iterator[str]]] = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kproxylat.modes import MODES
-from kproxylat.results import Bucket, Histogram, Map, Result, target_text
+from kproxylat.results import Bucket, Histogram, Map, Result, Run, target_text
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -15,6 +15,15 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 1000
 _BACKENDS = {row.engine: row.backend for row in MODES}
 """Engine -> backend: old logs may hold both engines in one run."""
+_RUN = ("mode", "backend", "services", "kernel", "bpftrace")
+"""The labels of a run. Runs that differ in one of them are never added up."""
+_Labels = tuple[str, ...]
+_SUBJECTS = {
+    "latency": ("in the engine's call", ("table", "hook")),
+    "envelope": ("in the whole hook around the engine's calls", ("table", "hook")),
+    "send_time": ("of the sender's system call", ("to",)),
+}
+"""Part of a histogram's name -> what was timed, and the labels of its place."""
 
 
 def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
@@ -25,29 +34,30 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
     from prometheus_client.core import HistogramMetricFamily
     from prometheus_client.openmetrics.exposition import generate_latest
 
-    names = ("mode", "backend", "table", "hook", "target")
-    merged: dict[tuple[str, ...], list[tuple[Histogram, float | None]]] = {}
-    maps: dict[tuple[str, str, str], Map] = {}
-    lasts: dict[tuple[str, str, str], Result] = {}
+    merged: dict[_Labels, list[tuple[Histogram, float | None]]] = {}
+    maps: dict[_Labels, Map] = {}
+    lasts: dict[_Labels, Result] = {}
     for result in results:
-        run = result.run
-        lasts[run.mode or "", run.backend or "", target_text(result)] = result
+        lasts[*_label(result.run), target_text(result)] = result
         for probe in result.probes:
             if probe.histogram.buckets:
-                backend = _BACKENDS.get(probe.engine, run.backend or "")
-                labels = (run.mode or "", backend, probe.table or "", probe.hook or "", target_text(result))
+                run = _label(result.run, _BACKENDS.get(probe.engine))
+                labels = (*run, probe.table or "", probe.hook or "", target_text(result))
                 subject = "envelope" if probe.envelope else "latency"
                 merged.setdefault((subject, probe.unit, *labels), []).append((probe.histogram, probe.sum))
+        for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
+            labels = (*_label(result.run), kind, target_text(result))
+            merged.setdefault(("send_time", probe.unit, *labels), []).append((probe.histogram, probe.sum))
         for name, content in result.maps.items():
-            maps[name, run.mode or "", run.backend or ""] = content
+            maps[name, *_label(result.run)] = content
     families: dict[str, HistogramMetricFamily] = {}
     for (subject, unit, *values), parts in merged.items():
         scale = _SECONDS.get(unit)
         name = f"kproxylat_{subject}_{'seconds' if scale else unit}"
-        place = "in the engine's call" if subject == "latency" else "in the whole hook around the engine's calls"
+        place, names = _SUBJECTS[subject]
         if name not in families:
             text = f"{'Time' if scale else f'Executed {unit}'} {place}"
-            families[name] = HistogramMetricFamily(name, text, labels=names)
+            families[name] = HistogramMetricFamily(name, text, labels=[*_RUN, *names, "target"])
         sums = [value for _, value in parts if value is not None]
         total = sum(sums) * (scale or 1) if len(sums) == len(parts) else None
         families[name].add_metric(values, _accumulate([histogram for histogram, _ in parts], scale or 1), total)
@@ -56,11 +66,20 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
     yield generate_latest(registry).decode()  # type: ignore[no-untyped-call]
 
 
-def _build_around_families(results: Mapping[tuple[str, str, str], Result]) -> list[Metric]:
-    """Build the metrics of the rules' share of each hook and of what tracing adds, by mode, backend and target."""
+def _label(run: Run, backend: str | None = None) -> _Labels:
+    facts = (run.mode, backend or run.backend, run.services, run.kernel, run.bpftrace)
+    return tuple("" if fact is None else _escape(fact) for fact in facts)
+
+
+def _escape(value: object) -> str:
+    return str(value).encode(errors="backslashreplace").decode()
+
+
+def _build_around_families(results: Mapping[_Labels, Result]) -> list[Metric]:
+    """Build the metrics of the rules' share of each hook and of what tracing adds, by run and target."""
     from prometheus_client.core import GaugeMetricFamily
 
-    labels = ["mode", "backend", "target"]
+    labels = [*_RUN, "target"]
     shares = GaugeMetricFamily("kproxylat_rules_share", "Engine's part of the hook's time", labels=[*labels, "hook"])
     added: dict[str, GaugeMetricFamily] = {}
     for where, result in results.items():
@@ -77,30 +96,44 @@ def _build_around_families(results: Mapping[tuple[str, str, str], Result]) -> li
     return [family for family in (shares, *added.values()) if family.samples]
 
 
-def _build_map_families(maps: Mapping[tuple[str, str, str], Map]) -> list[Metric]:
-    """Build the metrics of maps, by name, mode and backend: their size, and their values unless there are too many."""
+def _build_map_families(maps: Mapping[_Labels, Map]) -> list[Metric]:
+    """Build the metrics of maps, by name and run: their size, and their values unless there are too many.
+
+    Entries with equal keys make one series: numbers and histograms are added up, and of texts each one counts once.
+    """
     from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 
-    labels = ["map", "mode", "backend", "key"]
+    labels = ["map", *_RUN, "key"]
     numbers = GaugeMetricFamily("kproxylat_map", "Numbers of a map that bpftrace printed", labels=[*labels, "part"])
     texts = GaugeMetricFamily("kproxylat_map_text", "What else a map holds: 1", labels=[*labels, "value"])
     shapes = HistogramMetricFamily("kproxylat_map_events", "Histograms of a map", labels=labels)
-    sizes = GaugeMetricFamily("kproxylat_map_entries", "Entries of a map", labels=labels[:3])
+    sizes = GaugeMetricFamily("kproxylat_map_entries", "Entries of a map", labels=labels[:-1])
     for where, content in maps.items():
         sizes.add_metric(where, len(content.entries))
+        values: dict[_Labels, list[Any]] = {}
         for entry in content.entries if len(content.entries) <= _ENTRIES else ():
-            key = [*where, ", ".join(map(str, entry.key))]
+            values.setdefault((*where, _escape(", ".join(map(str, entry.key)))), []).append(entry.value)
+        for key, equal in values.items():
             if content.kind in ("hist", "lhist"):
-                histogram = Histogram(tuple(Bucket(**row) for row in entry.value["buckets"]))
-                shapes.add_metric(key, _accumulate([histogram], 1), None)
-            elif isinstance(entry.value, int | float):
-                numbers.add_metric([*key, ""], entry.value)
+                histograms = [Histogram(tuple(Bucket(**row) for row in value["buckets"])) for value in equal]
+                shapes.add_metric(key, _accumulate(histograms, 1), None)
             elif content.kind == "stats":
-                for part, value in entry.value.items():
-                    numbers.add_metric([*key, part], value)
+                for part, number in _add_stats(equal).items():
+                    numbers.add_metric([*key, part], number)
+            elif all(isinstance(value, int | float) for value in equal):
+                numbers.add_metric([*key, ""], sum(equal))
             else:
-                texts.add_metric([*key, str(entry.value)], 1)
+                for text in dict.fromkeys(map(_escape, equal)):
+                    texts.add_metric([*key, text], 1)
     return [family for family in (numbers, shapes, texts, sizes) if family.samples]
+
+
+def _add_stats(equal: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Add stats up; the average of several is that of all their values."""
+    added: dict[str, float] = {part: sum(stats[part] for stats in equal) for part in equal[0]}
+    if len(equal) > 1:
+        added["average"] = added["total"] / added["count"] if added["count"] else 0
+    return added
 
 
 def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, float]]:

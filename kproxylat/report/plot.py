@@ -19,7 +19,7 @@ from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
-from kproxylat.report.tables import name_unit
+from kproxylat.report.run_table import name_unit
 from kproxylat.results import Result
 from kproxylat.system.files import save_file
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kproxylat.console import plain
 from kproxylat.report.columns import draw_table
-from kproxylat.report.first_packet import show_first_packet
-from kproxylat.results import (
-    Accounting,
-    Map,
-    Overhead,
-    Probe,
-    Result,
-    SendTime,
-    ServiceCost,
-    Traffic,
-    target_text,
-)
+from kproxylat.report.run_table import draw_result, draw_services, fill, name_unit
+from kproxylat.results import Result
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -28,159 +16,11 @@ if TYPE_CHECKING:
     from kproxylat.analysis.series import CrossCheck, Series
     from kproxylat.node.doctor import Finding
 
-_FIGURES = ("calls", "min", "commonest", "mean", "p99", "max")
-
 
 def show_result(result: Result) -> None:
-    """Print a run: its setting, tables of its calls, the packet accounting, and warnings."""
-    _show_setting(result)
-    _show_calls(result)
-    if result.accounting and result.traffic:
-        _show_accounting(result.accounting, result.traffic)
-    for warning in result.quality.warnings:
-        print(plain(f"warning: {warning}"))
-    if result.run.cut_short:
-        print("cut short by a signal")
-    if result.run.log:
-        print(f"log: {result.run.log}")
-
-
-def name_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
-    return f"{'emulated ' if emulated else ''}{unit}"
-
-
-def _fill(text: str, indent: str = "  ") -> None:
-    print(textwrap.fill(plain(text), 80, subsequent_indent=indent))
-
-
-def _show_setting(result: Result) -> None:
-    run = result.run
-    print(f"kube-proxy mode {run.mode}, backend {run.backend}; clock: {name_unit(run.clock, run.emulated)}")
-    print(f"Linux {run.kernel}, " + (f"bpftrace {run.bpftrace}" if run.bpftrace else "nothing traced"))
-    if result.target:
-        place = f", rule {run.position} of {run.chain_length}" if run.position else ""
-        print(f"target {target_text(result)}, {run.path} path{place}")
-
-
-def _show_calls(result: Result) -> None:
-    """Print the tables of the engine's calls, of the whole hooks, and of what tracing adds; then maps and Services."""
-    calls = result.calls
-    if calls:
-        rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in calls]
-        _print_places(f"{calls[0].engine}, {calls[0].unit}", _FIGURES, rows)
-    elif not result.headline:
-        print("no calls were traced")
-    if result.send_time:
-        _show_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
-    if result.first_packet:
-        show_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
-    if result.path and result.path.per_packet is not None:
-        print(f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet")
-    hooks = [probe for probe in result.probes if probe.envelope]
-    if hooks:
-        shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
-        rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
-        title = f"\nthe whole hook, {hooks[0].engine}, {hooks[0].unit}"
-        print(draw_table(title, ("hook", *_FIGURES, "rules'\nshare"), rows, ("hook",)))
-    if result.overhead:
-        _show_overhead(result.overhead, calls)
-    for name, content in result.maps.items():
-        print(f"map {sketch_map(name, content)}")
-    if result.services:
-        _show_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
-
-
-def _show_send_time(times: SendTime, unit: str) -> None:
-    """Print how long a packet's whole way took, and what the Service's address adds to it."""
-    kinds = {"the target": times.target, "the endpoint itself": times.endpoint, "no Service": times.no_service}
-    names = list(times.target.percentiles)
-    rows = [
-        (kind, f"{probe.count:,}", *(f"{probe.percentiles[name].estimate:,.0f}" for name in names), f"{probe.max:,}")
-        for kind, probe in kinds.items()
-        if probe
-    ]
-    header = ("packets to", "packets", *(f"p{name}" for name in names), "max")
-    print(draw_table(f"time of the system call that carries a packet its whole way, {unit}", header, rows, header[:1]))
-    for other, over in (("the endpoint itself", times.over_endpoint), ("no Service", times.over_no_service)):
-        if over:
-            bounds = f" ({over.lo:,.0f} to {over.hi:,.0f})" if over.lo < over.hi else ""
-            print(f"the target takes {over.estimate:,.0f}{bounds} {unit} longer than {other}")
-    lost = sum(times.preempted.values())
-    _fill(
-        f"reading the clock adds {times.clock} to each; during {lost:,} packets the sender lost the CPU: left out; "
-        f"of {times.checked:,} checked packets {times.checked - times.late:,} arrived within the call",
-        indent="",
-    )
-
-
-def _print_places(title: str, figures: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print(draw_table(title, ("table, chain", "hook", *figures), rows, ("table, chain", "hook")))
-
-
-def _place(probe: Probe) -> str:
-    # In mode iptables a base chain is named after its hook, and adds nothing.
-    chain = f"\n  {probe.chain}" if probe.chain not in (None, probe.hook) else ""
-    return f"{probe.table or '-'}{' *' if probe.lookup else ''}{chain}"
-
-
-def _figures(probe: Probe) -> list[str]:
-    p99 = probe.percentiles.get("99")
-    values = (probe.count, probe.min, probe.mode, probe.mean, p99.estimate if p99 else None, probe.max)
-    return ["-" if value is None else f"{value:,.0f}" for value in values]
-
-
-def _show_overhead(overhead: Overhead, calls: Iterable[Probe]) -> None:
-    """Print what the calls cost less what tracing adds, and what it adds."""
-    rows = []
-    for probe in calls:
-        if probe.middle is not None:
-            costs = probe.middle, *overhead.untraced(probe.middle)
-            rows.append((_place(probe), probe.hook or "?", *(f"{cost:,.0f}" for cost in costs)))
-    middle = "commonest" if overhead.unit == "instructions" else "median"
-    title = f"\nuntraced: less what tracing adds, {overhead.unit}"
-    _print_places(title, (middle, "untraced at least", "at most"), rows)
-    pair, script = (
-        f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
-        for added in (overhead.empty, overhead.script)
-    )
-    _fill(
-        f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
-        f"inside the time are {overhead.stored:,} and a part of the pair",
-        indent="",
-    )
-
-
-def _show_accounting(books: Accounting, traffic: Traffic) -> None:
-    counts = {
-        "sent": books.sent,
-        "lookups": books.lookups,
-        "rule hits": books.rule_hits,
-        "delivered": books.delivered,
-        "untranslated": books.untranslated or None,
-        "rejected": books.rejected or None,
-        "conntrack entries": books.entries,
-    }
-    counted = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
-    print(f"books: {counted}: {'closed' if books.closed else 'NOT CLOSED, ' + (books.difference or '')}")
-    if traffic.rate_pps:
-        print(f"rate: {traffic.pps or 0:,.0f} packets per second, {traffic.rate_pps:,} asked for")
-    lost = ", ".join(f"{name} {count}" for name, count in (books.drops or {}).items() if count)
-    print(f"drops counted: {lost or 'none'}" if books.drops is not None else "drops counted: unknown")
-    if books.other_calls is not None:
-        print(f"calls of other packets: {books.other_calls:,}")
-    if books.freed is not None:
-        freed = ", ".join(f"{name} {count}" for name, count in books.freed.items())
-        _fill(f"packets freed on the whole machine: {freed or 'none'}", indent="")
-
-
-def _show_services(services: Iterable[ServiceCost], unit: str) -> None:
-    rows = [
-        (service.name, service.target, *(f"{count:,}" for count in (service.before, service.calls, service.cost)))
-        for service in services
-    ]
-    header = ("Service", "target", "before it", "calls", "cost")
-    print(draw_table(f"lookup of each Service, {unit}", header, rows, ("Service", "target")))
+    """Print a run."""
+    for paragraph in draw_result(result):
+        print(paragraph)
 
 
 def show_whatif(outcome: WhatIf, most: int = 10) -> None:
@@ -203,19 +43,10 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
         "same in both; before counts Services, not rules.\n"
     )
     for note in outcome.notes:
-        _fill(f"note: {note}")
-    _show_services(outcome.dearest[:most], outcome.unit)
+        print(fill(f"note: {note}"))
+    print(draw_services(outcome.dearest[:most], outcome.unit))
     for series in outcome.series:
-        _fill(f"{series.name}: {series.verdict}: {series.evidence}")
-
-
-def sketch_map(name: str, content: Map) -> str:
-    """Say in a word what a map holds: its value, or how many entries."""
-    entries = content.entries
-    if len(entries) == 1 and not entries[0].key and content.kind in ("int", "float", "str", "bool"):
-        shown = str(entries[0].value)
-        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
-    return f"{name} ({content.kind}{f', {len(entries)} entries' if entries[0].key else ''})"
+        print(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
 
 
 def show_series(every: Sequence[Series]) -> None:
@@ -230,12 +61,10 @@ def show_series(every: Sequence[Series]) -> None:
     print(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
     print()
     for series in every:
-        _fill(f"{series.name}: {series.evidence}")
+        print(fill(f"{series.name}: {series.evidence}"))
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
-            _fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    ")
-        if series.cross_check:
-            _fill(_say_cross_check(series.cross_check))
+            print(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
     print()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
@@ -307,7 +136,7 @@ def show_comparison(comparison: Comparison) -> None:
     }
     for name, facts in notes.items():
         if facts:
-            _fill(f"{name}: {', '.join(facts)}")
+            print(fill(f"{name}: {', '.join(facts)}"))
     print()
     unit = name_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
@@ -319,7 +148,7 @@ def show_comparison(comparison: Comparison) -> None:
         print()
         _show_contrasts(comparison.calls, "other calls")
     print()
-    print(textwrap.fill(comparison.statement, 80))
+    print(fill(comparison.statement, indent=""))
     print()
 
 

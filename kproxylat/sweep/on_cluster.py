@@ -24,7 +24,7 @@ from kproxylat.cluster.rollout import (
     wait_for_mode,
     wait_for_rollout,
 )
-from kproxylat.cluster.sync import live_ports, service_ports, wait_for_rules
+from kproxylat.cluster.sync import keep_existing, live_ports, service_ports, wait_for_rules
 from kproxylat.cluster.target import miss_path
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
@@ -127,13 +127,21 @@ class Preparation:
                 delete(self._api, numbers)
             create(self._api, existing, missing)
         removed = service_ports(replace(existing, services=surplus))
-        took_s = self._wait_for_rules(service_ports(read_dummies(self._api)), removed)
+        took_s = self._wait_for_rules(self._find_ports(), removed, self._find_ports)
         return round(took_s, 3) if missing or surplus else None
 
-    def _wait_for_rules(self, required: Set[Destination], removed: Set[Destination] = frozenset()) -> float:
-        """Wait for the target's rule, too: after a switch of the mode, no rules exist at first."""
+    def _find_ports(self) -> Set[Destination]:
+        """Return the ports of the dummy Services, and the target's: after a switch of the mode, no rules exist."""
+        return service_ports(read_dummies(self._api)) | self._target
+
+    def _wait_for_rules(
+        self,
+        required: Set[Destination],
+        removed: Set[Destination] = frozenset(),
+        look_up: Callable[[], Set[Destination]] | None = None,
+    ) -> float:
         read = partial(live_ports, mode=self._mode, backend=self._backend)
-        return wait_for_rules(required | self._target, removed, node=self._node, read=read)
+        return wait_for_rules(required, removed, node=self._node, read=read, look_up=look_up)
 
     def delete_services(self) -> None:
         """Delete the dummy Services that the sweep created.
@@ -161,7 +169,7 @@ class Preparation:
                 wait_for_rollout(self._api, change)
             wait_for_mode(change.runs_as, netns=self._node.netns)
             self._mode = change.runs_as
-            self._wait_for_rules(frozenset())
+            self._wait_for_rules(self._target, look_up=partial(keep_existing, self._api, self._target))
 
 
 @contextmanager

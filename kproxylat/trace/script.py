@@ -1,4 +1,7 @@
-"""The probe script, rendered from its template."""
+"""The probe script, rendered from its template.
+
+Imported in functions: :mod:`kproxylat.templates`, for the sake of ``--help``, because it imports jinja2.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kproxylat.errors import UsageError
-from kproxylat.templates import environment, render_template, split_marks
 from kproxylat.trace.plan import Plan
 
 SCRIPT = "trace-kubeproxy.bt.j2"
@@ -32,6 +34,8 @@ class Script(str):
 
 def compile_script() -> None:
     """Compile our script's template once for this process and its forks; in an emulated machine it takes seconds."""
+    from kproxylat.templates import environment
+
     for marks in (False, True):
         environment(None, marks=marks).get_template(SCRIPT)
 
@@ -64,6 +68,8 @@ def render_script(
     :raises MachineError: see :func:`render_template`.
     :raises UsageError: see :func:`check_settings`.
     """
+    from kproxylat.templates import render_template, split_marks
+
     check_settings(settings or {})
     name = template.name if template else ours
     variables = {**(settings or {}), "plan": plan}

@@ -7,9 +7,14 @@ from random import Random
 from statistics import fmean, pstdev
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kproxylat.analysis import stats
+from kproxylat.analysis.contrast import QUANTILES, contrast
 from kproxylat.analysis.stats import Distribution, bounds, choose_pairs, distance, drift, fit_line, merge_draws, student
+from kproxylat.results import Bucket, Histogram, Probe, Result, Run
+from kproxylat.trace.percentiles import add_percentiles
 from tests.results import TIMED, load
 
 
@@ -136,3 +141,28 @@ def test_pairs_are_all_of_few_points_and_spread_over_many(count: int) -> None:
         assert {at * 10 // count for pair in pairs for at in pair} == set(range(10)), "of every tenth of the points"
         line = fit_line([(x, 7 + 3 * x + (1000 if x % 5 == 0 else 0)) for x in range(count)], pairs)
         assert line == pytest.approx((3, 7), abs=0.5), "outliers do not move it"
+
+
+def make_probe(values: dict[int, int], *, exact: bool) -> Probe:
+    rows = [Bucket(1 << power >> 1, 1 << power, sum(values[value] for value in values if value.bit_length() == power))
+            for power in range(20)]  # fmt: skip
+    total, count = sum(value * count for value, count in values.items()), sum(values.values())
+    return Probe(
+        *("nft_do_chain", "nat", "services", "PREROUTING", True, count, min(values), max(values), total / count, None),
+        *(total, "ns", Histogram(tuple(row for row in rows if row.count)), {}),
+        {str(value): count for value, count in values.items()} if exact else None,
+    )
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(1, 5000), st.integers(1, 60), min_size=1, max_size=30), st.booleans())
+def test_compare_and_parse_have_the_same_percentiles(values: dict[int, int], exact: bool) -> None:
+    probe = make_probe(values, exact=exact)
+    (parsed,) = add_percentiles(Result(Run(), probes=(probe,)), [p * 100 for p in QUANTILES]).probes
+    expected = {f"p{name}": percentile.estimate for name, percentile in parsed.percentiles.items()}
+    compared = contrast("x", [probe], [probe], Random(1), rounds=40)
+    medians = {figure.name: figure.a for figure in compared.figures if figure.name.startswith("p")}
+    assert medians == {name: expected[name] for name in medians}
+    assert sum(values.values()) < 40 or "p50" in medians
+    for figure in compared.figures:
+        assert figure.difference is None or figure.difference.lo <= figure.difference.estimate <= figure.difference.hi

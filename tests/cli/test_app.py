@@ -28,7 +28,7 @@ from tests.support.fakes import PROGRAMS, make_world
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
-            *("capture", "whatif"))  # fmt: skip
+            *("capture", "demo", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
@@ -468,11 +468,12 @@ def test_the_program_itself() -> None:
     [
         ("pass", HEAVY),
         ("app.build('parse')", HEAVY),
-        ("app.build()", ("kubernetes", "rich", "numpy", "matplotlib")),
+        ("app.build()", ("kubernetes", "urllib3", "yaml", "jinja2", "rich", "numpy", "matplotlib")),
+        ("app.build('services')", ("kubernetes", "urllib3", "yaml", "prometheus_client", "jinja2", "rich")),
     ],
 )
 def test_the_command_line_imports_nothing_heavy(code: str, libraries: tuple[str, ...]) -> None:
-    """Neither without a command, nor for parse, nor for the help of the whole program."""
+    """Without a command, for parse, for the help of the whole program, and for a command that asks the API."""
     names = f"[library for library in {libraries} if library in sys.modules]"
     process = python("-c", f"import sys; from kproxylat.cli import app; {code}; print({names})")
     assert process.stdout == "[]\n", process.stderr

@@ -65,18 +65,51 @@ def test_mode_show_with_an_unknown_context(capsys: Captured, cluster: FakeApi) -
     assert err == "kproxylat: the kubeconfig has no context 'prod'\n  --context takes one of: fake\n"
 
 
-@pytest.mark.parametrize("option", ["--send-packet", "--probe"])
-def test_mode_show_sends_a_packet_under_the_new_and_the_old_name(
-    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch, option: str
-) -> None:
+def test_mode_show_sends_a_packet(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.port
     legacy, nft = (LiveRules("iptables", backend, 5, {}) for backend in ("legacy", "nft"))
     running(monkeypatch, "iptables", legacy, nft)
     monkeypatch.setattr(proxy_mode, "probe", lambda *_: frozenset({str(nft)}))
     assert call(capsys, "mode", "show")[0] == 1
-    status, out, _ = call(capsys, "mode", "show", option)
+    status, out, _ = call(capsys, "mode", "show", "--send-packet")
     assert (status, out.splitlines()[0]) == (0, "kube-proxy mode iptables, backend nft: certain")
-    assert option == "--send-packet" or option not in call(capsys, "mode", "show", "--help")[1]
+    assert call(capsys, "mode", "show", "--probe")[0] == 2, "its old name"
+
+
+@pytest.mark.parametrize("counting", ["legacy", "nft"])
+@pytest.mark.parametrize("writing", ["legacy", "nft", None])
+def test_mode_show_answers_who_translates_and_what_kube_proxy_writes(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch, counting: str, writing: str | None
+) -> None:
+    """By the recorded metrics, kube-proxy has 30 rules in table nat; it writes the backend that holds as many."""
+    assert cluster.port
+    owned = {"legacy": 30 if writing in ("legacy", None) else 29, "nft": 30 if writing in ("nft", None) else 31}
+    rules = {backend: LiveRules("iptables", backend, 5, {}, owned[backend]) for backend in owned}
+    running(monkeypatch, "iptables", *rules.values())
+    monkeypatch.setattr(proxy_mode, "probe", lambda *_: frozenset({str(rules[counting])}))
+    status, out, _ = call(capsys, "mode", "show", "--send-packet")
+    lines = out.splitlines()
+    is_leftover = writing not in (counting, None)
+    subject = "packets meet leftover rules:" if is_leftover else "kube-proxy"
+    assert (status, lines[0]) == (0, f"{subject} mode iptables, backend {counting}: certain")
+    assert f"translates packets: iptables on {counting}" in lines
+    assert f"is written by kube-proxy: {f'iptables on {writing}' if writing else 'unknown'}" in lines
+    warnings = " ".join(line for line in lines if line.startswith("warning: "))
+    if writing:
+        left = "nft" if writing == "legacy" else "legacy"
+        assert f"rules of iptables on {left} were left behind: kube-proxy writes iptables on {writing}" in warnings
+    else:
+        assert "iptables on legacy and iptables on nft both hold rules" in warnings
+    assert (f"rules of iptables on {counting}, left behind, translate first" in warnings) == is_leftover
+    assert any(line.startswith("leftovers: ") for line in lines)
+    answer = json.loads(call(capsys, "mode", "show", "--send-packet", "--format", "json")[1])
+    live = f"iptables on {writing}" if writing else None
+    assert (answer["translates"], answer["live"]) == (f"iptables on {counting}", live)
+    # Without a packet, it is not known who translates; what kube-proxy writes still is.
+    status, out, _ = call(capsys, "mode", "show")
+    assert (status, "translates packets: unknown" in out) == (1, True)
+    assert f"is written by kube-proxy: {live or 'unknown'}" in out
+    assert "warning: " in out
 
 
 def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measured: list[Options]) -> None:
@@ -297,3 +330,81 @@ def test_bad_input_of_every_command(
     assert remedy in remedies[0]
     assert all(each.startswith("  ") for each in remedies)
     assert len(remedies) <= 2
+
+
+@pytest.mark.parametrize(
+    "argv", [("list",), ("delete",), ("delete", "--dry-run"), ("create", "--count", "1", "--dry-run")], ids=" ".join
+)
+def test_a_namespace_that_does_not_exist(capsys: Captured, cluster: FakeApi, argv: tuple[str, ...]) -> None:
+    """The server calls it empty."""
+    cluster.missing_namespaces.add("nope")
+    status, out, err = call(capsys, "services", *argv, "-n", "nope")
+    assert (status, out) == (1, "")
+    assert err.startswith("kproxylat: namespace nope not found in the cluster of context fake\n")
+    cluster.denied.add(("get", "namespaces"))
+    assert call(capsys, "services", *argv, "-n", "nope")[0] == 0
+
+
+@pytest.mark.parametrize("argv", [("services", "list"), ("run", "--mode", "iptables"), ("services", "delete")])
+def test_a_namespace_cannot_lead_to_another_path(
+    capsys: Captured, cluster: FakeApi, measured: list[Options], argv: tuple[str, ...]
+) -> None:
+    status, _, err = call(capsys, *argv, "-n", "../../x?=")
+    assert (status, cluster.calls, measured) == (2, [], [])
+    assert err.startswith("kproxylat: invalid name '../../x?='\n  ")
+
+
+def test_a_dry_run_looks_at_the_worker(capsys: Captured, cluster: FakeApi) -> None:
+    create, delete = ("services", "create", "--count", "0", "--worker"), ("services", "delete", "--worker")
+    assert call(capsys, *create, "--dry-run")[1].endswith("and Deployment worker; 0 of 2 are there\n")
+    assert call(capsys, *delete, "--dry-run")[1].endswith("would delete of the worker: nothing\n")
+    assert call(capsys, *create)[0] == 0
+    assert call(capsys, *create, "--dry-run")[1].endswith("and Deployment worker; 2 of 2 are there\n")
+    expected = "would delete of the worker: Deployment worker, Service worker\n"
+    assert call(capsys, *delete, "--dry-run")[1].endswith(expected)
+    cluster.add(RECORDED / "service-worker.json")
+    for argv in (create, delete):
+        status, _, err = call(capsys, *argv, "--dry-run")
+        assert status == 1
+        assert "kproxylat did not create Service default/worker: it is not touched" in err
+
+
+def test_numbers_with_zeros_in_front_are_other_names(capsys: Captured, cluster: FakeApi) -> None:
+    assert call(capsys, "services", "create", "--count", "8")[0] == 0
+    for key, document in [*cluster.objects.items()]:
+        if key[3] == "dummy-service-7":
+            twin = copy.deepcopy(document)
+            twin["metadata"] |= {"name": "dummy-service-007", "uid": f"{key[1]}-007"}
+            cluster.objects[(*key[:3], "dummy-service-007")] = twin
+    answer = json.loads(call(capsys, "services", "list", "--format", "json")[1])
+    assert (answer["count"], answer["not_ours"], answer["without_slice"]) == (8, ["dummy-service-007"], [])
+    assert call(capsys, "services", "delete")[0] == 0
+    assert cluster.named("services") == ["dummy-service-007"]
+
+
+def test_run_warns_of_a_target_whose_packets_are_dropped(
+    capsys: Captured, cluster: FakeApi, measured: list[Options]
+) -> None:
+    for path in RECORDED.glob("*worker*.json"):
+        cluster.add(path)
+    cluster.objects["", "services", "default", "worker-dual"]["spec"]["internalTrafficPolicy"] = "Local"
+    status, _, err = call(capsys, "run", "2", "1000", "--service", "worker-dual")
+    assert status == 0
+    assert "warning: Service default/worker-dual has internalTrafficPolicy Local and no endpoint on this node" in err
+    assert any("internalTrafficPolicy Local" in warning for warning in measured[0].record.warnings)
+
+
+def test_a_service_deleted_while_its_rules_are_waited_for(
+    capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_live_rules(_: object) -> tuple[LiveRules, ...]:
+        """Delete one Service before the first look; kube-proxy has rules of the other."""
+        cluster.objects.pop(("", "services", "default", "dummy-service-1"), None)
+        service = cluster.objects["", "services", "default", "dummy-service-0"]
+        return (LiveRules("iptables", "nft", 1, {Destination(service["spec"]["clusterIP"], 80, "tcp"): 0}),)
+
+    running(monkeypatch, "iptables")
+    monkeypatch.setattr(proxy_mode, "read_live_rules", read_live_rules)
+    status, out, err = call(capsys, "services", "create", "--count", "2", "--wait", "0")
+    assert status == 0, err
+    assert "kube-proxy's rules hold them: " in out

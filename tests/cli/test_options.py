@@ -44,6 +44,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
         "cluster": POINTS,
     },
+    "demo": {"here": ()},
     "whatif": {"here": (RULES,), "vm": (RULES, "--vm")},
     "trace": {"all packets": ("--mode", "iptables", "--backend", "nft"), "target": (*NODE, "--backend", "nft")},
     "capture": {"node": ()},
@@ -175,6 +176,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--source": ("--source", "10.244.7.128/25"),
     "--target": ("--target", "10.96.0.9:80"),
     "--template": ("--template", TEMPLATE),
+    "--traced-services": ("--traced-services", "7"),
     "--timeout": ("--timeout", "7"),
     "--wait": ("--wait", "8"),
     "--worker-image": ("--worker-image", "other"),
@@ -281,7 +283,7 @@ def sweep(points: list[Any], *options: Any) -> tuple[Any, None]:
     place = options[-1]
     own = [place.order(point) for point in points] if isinstance(place, Pool) else []
     DONE.append(f"sweep {describe(points)} {own} {describe([each for each in options if not isinstance(each, Pool)])}")
-    return SimpleNamespace(results=[], saved=None), None
+    return SimpleNamespace(results=[], series=(), saved=None), None
 
 
 def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node | None = None) -> Evidence:
@@ -299,6 +301,8 @@ ENTRIES: dict[str, Any] = {
     "measure.defaults.check_root": None,
     "measure.defaults.read_target": Target("10.96.0.10", 53, "udp", "prod/worker", ("53/UDP",), ("10.244.0.2:53",)),
     "measure.defaults.choose_source": "10.244.7.0/24",
+    "measure.defaults.find_node_object": {"metadata": {"name": "here"}},
+    "measure.defaults.find_hazards": [],
     "measure.defaults.detect_mode": (find_mode("iptables", "nft"), ()),
     "measure.defaults.find_source": lambda options, _: options,
     "cluster.api.connect": Api(),
@@ -306,6 +310,8 @@ ENTRIES: dict[str, Any] = {
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
+    "cli.demo.require": None,
+    "cli.demo.plot_clocks": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
     "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
@@ -342,7 +348,8 @@ ENTRIES: dict[str, Any] = {
     "cli.services.create": None,
     "cli.services.delete": (0, 0),
     "cli.services.apply_worker": None,
-    "cli.services.read_service": {},
+    "cli.services.find_service": {"kind": "Service"},
+    "cli.services.find_worker": ["Service"],
     "cli.services.delete_worker": 1,
 }
 """What commands call -> what stands in for it, or what it returns; its arguments are noted."""

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kproxylat.cluster import api as cluster
-from kproxylat.cluster import kubeconfig
-from kproxylat.cluster.api import Api, connect
+from kproxylat.cluster import kubeconfig, transport
+from kproxylat.cluster.api import Api, connect, join_path
 from kproxylat.errors import ApiError, MachineError, UsageError
 from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
@@ -208,13 +214,17 @@ def test_stop_ends_a_wait(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - started_s < 1
 
 
-def test_attempts_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("retry_after", ["0", "1", "9" * 400, "\u00b2"])
+def test_attempts_end(api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, retry_after: str) -> None:
     assert cluster.PATIENCE_S == 120
     monkeypatch.setattr(cluster, "PATIENCE_S", 1)
     monkeypatch.setattr(fake, "fault", lambda _: "overload")
+    fake.retry_after = retry_after
+    started_s = time.monotonic()
     with pytest.raises(ApiError, match="429 TooManyRequests") as caught:
         api.get(SERVICES)
     assert caught.value.status == 429
+    assert time.monotonic() - started_s < 3
 
 
 def test_a_refusal_is_one_line_with_a_remedy(api: Api, fake: FakeApi, tmp_path: Path) -> None:
@@ -381,13 +391,39 @@ def test_proxies_of_the_environment(fake: FakeApi, tmp_path: Path, monkeypatch: 
         connect(path).get(SERVICES)
 
 
-def test_a_socks_proxy_without_its_package(fake: FakeApi, tmp_path: Path) -> None:
+def test_a_socks_proxy(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of SOCKS5 (RFC 1928) connects to what the client names."""
+    pytest.importorskip("socks")
+    asked: list[bytes] = []
+
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    def serve() -> None:
+        with suppress(OSError), proxy.accept()[0] as client:
+            client.recv(262)
+            client.sendall(b"\x05\x00")
+            asked.append(client.recv(262))
+            with socket.create_connection(("127.0.0.1", fake.port)) as server:
+                client.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50")
+                threading.Thread(target=relay, args=(server, client), daemon=True).start()
+                relay(client, server)
+
     path = fake.kubeconfig(tmp_path)
     document = json.loads(path.read_text())
-    document["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1"
-    path.write_text(json.dumps(document))
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"socks5h://127.0.0.1:{proxy.getsockname()[1]}"
+        document["clusters"][0]["cluster"] = {"server": "http://api.invalid", "proxy-url": url}
+        path.write_text(json.dumps(document))
+        threading.Thread(target=serve, daemon=True).start()
+        assert list(connect(path).list(SERVICES)) == []
+    assert asked[0][5:-2] == b"api.invalid"
+    monkeypatch.setitem(sys.modules, "socks", None)
+    monkeypatch.delitem(sys.modules, "urllib3.contrib.socks")
     with pytest.raises(MachineError) as caught:
-        connect(path).get(SERVICES)
+        connect(path)
     assert (str(caught.value), caught.value.remedy) == (
         "a SOCKS proxy takes the Python package PySocks",
         "pip install PySocks",
@@ -456,6 +492,51 @@ def test_tls(certificate: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == ""
 
 
+def test_tls_through_a_proxy(certificate: Path, tmp_path: Path) -> None:
+    """A proxy of HTTP opens a tunnel, also after a connection was lost."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    asked: list[bytes] = []
+
+    def relay(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError), source:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client = proxy.accept()[0]
+                asked.append(client.recv(65536).partition(b"\r\n")[0])
+                server = socket.create_connection(("127.0.0.1", fake.port))
+                client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                for pair in ((server, client), (client, server)):
+                    threading.Thread(target=relay, args=pair, daemon=True).start()
+
+    with serving(FakeApi(), tls) as fake, socket.create_server(("127.0.0.1", 0)) as proxy:
+        threading.Thread(target=serve, daemon=True).start()
+        path = fake.kubeconfig(tmp_path)
+        document = json.loads(path.read_text())
+        encoded = base64.b64encode(certificate.read_bytes()).decode()
+        server = {"server": f"https://127.0.0.1:{fake.port}", "certificate-authority-data": encoded}
+        server["proxy-url"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        document["clusters"][0]["cluster"] = server
+        path.write_text(json.dumps(document))
+        api = connect(path)
+        for _ in range(2):
+            assert list(api.list(SERVICES)) == []
+        assert len(asked) == 1, "the tunnel is kept"
+        connection = api._client.transport._pool._get_conn()
+        connection.close()
+        api._client.transport._pool._put_conn(connection)
+        assert list(api.list(SERVICES)) == []
+        assert [line.split()[:2] for line in asked] == [[b"CONNECT", f"127.0.0.1:{fake.port}".encode()]] * 2
+        api._client.transport._pool.close()
+        proxy.shutdown(socket.SHUT_RDWR)
+
+
 def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The account's token, namespace and CA, and no kubeconfig."""
     from kubernetes.config import incluster_config
@@ -475,6 +556,239 @@ def test_in_a_pod(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (api.namespace, list(api.list(SERVICES))) == ("team", [])
 
 
-def test_impersonation_is_refused(fake: FakeApi, tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="user of context fake acts as jane"):
-        with_user(fake, tmp_path, {"token": TOKEN, "as": "jane"})
+def headers_of_one_request(fake: FakeApi, api: Api) -> list[str]:
+    """Return the lines of a request's head, as they pass over the wire."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        api._client.transport._pool.port = server.getsockname()[1]
+        asked = pool.submit(api.get, SERVICES)
+        connection, _ = server.accept()
+        with connection:
+            head = connection.recv(65536).decode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        assert asked.result() == {}
+    assert fake.port
+    return head.split("\r\n")
+
+
+def test_impersonation(fake: FakeApi, tmp_path: Path) -> None:
+    """kubectl's fields and headers; the client ignores them."""
+    user = {"as": "jane", "as-uid": "7", "as-groups": ["a", "b"], "as-user-extra": {"x.io/y": ["1", "2"]}}
+    lines = headers_of_one_request(fake, with_user(fake, tmp_path, {"token": TOKEN, **user}))
+    assert [line for line in lines if line.startswith("Impersonate")] == [
+        "Impersonate-User: jane",
+        "Impersonate-Uid: 7",
+        "Impersonate-Group: a",
+        "Impersonate-Group: b",
+        "Impersonate-Extra-x.io%2Fy: 1",
+        "Impersonate-Extra-x.io%2Fy: 2",
+    ]
+    with pytest.raises(MachineError, match="as-groups or as-user-extra, but not as"):
+        with_user(fake, tmp_path, {"token": TOKEN, "as-groups": ["a"]})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \n\n"])
+def test_a_token_file_ends_with_a_line_end(fake: FakeApi, tmp_path: Path, end: str) -> None:
+    """As kubectl does, ignore it."""
+    (tmp_path / "token").write_text(TOKEN + end)
+    assert list(with_user(fake, tmp_path, {"tokenFile": str(tmp_path / "token")}).list(SERVICES)) == []
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"token": "s3cret\nInjected: yes"},
+        {"token": "s3cret\x00"},
+        {"token": "s3c\u20acret"},
+        {"token": TOKEN, "as": "s3cret\r\nX: y"},
+    ],
+)
+def test_no_error_shows_a_secret(fake: FakeApi, tmp_path: Path, user: dict[str, object]) -> None:
+    with pytest.raises(MachineError, match="another character that HTTP excludes") as caught:
+        with_user(fake, tmp_path, user).get(SERVICES)
+    assert "s3c" not in str(caught.value) + caught.value.remedy
+    assert fake.calls == []
+
+
+def test_a_yaml_error_and_an_address_show_no_secret(fake: FakeApi, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("users:\n- user: {token: s3cret: x}\n")
+    with pytest.raises(MachineError, match="the kubeconfig cannot be used: line 2: ") as caught:
+        connect(path)
+    assert "s3cret" not in str(caught.value)
+    path = fake.kubeconfig(tmp_path)
+    path.write_text(path.read_text().replace("http://127.0.0.1", "http://me:s3cret@127.0.0.1"))
+    fake.anonymous = True
+    api = connect(path)
+    assert list(api.list(SERVICES)) == []
+    assert "s3cret" not in str(api._describe_invalid(""))
+
+
+def test_an_exec_plugin_that_is_missing_shows_its_install_hint(fake: FakeApi, tmp_path: Path) -> None:
+    user = plugin("/nowhere/kubelogin")
+    assert isinstance(user["exec"], dict)
+    user["exec"]["installHint"] = "install it:\n  krew install oidc-login\n"
+    with pytest.raises(MachineError, match="exec plugin /nowhere/kubelogin failed") as caught:
+        with_user(fake, tmp_path, user)
+    assert caught.value.remedy == "install it: krew install oidc-login"
+
+
+def test_a_refused_client_certificate_is_not_called_a_token(certificate: Path, tmp_path: Path) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate)
+    encoded = base64.b64encode(certificate.read_bytes()).decode()
+    user = {"client-certificate-data": encoded, "client-key-data": encoded}
+    with serving(FakeApi(), tls) as fake:
+        path = fake.kubeconfig(tmp_path)
+        document = json.loads(path.read_text())
+        server = {"server": f"https://127.0.0.1:{fake.port}", "certificate-authority-data": encoded}
+        document["clusters"][0]["cluster"] = server
+        for access, message in (
+            (user, "the client certificate has expired or is invalid"),
+            ({}, "the kubeconfig's user has no credentials"),
+        ):
+            document["users"][0]["user"] = access
+            path.write_text(json.dumps(document))
+            with pytest.raises(ApiError, match=f"401 Unauthorized.*: {message}$"):
+                connect(path).get(SERVICES)
+
+
+@contextmanager
+def hostile(fake: FakeApi, directory: Path, head: bytes, piece: bytes, pause_s: float = 0) -> Iterator[Api]:
+    """Serve a head, and then a piece again and again, to each connection."""
+    ended = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(head)
+            while not ended.wait(pause_s) and piece:
+                connection.sendall(piece)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, daemon=True).start()
+        yield connect(fake.kubeconfig(directory, port=server.getsockname()[1]))
+        ended.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pause_s", "message"),
+    [
+        (OK + b"\r\n", b"x" * 65536, 0, "more than 1 MiB"),
+        (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n", 0, "more than 1 MiB"),
+        (CHUNKED + b"fffffffffff\r\n", b"x" * 65536, 0, "more than 1 MiB"),
+        (OK + b"Content-Length: 99999999999\r\n\r\n", b"x", 0, "more than 1 MiB"),
+        (OK + b"Content-Length: 900\r\n\r\n", b"x", 0.05, "Read timed out"),
+        (OK, b"X: y\r\n" * 1000, 0, "the head of the answer is too long"),
+        (OK + b"X: ", b"y", 0.05, "Read timed out"),
+        (OK, b"y" * 1024, 0, "a line of the answer is too long"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", 0, "more than 1 MiB|Read timed out"),
+        (OK + b"Content-Length: -5\r\n\r\n", b"", 0, "negative length"),
+        (OK + b"Content-Length: many\r\n\r\n", b"", 0, "no API server answers"),
+        (b"SSH-2.0-OpenSSH\r\n", b"", 0, r"not HTTP/1\.1|Read timed out"),
+        (OK + b"Content-Length: 2\r\n\r\n[]", b"", 0, "not a Kubernetes API"),
+        (OK + b"Content-Length: 40000\r\n\r\n" + b"[" * 40000, b"", 0, "not a Kubernetes API"),
+    ],
+)
+def test_a_hostile_answer_has_an_end(
+    fake: FakeApi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    head: bytes,
+    piece: bytes,
+    pause_s: float,
+    message: str,
+) -> None:
+    assert (cluster.ANSWER_S, cluster.PATIENCE_S, transport.LARGEST) == (60, 120, 64 * 2**20)
+    monkeypatch.setattr(cluster, "FIRST_S", 1)
+    monkeypatch.setattr(cluster, "PATIENCE_S", 2)
+    monkeypatch.setattr(cluster, "ANSWER_S", 1)
+    monkeypatch.setattr(transport, "LARGEST", 2**20)
+    with hostile(fake, tmp_path, head, piece, pause_s) as api:
+        started_s = time.monotonic()
+        with pytest.raises(MachineError, match=message) as caught:
+            api.get(SERVICES)
+        assert time.monotonic() - started_s < 3
+    assert "\n" not in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("pages", "message", "requests"),
+    [
+        ([{"metadata": {"continue": "x"}}], "the same continue token twice", 2),
+        ([{"metadata": {"continue": "x"}}, 410], "410 Expired", 2 * (cluster.RESTARTS + 1)),
+        ([{"metadata": {"continue": "x"}}, {"metadata": {"continue": "y"}}], "more than 20 pages of a list", 20),
+        ([{"items": ["x"]}], "an item without a name", 1),
+        ([{"items": [{"metadata": None}]}], "an item without a name", 1),
+        ([{"items": {"a": 1}}], "an item without a name", 1),
+    ],
+)
+def test_a_hostile_list_has_an_end(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, pages: list[Any], message: str, requests: int
+) -> None:
+    answers = itertools.cycle(pages)
+    seen = []
+
+    def answer(*_: object) -> tuple[int, object, str]:
+        page = next(answers)
+        seen.append(page)
+        return (page, {"reason": "Expired"}, "") if page == 410 else (200, page, "")
+
+    monkeypatch.setattr(fake, "answer", answer)
+    monkeypatch.setattr(cluster, "MOST_PAGES", 20)
+    with pytest.raises(MachineError, match=message):
+        list(api.list(SERVICES))
+    assert len(seen) == requests
+
+
+@pytest.mark.parametrize("name", ["../../x?=", "..", ".", "a/b", "a%2fb", ""])
+def test_a_name_that_would_be_another_path_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="invalid name"):
+        join_path("/api/v1/namespaces", name, "services")
+
+
+def test_names_are_quoted(fake: FakeApi, api: Api) -> None:
+    path = join_path("/api/v1/namespaces", "a?b=#c d\r\n\u20ac", "services")
+    assert re.fullmatch("[ -~]+", path)
+    assert not re.search("[?#= ]", path)
+    assert list(api.list(path)) == []
+    assert fake.calls[0].namespace == "a?b=#c d\r\n\u20ac"
+
+
+@given(body=st.binary(max_size=5000), cuts=st.lists(st.integers(1, 700), max_size=30), chunked=st.booleans())
+def test_an_answer_is_read_however_it_is_cut(body: bytes, cuts: list[int], chunked: bool) -> None:
+    """A read may return any number of bytes."""
+    head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nA: b\r\n"
+    if chunked:
+        parts = [body[at : at + 999] for at in range(0, len(body), 999)]
+        text = b"".join(b"%x;x=y\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\nT: u\r\n\r\n"
+        text = head + b"Transfer-Encoding: chunked\r\n\r\n" + text
+    else:
+        text = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    sizes = iter(cuts)
+
+    class Cut:
+        def __init__(self) -> None:
+            self.left = text
+
+        def settimeout(self, _: float) -> None:
+            pass
+
+        def recv(self, most: int) -> bytes:
+            size = min(next(sizes, most), most)
+            piece, self.left = self.left[:size], self.left[size:]
+            return piece
+
+    answer, reusable = transport._Reader(Cut(), time.monotonic() + 60).read_answer()
+    assert (answer, reusable) == (transport.Answer(201, dict([*answer.headers.items()]), body), True)
+    assert answer.headers["a"] == "b"

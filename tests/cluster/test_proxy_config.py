@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from kproxylat.cluster import proxy_mode
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, read_configured
+from kproxylat.cluster.proxy_mode import decide, gather
+from kproxylat.cluster.rollout import plan_change
 from kproxylat.errors import MachineError
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import CONFIG, CONFIGMAP, DAEMONSET, NODE, configmap, daemonset
@@ -98,14 +101,142 @@ def test_distributions(api: Api, fake: FakeApi, case: str) -> None:
 
 
 def test_replacements(api: Api, fake: FakeApi) -> None:
+    """A DaemonSet's name proves nothing."""
     fake.add(daemonset(["cilium-agent"], name="cilium"))
-    assert read_configured(api, "here").replacements == ["Cilium (DaemonSet cilium)"]
+    configured = read_configured(api, "here")
+    assert (configured.replacements, configured.candidates) == ([], ["Cilium (DaemonSet cilium)"])
     fake.add(configmap("cilium-config", **{"kube-proxy-replacement": "true"}))
-    assert read_configured(api, "here").replacements == ["Cilium (ConfigMap cilium-config: kube-proxy-replacement)"]
+    configured = read_configured(api, "here")
+    assert configured.replacements == ["Cilium (ConfigMap cilium-config: kube-proxy-replacement)"]
+    assert configured.candidates == []
     fake.add(configmap("cilium-config", **{"kube-proxy-replacement": "false"}))
+    configured = read_configured(api, "here")
+    assert (configured.replacements, configured.candidates) == ([], [])
     for each in (CONFIGMAP, DAEMONSET):
         fake.add(copy.deepcopy(each))
     assert read_configured(api, "here").replacements == []
+
+
+def empty(selector: dict[str, str], generation: int | None = 1) -> dict[str, Any]:
+    """Return kube-proxy's DaemonSet with 0 pods."""
+    document = copy.deepcopy(DAEMONSET)
+    document["spec"]["template"]["spec"]["nodeSelector"] = {"kubernetes.io/os": "linux", **selector}
+    numbers = {"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}
+    document["status"] = {**numbers, **({"observedGeneration": generation} if generation else {})}
+    return document
+
+
+def static_pod(config: str, mount: str, volume: dict[str, Any]) -> dict[str, Any]:
+    document = pod(["kube-proxy", f"--config={config}"], {"component": "kube-proxy"})
+    document["spec"]["volumes"] = [{"name": "x", **volume}]
+    document["spec"]["containers"][0]["volumeMounts"] = [{"name": "x", "mountPath": mount}]
+    return document
+
+
+NO_PODS = "DaemonSet kube-proxy has no pods"
+GKE = {"node.kubernetes.io/kube-proxy-ds-ready": "true"}
+TWO_DOCUMENTS = configmap(**{"config.conf": "mode: iptables\n---\nmode: nftables\n"})
+CALICO = daemonset(["x"], name="calico-node")
+CILIUM = daemonset(["x"], name="cilium")
+STRANGE: dict[str, tuple[list[dict[str, Any]], str, str]] = {
+    "Calico's nodeSelector": (
+        [CONFIGMAP, empty({"non-calico": "true"})],
+        "none",
+        f"the cluster has no kube-proxy, but Calico (DaemonSet kube-proxy: nodeSelector non-calico) ({NO_PODS})",
+    ),
+    "Calico's nodeSelector, a status without a generation": (
+        [CONFIGMAP, empty({"non-calico": "true"}, None)],
+        "none",
+        f"the cluster has no kube-proxy, but Calico (DaemonSet kube-proxy: nodeSelector non-calico) ({NO_PODS})",
+    ),
+    "GKE without static pods": ([CONFIGMAP, empty(GKE)], "unknown", NO_PODS),
+    "GKE with static pods": (
+        [CONFIGMAP, empty(GKE), pod(["kube-proxy", "--proxy-mode=ipvs"], {"component": "kube-proxy"})],
+        "likely",
+        "kube-proxy is set to ipvs",
+    ),
+    "no pods, and Calico": (
+        [CONFIGMAP, empty({}), CALICO],
+        "unknown",
+        f"{NO_PODS}; Calico (DaemonSet calico-node) can replace kube-proxy",
+    ),
+    "microk8s": ([CALICO], "unknown", "Calico (DaemonSet calico-node) can replace kube-proxy"),
+    "Cilium beside a kube-proxy from systemd": (
+        [CILIUM, configmap("cilium-config", **{"kube-proxy-replacement": "false"})],
+        "unknown",
+        "no source knows of a kube-proxy",
+    ),
+    "Cilium": (
+        [CILIUM, configmap("cilium-config", **{"kube-proxy-replacement": "true"})],
+        "none",
+        "the cluster has no kube-proxy, but Cilium (ConfigMap cilium-config: kube-proxy-replacement)",
+    ),
+    "two YAML documents": (
+        [TWO_DOCUMENTS, DAEMONSET],
+        "unknown",
+        "ConfigMap kube-proxy, config.conf: kube-proxy's ConfigMap holds 2 YAML documents instead of one",
+    ),
+    "no YAML": (
+        [configmap(**{"config.conf": "a: [\n"}), DAEMONSET],
+        "unknown",
+        "ConfigMap kube-proxy, config.conf: kube-proxy's ConfigMap does not hold a KubeProxyConfiguration",
+    ),
+    "a file of the node, in a directory": (
+        [CONFIGMAP, static_pod("/etc/k/p.conf", "/etc/k", {"hostPath": {"path": "/srv/kube"}})],
+        "unknown",
+        "pod kube-proxy-node reads its configuration from the file /srv/kube/p.conf of its node",
+    ),
+    "a file of the node": (
+        [CONFIGMAP, static_pod("/p.conf", "/p.conf", {"hostPath": {"path": "/srv/p.conf"}})],
+        "unknown",
+        "pod kube-proxy-node reads its configuration from the file /srv/p.conf of its node",
+    ),
+    "a static pod's ConfigMap": (
+        [configmap("mine", config="mode: ipvs\n"), static_pod("/c/config", "/c", {"configMap": {"name": "mine"}})],
+        "likely",
+        "kube-proxy is set to ipvs",
+    ),
+    "k3s": (
+        [node("a", '["server","--disable-kube-proxy"]')],
+        "none",
+        "the cluster has no kube-proxy (node a: k3s.io/node-args: --disable-kube-proxy)",
+    ),
+    "k3s with Cilium": (
+        [node("a", '["server","--disable-kube-proxy=true"]'), CILIUM],
+        "none",
+        "the cluster has no kube-proxy (node a: k3s.io/node-args: --disable-kube-proxy)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_clusters_whose_kube_proxy_is_not_what_it_seems(
+    api: Api, fake: FakeApi, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Asked from a machine that is no node."""
+    objects, sure, reason = STRANGE[case]
+    for document in objects:
+        fake.add(copy.deepcopy(document))
+
+    def refuse(*_: object, **__: object) -> str:
+        raise MachineError("not a node")
+
+    monkeypatch.setattr(proxy_mode, "read_proxy", refuse)
+    monkeypatch.setattr(proxy_mode, "read_live_rules", refuse)
+    finding = decide(gather(lambda: api))
+    assert finding.sure == sure
+    assert finding.reason == reason + ("" if sure == "none" else "; this kernel could not be read")
+
+
+def test_mode_set_where_kube_proxy_is_not_what_it_seems(api: Api, fake: FakeApi) -> None:
+    for document in (TWO_DOCUMENTS, DAEMONSET):
+        fake.add(copy.deepcopy(document))
+    with pytest.raises(MachineError, match=r"cannot set kube-proxy's mode: .*2 YAML documents instead of one"):
+        plan_change(api, "nftables")
+    for document in (CONFIGMAP, empty({"non-calico": "true"})):
+        fake.add(copy.deepcopy(document))
+    with pytest.raises(MachineError, match=f"cannot set kube-proxy's mode: {NO_PODS}"):
+        plan_change(api, "nftables")
 
 
 def test_missing_permissions_are_named(api: Api, fake: FakeApi) -> None:

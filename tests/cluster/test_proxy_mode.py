@@ -206,7 +206,11 @@ def test_counters_decide_between_backends(
         assert "left behind, translate first" in finding.warnings[0]
         assert finding.removal.endswith(CLEAN_UP)
     if step == "4":
-        assert finding.removal == "", "no rules of another mode were left behind"
+        # A second backend of the same mode was left behind, too.
+        assert finding.warnings == (
+            f"{LEGACY} and {NFT} both hold rules; kube-proxy writes one of them, the other was left behind",
+        )
+        assert finding.removal.endswith(CLEAN_UP)
 
 
 @pytest.mark.parametrize("size", ["n0", "n100", "n1000"])
@@ -221,6 +225,8 @@ def test_recorded_rules_of_iptables(size: str, backend: str) -> None:
         dummies + 5,
         dummies + 4,
     )
+    # kube-proxy's kubeproxy_sync_proxy_rules_iptables_total, recorded with the rules.
+    assert rules.owned == 25 + 5 * dummies
     assert rules.services[Destination("10.96.100.51", 50051, "udp")] == 0
     if dummies:
         assert Destination(f"10.97.{(dummies - 1) // 250}.{(dummies - 1) % 250 + 1}", 80, "tcp") in rules.services
@@ -324,6 +330,41 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
             "besides kube-proxy, the cluster runs Cilium",
         ),
         (Evidence(rules=()), (None, None, "unknown"), "no source knows"),
+        (
+            Evidence(rules=(), workloads=0, candidates=("Calico (DaemonSet calico-node)",)),
+            (None, None, "unknown"),
+            "Calico (DaemonSet calico-node) can replace kube-proxy; this kernel has no Service rules: is it a node's?",
+        ),
+        (
+            Evidence(rules=(), workloads=0, candidates=("Calico (DaemonSet calico-node)",), has_node=True),
+            (None, None, "none"),
+            "the cluster has no kube-proxy, but Calico (DaemonSet calico-node)",
+        ),
+        (
+            Evidence(workloads=0, candidates=("Calico",), has_node=True),
+            (None, None, "unknown"),
+            "Calico can replace kube-proxy; this kernel could not be read",
+        ),
+        (
+            Evidence(rules=(IPT,), workloads=0, candidates=("Calico",), has_node=True),
+            ("iptables", "nft", "likely"),
+            "the kernel holds only rules of iptables on nft",
+        ),
+        (
+            Evidence(workloads=0, disabled=("node a: k3s.io/node-args: --disable-kube-proxy",)),
+            (None, None, "none"),
+            "the cluster has no kube-proxy (node a: k3s.io/node-args: --disable-kube-proxy)",
+        ),
+        (
+            Evidence(workloads=1, problems=("pod x reads its configuration from the file /etc/y of its node",)),
+            (None, None, "unknown"),
+            "pod x reads its configuration from the file /etc/y of its node; this kernel could not be read",
+        ),
+        (
+            Evidence(workloads=0, replacements=("Calico",), problems=("DaemonSet kube-proxy has no pods",)),
+            (None, None, "none"),
+            "the cluster has no kube-proxy, but Calico (DaemonSet kube-proxy has no pods)",
+        ),
     ],
 )
 def test_mixed_evidence(evidence: Evidence, expected: tuple[str | None, str | None, str], message: str) -> None:

@@ -98,6 +98,61 @@ def test_an_endless_rollout_fails(api: Api, kubeadm: FakeApi) -> None:
         wait_for_rollout(api, plan_change(api, "nftables"), 0.05)
 
 
+def not_ready(name: str) -> dict[str, Any]:
+    conditions = [{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "Unknown"}]
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"conditions": conditions}}
+
+
+def test_a_node_that_is_not_ready_is_not_waited_for(api: Api, kubeadm: FakeApi) -> None:
+    kubeadm.after = None
+    kubeadm.objects[DS]["status"] |= {"updatedNumberScheduled": 2, "numberAvailable": 2}
+    change = plan_change(api, "nftables")
+    with pytest.raises(MachineError, match=r"waited 0\.05 s for kube-proxy's pods: 2 of 3 kube-proxy pods are re"):
+        wait_for_rollout(api, change, 0.05)
+    kubeadm.add(not_ready("broken"))
+    assert wait_for_rollout(api, change, 0) < 5
+    kubeadm.objects[DS]["status"]["updatedNumberScheduled"] = 1
+    with pytest.raises(MachineError, match=r"1 of 3 kube-proxy pods are restarted; nodes that are not ready: broken$"):
+        wait_for_rollout(api, change, 0.05)
+    kubeadm.denied.add(("list", "nodes"))
+    with pytest.raises(MachineError, match=r"1 of 3 kube-proxy pods are restarted$"):
+        wait_for_rollout(api, change, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("node_mode", "argv", "status", "message"),
+    [
+        ("iptables", (), 0, "kube-proxy's mode is default already"),
+        ("iptables", ("--dry-run",), 0, "kube-proxy's mode is default already"),
+        (None, ("--dry-run",), 0, "kube-proxy's mode is default already"),
+        (None, ("--timeout", "0"), 1, "waited 0 s for kube-proxy's pods: 1 of 3 kube-proxy pods are restarted"),
+        ("nftables", ("--dry-run",), 0, "kube-proxy is set to default already, but its pods were not restarted since"),
+        ("nftables", ("--timeout", "0"), 1, "waited 0 s for kube-proxy's pods: 1 of 3 kube-proxy pods are restarted"),
+    ],
+)
+def test_mode_set_to_the_present_mode_during_a_rollout(
+    capsys: Captured,
+    cluster: FakeApi,  # noqa: F811
+    kubeadm: FakeApi,
+    monkeypatch: pytest.MonkeyPatch,
+    node_mode: str | None,
+    argv: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    """A dry run does not wait, and where this node's kube-proxy runs in the mode, the others are not waited for."""
+    assert cluster is kubeadm
+    kubeadm.after = None
+    kubeadm.objects[DS]["status"] |= {"updatedNumberScheduled": 1}
+    monkeypatch.setattr(rollout, "running_mode", lambda _: node_mode)
+    before = copy.deepcopy(kubeadm.objects)
+    found, out, err = call(capsys, "mode", "set", "default", *argv)
+    assert (found, kubeadm.objects) == (status, before)
+    assert message in out + err
+    if "already\n" in out:
+        assert err == "its rollout is not complete: 1 of 3 kube-proxy pods are restarted\n"
+
+
 def test_a_configmap_changed_by_another_client_is_not_patched(api: Api, kubeadm: FakeApi) -> None:
     change = plan_change(api, "nftables")
     kubeadm.objects[CM]["data"]["config.conf"] += "\n# theirs"

@@ -13,7 +13,7 @@ from kproxylat.cluster import sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import create, plan_creation, read_dummies
 from kproxylat.cluster.proxy_mode import Evidence
-from kproxylat.cluster.sync import is_idle, live_ports, mode_ports, service_ports, wait_for_rules
+from kproxylat.cluster.sync import is_idle, keep_existing, live_ports, mode_ports, service_ports, wait_for_rules
 from kproxylat.errors import MachineError
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
@@ -36,6 +36,50 @@ def test_the_wait_ends_with_the_last_rule() -> None:
     left = iter(looks)
     assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
     assert next(left) == PORTS  # The fourth look was not needed.
+
+
+@pytest.mark.parametrize("limit_s", [0.0, 5.0])
+def test_a_port_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, limit_s: float) -> None:
+    """Its Service was deleted, or lost its endpoints, after the wait began; also in the last moment."""
+    monkeypatch.setattr(sync, "LOOK_UP_S", 0.05)
+    wait_for_rules(
+        PORTS | {OTHER}, limit_s=limit_s, read=lambda _: PORTS, idle=lambda _: True, look_up=lambda: {*PORTS}
+    )
+    looks: list[int] = []
+    with pytest.raises(MachineError, match=r"1 Service ports are missing, such as 10\.96\.0\.1:443/tcp"):
+        wait_for_rules(
+            PORTS | {OTHER},
+            limit_s=0.01,
+            read=lambda _: PORTS,
+            idle=lambda _: True,
+            look_up=lambda: looks.append(1) or PORTS | {OTHER},
+        )
+    assert looks
+
+
+def test_ports_that_still_exist(api: Api, fake: FakeApi) -> None:
+    create(api, read_dummies(api), plan_creation(read_dummies(api), 4))
+    ports = service_ports(read_dummies(api))
+    assert (len(ports), keep_existing(api, {*ports, OTHER})) == (4, ports)
+    # One Service is deleted, one endpoint is gone, one terminates and still serves.
+    [first, second, third, fourth] = [f"dummy-service-{number}" for number in range(4)]
+    address = {key[3]: document["spec"]["clusterIP"] for key, document in fake.objects.items() if key[1] == "services"}
+    slices = {key[3]: document for key, document in fake.objects.items() if key[1] == "endpointslices"}
+    del fake.objects["", "services", "default", first]
+    slices[second]["endpoints"] = []
+    slices[third]["endpoints"][0]["conditions"] = {"ready": False, "serving": True, "terminating": True}
+    slices[fourth]["endpoints"][0]["conditions"] = {"ready": False, "serving": False, "terminating": True}
+    left = {Destination(address[third], 80, "tcp")}
+    assert keep_existing(api, ports) == left
+    assert service_ports(read_dummies(api)) == left
+    for key, document in fake.objects.items():
+        if key[1:] == ("services", "default", third):
+            document["spec"]["externalIPs"] = ["192.0.2.1"]
+            document["status"] = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}, {"hostname": "x"}]}}
+    more = {Destination(ip, 80, "tcp") for ip in ("192.0.2.1", "203.0.113.7", "192.0.2.2")}
+    assert len(keep_existing(api, ports | more)) == 3
+    fake.denied.add(("list", "services"))
+    assert keep_existing(api, ports) == ports, "without the permission, all are waited for"
 
 
 def test_a_required_port_is_not_a_removed_one() -> None:

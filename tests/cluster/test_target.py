@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kproxylat.cluster.api import Api
-from kproxylat.cluster.target import destination, miss_path, read_target
+from kproxylat.cluster.target import destination, find_hazards, miss_path, read_target
 from kproxylat.errors import MachineError
 from kproxylat.measure import run
 from kproxylat.results import Destination, Target
@@ -112,6 +112,58 @@ def test_dual_stack_and_ports_by_name_and_number(api: Api, fake: FakeApi) -> Non
     add(fake, spec)
     with pytest.raises(MachineError, match="has no port 443; its ports: http 80/TCP, dns 53/UDP"):
         read_target(api, "worker-dual", "443")
+
+
+SERVES = {"ready": False, "serving": True, "terminating": True}
+ENDS = {"ready": False, "serving": False, "terminating": True}
+
+
+def endpoint(number: int, conditions: dict[str, bool] | None = None, node: str = "a") -> dict[str, Any]:
+    address = {"addresses": [f"10.244.1.{number}"], "nodeName": node}
+    return address | ({} if conditions is None else {"conditions": conditions})
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "used", "hazard"),
+    [
+        (
+            [endpoint(1, SERVES), endpoint(2, ENDS)],
+            ["10.244.1.1:50051"],
+            "all endpoints of Service default/",
+        ),
+        ([endpoint(1, SERVES), endpoint(2)], ["10.244.1.2:50051"], ""),
+        ([endpoint(1, SERVES), endpoint(2, {"ready": True})], ["10.244.1.2:50051"], ""),
+        ([endpoint(1, {"ready": False, "serving": True, "terminating": False})], [], ""),
+        ([endpoint(1, ENDS)], [], ""),
+    ],
+)
+def test_endpoints_that_terminate_are_used_if_there_are_no_others(
+    api: Api, fake: FakeApi, endpoints: list[dict[str, Any]], used: list[str], hazard: str
+) -> None:
+    """kube-proxy: KEP-1669, proxy terminating endpoints."""
+    add(fake, {}, {"endpoints": endpoints})
+    if not used:
+        with pytest.raises(MachineError, match="no ready IPv4 endpoint"):
+            read_target(api, "worker-dual")
+        return
+    target = read_target(api, "worker-dual")
+    assert list(target.endpoints) == used
+    hazards = find_hazards(api, target, "a")
+    assert bool(hazards) == bool(hazard)
+    assert hazard in " ".join(hazards)
+
+
+def test_a_local_policy_without_a_local_endpoint(api: Api, fake: FakeApi) -> None:
+    add(fake, {"internalTrafficPolicy": "Local"}, {"endpoints": [endpoint(1, None, "a"), endpoint(2, ENDS, "b")]})
+    target = read_target(api, "worker-dual")
+    assert find_hazards(api, target, "a") == []
+    for node in ("b", "c"):
+        assert find_hazards(api, target, node) == [
+            "Service default/worker-dual has internalTrafficPolicy Local and no endpoint on this node"
+            f" ({node}): kube-proxy drops its packets here"
+        ]
+    add(fake, {"internalTrafficPolicy": "Cluster"}, {"endpoints": [endpoint(1)]})
+    assert find_hazards(api, target, "c") == []
 
 
 def test_a_missing_service(api: Api) -> None:

@@ -100,6 +100,55 @@ def test_experiment() -> None:
     assert (percentile.estimate, percentile.lo, percentile.hi) == (None, 128, 156)
 
 
+COLUMNS = {
+    8: "ServiceCount,ProxyMode,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile",
+    10: "ServiceCount,ProxyMode,WorkerPosition,TotalRules,MeanLatency_us,MaxLatency_us,P50_us,P95_us,P99_us,LogFile",
+    12: "ServiceCount,ProxyMode,WorkerPosition,TotalRules,RelativePosition%,MinLatency_us,MeanLatency_us,MaxLatency_us,"
+    "P50_us,P95_us,P99_us,LogFile",
+    13: "ServiceCount,ProxyMode,WorkerPosition,TotalRules,RelativePosition%,MinLatency_us,MeanLatency_us,MaxLatency_us,"
+    "StdDev_us,P50_us,P95_us,P99_us,LogFile",
+}
+CELLS = {
+    "ServiceCount": "100", "ProxyMode": "iptables", "WorkerPosition": "12", "TotalRules": "104", "MinLatency_us": "3",
+    "RelativePosition%": "11.54", "MeanLatency_us": "45", "MaxLatency_us": "156", "StdDev_us": "7.25", "P50_us": "32",
+    "P95_us": "64", "P99_us": "128", "LogFile": "logs/ebpf/a.log",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("percentiles", [True, False], ids=["percentiles", "TBD"])
+@pytest.mark.parametrize("columns", COLUMNS.values(), ids=COLUMNS)
+def test_the_experiment_of_every_version(columns: str, percentiles: bool) -> None:
+    names = columns.split(",")
+    cells = [CELLS[name] if percentiles or name[0] + name[-3:] != "P_us" else "TBD" for name in names]
+    results = read(f"{columns}\n{','.join(cells)}\n{','.join(cells).replace('100', '1000', 1)}\n".encode())
+    assert [result.run.services for result in results] == [100, 1000]
+    (probe,), run = results[0].probes, results[0].run
+    assert (probe.engine, probe.mean, probe.max, run.log) == ("ipt_do_table", 45, 156, "logs/ebpf/a.log")
+    assert probe.min == (3 if "MinLatency_us" in names else None)
+    assert (run.position, run.chain_length) == ((12, 104) if "TotalRules" in names else (None, None))
+    bounds = {name: (percentile.lo, percentile.hi) for name, percentile in probe.percentiles.items()}
+    assert bounds == ({"50": (32, 64), "95": (64, 128), "99": (128, 156)} if percentiles else {})
+    assert results[0].quality.warnings == ()
+
+
+def test_a_line_of_the_experiment_with_too_few_columns_is_named() -> None:
+    (result,) = read(f"{COLUMNS[12]}\n100,iptables,12,104,11.54,3,45,156\n".encode())
+    assert (result.probes[0].mean, result.probes[0].max, result.probes[0].percentiles) == (45, 156, {})
+    assert "the line has 8 columns, its header 12" in result.quality.warnings[0]
+
+
+def test_a_report_with_indented_figures_keeps_its_mean() -> None:
+    text = REPORT.replace(b"Total", b"  Total").replace(b"Min lat", b"  Min lat").replace(b"Max lat", b"  Max lat")
+    for mean in (b"  Mean latency: 40 us", b"  Avg latency: 40 us  ", b"  Mean latency:   40.62 us"):
+        changed = text.replace(b"Avg latency: 40 us", mean).replace(
+            b"[iptables] Count: 13, Min: 3", b"[iptables] Count: 99, Min: 1"
+        )
+        ((ipt, _),) = (result.probes for result in read(changed))
+        assert (ipt.count, ipt.min, ipt.mean, ipt.max) == (13, 3, 528 / 13, 123)
+    changed = re.sub(rb"@ipt_sum: .*\n", b"", changed)
+    assert read(changed)[0].probes[0].mean == 40.62
+
+
 def build_cost(text: RunText) -> Result:
     """Build a result whose mode is what the marks of a made-up dialect say."""
     return Result(Run(mode="+".join(text.marks["cost"]), cut_short=not text.ended))
@@ -389,6 +438,35 @@ def test_what_a_damaged_gzip_holds_is_read(spoil: Any, tmp_path: Path) -> None:
         list(read_log(str(path)))
     path.write_bytes(gzip.compress(REPORT) + b"\0\0garbage")
     assert strip(next(iter(read_log(str(path))))) == strip(read(REPORT)[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_read(encoding: str) -> None:
+    (expected,) = read(HEADER + REPORT + b"@city[\xc3\xbc]: 1\n")
+    for text in (HEADER + REPORT, (HEADER + REPORT).replace(b"\n", b"\r\n")):
+        encoded = (text.decode() + "@city[\u00fc]: 1\n").encode(encoding)
+        (result,) = read(encoded if encoding != "utf-16-be" else b"\xfe\xff" + encoded)
+        assert strip(result) == strip(expected)
+    (result,) = read(REPORT.decode().encode("utf-16-be"))
+    assert strip(result) == strip(read(REPORT)[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "remedy"),
+    [
+        (b"\xfd7zXZ\0\0\4", "is compressed by xz", "xz -dc FILE | kproxylat parse -"),
+        (b"\x28\xb5\x2f\xfd\4", "is compressed by zstd", "zstd -dc FILE | kproxylat parse -"),
+        (b"BZh91AY", "is compressed by bzip2", "bzip2 -dc FILE | kproxylat parse -"),
+        (REPORT.replace(b"\n", b"\r"), "its lines end with CR alone", r"tr '\r' '\n' < FILE | kproxylat parse -"),
+        (b"     usecs     : count     distribution\n  0 -> 1  : 9   |****|\n", "a histogram of bcc's tools", ""),
+    ],
+)
+def test_errors_name_the_cause(content: bytes, reason: str, remedy: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(content)
+    with pytest.raises(LogError, match=reason) as caught:
+        list(read_log(str(path)))
+    assert remedy in caught.value.remedy
 
 
 def test_a_line_that_is_too_long_is_cut_and_named() -> None:

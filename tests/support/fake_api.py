@@ -89,6 +89,7 @@ class FakeApi:
     faults: Counter[str] = field(default_factory=Counter)
     queries: list[dict[str, str]] = field(default_factory=list)
     expire_continue: int = 0
+    missing_namespaces: set[str] = field(default_factory=set)
     port: int = 0
     version: int = 100
 
@@ -176,6 +177,10 @@ class FakeApi:
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
             user = 'User "fake" cannot'
             raise Refused(403, f'{about}: {user} {verb} resource "{resource}" in API group "{group}"{where}')
+        if resource == "namespaces" and verb == "get" and name not in self.missing_namespaces:
+            return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        if verb == "create" and namespace in self.missing_namespaces:
+            raise Refused(404, f'namespaces "{namespace}" not found')
         key = (group, resource, namespace, name)
         data = json.loads(body) if body else {}
         if verb == "list":

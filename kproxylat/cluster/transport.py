@@ -1,0 +1,212 @@
+"""HTTP/1.1 requests over urllib3's connections, with a deadline and a largest size for each answer.
+
+urllib3 opens the connections, through TLS and proxies. Its own requests are not used: their timeout holds for a single
+read, so a server that sends a byte a second never exceeds it, and they take twice the CPU time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from kproxylat.errors import MachineError
+
+if TYPE_CHECKING:
+    import urllib3
+
+CONNECT_S = 5.0
+LARGEST = 64 * 2**20
+"""Bytes of an answer, head included. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
+_PIECE = 2**16
+"""Bytes of one read, and the largest head of an answer."""
+
+
+class TransportError(Exception):
+    """A request has no answer.
+
+    :param lost: the connection was open before: the server may have carried out the request.
+    """
+
+    def __init__(self, reason: str, *, lost: bool) -> None:
+        super().__init__(reason)
+        self.lost = lost
+
+
+class Answer(NamedTuple):
+    """A server's answer; names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    data: bytes
+
+
+class Transport:
+    """Connections to one server. Threads may share it.
+
+    :param manager: urllib3's pool manager of the kubernetes client.
+    :param address: URL of the server, perhaps with a path.
+    """
+
+    def __init__(self, manager: urllib3.PoolManager, address: str) -> None:
+        url = urlsplit(address)
+        host = url.netloc.rpartition("@")[2]
+        self.host = f"{url.scheme}://{host}"
+        """The address without its path and its password, for messages."""
+        self._pool: Any = manager.connection_from_url(address)
+        self._base = url.path.rstrip("/")
+        proxy_headers: dict[str, str] = {}
+        if url.scheme == "http" and getattr(manager, "proxy", None):
+            # A proxy of HTTP takes the whole address; one of HTTPS opens a tunnel.
+            self._base = self.host + self._base
+            proxy_headers = getattr(manager, "proxy_headers", None) or {}
+        self._head = _format_headers([("Host", host), *proxy_headers.items()])
+
+    def exchange(
+        self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes | None, ends_s: float
+    ) -> Answer:
+        """Send a request and read its answer.
+
+        :param headers: further headers; one name may occur several times.
+        :param ends_s: deadline for all of it, on the monotonic clock.
+        :raises TransportError: the server cannot be reached, or the answer is incomplete or no HTTP.
+        :raises MachineError: the answer is too large.
+        """
+        length = [] if body is None else [("Content-Length", str(len(body)))]
+        head = f"{method} {self._base}{path} HTTP/1.1\r\n{self._head}{_format_headers([*headers, *length])}\r\n"
+        connection = self._pool._get_conn()
+        reusable = False
+        try:
+            self._connect(connection, ends_s)
+            connection.sock.settimeout(max(ends_s - time.monotonic(), 0.001))
+            connection.sock.sendall(head.encode("ascii") + (body or b""))
+            answer, reusable = _Reader(connection.sock, ends_s).read_answer()
+            return answer
+        except TimeoutError:
+            raise TransportError("Read timed out: the answer is incomplete", lost=True) from None
+        except (OSError, ValueError) as error:
+            raise TransportError(str(error) or type(error).__name__, lost=True) from None
+        finally:
+            if not reusable:
+                connection.close()
+            self._pool._put_conn(connection)
+
+    def _connect(self, connection: Any, ends_s: float) -> None:
+        if connection.sock is not None:
+            return
+        from urllib3.exceptions import HTTPError
+
+        connection.timeout = max(min(CONNECT_S, ends_s - time.monotonic()), 0.001)
+        try:
+            if self._pool.proxy and self._pool.scheme == "https":
+                self._pool._prepare_proxy(connection)
+            else:
+                connection.connect()
+        except (OSError, HTTPError) as error:
+            raise TransportError(str(error), lost=False) from None
+
+
+def _format_headers(headers: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers)
+
+
+class _Reader:
+    """Read one answer from a socket.
+
+    :raises TimeoutError: the deadline has passed. Any OSError of the socket.
+    :raises ValueError: the text is not HTTP.
+    :raises MachineError: the answer is larger than :data:`LARGEST`.
+    """
+
+    def __init__(self, sock: Any, ends_s: float) -> None:
+        self._sock = sock
+        self._ends_s = ends_s
+        self._buffer = bytearray()
+        self._left = LARGEST
+
+    def read_answer(self) -> tuple[Answer, bool]:
+        """Return the answer, and whether the connection can carry another request."""
+        version, status, headers = self._read_head()
+        while 100 <= status < 200:
+            version, status, headers = self._read_head()
+        reusable = version == "HTTP/1.1" and "close" not in headers.get("connection", "").lower()
+        if status in (204, 304):
+            data = b""
+        elif "chunked" in headers.get("transfer-encoding", "").lower():
+            data = self._read_chunks()
+        elif "content-length" in headers:
+            data = self._take(int(headers["content-length"]))
+        else:
+            data, reusable = self._read_rest(), False
+        return Answer(status, headers, data), reusable and not self._buffer
+
+    def _read_head(self) -> tuple[str, int, dict[str, str]]:
+        words = self._read_line().split(None, 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/1."):
+            raise ValueError("the answer is not HTTP/1.1")
+        headers: dict[str, str] = {}
+        size = 0
+        while line := self._read_line():
+            size += len(line)
+            if size > _PIECE:
+                raise ValueError("the head of the answer is too long")
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        return words[0], int(words[1]), headers
+
+    def _read_line(self) -> str:
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _PIECE:
+                raise ValueError("a line of the answer is too long")
+            self._receive()
+        return self._take(end + 1).decode("latin-1").rstrip("\r\n")
+
+    def _read_chunks(self) -> bytes:
+        data = bytearray()
+        while size := int(self._read_line().partition(";")[0], 16):
+            data += self._take(size)
+            self._read_line()
+        while self._read_line():
+            pass  # Trailers have no use here.
+        return bytes(data)
+
+    def _read_rest(self) -> bytes:
+        while True:
+            try:
+                self._receive()
+            except ConnectionError:
+                return bytes(self._buffer)
+
+    def _take(self, size: int) -> bytes:
+        """Return the next bytes, as many as ``size``."""
+        if size < 0:
+            raise ValueError("the answer has a negative length")
+        if size > len(self._buffer) + self._left:
+            raise _too_large()
+        while len(self._buffer) < size:
+            self._receive()
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _receive(self) -> None:
+        """Append to the buffer what the socket has."""
+        left_s = self._ends_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left_s)
+        piece = self._sock.recv(_PIECE)
+        if not piece:
+            raise ConnectionError("the server closed the connection")
+        self._left -= len(piece)
+        if self._left < 0:
+            raise _too_large()
+        self._buffer += piece
+
+
+def _too_large() -> MachineError:
+    return MachineError(
+        f"an answer of the API server has more than {LARGEST >> 20} MiB",
+        "check that the kubeconfig's server is a Kubernetes API: kubectl config view --minify",
+    )
