@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,10 +26,11 @@ from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, relay_if, wants_vm
 from kproxylat.console import confirm, say
-from kproxylat.errors import UsageError, refuse_options
+from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.options import NodeUnderTest, Options, Record
 from kproxylat.measure.replay import plan_backends
+from kproxylat.node.doctor import require
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep import on_cluster
@@ -216,6 +218,26 @@ def _sweep_cluster(options: SweepOptions, points: list[Options], node: OnNode, a
     )
     save_csv(finished)
     return finished, ended
+
+
+def keep_possible(points: Iterable[Options]) -> list[Options]:
+    """Return the points whose mode this machine can send through without tracing; name the others.
+
+    :raises MachineError: none is left.
+    """
+    possible, lacking = list[Options](), dict[str, MachineError]()
+    for point in points:
+        name = f"{point.mode.name} on {point.mode.backend}"
+        try:
+            if name not in lacking:
+                require(point.mode, "send time", "run")
+                possible.append(point)
+        except MachineError as error:
+            lacking[name] = error
+            say(f"{name} is left out: {error}")
+    if not possible:
+        raise next(iter(lacking.values()))
+    return possible
 
 
 def save_csv(sweep: Sweep) -> None:
