@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +42,7 @@ class Published:
     :param places: Services that are connected to, evenly spread (0: the one at ``position``).
     :param quick: numbers of Services of a quick reproduction.
     :param shapes: mode -> "line" (it grows with the Services) or "flat".
+    :param before_ns: mode -> nanoseconds that each Service before it adds to a Service's first packet.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Published:
     quick: tuple[int, ...]
     shapes: Mapping[str, str]
     rows: tuple[Row, ...]
+    before_ns: Mapping[str, float] = field(default_factory=dict)
 
     def list_sizes(self, quick: bool) -> list[int]:
         """Return the numbers of Services, ascending."""
@@ -147,7 +149,7 @@ def compare_published(name: str, published: Published, results: Iterable[Result]
     times = _collect_times(runs)
     if published.growth_only:
         times = {key: _subtract_first(cells) for key, cells in times.items()}
-    figures, slopes = [], []
+    figures, slopes = list[Figure](), list[Slope]()
     for (mode, backend), cells in times.items():
         theirs = published.find_times(mode, cells)
         if published.growth_only and theirs:
@@ -158,8 +160,8 @@ def compare_published(name: str, published: Published, results: Iterable[Result]
                 ours = cells[size][percentile]
                 ratio = ours.estimate / us if us else None
                 figures.append(Figure(mode, backend, size, percentile, us, ours, ratio))
+        slopes += _fit_places((mode, backend), runs, published.before_ns.get(mode))
         slopes += _compare_slopes((mode, backend), cells, theirs)
-        slopes += _fit_places((mode, backend), runs)
     if published.growth_only:
         figures = [figure for figure in figures if figure.published]
     verdicts = (
@@ -216,7 +218,7 @@ def _compare_slopes(
         yield Slope(*key, percentile, published, measured, slope / published if published else None)
 
 
-def _fit_places(key: Key, runs: Iterable[Result]) -> Iterator[Slope]:
+def _fit_places(key: Key, runs: Iterable[Result], published: float | None) -> Iterator[Slope]:
     """Yield what each Service before it adds to a Service's median: the line through the places of all runs."""
     slopes = []
     for result in runs:
@@ -224,31 +226,34 @@ def _fit_places(key: Key, runs: Iterable[Result]) -> Iterator[Slope]:
         if (result.run.mode, result.run.backend) == key and len(places) > 1:
             slopes.append(fit_line([(place.before, place.median.estimate) for place in places])[0])
     if slopes:
-        yield Slope(*key, "", None, Bounded(fmean(slopes), min(slopes), max(slopes)), None)
+        slope = fmean(slopes)
+        ratio = slope / published if published else None
+        yield Slope(*key, "", published, Bounded(slope, min(slopes), max(slopes)), ratio)
 
 
 def _judge_shapes(published: Published, times: Times, slopes: Iterable[Slope]) -> Iterator[Verdict]:
     """Judge each mode's median over the numbers of Services: does it grow, or is it flat?"""
-    medians = {(slope.mode, slope.backend): slope for slope in slopes if slope.percentile == "50"}
+    every = [slope for slope in slopes if slope.percentile in ("50", "")]
+    # Over the places it is more exact than over the sizes.
+    adds = {(slope.mode, slope.backend): slope for slope in sorted(every, key=lambda slope: not slope.percentile)}
     for key, cells in times.items():
         shape, sizes = published.shapes.get(key[0]), sorted(cells)
-        if not shape or key not in medians:
+        if not shape or key not in adds:
             continue
         first, last = cells[sizes[0]]["50"], cells[sizes[-1]]["50"]
-        slope = medians[key]
+        slope = adds[key]
         evidence = (
             f"p50 from {first.estimate:,.1f} at {sizes[0]:,} to {last.estimate:,.1f} us at {sizes[-1]:,} Services, "
-            f"{slope.measured.estimate:,.1f} ns each; published {slope.published or 0:,.1f}"
+            f"a Service adds {slope.measured.estimate:,.1f} ns; published {slope.published or 0:,.1f}"
         )
         if shape == "line":
-            state = _state(first.hi < last.lo, first.lo > last.hi)
+            grows, shrinks = first.hi < last.lo, first.lo > last.hi
+            state = _state(grows or slope.measured.lo > 0, shrinks or slope.measured.hi < 0)
         else:
             least, most = first.estimate * (1 - FLAT), first.estimate * (1 + FLAT)
             evidence += f"; flat is within {FLAT:.0%}"
-            state = _state(
-                least <= last.estimate <= most and not (last.hi < least or last.lo > most),
-                last.lo > first.hi * (1 + FLAT) or last.hi < first.lo * (1 - FLAT),
-            )
+            contradicted = last.lo > first.hi * (1 + FLAT) or last.hi < first.lo * (1 - FLAT)
+            state = _state(least <= last.lo <= last.hi <= most, contradicted)
         yield Verdict(f"{'/'.join(key)}: {'grows with the Services' if shape == 'line' else 'flat'}", state, evidence)
 
 
@@ -287,7 +292,7 @@ def _judge_crossing(published: Published, times: Times) -> Iterator[Verdict]:
         lines = [fit_line([(size, times[key][size]["50"].estimate) for size in sizes]) for key in (one, other)]
         theirs = [published.find_times(key[0], sizes) for key in (one, other)]
         drawn = [fit_line([(size, row[size]["50"]) for size in sizes]) for row in theirs]
-        places = [_name_crossing(crossing(*pair), sizes[0]) for pair in (drawn, lines)]
+        places = [_name_crossing(crossing(*pair)) for pair in (drawn, lines)]
         ends = [times[key][sizes[0]]["50"] for key in (one, other)]
         state = _state(ends[0].lo > ends[1].hi, ends[0].hi < ends[1].lo)
         yield Verdict(
@@ -296,5 +301,5 @@ def _judge_crossing(published: Published, times: Times) -> Iterator[Verdict]:
         )  # fmt: skip
 
 
-def _name_crossing(where: float | None, least: int) -> str:
-    return f"at {where:,.0f} Services" if where is not None and where > 0 else f"nowhere between 0 and {least:,}"
+def _name_crossing(where: float | None) -> str:
+    return "nowhere above 0" if where is None else f"at {where:,.0f} Services"

@@ -21,7 +21,7 @@ from kproxylat.results import SCHEMA
 from kproxylat.sweep import sweep as sweeping
 from kproxylat.system import kernel
 
-DURATION_S = 1.5
+DURATION_S = 1
 QUICK_REPEATS, REPEATS = 2, 1
 """A whole reproduction loads 30,000 Services, which takes most of its time."""
 

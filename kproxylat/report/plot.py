@@ -106,6 +106,8 @@ def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
     """
     names = list(dict.fromkeys(figure.percentile for figure in reproduction.figures))
     figure, every = _make_figure(wide=len(names))
+    figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
+    more = " more than at the least number" if reproduction.published.growth_only else ""
     for axes, percentile in zip(every, names, strict=True):
         rows = [row for row in reproduction.figures if row.percentile == percentile]
         theirs = {mode: [row for row in rows if row.mode == mode] for mode in dict.fromkeys(row.mode for row in rows)}
@@ -124,9 +126,7 @@ def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
         axes.set_xlabel("Services")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(
-            "first packet, us" + (" more than at the least number" if reproduction.published.growth_only else "")
-        )
+        axes.set_ylabel(f"first packet, us{more}")
         _write_legend(axes)
     _save(figure, output)
 

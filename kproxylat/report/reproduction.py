@@ -28,15 +28,13 @@ def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]
     ]  # fmt: skip
     header = ("series", "Services", "figure", "published", "measured", "bounds", "ratio")
     yield draw_table(f"\nfirst packet, {kind}", header, rows, header[:1])
-    slopes = [
-        (
-            f"{slope.mode}/{slope.backend}", _name(slope), "-" if slope.published is None else f"{slope.published:,.1f}",
-            *_write(slope.measured), _write_ratio(slope.ratio),
-        )
-        for slope in reproduction.slopes
-    ]  # fmt: skip
-    header = ("series", "of", "published", "measured", "bounds", "ratio")
-    yield draw_table("\nwhat each Service adds, ns", header, slopes, header[:2])
+    slopes = []
+    for slope in reproduction.slopes:
+        published_ns = "-" if slope.published is None else f"{slope.published:,.1f}"
+        figures = (published_ns, *_write(slope.measured), _write_ratio(slope.ratio))
+        slopes.append((f"{slope.mode}/{slope.backend}", _name(slope), *figures))
+    columns = ("series", "of", "published", "measured", "bounds", "ratio")
+    yield draw_table("\nwhat each Service adds, ns", columns, slopes, columns[:2])
     yield "\nwhat may differ:"
     for reason in (f"this machine: {machine}", *published.differs):
         yield fill(f"- {reason}")
@@ -46,7 +44,7 @@ def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]
 
 
 def _name(slope: Slope) -> str:
-    return f"p{slope.percentile}" if slope.percentile else "a Service before it"
+    return f"p{slope.percentile}" if slope.percentile else "each before it"
 
 
 def _write(figure: Bounded) -> tuple[str, str]:
