@@ -223,7 +223,7 @@ def _fit_places(key: Key, runs: Iterable[Result], published: float | None) -> It
     slopes = []
     for result in runs:
         places = result.first_packet.places if result.first_packet else ()
-        if (result.run.mode, result.run.backend) == key and len(places) > 1:
+        if (result.run.mode, result.run.backend) == key and len({place.before for place in places}) > 1:
             slopes.append(fit_line([(place.before, place.median.estimate) for place in places])[0])
     if slopes:
         slope = fmean(slopes)

@@ -6,11 +6,12 @@ import json
 import os
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kproxylat.analysis.published import compare_published, find_published, read_published
+from kproxylat.analysis.published import Reproduction, compare_published, find_published, read_published
 from kproxylat.cli.options import LOGS, Form, Format, Kind, OnNode, OutputDir, Position, end
 from kproxylat.cli.sweep import SweepOptions, keep_possible
 from kproxylat.console import say
@@ -55,25 +56,30 @@ def reproduce(
     )  # fmt: skip
     options.enter_namespace()
     points = keep_possible(options.plan(OnNode(), ("reproduce", name)))
-    finished, ended = sweeping.sweep(
-        points, QUICK_REPEATS if quick else REPEATS, fresh=True,
-        # A lab whose rules load slowly is loaded once, between the rounds of the others.
-        order=lambda run: (run[1] if run[0].mode.loading_cost == 1 else 0.5, points.index(run[0])),
-    )  # fmt: skip
-    if finished.results:
-        reproduction = compare_published(name, published, finished.results)
-        picture = output_dir / f"reproduce_{name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}.png"
-        try:
-            plot_reproduction(reproduction, picture)
-        except MachineError as error:
-            say(f"no picture: {error}\n  {error.remedy}")
-        machine = describe_machine()
-        if form is Format.JSON:
-            print(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
-        else:
-            print("\n".join(draw_reproduction(reproduction, machine)))
-            print(f"picture: {picture}" if picture.exists() else "no picture")
+
+    def order(run: sweeping.Run) -> tuple[float, int]:
+        """A lab whose rules load slowly is loaded once, between the two rounds of the others."""
+        return run[1] if run[0].mode.loading_cost == 1 else 0.5, points.index(run[0])
+
+    finished, ended = sweeping.sweep(points, QUICK_REPEATS if quick else REPEATS, None, True, None, order)
+    show(compare_published(name, published, finished.results), form, output_dir)
     end(finished.results, ended)
+
+
+def show(reproduction: Reproduction, form: Format, directory: Path) -> None:
+    """Write a reproduction to stdout, and save its picture in a directory."""
+    picture = directory / f"reproduce_{reproduction.name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}.png"
+    try:
+        plot_reproduction(reproduction, picture)
+    except MachineError as error:
+        say(f"no picture: {error}\n  {error.remedy}")
+    machine = describe_machine()
+    if form is Format.JSON:
+        print(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
+        return
+    print("\n".join(draw_reproduction(reproduction, machine)))
+    if picture.exists():
+        print(f"picture: {picture}")
 
 
 def describe_machine() -> str:

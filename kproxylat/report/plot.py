@@ -105,6 +105,8 @@ def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     """
     names = list(dict.fromkeys(figure.percentile for figure in reproduction.figures))
+    if not names:
+        raise MachineError("nothing was measured that was published", "measure again")
     figure, every = _make_figure(wide=len(names))
     figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
     more = " more than at the least number" if reproduction.published.growth_only else ""

@@ -45,6 +45,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "cluster": POINTS,
     },
     "demo": {"here": ()},
+    "reproduce": {"quick": ("k8s-blog-2025",)},
     "whatif": {"here": (RULES,), "vm": (RULES, "--vm")},
     "trace": {"all packets": ("--mode", "iptables", "--backend", "nft"), "target": (*NODE, "--backend", "nft")},
     "capture": {"node": ()},
@@ -117,6 +118,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
+    ("reproduce", "quick", "name"),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -310,12 +312,13 @@ ENTRIES: dict[str, Any] = {
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
-    "cli.demo.require": None,
+    "cli.reproduce.show": None,
     "cli.demo.plot_clocks": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
     "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
     "system.virtual_machine.boot": None,
+    "cli.sweep.require": None,
     "node.doctor.missing_to_trace": ["bpftrace"],
     "node.doctor.examine": [],
     "node.doctor.to_json": "{}",
