@@ -12,6 +12,7 @@ from kproxylat.errors import MachineError
 from kproxylat.measure.first_packet import build_first_packet
 from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.modes import find_mode
+from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.results import FirstPacket
 from kproxylat.results_json import from_json, to_json
 from kproxylat.traffic.generators import GENERATORS
@@ -66,6 +67,8 @@ def test_a_lab_answers_and_the_accounting_closes(mode: str, backend: str, tmp_pa
     assert result.headline == times.probe
     assert (result.headline.measured, times.places, times.lookup_share) == ("first packet", (), None)
     assert from_json(to_json(result)) == result
+    text = "".join(export_openmetrics([result]))
+    assert re.search(rf"^kproxylat_first_packet_seconds_count.* {times.probe.count}\.0$", text, re.M)
 
 
 @pytest.mark.parametrize("more", [("--family", "6"), ("--from", "node"), ("--mode", "nftables")])
