@@ -18,7 +18,7 @@ HOOKS = {0: "PREROUTING", 1: "INPUT", 2: "FORWARD", 3: "OUTPUT", 4: "POSTROUTING
 """Number of a netfilter hook -> its name (kernel, ``include/uapi/linux/netfilter.h``, ``enum nf_inet_hooks``)."""
 
 
-MEASURED = {"sendto": "send time"}
+MEASURED = {"connect": "first packet", "sendto": "send time"}
 """System call that kproxylat times itself -> what its duration is called."""
 
 
@@ -269,6 +269,45 @@ class SendTime:
 
 
 @dataclass(frozen=True)
+class PlaceTime:
+    """The first packets to one of several Services, which lie in several places among the lab's Services.
+
+    :param before: the Services before it. ``target``: ``IP:PORT/PROTOCOL``.
+    :param median: with bounds from :data:`kproxylat.measure.first_packet.LEVEL`.
+    """
+
+    before: int
+    target: str
+    count: int
+    median: Bounded
+
+
+@dataclass(frozen=True)
+class FirstPacket:
+    """The time from a connection's SYN to its SYN-ACK: SIG-Scalability's first_packet_latency, as the client sees it.
+
+    :param probe: all times, with every distinct value, by target, too, if there were several. Its percentiles, of which
+        100 is the maximum, have bounds from :data:`kproxylat.measure.first_packet.LEVEL`: unlike those of other probes
+        they are not certain.
+    :param clock: what reading the clock adds to each time.
+    :param sent: SYNs, of which ``refused`` and ``unanswered``.
+    :param preempted: connections during which the sender lost the CPU. Their times are left out.
+    :param blocks: medians of equal parts of the run, from which the bounds of a sweep are drawn.
+    :param lookup_share: the traced lookup's part (0 to 1) of the median; None if nothing was traced.
+    """
+
+    probe: Probe
+    clock: int
+    sent: int
+    refused: int
+    unanswered: int
+    preempted: int
+    blocks: tuple[float, ...] = ()
+    places: tuple[PlaceTime, ...] = ()
+    lookup_share: float | None = None
+
+
+@dataclass(frozen=True)
 class Accounting:
     """The packet accounting (the books): counts from independent counters.
 
@@ -416,6 +455,7 @@ class Result:
     slow: Mapping[str, Samples] = field(default_factory=dict)
     services: tuple[ServiceCost, ...] = ()
     send_time: SendTime | None = None
+    first_packet: FirstPacket | None = None
 
     @property
     def calls(self) -> tuple[Probe, ...]:
@@ -429,13 +469,21 @@ class Result:
 
     @property
     def headline(self) -> Probe | None:
-        """What stands for the run over numbers of Services: the lookup, else the send time of packets to the target."""
-        return self.lookup or (self.send_time.target if self.send_time else None)
+        """What stands for the run over numbers of Services: the lookup, else the time of a first packet, else the send
+        time of packets to the target."""
+        times = self.first_packet.probe if self.first_packet else self.send_time.target if self.send_time else None
+        return self.lookup or times
+
+    @property
+    def blocks(self) -> tuple[float, ...]:
+        """Medians of parts of the run, where the headline is a time that the sender took."""
+        times = None if self.lookup else self.first_packet or self.send_time
+        return times.blocks if times else ()
 
     @property
     def main_probe(self) -> Probe | None:
         """The probe that represents the run in one line: the lookup, else that of its mode, else the busiest, else the
-        send time of packets to the target."""
+        time that the sender took."""
         rows = find_rows(self.run.mode or "", self.run.backend)
         engine = rows[0].engine if rows else None
         probes = sorted(

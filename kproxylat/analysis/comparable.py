@@ -36,7 +36,7 @@ def find_differences(a: Result, b: Result) -> dict[str, str]:
     clocks = [f"{'emulated ' if x.run.emulated else ''}{x.run.clock or _unit(x)}" for x in (a, b)]
     facts: dict[str, tuple[str | None, str | None]] = {
         "clock": (clocks[0], clocks[1]),
-        "probe": (a.run.probe_kind, b.run.probe_kind),
+        "probe": (_describe_probe(a), _describe_probe(b)),
         "kernel": (a.run.kernel, b.run.kernel),
         "bpftrace": (a.run.bpftrace, b.run.bpftrace),
     }
@@ -63,6 +63,12 @@ def find_differences(a: Result, b: Result) -> dict[str, str]:
     if scripts[0] != scripts[1]:
         differences["script"] = " and ".join(scripts)
     return differences
+
+
+def _describe_probe(result: Result) -> str | None:
+    """Return the kind of the probes, and what the sender timed where nothing was traced."""
+    headline, kind = result.headline, result.run.probe_kind
+    return f"{kind}, {headline.measured}" if headline and headline.measured != "lookup" else kind
 
 
 def find_flaws(result: Result) -> dict[str, str]:

@@ -268,8 +268,7 @@ def _values_to_draw(result: Result) -> Distribution | None:
     """
     if result.lookup:
         return distribution(result.lookup)
-    blocks = result.send_time.blocks if result.send_time else ()
-    return Distribution((block, block, 1) for block in blocks) if blocks else None
+    return Distribution((block, block, 1) for block in result.blocks) if result.blocks else None
 
 
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

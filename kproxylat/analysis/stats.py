@@ -7,11 +7,12 @@ from a :class:`random.Random` that the caller seeds, so that the same input give
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, combinations
+from itertools import accumulate, chain, combinations
 from random import Random
 from statistics import fmean, median
 
@@ -108,6 +109,33 @@ class Distribution:
         if place < len(self.lows) and self.lows[place] <= at < self.highs[place]:
             return None
         return (self.ends[place - 1] if place else 0) / self.count
+
+
+def draw_blocks(
+    blocks: Sequence[Sequence[float]], quantiles: Sequence[float], rng: Random, rounds: int = ROUNDS // 4
+) -> list[list[float]]:
+    """Draw bootstrap replicates of quantiles of values that were measured one after another, in blocks.
+
+    Whole blocks are drawn anew (Kuensch 1989): values next to each other share what slows the machine down, so that
+    a bootstrap of values would be too sure.
+
+    :return: for each quantile its replicates.
+    """
+    ordered = [sorted(block) for block in blocks if block]
+    values = sorted(chain.from_iterable(ordered))
+    drawn: list[list[float]] = [[] for _ in quantiles]
+    for _ in range(rounds):
+        weights = Counter(rng.choices(range(len(ordered)), k=len(ordered)))
+        chosen = [(ordered[at], weight) for at, weight in weights.items()]
+        total = sum(len(block) * weight for block, weight in chosen)
+
+        def count_up_to(value: float, chosen: Sequence[tuple[list[float], int]] = chosen) -> int:
+            return sum(bisect_right(block, value) * weight for block, weight in chosen)
+
+        for replicates, p in zip(drawn, quantiles, strict=True):
+            at = bisect_left(values, math.ceil(p * total), hi=len(values) - 1, key=count_up_to)
+            replicates.append(values[at])
+    return drawn
 
 
 @lru_cache(maxsize=512)

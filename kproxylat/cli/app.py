@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "demo",
     "run": "run",
     "sweep": "sweep",
+    "reproduce": "reproduce",
     "capture": "host",
     "whatif": "whatif",
     "trace": "run",

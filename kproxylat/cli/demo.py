@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Kind, OnNode, OutputDir, end
-from kproxylat.cli.sweep import Finished, SweepOptions, sweep_in_vms
+from kproxylat.cli.options import Kind, OutputDir, end
+from kproxylat.cli.places import OnNode
+from kproxylat.cli.sweep import Finished, SweepOptions, keep_possible, sweep_in_vms
 from kproxylat.cli.virtual import Clock, wants_vm
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError
-from kproxylat.measure.options import Options
-from kproxylat.node.doctor import require
 from kproxylat.report.plot import plot_clocks
 from kproxylat.report.tables import show_clocks, show_series
 from kproxylat.sweep import sweep as sweeping
@@ -76,19 +75,7 @@ def demo(
 def _sweep_untraced(options: SweepOptions) -> Finished:
     """Sweep the modes that this kernel has; name the others."""
     options.enter_namespace()
-    points, lacking = list[Options](), {}
-    for point in options.plan(OnNode(), ("demo",)):
-        name = f"{point.mode.name} on {point.mode.backend}"
-        try:
-            if name not in lacking:
-                require(point.mode, "send time", "run")
-                points.append(point)
-        except KproxylatError as error:
-            lacking[name] = error
-            say(f"{name} is left out: {error}")
-    if not points:
-        raise next(iter(lacking.values()))
-    return sweeping.sweep(points, 1, None, True)
+    return sweeping.sweep(keep_possible(options.plan(OnNode(), ("demo",))), 1, None, True)
 
 
 def _sweep_traced(options: SweepOptions) -> Finished:

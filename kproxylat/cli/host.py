@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Backend, Form, Format, ModeName, Place
+from kproxylat.cli.options import Backend, Form, Format, ModeName
+from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import say, waiting
 from kproxylat.errors import MachineError

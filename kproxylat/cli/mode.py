@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Cluster, Format, Place
+from kproxylat.cli.options import Format
+from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
 from kproxylat.cluster.rollout import describe_rollouts, needs_restart, plan_change, set_mode

@@ -1,4 +1,7 @@
-"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command."""
+"""What several commands have: options, and their end. A dataclass of options stands for its fields in a command.
+
+Longer than 350 lines: the options of run, render and sweep stay together.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kproxylat.cli.places import OnNode
 from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
 
 if TYPE_CHECKING:
-    from kproxylat.cluster.api import Api
     from kproxylat.measure import options as measuring
     from kproxylat.modes import Mode
-    from kproxylat.node.node import Node
     from kproxylat.results import Result
 
 
@@ -74,7 +76,15 @@ class Format(StrEnum):
 DUMMIES = 100
 """Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]
-Rate = Annotated[int, typer.Argument(help="Packets per second.")]
+Rate = Annotated[
+    int | None,
+    typer.Argument(
+        help="Packets per second (run: 10000; sweep: 1000; connections: 1000 in the lab, 100 elsewhere).",
+        show_default=False,
+    ),
+]
+CONNECTIONS = {True: 1000, False: 100}
+"""Whether it is a lab -> connections per second, if not passed: a cluster's pods have other work."""
 Warmup = Annotated[int, typer.Argument(help="Packets sent before the probes attach.")]
 InLab = Annotated[bool, typer.Option("--lab", help="On a node made of network namespaces, without a cluster.")]
 ModeName = Annotated[str | None, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")]
@@ -129,79 +139,6 @@ LOGS = Path("logs/ebpf")
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Which cluster's API."""
-
-    kubeconfig: Annotated[
-        Path | None, typer.Option("--kubeconfig", help="As kubectl has it (KUBECONFIG, ~/.kube/config).")
-    ] = None
-    context: Annotated[str | None, typer.Option("--context", help="The kubeconfig's context (the current one).")] = None
-
-    def connect(self) -> Api:
-        """Connect to the API: it is where this is called first that it is needed."""
-        from kproxylat.cluster.api import connect
-
-        return connect(self.kubeconfig, self.context, getattr(self, "namespace", None))
-
-
-@dataclass(frozen=True)
-class Namespaced(Cluster):
-    """Which namespace of it."""
-
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace (the context's).")] = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which node, where it is not this machine."""
-
-    node_container: Annotated[
-        str | None,
-        typer.Option("--node-container", metavar="NAME", help="The node is a container: kind, minikube, k3d."),
-    ] = None
-    netns: Annotated[
-        str | None, typer.Option("--netns", metavar="PATH", help="The node is a network namespace on this machine.")
-    ] = None
-
-    def find(self) -> Node:
-        """Find it."""
-        from kproxylat.node.node import find_node
-
-        return find_node(self.netns, self.node_container)
-
-
-@dataclass(frozen=True)
-class OnNode(Namespaced, Place):
-    """What is measured on a node of a cluster, and how."""
-
-    service: Annotated[str | None, typer.Option("--service", help="The Service to measure (worker).")] = None
-    port: Annotated[str | None, typer.Option("--port", help="Its port, by number or name, if it has several.")] = None
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", metavar="SETTING", help="What may be set for the run, and back: net.ipv4.ip_forward."),
-    ] = None
-
-    @property
-    def asked(self) -> tuple[str, str | None]:
-        """The name and the port of the Service to measure."""
-        return "worker" if self.service is None else self.service, self.port
-
-    def check(self, lab: bool, target: str | None = None) -> None:
-        """Refuse options that have no effect in the lab, or because the target needs no look-up.
-
-        :param target: ``--target``.
-        :raises UsageError: one of them was passed.
-        """
-        names = ("kubeconfig", "context", "namespace", "service", "port")
-        cluster: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if lab:
-            node: dict[str, Any] = {name: getattr(self, name) or None for name in ("netns", "node_container", "allow")}
-            refuse_options("--lab makes its own node, without a cluster", "leave out --lab", **node, **cluster)
-        elif target is not None:
-            refuse_options("with --target no cluster is asked", "leave out --target", **cluster)
-
-
-@dataclass(frozen=True)
 class Measured:
     """What run, render and sweep measure: where, with which packets, and how to trace them."""
 
@@ -227,9 +164,24 @@ class Measured:
         typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
     ] = False
 
+    first_packet: Annotated[
+        bool, typer.Option("--first-packet", help="Open TCP connections, and time each from SYN to SYN-ACK.")
+    ] = False
+    places: Annotated[
+        int | None,
+        typer.Option("--places", metavar="N", help="With --first-packet: to N of the lab's Services, evenly spread."),
+    ] = None
+
     @property
     def _needs_sockets(self) -> bool:
-        return self.origin is Origin.NODE or self.probe is Kind.NONE
+        return self.origin is Origin.NODE or self.probe is Kind.NONE or self.first_packet
+
+    def choose_rate(self, rate: int | None, usual: int) -> int:
+        """Return the packets a second.
+
+        :param rate: as passed; ``usual``: without connections, if none was passed.
+        """
+        return rate if rate is not None else CONNECTIONS[self.lab] if self.first_packet else usual
 
     def enter_namespace(self) -> None:
         """Do without root where a lab is measured and nothing is traced.
@@ -248,10 +200,15 @@ class Measured:
         :raises UsageError: one of them was passed.
         """
         check_ruleset(
-            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports, **own
-        )
+            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports,
+            places=self.places, **own,
+        )  # fmt: skip
         if not self.lab:
-            refuse_options("only the lab makes Services", "add --lab", worker_ports=self.worker_ports)
+            refuse_options(
+                "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places
+            )
+        if not self.first_packet:
+            refuse_options("only connections go to several of them", "add --first-packet", places=self.places)
         node.check(self.lab, self.target)
 
     def build(
@@ -274,18 +231,25 @@ class Measured:
         from kproxylat.traffic.generators import find_generator
 
         generator = find_generator(self.generator or ("sockets" if self._needs_sockets else "pktgen"))
-        family, protocol = number(self.family), self.protocol or generator.protocols[0]
+        family, protocol = (
+            number(self.family),
+            self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
+        )
         target = measuring.WORKER[family or 4]._replace(protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
-        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both")
+        if self.places is not None and self.places < 1:
+            raise UsageError(f"{self.places} places are not possible", "--places takes 1 or more")
+        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both", places=self.places or 0)
         on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
         source = measuring.parse_source(self.source) if self.source else None
         return measuring.Options(
             mode,
             target,
             where=lab if self.lab else on_node,
-            sending=measuring.Sending(generator, source=source, origin=self.origin, **sending),
+            sending=measuring.Sending(
+                generator, source=source, origin=self.origin, connects=self.first_packet, **sending
+            ),
             tracing=measuring.Tracing(
                 self.probe, self.envelope, overhead, send_time, self.others, self.template, read_settings(self.settings)
             ),

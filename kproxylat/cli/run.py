@@ -22,9 +22,7 @@ from kproxylat.cli.options import (
     Kind,
     Measured,
     ModeName,
-    OnNode,
     OutputDir,
-    Place,
     Position,
     ProbeKind,
     Rate,
@@ -40,6 +38,7 @@ from kproxylat.cli.options import (
     read_settings,
     show_runs,
 )
+from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.errors import UsageError, refuse_options
@@ -62,7 +61,7 @@ class RunOptions(Measured):
     """The options of a run, from which its script is rendered, too."""
 
     duration: Duration = 30
-    rate: Rate = 10000
+    rate: Rate = None
     warmup: Warmup = 100
     rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
     mode: ModeName = None
@@ -92,7 +91,8 @@ class RunOptions(Measured):
             raise UsageError("--lab brings its own target", "leave out --lab or --target")
         # In the lab, mode iptables runs on the backend of current distributions; on a node it is detected.
         row = find_mode(DEFAULT_MODE if self.mode is None else self.mode, self.backend, usual=True)
-        sending = {"duration_s": self.duration, "rate_pps": self.rate, "warmup": self.warmup}
+        rate_pps = self.choose_rate(self.rate, 10000)
+        sending = {"duration_s": self.duration, "rate_pps": rate_pps, "warmup": self.warmup}
         services = DUMMIES if self.services is None else self.services
         options = asked.build(row, services, node, record, overhead, send_time, **sending)
         if self.ruleset:
@@ -145,14 +145,16 @@ def words(options: Options) -> list[str]:
         "source": sending.source,
         "template": tracing.template,
         "probe": tracing.probe,
+        "places": (lab and lab.places) or None,
         "output-dir": options.record.output_dir,
     }
     flags = {
         "lab": lab,
         "keep": lab and lab.keep,
-        "every-service": options.targets,
+        "every-service": ruleset and options.targets,
         "envelope": tracing.envelope,
         "overhead": tracing.overhead,
+        "first-packet": sending.connects,
         "send-time": tracing.send_time,
         "others": tracing.others,
     }
@@ -197,6 +199,7 @@ def run(
       kproxylat run --target [fd00:10:96::50]:50051 --mode nftables 5 10000
       kproxylat run --lab --family 6 --services 1000 2 1000
       kproxylat run --lab --probe none --services 1000 2 1000
+      kproxylat run --lab --probe none --first-packet --services 1000 --places 10 2
       kproxylat run --lab --generator sockets --protocol tcp 2 1000
       kproxylat run --lab --from node --mode ipvs 2 1000
       kproxylat run --lab --envelope --overhead 2 1000

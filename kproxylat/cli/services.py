@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.options import Format, Namespaced, Place
+from kproxylat.cli.options import Format
+from kproxylat.cli.places import Namespaced, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,6 @@ from kproxylat.cli.options import (
     DryRun,
     Kind,
     Measured,
-    OnNode,
     OutputDir,
     Rate,
     Warmup,
@@ -23,6 +23,7 @@ from kproxylat.cli.options import (
     number,
     show_runs,
 )
+from kproxylat.cli.places import OnNode
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import (
@@ -37,13 +38,14 @@ from kproxylat.cli.virtual import (
     wants_vm,
 )
 from kproxylat.console import confirm, say
-from kproxylat.errors import UsageError, refuse_options
+from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import NodeUnderTest, Options, Record
 from kproxylat.measure.preview import preview
 from kproxylat.measure.replay import plan_backends
 from kproxylat.modes import find_mode
+from kproxylat.node.doctor import require
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep import on_cluster
@@ -78,7 +80,7 @@ class SweepOptions(Measured):
     """The options of a sweep's points and their order."""
 
     duration: SweepDuration = None
-    rate: Rate = 1000
+    rate: Rate = None
     warmup: Warmup = 100
     services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = ""
     mode: Annotated[
@@ -121,7 +123,8 @@ class SweepOptions(Measured):
     @property
     def _takes_send_time(self) -> bool:
         """Whether the send time checks the probes: in a lab, wherever its sender can send what the run sends."""
-        return self.lab and not self.ruleset and self.probe is not Kind.NONE and self.generator != "none"
+        sends = self.generator != "none" and not self.first_packet
+        return self.lab and not self.ruleset and self.probe is not Kind.NONE and sends
 
     def choose_duration(self, clock: str) -> float:
         """Return the seconds of a run on a clock."""
@@ -139,7 +142,7 @@ class SweepOptions(Measured):
         counts = [0] if self.ruleset else self.counts
         sending = {
             "duration_s": self.choose_duration(detect_clock()[0]),
-            "rate_pps": self.rate,
+            "rate_pps": self.choose_rate(self.rate, 1000),
             "warmup": self.warmup,
         }
         record = Record(self.output_dir, arguments)
@@ -266,6 +269,26 @@ def _sweep_cluster(options: SweepOptions, points: list[Options], node: OnNode, a
     )
     save_csv(finished)
     return finished, ended
+
+
+def keep_possible(points: Iterable[Options]) -> list[Options]:
+    """Return the points whose mode this machine can send through without tracing; name the others.
+
+    :raises MachineError: none is left.
+    """
+    possible, lacking = list[Options](), dict[str, MachineError]()
+    for point in points:
+        name = f"{point.mode.name} on {point.mode.backend}"
+        try:
+            if name not in lacking:
+                require(point.mode, "send time", "run")
+                possible.append(point)
+        except MachineError as error:
+            lacking[name] = error
+            say(f"{name} is left out: {error}")
+    if not possible:
+        raise next(iter(lacking.values()))
+    return possible
 
 
 def save_csv(sweep: Sweep) -> None:

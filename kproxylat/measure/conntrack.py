@@ -23,6 +23,8 @@ TIMEOUTS = {
     "udp": "net.netfilter.nf_conntrack_udp_timeout",
 }
 """Protocol -> the setting of how long a flow of one packet is kept."""
+RESET_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_close"
+"""The setting of how long a connection is kept after its RST."""
 MASQUERADED_FLOWS = 50_000
 """Most flows at a time where all get one address: masquerade has 64,512 ports, and others want some, too."""
 FORGET_S = 1.0
@@ -61,7 +63,7 @@ def make_room(
     :param masqueraded: whether packets were seen to be masqueraded, though that was not expected.
     :raises MachineError: there is not enough; names the rate that there is room for.
     """
-    setting = TIMEOUTS[options.target.protocol]
+    setting = RESET_TIMEOUT if options.sending.connects else TIMEOUTS[options.target.protocol]
     masqueraded = masqueraded or options.masqueraded
     room = kernel.conntrack_room(network.node)
     most = min(room, MASQUERADED_FLOWS) if masqueraded else room

@@ -42,6 +42,7 @@ class Lab:
 
     :param keep: leave the lab standing after a run whose accounting closes. A run that asks for the same lab, and for
         no fewer Services, continues in it.
+    :param places: so many of the dummy Services are the targets, in turn, in place of the worker (0: none).
     """
 
     services: int = 100
@@ -49,6 +50,14 @@ class Lab:
     worker_ports: str = "both"
     ruleset: Ruleset | None = None
     keep: bool = False
+    places: int = 0
+
+    def list_places(self) -> list[int]:
+        """Return the numbers of the dummy Services that are targets: evenly spread, the last one among them.
+
+        As npinaeva/conntrack-metrics chooses them (workload/client.yaml).
+        """
+        return [number * self.services // self.places - 1 for number in range(1, self.places + 1)]
 
     def name_taken(self, family: int) -> Iterator[tuple[str, str]]:
         """Name the addresses that packets must not come from, and what has them."""
@@ -101,6 +110,7 @@ class Sending:
     :param generator: a row of :data:`kproxylat.traffic.generators.GENERATORS`.
     :param source: the addresses to send from (None: :data:`LAB_SOURCE` or :data:`NODE_SOURCE`).
     :param origin: whose packets: a "pod"'s, or the "node"'s own.
+    :param connects: open a connection with each packet, and take the time until it is answered.
     """
 
     generator: Generator = GENERATORS["pktgen"]
@@ -109,6 +119,7 @@ class Sending:
     warmup: int = 100
     source: IpNetwork | None = None
     origin: str = "pod"
+    connects: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,11 @@ class Options:
     def __post_init__(self) -> None:
         row = self.mode.for_family(self.family)
         object.__setattr__(self, "mode", row.from_node() if self.sending.origin == "node" else row)
+        if self.lab and self.lab.places:
+            services = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
+            targets = tuple(Destination(service.ip, service.port, service.protocol) for service in services)
+            object.__setattr__(self, "targets", targets)
+            object.__setattr__(self, "target", targets[0])
 
     @property
     def lab(self) -> Lab | None:
@@ -225,7 +241,7 @@ class Options:
     def controls(self) -> tuple[Destination, ...]:
         """Where packets go beside each to the target if the sender takes the time: the endpoint itself, and an address
         of no Service. On a node there are none: they would reach pods, which serve others."""
-        if self.tracing.traces or not self.lab or self.targets:
+        if self.tracing.traces or not self.lab or self.targets or self.sending.connects:
             return ()
         taken = {endpoint.ip for endpoint in self.endpoints}
         if self.ruleset:
@@ -268,6 +284,9 @@ class Options:
     @property
     def endpoints(self) -> tuple[Destination, ...]:
         """Where the targets' packets are delivered in the lab."""
+        if self.lab and self.lab.places:
+            dummies = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
+            return tuple(Destination(ip, int(port), "tcp") for dummy in dummies for ip, port in dummy.pairs)
         if not self.ruleset:
             return (self.target._replace(ip=lab.ADDRESSES[self.family].endpoint_ip),)
         services = self.ruleset.targets

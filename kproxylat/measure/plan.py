@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kproxylat.errors import UsageError
 from kproxylat.lab import services as lab
+from kproxylat.measure.first_packet import check_first_packet
 from kproxylat.measure.options import PROTOCOLS, Lab, Options
 from kproxylat.measure.send_time import time_sends
 from kproxylat.modes import Mode
@@ -53,12 +54,15 @@ def check_options(options: Options) -> None:
         check_sources(options.lab, options.sources)
     if options.mode.origin == "node" and not generator.from_node:
         raise UsageError(f"{generator.name} sends no packets of the node's own", "pass --generator sockets")
+    check_first_packet(options)
     if options.tracing.overhead:
         check_overhead(options)
     if not options.tracing.traces:
         check_untraced(options)
-    elif options.tracing.send_time and (options.targets or not options.sending.generator.sends):
-        raise UsageError("--send-time is for packets of ours to one Service", "leave it out")
+    elif options.tracing.send_time and (
+        options.targets or not options.sending.generator.sends or options.sending.connects
+    ):
+        raise UsageError("--send-time is for single packets of ours to one Service", "leave it out")
     if options.targets and options.packets < len(options.targets):
         raise UsageError(
             f"{options.packets} packets are too few for {len(options.targets)} Services",
@@ -87,6 +91,7 @@ def check_overhead(options: Options) -> None:
         "a template of one's own": options.tracing.template is not None,
         "packets to many Services": bool(options.targets),
         "packets that others send": not options.sending.generator.sends,
+        "first packets": options.sending.connects,
         # Of their hooks none is without conntrack's work, and ipvs' call at OUTPUT holds another one.
         "the node's own packets": options.mode.origin == "node",
     }
@@ -184,8 +189,11 @@ def plan_bursts(options: Options, network: Network) -> list[Burst]:
     netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
     warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
-    bursts = [warmup if options.tracing.traces else time_sends(warmup, options, network)]
     timed = [options.timed_packets] if options.tracing.send_time else []
+    if options.sending.connects:
+        bursts = [replace(warmup, connects=True)]
+    else:
+        bursts = [warmup if options.tracing.traces else time_sends(warmup, options, network)]
     for count in (options.packets, *[options.overhead_packets] * (3 if options.tracing.overhead else 0), *timed):
         skip = bursts[-1].skip + bursts[-1].addresses
         bursts.append(replace(bursts[0], count=count, rate_pps=options.sending.rate_pps, skip=skip))

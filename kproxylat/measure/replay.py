@@ -24,12 +24,14 @@ def plan_replay(
     :raises UsageError: ``target`` and ``every`` are both passed, or both missing; the ruleset has no such Service; the
         generator cannot send to several Services.
     """
+    protocol = protocol or ("tcp" if base.sending.connects else "")
     if (target is None) != every:
         raise UsageError("--ruleset takes either --target IP:PORT or --every-service", f"{ruleset.source} has "
                          f"{len(ruleset.targets)} Services with an endpoint")  # fmt: skip
     matches = tuple(service for service in ruleset.targets if protocol in ("", service.protocol))
     first = matches[0] if matches and every else ruleset.find(target or "", protocol)
-    usual = "pktgen" if not every and first.protocol == "udp" and base.sending.origin == "pod" else "sockets"
+    needs_sockets = every or first.protocol != "udp" or base.sending.origin == "node"
+    usual = "sockets" if needs_sockets or base.sending.connects else "pktgen"
     if every and generator not in ("", "sockets"):
         raise UsageError(f"{generator} sends to one Service only", "--every-service takes --generator sockets")
     plan = replace(

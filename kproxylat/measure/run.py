@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,12 +12,13 @@ from functools import partial
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.logs.writer import RunLog, log_header, render_report
-from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
+from kproxylat.measure.accounting import Snapshot, check_losses, reconcile
+from kproxylat.measure.completion import complete, rank
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
+from kproxylat.measure.first_packet import add_first_packet
 from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
-from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.send_time import LOG_MARK, add_send_time, add_untraced
 from kproxylat.measure.stage import begin, build, open_node
 from kproxylat.measure.standing_lab import Standing, leave
@@ -27,7 +28,7 @@ from kproxylat.node.changes import CONNTRACK_MAX, Changes
 from kproxylat.node.drops import ENTRIES, read_drops
 from kproxylat.node.network import Network, find_broken_links
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
-from kproxylat.results import Quality, Result, ServiceCost, Target, Traffic
+from kproxylat.results import Result, Target, Traffic
 from kproxylat.system import interrupts
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.plan import Plan
@@ -83,8 +84,8 @@ def measure(
             traced = _time(options, network, room, bursts[1], log, started)
         result, observation, interrupted = traced
         options = add_warnings(options, *changes.restore("rule"))
-        result = _complete(result, options, rule, observation.after.rule, interrupted, read_target)
-        result = close_books(options.mode, _rank(result, options), observation, network, counts_calls(script))
+        result = complete(result, options, rule, observation.after.rule, interrupted, read_target)
+        result = close_books(options.mode, rank(result, options), observation, network, counts_calls(script))
         result = check_source(result, options)
         log.write(render_report(options.mode, result.headline))
         # After the report, which ends the maps' text.
@@ -186,35 +187,46 @@ def _trace(
             tracer.stop()
         same = render_script(plan.anonymous, options.tracing.template, options.tracing.settings)
         reasons = plan.reasons if plan.others else None
-        result = assemble(options.mode, plan.kind, started, same, tracer, reasons)
+        result = _add_traffic(assemble(options.mode, plan.kind, started, same, tracer, reasons), options, sent, log)
     except KproxylatError as error:
         error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
         raise
     observation = Observation(before, attached, detached, look(options, network, room))
-    return replace(result, traffic=_count_traffic(options, sent)), observation, interrupted
+    return result, observation, interrupted
 
 
 def _time(
     options: Options, network: Network, room: Room, burst: Burst, log: RunLog, started: datetime
 ) -> tuple[Result, Observation, Interrupted | None]:
-    """Send, and take the time of each packet's system call; nothing is traced.
+    """Send, and let the sender take times; nothing is traced.
 
     :return: as :func:`_trace`.
     """
     before = look(options, network, room)
-    say("[6/7] Timing the sender's system calls...")
+    say(f"[6/7] Timing {'connections' if options.sending.connects else 'system calls'} by the sender's clock...")
     sent, interrupted = _send(options, network, room, burst)
     after = look(options, network, room)
-    result = Result(describe_run(options.mode, "none", started), traffic=_count_traffic(options, sent))
-    if sent.times is not None:
-        log.write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
-        result = add_send_time(result, sent.times)
+    result = _add_traffic(Result(describe_run(options.mode, "none", started)), options, sent, log)
     return result, Observation(before, None, None, after), interrupted
+
+
+def _add_traffic(result: Result, options: Options, sent: Sent, log: RunLog) -> Result:
+    """Add what was sent, and the times that the sender took."""
+    result = replace(result, traffic=_count_traffic(options, sent))
+    if sent.times is None:
+        return result
+    log.write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
+    if options.sending.connects:
+        return add_first_packet(result, sent.times, options)
+    return add_send_time(result, sent.times)
 
 
 def _send(options: Options, network: Network, room: Room, burst: Burst) -> tuple[Sent, Interrupted | None]:
     sending = options.sending
-    if sending.generator.sends:
+    if sending.connects:
+        whose = "" if options.lab else " to the Service's own pods"
+        say(f"[7/7] Opening {options.packets} connections{whose}, {sending.rate_pps} a second, each closed at once...")
+    elif sending.generator.sends:
         say(f"[7/7] Starting packet generation... {options.packets} packets at {sending.rate_pps} pps")
     else:
         say(f"[7/7] Tracing for {sending.duration_s:g} s; the packets come from elsewhere")
@@ -265,62 +277,6 @@ def _count_traffic(options: Options, sent: Sent) -> Traffic:
         sending.generator.name, options.packets, sent.count, sent.errors, sent.pps, sending.rate_pps,
         flows=sent.count, warmup=sending.warmup,
     )  # fmt: skip
-
-
-def _complete(
-    result: Result,
-    options: Options,
-    rule: ServiceRule,
-    after: ServiceRule,
-    interrupted: Interrupted | None,
-    read_target: Callable[[], Target] | None,
-) -> Result:
-    """Add the facts that the trace does not know: the options, and the target's rule before and ``after`` the run."""
-    run = replace(
-        result.run,
-        duration_s=options.sending.duration_s,
-        arguments=options.record.arguments,
-        services=options.where.services,
-        position=rule.position,
-        chain_length=rule.chain_length,
-        position_after=after.position,
-        chain_length_after=after.chain_length,
-        path=rule.path,
-        masqueraded=options.masqueraded,
-        cut_short=interrupted is not None,
-    )
-    late = () if interrupted or not result.traffic else check_rate(result.traffic, run.clock)
-    changed = _check_target(options.service, read_target) if options.service and read_target else ()
-    quality = replace(result.quality, warnings=options.record.warnings + result.quality.warnings + late + changed)
-    return replace(result, run=run, target=options.service or Target(*options.target), quality=quality)
-
-
-def _rank(result: Result, options: Options) -> Result:
-    """Say what each Service cost, where packets were sent to many."""
-    if not (options.ruleset and result.lookup and result.lookup.targets):
-        return result
-    ranked = rank_services(result.lookup, options.ruleset.services)
-    return replace(result, services=ranked, quality=_check_shares(result, ranked, len(options.targets)))
-
-
-def _check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
-    """Add a warning where a Service was not looked up as often as packets were sent to it."""
-    sent = (result.traffic and result.traffic.sent) or 0
-    uneven = targets - sum(each.calls * targets == sent for each in ranked)
-    warning = f"{uneven} of {targets} Services were not looked up {sent / targets:g} times"
-    return replace(result.quality, warnings=result.quality.warnings + ((warning,) if uneven else ()))
-
-
-def _check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
-    """Look the target up again, and return a warning if it has changed."""
-    try:
-        now = read_target()
-    except MachineError as error:
-        return (f"the target could not be looked up after the run: {error}",)
-    if now == before:
-        return ()
-    then = f"{before.ip}, endpoints {', '.join(before.endpoints)}"
-    return (f"the target changed during the run: {then}; now {now.ip}, endpoints {', '.join(now.endpoints)}",)
 
 
 def _describe(mode: Mode, rule: ServiceRule) -> str:

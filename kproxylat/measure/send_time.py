@@ -25,7 +25,7 @@ from kproxylat.traffic.sending import send
 LEVEL = 0.95
 PERCENTILES = (1, 50, 90, 95, 99)
 KINDS = ("target", "endpoint", "no_service")
-LOG_MARK = "times of the sender's system calls: "
+LOG_MARK = "times by the sender's clock: "
 """Begins the log's line of what the sender printed."""
 MOST_LATE = 0.01
 """Share of checked packets above which the times are not those of the whole way."""

@@ -18,6 +18,7 @@ from kproxylat.node.changes import FORWARD, Changes, clean_up
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
 from kproxylat.trace.engine import find_engine
+from kproxylat.traffic.answering import answering
 
 
 def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]:
@@ -67,16 +68,19 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         stack.enter_context(built)
         if options.lab:
             options.lab.load(mode, net.NODE, standing.services if standing else None)
+        if options.lab and options.sending.connects:
+            stack.enter_context(answering(network, options.endpoints))
         if standing:
             # Its counters count on, and those of before are taken off.
             say(f"      on top of the {standing.services} Services that stand")
             forget_flows(network, options.sources)
+        if standing and not (options.lab and options.lab.places):
             return network
     for note in options.ruleset.notes if options.ruleset else ():
         say(f"      the ruleset: {note}")
     targets = [target.ip for target in options.targets or (options.target,)]
     _, own = net.name_addresses(endpoint)
-    counters.place_counters(network, options.sources, options.endpoints, targets, own)
+    counters.place_counters(network, options.sources, options.endpoints, targets, own, options.sending.connects)
     if options.on_node and options.on_node.position and mode.form.ordered:
         changes.move_rule(mode.iptables, options.target, options.on_node.position)
     return network

@@ -66,4 +66,5 @@ def clear() -> None:
 def _kind(options: Options) -> str:
     mode, lab = options.mode, options.lab
     words = __version__, mode.name, mode.backend, mode.origin, lab and lab.position, lab and lab.worker_ports
-    return " ".join(map(str, (*words, options.sources, options.target)))
+    target = f"{lab.places} places" if lab and lab.places else options.target
+    return " ".join(map(str, (*words, options.sources, target, options.sending.connects)))

@@ -10,8 +10,13 @@ from kproxylat.node.network import Network
 from kproxylat.results import Destination, IpNetwork
 from kproxylat.system.processes import run
 
+_DROPPED = "counter name delivered drop", "counter name masqueraded drop"
+# The sender ends each connection by a RST, which is not counted.
+_ANSWERED = "goto answered", "goto answered-masqueraded"
 # Counters at the ends of the path, before conntrack, so that they add no entries.
 _COUNT = """
+table inet kproxylat
+delete table inet kproxylat
 table inet kproxylat {{
 	counter delivered {{ }}
 	counter masqueraded {{ }}
@@ -19,13 +24,21 @@ table inet kproxylat {{
 	counter strayed {{ }}
 	counter others {{ }}
 	counter rejected {{ }}
+	chain answered {{
+		tcp flags & (syn | ack) == syn counter name delivered
+		accept
+	}}
+	chain answered-masqueraded {{
+		tcp flags & (syn | ack) == syn counter name masqueraded
+		accept
+	}}
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
-		{ip} saddr {source} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name delivered drop
+		{ip} saddr {source} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} {delivered}
 		{ip} saddr {source} {ip} daddr {{ {targets} }} counter name untranslated drop
 		{ip} saddr {source} counter name strayed drop
 		{ip} saddr {own} {ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name others drop
-		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} counter name masqueraded drop
+		{ip} daddr . meta l4proto . th dport {{ {endpoints} }} {masqueraded}
 		{ip} daddr {source} {icmp} type destination-unreachable counter name rejected drop
 		{ip} daddr {source} meta l4proto udp drop comment "without this, an ICMP error would follow each answer"
 	}}
@@ -34,18 +47,26 @@ table inet kproxylat {{
 
 
 def place_counters(
-    network: Network, source: IpNetwork, endpoints: Iterable[Destination], targets: Iterable[str], own: str
+    network: Network,
+    source: IpNetwork,
+    endpoints: Iterable[Destination],
+    targets: Iterable[str],
+    own: str,
+    answered: bool = False,
 ) -> None:
     """Count and drop the packets that arrive at the client and at the backend, by nft counters.
 
     So nothing answers in the lab. (On a node the client answers a backend's SYN-ACK by RST, which starts no new flow.)
+    They replace the counters that are placed already.
 
     :param network: the namespaces of the run.
     :param source: the addresses that the packets come from.
     :param endpoints: the backend's addresses, ports and protocols.
     :param targets: the ClusterIPs.
     :param own: the address of the node's own packets, which are other senders'; further addresses are masqueraded.
+    :param answered: count the SYNs that arrive at the backend, but drop nothing there, so that a responder can answer.
     """
+    delivered, masqueraded = _ANSWERED if answered else _DROPPED
     ip, icmp = ("ip", "icmp") if source.version == 4 else ("ip6", "icmpv6")
     words = {
         "ip": ip,
@@ -54,6 +75,8 @@ def place_counters(
         "own": own,
         "endpoints": ", ".join(dict.fromkeys(endpoint.element for endpoint in endpoints)),
         "targets": ", ".join(dict.fromkeys(targets)),
+        "delivered": delivered,
+        "masqueraded": masqueraded,
     }
     for netns in (_find_rejecting(network), network.backend):
         if netns:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -248,6 +248,21 @@ def name_addresses(endpoint: str) -> tuple[str, str]:
     subnet = int(ip_address(endpoint)) // size * size
     first, second = (type(ip_address(endpoint))(subnet + start + 1) for start in (0, size))
     return str(first), str(second)
+
+
+def route_back(network: Network, endpoints: Iterable[str]) -> None:
+    """Let the backend of a lab answer: it owns the endpoints' addresses, and has a route to the clients.
+
+    :raises CommandError: ip(8) refuses a command.
+    """
+    gateway = POD_GATEWAYS[network.family]
+    _ip(
+        network.backend,
+        "link set lo up",
+        f"neighbour replace {gateway} lladdr {MAC[BACKEND_LINK]} dev be0 nud permanent",
+        f"route replace default via {gateway} dev be0 onlink",
+        *(f"route replace local {address} dev lo" for address in endpoints),
+    )
 
 
 def find_broken_links(network: Network) -> list[str]:

@@ -22,6 +22,7 @@ _SUBJECTS = {
     "latency": ("in the engine's call", ("table", "hook")),
     "envelope": ("in the whole hook around the engine's calls", ("table", "hook")),
     "send_time": ("of the sender's system call", ("to",)),
+    "first_packet": ("from a connection's SYN to its SYN-ACK", ()),
 }
 """Part of a histogram's name -> what was timed, and the labels of its place."""
 
@@ -48,6 +49,9 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
         for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
             labels = (*_label(result.run), kind, target_text(result))
             merged.setdefault(("send_time", probe.unit, *labels), []).append((probe.histogram, probe.sum))
+        if result.first_packet:
+            probe, labels = result.first_packet.probe, (*_label(result.run), target_text(result))
+            merged.setdefault(("first_packet", probe.unit, *labels), []).append((probe.histogram, probe.sum))
         for name, content in result.maps.items():
             maps[name, *_label(result.run)] = content
     families: dict[str, HistogramMetricFamily] = {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kproxylat.analysis.comparable import counts_before, distribution
 from kproxylat.analysis.compare import compare, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
+from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
@@ -95,6 +96,40 @@ def plot_clocks(every: Sequence[Sequence[Series]], output: Path) -> None:
     figure, axes = _make_figure(wide=len(every))
     for one, series in zip(axes, every, strict=True):
         draw_series(one, sorted(series, key=lambda line: line.name))
+    _save(figure, output)
+
+
+def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
+    """Draw published and measured times over numbers of Services, one part for each percentile.
+
+    :raises MachineError: matplotlib is missing, or the file cannot be written.
+    """
+    names = list(dict.fromkeys(figure.percentile for figure in reproduction.figures))
+    if not names:
+        raise MachineError("nothing was measured that was published", "measure again")
+    figure, every = _make_figure(wide=len(names))
+    figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
+    more = " more than at the least number" if reproduction.published.growth_only else ""
+    for axes, percentile in zip(every, names, strict=True):
+        rows = [row for row in reproduction.figures if row.percentile == percentile]
+        theirs = {mode: [row for row in rows if row.mode == mode] for mode in dict.fromkeys(row.mode for row in rows)}
+        for (mode, own), marker in zip(theirs.items(), "sD", strict=False):
+            points = sorted({(row.services, row.published) for row in own})
+            axes.plot(*zip(*points, strict=True), color="#000000", linestyle=":", marker=marker, markerfacecolor="none",
+                      markersize=9, label=f"{mode}, published")  # fmt: skip
+        series = {name: [row for row in rows if f"{row.mode}/{row.backend}" == name]
+                  for name in dict.fromkeys(f"{row.mode}/{row.backend}" for row in rows)}  # fmt: skip
+        for (name, own), style in zip(series.items(), STYLES, strict=False):
+            values = [Interval(row.measured.estimate, row.measured.lo, row.measured.hi) for row in own]
+            sizes = [row.services for row in own]
+            _draw_points(axes, style, f"{name}, measured", sizes, values)
+            axes.plot(sizes, [value.estimate for value in values], color=style.color, linestyle=style.line)
+        axes.set_title(f"p{percentile}; bars: 95% bounds", fontsize="small", loc="left")
+        axes.set_xlabel("Services")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(f"first packet, us{more}")
+        _write_legend(axes)
     _save(figure, output)
 
 

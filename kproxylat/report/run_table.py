@@ -8,6 +8,7 @@ from dataclasses import astuple
 
 from kproxylat.console import plain
 from kproxylat.report.columns import draw_table
+from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.results import (
     Accounting,
     Map,
@@ -88,7 +89,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
         yield from filter(None, map(_describe_percentiles, probes))
     if result.send_time:
         yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
-    elif not calls and not result.maps:
+    if result.first_packet:
+        yield from draw_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
+    if not calls and not result.maps and not result.headline:
         yield "no calls were traced"
     if result.path and result.path.per_packet is not None:
         yield f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet"

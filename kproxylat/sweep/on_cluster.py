@@ -219,7 +219,8 @@ def sweep_cluster(
         # Last in, first out: delete the Services, then restore the mode, even if the first fails.
         stack.callback(preparation.set_old_mode)
         stack.callback(preparation.delete_services)
-        return sweep(points, repeats, None, fresh, Here(preparation, read_target), in_order=True)
+        place = Here(preparation, read_target)
+        return sweep(points, repeats, None, fresh, place, order=lambda run: points.index(run[0]))
 
 
 def _detect(api: Api, node: Node, asking: Asking) -> Mode:

@@ -227,6 +227,8 @@ def _describe_extras(point: Options) -> dict[str, Any]:
         extras["template"] = sha256(point.tracing.template.read_bytes()).hexdigest()
     if point.sending.origin != "pod":
         extras["origin"] = str(point.sending.origin)
+    if point.sending.connects:
+        extras["first_packet"] = point.lab.places if point.lab else 0
     if point.lab and point.target.protocol != "udp" and not point.ruleset:
         extras["protocol"] = point.target.protocol
     return extras
@@ -256,25 +258,25 @@ def sweep(
     seed: int | None = None,
     fresh: bool = False,
     place: Place | None = None,
-    in_order: bool = False,
+    order: Callable[[Run], Any] | None = None,
 ) -> tuple[Sweep, Ended]:
     """Measure point after point, those that an interrupted sweep of the same options has measured excepted.
 
     :param seed: of the order on the ns clock (None: the interrupted sweep's, or a new one).
     :param fresh: measure all of them.
     :param place: where (None: here).
-    :param in_order: keep the points' order, and measure each as often as it has to be, since going to the next takes
-        minutes: this is a cluster.
+    :param order: sorts the runs by what it returns, since going from point to point takes long (None: rounds, each in a
+        random order on the ns clock).
     :return: what was measured, and what cut the sweep short.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`.
     """
     place = place or Here()
     about = place.describe()
-    shuffle = not in_order and about["clock"][0] != "instructions"
+    shuffle = not order and about["clock"][0] != "instructions"
     state = State(points[0].record.output_dir, _describe(points[0], about), seed if shuffle else None, fresh, shuffle)
     runs = order_points(points, repeats, state.seed)
-    if in_order:
-        runs.sort(key=lambda each: points.index(each[0]))
+    if order:
+        runs.sort(key=order)
     left = [each for each in runs if _key(*each) not in state.results]
     finished = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
     if finished.resumed:

@@ -47,6 +47,14 @@ def set_clock() -> None:
         time.clock_settime(time.CLOCK_REALTIME, user_clock_s())
 
 
+def describe_processor() -> str:
+    """Describe the processor: its model, and the sizes of its caches."""
+    models = re.findall(r"^(?:model name|Model)\s*: (.*)", read_path("proc/cpuinfo"), re.M)
+    caches = sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*"))
+    sizes = [f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}" for cache in caches]
+    return f"{models[0] if models else 'unknown processor'}, caches {', '.join(sizes) or 'unknown'}"
+
+
 def detect_mitigations() -> dict[str, str]:
     """Return each vulnerability of the CPU -> what the kernel does about it (Documentation/admin-guide/hw-vuln)."""
     files = sorted((ROOT / "sys/devices/system/cpu/vulnerabilities").glob("*"))

@@ -30,6 +30,7 @@ class Burst:
     :param targets: where many are sent to in turn, in place of the one.
     :param arrivals: the network namespace, a path, in which a packet must arrive within the system call that sends it:
         the time of each call is taken (None: it is not). ``controls``: where a packet goes beside each to a target.
+    :param connects: open a connection with each packet, and take the time until it is answered.
     """
 
     count: int
@@ -45,11 +46,17 @@ class Burst:
     targets: tuple[Destination, ...] = ()
     arrivals: str | None = None
     controls: tuple[Destination, ...] = ()
+    connects: bool = False
 
     @property
     def first(self) -> str:
         """The first source address."""
         return str(self.source.network_address + 1 + self.skip)
+
+    @property
+    def takes_times(self) -> bool:
+        """Whether the sender takes times."""
+        return self.connects or self.arrivals is not None
 
     @property
     def addresses(self) -> int:
@@ -81,8 +88,8 @@ class Sent:
 
     None is what it does not say.
 
-    :param times: what the sender found where it took the time of each call, as
-        :func:`kproxylat.traffic.sender.send_timed` returns it.
+    :param times: what the sender found where it took times, as :func:`kproxylat.traffic.sender.send_timed` or
+        ``connect_timed`` returns it.
     """
 
     count: int | None = None

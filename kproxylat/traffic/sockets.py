@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from kproxylat.errors import MachineError
 from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, find_summary
@@ -15,18 +16,19 @@ SENDER = Path(__file__).with_name("sender.py")
 
 def start_sockets(burst: Burst) -> Sender:
     """Start :mod:`kproxylat.traffic.sender`."""
-    if burst.arrivals:
-        parameters = {
+    if burst.takes_times:
+        parameters: dict[str, Any] = {
             "targets": burst.targets or [(burst.target_ip, burst.target_port, burst.protocol)],
-            "controls": burst.controls,
             "first": burst.first,
             "addresses": burst.addresses,
             "ports": (PORTS.start, len(PORTS)),
             "count": burst.count,
             "rate_pps": burst.rate_pps,
-            "netns": burst.arrivals,
         }
-        sender = Sender(sys.executable, "-I", str(SENDER), "timed", netns=burst.netns)
+        if not burst.connects:
+            parameters |= {"controls": burst.controls, "netns": burst.arrivals}
+        form = "connect" if burst.connects else "timed"
+        sender = Sender(sys.executable, "-I", str(SENDER), form, netns=burst.netns)
         sender.write(json.dumps(parameters))
         sender.write(None)
         return sender
@@ -42,7 +44,7 @@ def start_sockets(burst: Burst) -> Sender:
 
 def read_sockets(burst: Burst, sender: Sender) -> Sent:
     """Read what the sender said at its end: ``sent 2000 errors 0 seconds 2.000071``, or one line of JSON."""
-    if burst.arrivals:
+    if burst.takes_times:
         return _read_times(sender)
     said = find_summary(r"sent (\d+) errors (\d+) seconds ([\d.]+)", sender)
     if said is None:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from kproxylat.analysis import stats
 from kproxylat.analysis.contrast import QUANTILES, contrast
-from kproxylat.analysis.stats import Distribution, bounds, choose_pairs, distance, drift, fit_line, merge_draws, student
+from kproxylat.analysis.stats import (
+    Distribution,
+    bounds,
+    choose_pairs,
+    distance,
+    draw_blocks,
+    drift,
+    fit_line,
+    merge_draws,
+    student,
+)
 from kproxylat.results import Bucket, Histogram, Probe, Result, Run
 from kproxylat.trace.percentiles import add_percentiles
 from tests.results import TIMED, load
@@ -166,3 +176,20 @@ def test_compare_and_parse_have_the_same_percentiles(values: dict[int, int], exa
     assert sum(values.values()) < 40 or "p50" in medians
     for figure in compared.figures:
         assert figure.difference is None or figure.difference.lo <= figure.difference.estimate <= figure.difference.hi
+
+
+def test_bounds_from_blocks_are_wider_where_the_blocks_differ() -> None:
+    """One value drawn 100 times in a block is one observation of the block's disturbance, not 100."""
+    rng = Random(7)
+    calm = [[float(value) for value in range(100)] for _ in range(20)]
+    drifting = [[block * 10.0] * 100 for block in range(20)]
+    for blocks, least, most in ((calm, 0, 5), (drifting, 30, 150)):
+        [medians, maxima] = draw_blocks(blocks, [0.5, 1.0], rng)
+        lo, hi = bounds(medians, 0.95)
+        assert least <= hi - lo <= most
+        assert lo <= sorted(value for block in blocks for value in block)[999] <= hi
+        assert max(maxima) == max(value for block in blocks for value in block)
+
+
+def test_one_block_gives_its_own_quantiles() -> None:
+    assert draw_blocks([[3, 1, 2], []], [0.5, 1.0], Random(1), rounds=3) == [[2, 2, 2], [3, 3, 3]]

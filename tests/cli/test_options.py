@@ -63,6 +63,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "dry": (*NODE, "--backend", "nft", *DRY),
     },
     "demo": {"here": ()},
+    "reproduce": {"quick": ("k8s-blog-2025",)},
     "capture": {"node": ()},
     "cleanup": {"here": ()},
     "doctor": {"here": ()},
@@ -85,10 +86,10 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
 API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
-NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service"}
+NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PERCENTILES = {"--percentiles"}
-OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"}
+OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
@@ -116,9 +117,9 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
+        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports"},
+        "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
     "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
@@ -138,6 +139,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
+    ("reproduce", "quick", "name"),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -182,6 +184,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--output-dir": ("--output-dir", "other"),
     "--packets": ("--packets", "7"),
     "--percentiles": ("--percentiles", "7"),
+    "--places": ("--places", "3"),
     "--port": ("--port", "7"),
     "--position": ("--position", "first"),
     "--prints": ("--prints", "all"),
@@ -208,6 +211,7 @@ WITH = {
     "--protocol": ("--generator", "sockets"),
     "--family": ("--generator", "sockets"),
     "--ruleset": ("--every-service",),
+    "--places": ("--first-packet",),
 }
 """Option -> the words without which it cannot stand."""
 
@@ -330,12 +334,13 @@ ENTRIES: dict[str, Any] = {
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
     "cli.sweep.show": None,
-    "cli.demo.require": None,
+    "cli.reproduce.show": None,
     "cli.demo.plot_clocks": None,
     "sweep.on_cluster.sweep_cluster": (SimpleNamespace(results=[], saved=None), None),
     "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
     "system.virtual_machine.boot": None,
+    "cli.sweep.require": None,
     "node.doctor.missing_to_trace": ["bpftrace"],
     "node.doctor.examine": [],
     "node.doctor.to_json": "{}",

@@ -97,6 +97,19 @@ def test_words_of_a_lab_are_read_as_the_same_options(rest: dict[str, Any], lab: 
     assert parse(words(options)) == options
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 12), st.integers(12, 5000), st.sampled_from(["auto", "none"]), st.sampled_from([4, 6]))
+def test_words_of_first_packets_are_read_as_the_same_options(
+    places: int, services: int, probe: str, family: int
+) -> None:
+    sending = Sending(GENERATORS["sockets"], 1.0, 100, connects=True)
+    target = Destination("10.96.100.50" if family == 4 else "fd00:10:96::50", 50051, "tcp")
+    lab = Lab(services, places=places)
+    options = Options(MODES[0], target, where=lab, sending=sending, tracing=Tracing(probe))
+    assert len(options.targets) == places
+    assert parse(words(options)) == options
+
+
 @settings(deadline=None)
 @given(
     everything_but_where(),

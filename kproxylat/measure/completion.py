@@ -1,0 +1,69 @@
+"""The facts of a result that the trace does not know: the options, the target's rule, what each Service cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from kproxylat.errors import Interrupted, MachineError
+from kproxylat.measure.accounting import check_rate
+from kproxylat.measure.options import Options
+from kproxylat.measure.ranking import rank_services
+from kproxylat.node.service_rule import ServiceRule
+from kproxylat.results import Quality, Result, ServiceCost, Target
+
+
+def complete(
+    result: Result,
+    options: Options,
+    rule: ServiceRule,
+    after: ServiceRule,
+    interrupted: Interrupted | None,
+    read_target: Callable[[], Target] | None,
+) -> Result:
+    """Add the facts that the trace does not know: the options, and the target's rule before and ``after`` the run."""
+    run = replace(
+        result.run,
+        duration_s=options.sending.duration_s,
+        arguments=options.record.arguments,
+        services=options.where.services,
+        position=rule.position,
+        chain_length=rule.chain_length,
+        position_after=after.position,
+        chain_length_after=after.chain_length,
+        path=rule.path,
+        masqueraded=options.masqueraded,
+        cut_short=interrupted is not None,
+    )
+    late = () if interrupted or not result.traffic else check_rate(result.traffic, run.clock)
+    changed = _check_target(options.service, read_target) if options.service and read_target else ()
+    quality = replace(result.quality, warnings=options.record.warnings + result.quality.warnings + late + changed)
+    return replace(result, run=run, target=options.service or Target(*options.target), quality=quality)
+
+
+def _check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
+    """Look the target up again, and return a warning if it has changed."""
+    try:
+        now = read_target()
+    except MachineError as error:
+        return (f"the target could not be looked up after the run: {error}",)
+    if now == before:
+        return ()
+    then = f"{before.ip}, endpoints {', '.join(before.endpoints)}"
+    return (f"the target changed during the run: {then}; now {now.ip}, endpoints {', '.join(now.endpoints)}",)
+
+
+def rank(result: Result, options: Options) -> Result:
+    """Say what each Service cost, where packets were sent to many."""
+    if not (options.ruleset and result.lookup and result.lookup.targets):
+        return result
+    ranked = rank_services(result.lookup, options.ruleset.services)
+    return replace(result, services=ranked, quality=_check_shares(result, ranked, len(options.targets)))
+
+
+def _check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
+    """Add a warning where a Service was not looked up as often as packets were sent to it."""
+    sent = (result.traffic and result.traffic.sent) or 0
+    uneven = targets - sum(each.calls * targets == sent for each in ranked)
+    warning = f"{uneven} of {targets} Services were not looked up {sent / targets:g} times"
+    return replace(result.quality, warnings=result.quality.warnings + ((warning,) if uneven else ()))
