@@ -36,12 +36,12 @@ def complete(
         cut_short=interrupted is not None,
     )
     late = () if interrupted or not result.traffic else check_rate(result.traffic, run.clock)
-    changed = _check_target(options.service, read_target) if options.service and read_target else ()
+    changed = check_target(options.service, read_target) if options.service and read_target else ()
     quality = replace(result.quality, warnings=options.record.warnings + result.quality.warnings + late + changed)
     return replace(result, run=run, target=options.service or Target(*options.target), quality=quality)
 
 
-def _check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
+def check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
     """Look the target up again, and return a warning if it has changed."""
     try:
         now = read_target()

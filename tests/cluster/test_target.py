@@ -12,7 +12,7 @@ import pytest
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.target import destination, find_hazards, miss_path, read_target
 from kproxylat.errors import MachineError
-from kproxylat.measure import run
+from kproxylat.measure import completion
 from kproxylat.results import Destination, Target
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import RECORDED
@@ -175,11 +175,11 @@ def test_a_missing_service(api: Api) -> None:
 def test_a_target_that_changes_during_the_run_is_a_warning(api: Api, recorded: FakeApi) -> None:
     found = read_target(api, "worker-udp")
     read = partial(read_target, api, "worker-udp")
-    assert run._check_target(found, read) == ()
+    assert completion.check_target(found, read) == ()
     [key] = [key for key in recorded.objects if key[3] == "worker-udp-1"]
     recorded.objects[key]["endpoints"].append({"addresses": ["10.244.1.11"]})
-    [warning] = run._check_target(found, read)
+    [warning] = completion.check_target(found, read)
     assert warning.startswith("the target changed during the run: 10.96.100.51, endpoints 10.244.1.10:50051; now")
     recorded.denied.add(("get", "services"))
-    [warning] = run._check_target(found, read)
+    [warning] = completion.check_target(found, read)
     assert "could not be looked up after the run" in warning
