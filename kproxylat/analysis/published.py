@@ -16,7 +16,6 @@ from kproxylat.analysis.stats import crossing, fit_line
 from kproxylat.errors import UsageError
 from kproxylat.results import Bounded, Result
 from kproxylat.results_json import build
-from kproxylat.templates import DIRECTORIES
 
 FLAT = 0.15
 """A median that changes by no more than this part of the first one is flat."""
@@ -125,6 +124,9 @@ Times = dict[Key, dict[int, dict[str, Bounded]]]
 
 def find_published() -> dict[str, Path]:
     """Return name -> data file."""
+    # jinja2 makes --help slow.
+    from kproxylat.templates import DIRECTORIES
+
     return {path.stem: path for folder in DIRECTORIES for path in sorted(folder.glob("published/*.json"))}
 
 

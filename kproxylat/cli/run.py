@@ -199,7 +199,7 @@ def run(
       kproxylat run --target [fd00:10:96::50]:50051 --mode nftables 5 10000
       kproxylat run --lab --family 6 --services 1000 2 1000
       kproxylat run --lab --probe none --services 1000 2 1000
-      kproxylat run --lab --probe none --first-packet --services 1000 --places 10 2
+      kproxylat run --lab --probe none --first-packet --places 10 2
       kproxylat run --lab --generator sockets --protocol tcp 2 1000
       kproxylat run --lab --from node --mode ipvs 2 1000
       kproxylat run --lab --envelope --overhead 2 1000

@@ -256,3 +256,16 @@ def test_seed_readmes_loop_runs_as_it_stands(timing: Guest, counts: str) -> None
     results = re.findall(r"^Result: (\d+) services → (\d+) µs$", done.out, re.M)
     assert " ".join(count for count, _ in results) == counts, done.out
     assert all(int(latency) > 0 for _, latency in results)
+
+
+def test_first_packets_are_timed_and_traced(timing: Guest) -> None:
+    words = ("1", "100", *LAB, "--first-packet", "--places", "5", "--format", "json")
+    done = timing.kproxylat("run", *words)
+    assert done.status == 0, done.err
+    counts, times = done.json["accounting"], done.json["first_packet"]
+    assert (counts["closed"], counts["sent"], counts["lookups"], counts["rule_hits"], counts["delivered"]) == (
+        *(True, 100, 100, 100, 100),
+    )
+    assert times["probe"]["count"] + times["preempted"] == 100
+    assert 0 < times["lookup_share"] < 1
+    assert [place["before"] for place in times["places"]] == [1, 3, 5, 7, 9]
