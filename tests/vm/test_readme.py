@@ -88,17 +88,24 @@ def test_commands_on_results(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("services", ["3", pytest.param("3,10", marks=pytest.mark.long)])
 def test_demo(tmp_path: Path, services: str) -> None:
     """What `make demo` does, from outside; where this machine cannot trace, in as many machines as it has room for."""
-    argv, runs = [services if each == "N" else each for each in words(DEMO)], services.count(",") + 1
+    argv, runs = words(DEMO), 3 * (services.count(",") + 1)
     done = subprocess.run(
-        [sys.executable, "-m", "kproxylat", *argv],
+        [sys.executable, "-m", "kproxylat", *argv, "--services", "10,200", "--traced-services", services],
         capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"books closed: {runs} of {runs} runs" in done.stdout
-    if runs > 1 and "own kernel" not in done.stderr and pool.count_machines() > 1:
+    assert "left out" not in done.stderr
+    if "own kernel" not in done.stderr and pool.count_machines() > 1:
         assert "in 2 virtual machines" in done.stderr
-    saved = sorted(each.name.split("_")[0] + each.suffix for each in (tmp_path / "logs/ebpf").iterdir())
-    assert saved == ["ebpf.json"] * runs + ["ebpf.log"] * runs + ["sweep.json"]
+    first, _, last = done.stdout.partition("what each Service adds to a packet")
+    assert re.search(r"^what each Service adds, ns$", first, re.M)
+    assert re.search(r"^what each Service adds, (emulated )?instructions$", first, re.M)
+    assert {"iptables/legacy", "iptables/nft", "nftables/nft"} <= set(last.split())
+    saved = sorted(each.name.split("_")[0] + each.suffix for each in (tmp_path / "logs/demo").iterdir())
+    count = runs + 6
+    assert saved == ["demo.png", *["ebpf.json"] * count, *["ebpf.log"] * count, "sweep.json", "sweep.json"]
+    documents = [json.loads(path.read_text()) for path in (tmp_path / "logs/demo").glob("sweep_*.json")]
+    assert all(result["accounting"]["closed"] for document in documents for result in document["results"])
 
 
 def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
