@@ -99,7 +99,10 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
         "dry": IN_LAB | NO_VM | {"--target", "--every-service"},
-        "dry ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
+        "dry ruleset": IN_LAB
+        | NO_VM
+        | OWN
+        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
         "dry node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
     },
     "render": {
