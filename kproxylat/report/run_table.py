@@ -23,7 +23,6 @@ from kproxylat.results import (
 )
 from kproxylat.trace.percentiles import PERCENTILES
 
-_FIGURES = ("calls", "min", "commonest", "mean", "p99", "max")
 _ENTRIES = 10
 
 
@@ -54,6 +53,11 @@ def name_unit(unit: str | None, emulated: bool | None) -> str:
     return f"{'emulated ' if emulated else ''}{unit}"
 
 
+def head_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit for a table's head, with a warning if it is emulated time."""
+    return name_unit(unit, emulated) + (": compare shapes, not values" if emulated and unit == "ns" else "")
+
+
 def fill(text: str, indent: str = "  ") -> str:
     """Break a text into lines of 80 columns.
 
@@ -80,12 +84,12 @@ def _draw_setting(result: Result) -> Iterator[str]:
 
 def _draw_calls(result: Result) -> Iterator[str]:
     """Yield the tables of the engines' calls, of the whole hooks, and of what tracing adds."""
-    calls = result.calls
+    calls, emulated = result.calls, result.run.emulated
     for engine, unit in dict.fromkeys((probe.engine, probe.unit) for probe in calls):
         probes = [probe for probe in calls if (probe.engine, probe.unit) == (engine, unit)]
         rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in probes]
         between = "" if engine == calls[0].engine else "\n"
-        yield _draw_places(f"{between}{engine}, {unit}", _FIGURES, rows)
+        yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
         yield from filter(None, map(_describe_percentiles, probes))
     if result.send_time:
         yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
@@ -99,8 +103,8 @@ def _draw_calls(result: Result) -> Iterator[str]:
     if hooks:
         shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
         rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
-        title = f"\nthe whole hook, {hooks[0].engine}, {hooks[0].unit}"
-        yield draw_table(title, ("hook", *_FIGURES, "rules'\nshare"), rows, ("hook",))
+        title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
+        yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
         yield from _draw_overhead(result.overhead, calls)
 
@@ -136,11 +140,16 @@ def _place(probe: Probe) -> str:
     return f"{probe.table or '-'}{' *' if probe.lookup else ''}{chain}"
 
 
+def _name_figures(unit: str) -> tuple[str, ...]:
+    """Name the columns of :func:`_figures`; the commonest value represents only counts of instructions."""
+    return ("calls", "min", "commonest" if unit == "instructions" else "median", "mean", "p99", "max")
+
+
 def _figures(probe: Probe) -> list[str]:
     p99 = probe.percentiles.get("99")
     return [
         "-" if value is None else _short(value)
-        for value in (probe.count, probe.min, probe.mode, probe.mean, p99.estimate if p99 else None, probe.max)
+        for value in (probe.count, probe.min, probe.middle, probe.mean, p99.estimate if p99 else None, probe.max)
     ]
 
 

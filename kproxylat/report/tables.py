@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import draw_result, draw_services, fill, name_unit
+from kproxylat.report.run_table import draw_result, draw_services, fill, head_unit, name_unit
 from kproxylat.results import Result
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def show_series(every: Sequence[Series]) -> None:
         print("no lookup was measured")
         return
     first = every[0]
-    unit = name_unit(first.unit, first.emulated)
+    unit = head_unit(first.unit, first.emulated)
     rows = [_describe_series(series) for series in every]
     header = ("series", "per Service", "bounds", "base", "verdict")
     print(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kproxylat.report.export import (
     export_openmetrics,
     export_table,
 )
+from kproxylat.report.run_table import draw_result
 from kproxylat.report.tables import show_result
 from kproxylat.results import (
     Accounting,
@@ -43,6 +45,7 @@ from kproxylat.results import (
 )
 from kproxylat.results_json import from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
+from kproxylat.trace.probes import exact_probe
 from tests.support import TESTS
 
 DUMPS = TESTS / "dumps"
@@ -267,13 +270,23 @@ def test_histograms_add_up_where_their_edges_meet() -> None:
     assert rows == {"1.024e-06": 3, "2.048e-06": 4, "+Inf": 4}
 
 
+def test_the_column_that_represents_the_calls() -> None:
+    """On every clock of nanoseconds it is the median; emulated ones say so in the table's head."""
+    probe = exact_probe("ipt_do_table", ("nat", None, "PREROUTING"), Counter({700: 2, 900: 3}), "ns", lookup=True)
+    counted = replace(probe, unit="instructions")
+    for run, shown in ((Run(emulated=True), probe), (Run(emulated=False), probe), (Run(emulated=True), counted)):
+        text = "\n".join(draw_result(Result(run, probes=(shown,))))
+        assert ("compare shapes, not values" in text) == (run.emulated and shown.unit == "ns")
+        assert ("median" in text, "commonest" in text) == (shown.unit == "ns", shown.unit != "ns")
+
+
 def test_table_fits_eighty_columns() -> None:
     strings = list(read_log(str(DUMPS / "0.27.1--string_values.txt")))  # one holds an escape sequence
     text = "".join(export_table([*results(), *strings, ours(5)]))
     lines = [line for line in text.splitlines() if not line.startswith(str(DUMPS))]
     assert max(map(len, lines)) <= 80
     assert re.search(r"^ipt_do_table, us$", text, re.M)
-    assert re.search(r"^ - +\? +13 +3 +- +40\.6 +118\.2 +123$", text, re.M)
+    assert re.search(r"^ - +\? +13 +3 +12\.5 +40\.6 +118\.2 +123$", text, re.M)
     assert "ipt_do_table: p50 12.5 in [10, 15], p95 114.6 in [100, 123], p99 118.2 in [100, 123]" in " ".join(
         text.split()
     )
