@@ -58,10 +58,10 @@ def rank(result: Result, options: Options) -> Result:
     if not (options.ruleset and result.lookup and result.lookup.targets):
         return result
     ranked = rank_services(result.lookup, options.ruleset.services)
-    return replace(result, services=ranked, quality=_check_shares(result, ranked, len(options.targets)))
+    return replace(result, services=ranked, quality=check_shares(result, ranked, len(options.targets)))
 
 
-def _check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
+def check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
     """Add a warning where a Service was not looked up as often as packets were sent to it."""
     sent = (result.traffic and result.traffic.sent) or 0
     uneven = targets - sum(each.calls * targets == sent for each in ranked)

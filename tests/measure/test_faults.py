@@ -358,7 +358,7 @@ def check_cleanup(agent: Agent, world: World) -> None:
 
 
 DIES = {"bpftrace": after("echo __", "exit 1; echo __")}
-SWEEP = ("sweep", *RUN[1:5], "--mode", "nftables", "--services", "10", "--seed", "1", *RUN[-2:])
+SWEEP = ("sweep", "0.1", *RUN[2:5], "--mode", "nftables", "--services", "10", "--seed", "1", *RUN[-2:])
 COMMANDS: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
     "trace": ((*WATCH[:-1], "0.2", *RUN[-2:]), {}, 0),
     "trace-that-fails": ((*WATCH, *RUN[-2:]), DIES, 1),

@@ -169,7 +169,7 @@ def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
         "fd00:10:244:2::1",
     )
     assert len(loaded) == 2
-    [delivered] = [line.strip() for line in loaded[0].splitlines() if "counter name delivered" in line]
+    [delivered] = [line.strip() for line in loaded[0].splitlines() if "counter name delivered drop" in line]
     assert delivered == (
         "ip6 saddr fd00:10:244:80::/64 ip6 daddr . meta l4proto . th dport { fd00:10:244:1::10 . udp . 50051 }"
         " counter name delivered drop"

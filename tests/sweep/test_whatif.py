@@ -17,7 +17,7 @@ from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
-from kproxylat.measure.run import _check_shares
+from kproxylat.measure.completion import check_shares
 from kproxylat.modes import MODES, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
@@ -128,9 +128,9 @@ def test_a_service_that_was_looked_up_less_often_is_a_warning() -> None:
     result = measured(find_mode("iptables", "legacy"))
     traffic = Traffic("sockets", 2080, 2080, 0, 1000.0, 1000, 2080, 0)
     result = replace(result, traffic=traffic)
-    assert _check_shares(result, result.services, 104).warnings == ()
+    assert check_shares(result, result.services, 104).warnings == ()
     fewer = (replace(result.services[0], calls=19), *result.services[2:])
-    assert _check_shares(result, fewer, 104).warnings == ("2 of 104 Services were not looked up 20 times",)
+    assert check_shares(result, fewer, 104).warnings == ("2 of 104 Services were not looked up 20 times",)
 
 
 @pytest.mark.parametrize("error", [MachineError("no ipvs here"), Interrupted(2)], ids=["failure", "signal"])

@@ -103,7 +103,7 @@ def test_demo(tmp_path: Path, services: str) -> None:
     assert {"iptables/legacy", "iptables/nft", "nftables/nft"} <= set(last.split())
     saved = sorted(each.name.split("_")[0] + each.suffix for each in (tmp_path / "logs/demo").iterdir())
     count = runs + 6
-    assert saved == ["demo.png", *["ebpf.json"] * count, *["ebpf.log"] * count, "sweep.json", "sweep.json"]
+    assert saved == ["demo.png.png", *["ebpf.json"] * count, *["ebpf.log"] * count, "sweep.json", "sweep.json"]
     documents = [json.loads(path.read_text()) for path in (tmp_path / "logs/demo").glob("sweep_*.json")]
     assert all(result["accounting"]["closed"] for document in documents for result in document["results"])
 
