@@ -13,11 +13,11 @@ import pytest
 from kproxylat.analysis.compare import compare
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset import read_ruleset
+from kproxylat.measure.completion import check_shares
 from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
-from kproxylat.measure.completion import check_shares
 from kproxylat.modes import MODES, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
