@@ -199,17 +199,22 @@ class Background:
         self._readers = [
             threading.Thread(target=_read_lines, args=(reader, take), daemon=True) for (reader, _), take in streams
         ]
-        self._process = command(
-            *words,
-            _bg=True,
-            _bg_exc=False,
-            _in=self._stdin,
-            _out=writers[0],
-            _err=writers[1],
-            _env={**os.environ, **(env or {})},
-            **_PIPES,
-        )
+        # Before it starts: a signal that comes just then names it.
         interrupts.RUNNING[id(self)] = " ".join(argv)[:120]
+        try:
+            self._process = command(
+                *words,
+                _bg=True,
+                _bg_exc=False,
+                _in=self._stdin,
+                _out=writers[0],
+                _err=writers[1],
+                _env={**os.environ, **(env or {})},
+                **_PIPES,
+            )
+        except BaseException:
+            interrupts.RUNNING.pop(id(self), None)
+            raise
         for writer in writers:
             writer.close()
         for thread in (*self._readers, threading.Thread(target=self._await, daemon=True)):
