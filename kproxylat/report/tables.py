@@ -68,6 +68,8 @@ def show_series(every: Sequence[Series]) -> None:
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
             print(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
+        if series.cross_check:
+            print(fill(_say_cross_check(series.cross_check), indent="    "))
     print()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
