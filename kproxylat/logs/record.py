@@ -14,6 +14,10 @@ from kproxylat.trace.percentiles import add_to_maps
 from kproxylat.trace.probes import build_path, build_probes, split_maps
 
 MARK = "kproxylat record: "
+TIMES_MARK = "times by the sender's clock: "
+"""Begins the line of what the sender printed."""
+OVERHEAD_MARK = "overhead, "
+"""Begins each line of what bpftrace printed while it was measured what tracing adds."""
 SIGN = re.compile(r"kproxylat( record)?: ")
 _FACTS = re.compile(r"kproxylat: (\S+), (\w+)/(\w+), (\w+)(, from node)?")
 

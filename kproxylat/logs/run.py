@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from kproxylat.logs.legacy import RunText
 from kproxylat.logs.prefix import ROW
+from kproxylat.logs.record import OVERHEAD_MARK, TIMES_MARK
 from kproxylat.logs.recurring import Collector, Watch
 from kproxylat.results import Map, Quality
 from kproxylat.trace.dump import Print, PrintAssembler
@@ -235,7 +236,7 @@ FACTS = (
     LineKind(re.compile(r"--- (\w+) MODE ---").match, OpenRun.begin_section),
     LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
     # What our own logs hold after the report, in which maps end.
-    LineKind(re.compile(r"overhead, \w+: ?|times of the sender's system calls: ").match, OpenRun.end_maps),
+    LineKind(re.compile(f"{OVERHEAD_MARK}|{TIMES_MARK}").match, OpenRun.end_maps),
     LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),
     LineKind(
         re.compile(

@@ -15,6 +15,7 @@ from random import Random
 from kproxylat.analysis.stats import Distribution, bounds
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.logs.record import OVERHEAD_MARK
 from kproxylat.modes import Mode
 from kproxylat.results import HOOKS, Bounded, Map, Overhead, Result
 from kproxylat.trace.bpftrace import trace
@@ -61,7 +62,7 @@ def _send_traced(
     say(f"      what tracing adds: {burst.count} packets {INNER[inner]}...")
     script = render_script(replace(plan, envelope=True), None, {"inner": inner}, OVERHEAD_SCRIPT)
     # Without @, or they would be read as maps of the run.
-    with trace(script, lambda line: write(f"overhead, {inner}: {line.replace('@', '')}")) as tracer:
+    with trace(script, lambda line: write(f"{OVERHEAD_MARK}{inner}: {line.replace('@', '')}")) as tracer:
         sent, interrupted = send(burst)
         if interrupted:
             raise interrupted

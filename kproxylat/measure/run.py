@@ -11,6 +11,7 @@ from functools import partial
 
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.logs.record import TIMES_MARK
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, check_losses, reconcile
 from kproxylat.measure.completion import complete, rank
@@ -19,7 +20,7 @@ from kproxylat.measure.first_packet import add_first_packet
 from kproxylat.measure.options import Options, add_warnings
 from kproxylat.measure.overhead import add_overhead
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
-from kproxylat.measure.send_time import LOG_MARK, add_send_time, add_untraced
+from kproxylat.measure.send_time import add_send_time, add_untraced
 from kproxylat.measure.stage import begin, build, open_node
 from kproxylat.measure.standing_lab import Standing, leave
 from kproxylat.modes import Mode
@@ -215,7 +216,7 @@ def _add_traffic(result: Result, options: Options, sent: Sent, log: RunLog) -> R
     result = replace(result, traffic=_count_traffic(options, sent))
     if sent.times is None:
         return result
-    log.write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
+    log.write(f"{TIMES_MARK}{json.dumps(sent.times)}\n")
     if options.sending.connects:
         return add_first_packet(result, sent.times, options)
     return add_send_time(result, sent.times)

@@ -13,6 +13,7 @@ from typing import Any
 from kproxylat.analysis.stats import Distribution, bounds
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.logs.record import TIMES_MARK
 from kproxylat.measure.options import Options
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Result, SendTime
@@ -25,8 +26,6 @@ from kproxylat.traffic.sending import send
 LEVEL = 0.95
 PERCENTILES = (1, 50, 90, 95, 99)
 KINDS = ("target", "endpoint", "no_service")
-LOG_MARK = "times by the sender's clock: "
-"""Begins the log's line of what the sender printed."""
 MOST_LATE = 0.01
 """Share of checked packets above which the times are not those of the whole way."""
 
@@ -110,7 +109,7 @@ def add_untraced(result: Result, burst: Burst, write: Callable[[str], None]) -> 
         sent, interrupted = send(burst, GENERATORS["sockets"])
         if interrupted:
             raise interrupted
-        write(f"{LOG_MARK}{json.dumps(sent.times)}\n")
+        write(f"{TIMES_MARK}{json.dumps(sent.times)}\n")
         return add_send_time(result, sent.times or {}), None
     except (Interrupted, KproxylatError) as error:
         reason = "a signal came" if isinstance(error, Interrupted) else str(error)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kproxylat.errors import MachineError
 from kproxylat.logs import writer
 from kproxylat.logs.reader import read_log
+from kproxylat.logs.record import TIMES_MARK
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.modes import find_mode
 from kproxylat.report.export import EXPORTERS
@@ -241,6 +242,25 @@ def test_a_log_read_again_is_the_result_that_was_saved(
     log.save(result)
     (again,) = read_log(str(log.path))
     assert replace(again, source=None) == result
+
+
+def test_the_senders_line_after_the_report_is_no_part_of_its_histogram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "find_version", lambda: ("v0.17.0", (0, 17)))
+    monkeypatch.setattr(writer.kernel, "detect_clock", lambda: ("ns", False))
+    own, _ = split_maps(parse_dump(DUMP))
+    probes = build_probes(own, NFTABLES, "ns")
+    run = Run(kproxylat="0.1.0", mode="nftables", backend="nft", origin="pod", clock="ns")
+    result = Result(run, Target("10.96.100.50", 50051, "udp"), probes, build_path(probes, "ns"))
+    log = RunLog(tmp_path, "nftables", STARTED)
+    log.write(log_header(NFTABLES, {"Kube-proxy mode": "nftables"}, STARTED) + DUMP)
+    log.write(render_report(NFTABLES, result.lookup))
+    log.write(f'{TIMES_MARK}{{"sent": 3, "times": [{{"4000": 3}}]}}\n')
+    log.save(result)
+    (again,) = read_log(str(log.path))
+    assert again.quality.warnings == ()
+    assert again.probes == probes
 
 
 @pytest.mark.parametrize(
