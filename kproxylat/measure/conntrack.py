@@ -63,11 +63,11 @@ def make_room(
     :param masqueraded: whether packets were seen to be masqueraded, though that was not expected.
     :raises MachineError: there is not enough; names the rate that there is room for.
     """
-    setting = RESET_TIMEOUT if options.sending.connects else TIMEOUTS[options.target.protocol]
+    setting = name_timeout(options)
     masqueraded = masqueraded or options.masqueraded
     room = kernel.conntrack_room(network.node)
     most = min(room, MASQUERADED_FLOWS) if masqueraded else room
-    kept = network.is_lab and options.packets_in_all + options.sending.warmup <= most
+    kept = network.is_lab and options.packets_in_all + _count_warmup(options) <= most
     if network.is_lab:
         timeout_s: float = round(options.sending.duration_s) + KEEP_S if kept else TIMEOUT_S
         run("sysctl", "-q", "-w", f"{setting}={timeout_s}", netns=network.node)
@@ -84,7 +84,7 @@ def make_room(
         room = kernel.conntrack_room(network.node)
         most = min(room, MASQUERADED_FLOWS) if masqueraded else room
     if needed > most:
-        pps = int(max(most - options.sending.warmup, 0) / max(timeout_s, 1))
+        pps = int(max(most - _count_warmup(options), 0) / max(timeout_s, 1) / options.round_packets)
         raise MachineError(
             f"{needed} flows at a time need more room than {'masquerade' if most < room else 'conntrack'} has ({most})",
             f"there is room for {pps} pps, or for a shorter run"
@@ -95,11 +95,21 @@ def make_room(
 
 def _live(options: Options, timeout_s: float) -> int:
     """Return how many flows there are at most, if each stays so long."""
-    return round(min(options.packets_in_all, options.sending.rate_pps * timeout_s)) + options.sending.warmup
+    at_rate = options.sending.rate_pps * options.round_packets * timeout_s
+    return round(min(options.packets_in_all, at_rate)) + _count_warmup(options)
+
+
+def _count_warmup(options: Options) -> int:
+    return options.sending.warmup * options.round_packets
+
+
+def name_timeout(options: Options) -> str:
+    """Return the setting of how long conntrack keeps the flows of a run."""
+    return RESET_TIMEOUT if options.sending.connects else TIMEOUTS[options.target.protocol]
 
 
 def forget_flows(network: Network, source: IpNetwork) -> None:
-    """Remove our flows from the node's conntrack, and those that late answers to them network."""
+    """Remove our flows from the node's conntrack, and those that late answers to them made."""
     with interrupts.shielded():
         for end in ("-s", "-d"):
             run("conntrack", "-D", "-f", f"ipv{source.version}", end, str(source), netns=network.node, ok=(0, 1))

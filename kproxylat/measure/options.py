@@ -234,8 +234,13 @@ class Options:
 
     @property
     def packets_in_all(self) -> int:
-        """The number of packets that a run sends after the warm-up."""
-        return self.packets * (1 + len(self.controls)) + 3 * self.overhead_packets + self.timed_packets
+        """The number of packets that a run sends after the warm-up, control packets among them."""
+        return self.packets * self.round_packets + 3 * self.overhead_packets + self.timed_packets
+
+    @property
+    def round_packets(self) -> int:
+        """The number of packets of a round: one to the target, and one to each control."""
+        return 1 + len(self.controls)
 
     @property
     def controls(self) -> tuple[Destination, ...]:

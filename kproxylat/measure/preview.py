@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kproxylat.measure.conntrack import TIMEOUTS
+from kproxylat.measure.conntrack import name_timeout
 from kproxylat.measure.options import Lab, Options, Tracing
 from kproxylat.measure.plan import plan_bursts
 from kproxylat.modes import Mode
@@ -43,7 +43,7 @@ def preview(options: Options) -> Preview:
         "packets": options.packets if sends else None,
         "warmup": sending.warmup if sends else None,
         "overhead_packets": 3 * options.overhead_packets,
-        "flows": sum(burst.count for burst in bursts) if sends else None,
+        "flows": sum(burst.flows for burst in bursts) if sends else None,
         "source_addresses": sum(burst.addresses for burst in bursts) if sends else None,
         **describe_tracing(options.tracing),
         "settings": _list_settings(options),
@@ -88,7 +88,7 @@ def _list_settings(options: Options) -> dict[str, str]:
     if options.on_node:
         return dict.fromkeys(options.on_node.allow, "if needed, until the run ends")
     settings = dict(setting.split("=") for setting in net.FORWARDING[options.family])
-    return settings | {TIMEOUTS[options.target.protocol]: "as long as the run, or 1 if conntrack is too small"}
+    return settings | {name_timeout(options): "as long as the run, or 1 if conntrack is too small"}
 
 
 def _list_changes(options: Options) -> Iterator[str]:

@@ -175,10 +175,7 @@ def _trace(
     def look_within() -> Snapshot | None:
         return None if sends else look(options, network, room)
 
-    before = look(options, network, room)
-    if before.counts.get("masqueraded") and not options.masqueraded:
-        room = make_room(options, network, masqueraded=True)
-        say(f"      the warm-up was masqueraded: {room}")
+    before, room = _look_before(options, network, room)
     say("[6/7] Starting bpftrace, waiting until its probes are attached...")
     try:
         with trace(script, log.write) as tracer:
@@ -203,7 +200,7 @@ def _time(
 
     :return: as :func:`_trace`.
     """
-    before = look(options, network, room)
+    before, room = _look_before(options, network, room)
     say(f"[6/7] Timing {'connections' if options.sending.connects else 'system calls'} by the sender's clock...")
     sent, interrupted = _send(options, network, room, burst)
     after = look(options, network, room)
@@ -232,6 +229,15 @@ def _send(options: Options, network: Network, room: Room, burst: Burst) -> tuple
     else:
         say(f"[7/7] Tracing for {sending.duration_s:g} s; the packets come from elsewhere")
     return send(burst, sending.generator, room.forget_s, partial(forget_flows, network, options.sources))
+
+
+def _look_before(options: Options, network: Network, room: Room) -> tuple[Snapshot, Room]:
+    """Read all counters after the warm-up; return them, and conntrack's room as the warm-up's packets show it."""
+    before = look(options, network, room)
+    if before.counts.get("masqueraded") and not options.masqueraded:
+        room = make_room(options, network, masqueraded=True)
+        say(f"      the warm-up was masqueraded: {room}")
+    return before, room
 
 
 def look(options: Options, network: Network, room: Room) -> Snapshot:

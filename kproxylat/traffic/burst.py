@@ -59,9 +59,14 @@ class Burst:
         return self.connects or self.arrivals is not None
 
     @property
+    def flows(self) -> int:
+        """How many flows it makes: one for each packet, those to the controls among them."""
+        return self.count * (1 + len(self.controls))
+
+    @property
     def addresses(self) -> int:
         """How many source addresses it takes for flows that never repeat."""
-        return -(-self.count * (1 + len(self.controls)) // len(PORTS))
+        return -(-self.flows // len(PORTS))
 
     def check(self, most: int | None = None) -> None:
         """Make sure that the sources suffice.

@@ -57,6 +57,16 @@ def test_a_dry_run_changes_nothing(capsys: Captured, tmp_path: Path, words: tupl
     assert max(map(len, table.splitlines())) <= 100
 
 
+def test_untraced_packets_and_connections(capsys: Captured) -> None:
+    lab = ("run", "--lab", "--mode", "nftables", "--probe", "none", "2", "1000", "50")
+    [run] = dry(capsys, *lab)["runs"]
+    assert (run["packets"], run["flows"]) == (2000, 3 * 2050)
+    assert "net.netfilter.nf_conntrack_udp_timeout" in run["settings"]
+    [run] = dry(capsys, *lab, "--first-packet")["runs"]
+    assert (run["packets"], run["flows"]) == (2000, 2050)
+    assert "net.netfilter.nf_conntrack_tcp_timeout_close" in run["settings"]
+
+
 def test_a_lab_names_what_it_makes(capsys: Captured) -> None:
     [run] = dry(capsys, "run", "--lab", "--mode", "nftables", "--services", "7", "2", "1000", "50")["runs"]
     assert (run["mode"], run["backend"], run["services"], run["targets"]) == (

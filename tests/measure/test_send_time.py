@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from kproxylat.errors import MachineError
+from kproxylat.measure import conntrack
+from kproxylat.measure.options import Lab, Options, Sending, Tracing
 from kproxylat.measure.send_time import build_send_time
+from kproxylat.modes import find_mode
+from kproxylat.node.network import Network
 from kproxylat.results import Result, SendTime
 from kproxylat.results_json import from_json, to_json
+from kproxylat.system import kernel
+from kproxylat.traffic.generators import GENERATORS
 from tests.support.namespaces import measure_alone, run_alone, run_python, sweep_alone
 
 LAB = ("--lab", "--probe", "none", "--services", "20")
@@ -59,6 +65,29 @@ def test_packets_that_arrive_after_the_call_are_refused() -> None:
 def test_no_time_is_an_error() -> None:
     with pytest.raises(MachineError, match="took no times"):
         build_send_time({**FOUND, "times": [{}, {}, {}]}, "ns")
+
+
+@pytest.mark.parametrize(("free", "kept", "needed"), [(1000, True, 660), (659, False, 360)])
+def test_conntrack_has_room_for_the_control_packets_too(
+    monkeypatch: pytest.MonkeyPatch, free: int, kept: bool, needed: int
+) -> None:
+    """Each of 200 rounds has three packets, and so has each of the warm-up's 20; at 100 rounds a second."""
+    monkeypatch.setattr(kernel, "conntrack_room", lambda _: free)
+    monkeypatch.setattr(conntrack, "run", lambda *_, **__: "")
+    sending = Sending(GENERATORS["sockets"], duration_s=2, rate_pps=100, warmup=20)
+    options = Options(find_mode("nftables", None), where=Lab(), sending=sending, tracing=Tracing("none"))
+    room = conntrack.make_room(options, Network("client", "node", "backend"))
+    assert (room.kept, room.needed) == (kept, needed)
+
+
+def test_the_rate_that_there_is_room_for_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "conntrack_room", lambda _: 359)
+    monkeypatch.setattr(conntrack, "run", lambda *_, **__: "")
+    sending = Sending(GENERATORS["sockets"], duration_s=20, rate_pps=100, warmup=20)
+    options = Options(find_mode("nftables", None), where=Lab(), sending=sending, tracing=Tracing("none"))
+    with pytest.raises(MachineError, match="360 flows at a time") as caught:
+        conntrack.make_room(options, Network("client", "node", "backend"))
+    assert caught.value.remedy == "there is room for 99 pps, or for a shorter run"
 
 
 def check_complete(times: SendTime | None, packets: int = PACKETS) -> SendTime:
