@@ -6,7 +6,7 @@ Longer than 350 lines: the dataclasses of one document stay together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
@@ -199,6 +199,11 @@ class Bounded:
     lo: float
     hi: float
 
+    @classmethod
+    def around(cls, estimate: float, lo: float, hi: float) -> Bounded:
+        """Return a figure whose bounds are widened, where they do not hold the estimate."""
+        return cls(estimate, min(lo, estimate), max(hi, estimate))
+
 
 @dataclass(frozen=True)
 class Overhead:
@@ -240,7 +245,7 @@ class SendTime:
     :param target: packets to the target. ``endpoint``: to the endpoint itself; ``no_service``: to an address of no
         Service (None: not sent). Each has every distinct value.
     :param over_endpoint: what a packet to the target takes longer than one to the endpoint that is sent next to it: the
-        median of the differences, with bounds from :data:`kproxylat.measure.send_time.LEVEL`; ``over_no_service``.
+        median of the differences, with bounds from :data:`kproxylat.analysis.stats.LEVEL`; ``over_no_service``.
     :param clock: what reading the clock adds to each time.
     :param sent: "target", "endpoint" and "no_service" -> packets.
     :param preempted: likewise -> packets during which the sender lost the CPU. Their times are left out.
@@ -273,7 +278,7 @@ class PlaceTime:
     """The first packets to one of several Services, which lie in several places among the lab's Services.
 
     :param before: the Services before it. ``target``: ``IP:PORT/PROTOCOL``.
-    :param median: with bounds from :data:`kproxylat.measure.first_packet.LEVEL`.
+    :param median: with bounds from :data:`kproxylat.analysis.stats.LEVEL`.
     """
 
     before: int
@@ -287,7 +292,7 @@ class FirstPacket:
     """The time from a connection's SYN to its SYN-ACK: SIG-Scalability's first_packet_latency, as the client sees it.
 
     :param probe: all times, with every distinct value, by target, too, if there were several. Its percentiles, of which
-        100 is the maximum, have bounds from :data:`kproxylat.measure.first_packet.LEVEL`: unlike those of other probes
+        100 is the maximum, have bounds from :data:`kproxylat.analysis.stats.LEVEL`: unlike those of other probes
         they are not certain.
     :param clock: what reading the clock adds to each time.
     :param sent: SYNs, of which ``refused`` and ``unanswered``.
@@ -456,6 +461,10 @@ class Result:
     services: tuple[ServiceCost, ...] = ()
     send_time: SendTime | None = None
     first_packet: FirstPacket | None = None
+
+    def warn(self, *warnings: str) -> Result:
+        """Return the result with further warnings."""
+        return replace(self, quality=replace(self.quality, warnings=self.quality.warnings + warnings))
 
     @property
     def calls(self) -> tuple[Probe, ...]:

@@ -216,7 +216,7 @@ def _compare_slopes(
         slope = fit_line([(size, cells[size][percentile].estimate * 1000) for size in sizes])[0]
         ends = _subtract(cells[sizes[-1]][percentile], cells[sizes[0]][percentile])
         lo, hi = (1000 * end / (sizes[-1] - sizes[0]) for end in (ends.lo, ends.hi))
-        measured = Bounded(slope, min(lo, slope), max(hi, slope))
+        measured = Bounded.around(slope, lo, hi)
         yield Slope(*key, percentile, published, measured, slope / published if published else None)
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
 from kproxylat.analysis.stats import (
+    LEVEL,
     MANY,
     ROUNDS,
     Distribution,
@@ -26,8 +27,6 @@ from kproxylat.analysis.stats import (
 from kproxylat.modes import is_ordered
 from kproxylat.results import Result
 
-LEVEL = 0.95
-"""The confidence level of bounds, unless stated otherwise."""
 ROUNDING = 1
 """The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
 SAME_SLOPE = 0.1

@@ -18,6 +18,8 @@ from statistics import fmean, median
 
 from kproxylat.trace.percentiles import compute_percentiles
 
+LEVEL = 0.95
+"""The confidence level of bounds, unless stated otherwise."""
 ROUNDS = 2000
 """Bootstrap replicates: 5 lie beyond each bound at the level of 99.5 %."""
 MANY = 50

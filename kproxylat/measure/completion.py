@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kproxylat.errors import Interrupted, MachineError
+from kproxylat.errors import Interrupted, KproxylatError, MachineError
 from kproxylat.measure.accounting import check_rate
 from kproxylat.measure.options import Options
 from kproxylat.measure.ranking import rank_services
@@ -64,6 +64,20 @@ def rank(result: Result, options: Options) -> Result:
 def check_shares(result: Result, ranked: Sequence[ServiceCost], targets: int) -> Quality:
     """Add a warning where a Service was not looked up as often as packets were sent to it."""
     sent = (result.traffic and result.traffic.sent) or 0
-    uneven = targets - sum(each.calls * targets == sent for each in ranked)
+    uneven = targets - sum(service.calls * targets == sent for service in ranked)
     warning = f"{uneven} of {targets} Services were not looked up {sent / targets:g} times"
-    return replace(result.quality, warnings=result.quality.warnings + ((warning,) if uneven else ()))
+    return result.warn(*((warning,) if uneven else ())).quality
+
+
+def add_further(result: Result, failure: str, measure: Callable[[], Result]) -> tuple[Result, Interrupted | None]:
+    """Add what is measured after the run; where that fails the result stays as it is, but for a warning.
+
+    :param failure: the warning's beginning: what was not measured.
+    :param measure: returns the result with what it measured.
+    :return: the result, and the signal that came, if one did.
+    """
+    try:
+        return measure(), None
+    except (Interrupted, KproxylatError) as error:
+        reason = "a signal came" if isinstance(error, Interrupted) else str(error)
+        return result.warn(f"{failure}: {reason}"), error if isinstance(error, Interrupted) else None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import chain
 from random import Random
 from statistics import median
 from typing import Any
 
-from kproxylat.analysis.stats import bounds, draw_blocks
+from kproxylat.analysis.stats import LEVEL, bounds, draw_blocks
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.measure.options import Options
 from kproxylat.results import Bounded, FirstPacket, Percentile, PlaceTime, Result
 from kproxylat.trace.probes import exact_probe
 
-LEVEL = 0.95
 PERCENTILES = (1, 50, 90, 95, 99, 100)
 """The last is the maximum."""
 
@@ -96,16 +95,14 @@ def build_first_packet(found: Mapping[str, Any], options: Options, unit: str, se
 
 def _widen(exact: Percentile, lo: float, hi: float) -> Percentile:
     """Return a percentile with bounds; its estimate lies between two values, where the bounds are values."""
-    estimate = exact.estimate or 0.0
-    return Percentile(estimate, min(lo, estimate), max(hi, estimate))
+    return Percentile(*astuple(Bounded.around(exact.estimate or 0.0, lo, hi)))
 
 
 def _describe_place(before: int, name: str, parts: list[list[int]], rng: Random) -> PlaceTime:
     middle = median(chain.from_iterable(parts))
     [replicates] = draw_blocks(parts, [0.5], rng)
-    lo, hi = bounds(replicates, LEVEL)
     count = sum(map(len, parts))
-    return PlaceTime(before, name, count, Bounded(middle, min(lo, middle), max(hi, middle)))
+    return PlaceTime(before, name, count, Bounded.around(middle, *bounds(replicates, LEVEL)))
 
 
 def add_first_packet(result: Result, found: Mapping[str, Any], options: Options) -> Result:
@@ -118,5 +115,4 @@ def add_first_packet(result: Result, found: Mapping[str, Any], options: Options)
     times = replace(times, lookup_share=lookup / first if lookup and first else None)
     lost = times.unanswered + times.refused
     warnings = (f"{lost} of {times.sent} connections were not answered in time, or refused",) if lost else ()
-    quality = replace(result.quality, warnings=result.quality.warnings + warnings)
-    return replace(result, first_packet=times, quality=quality)
+    return replace(result, first_packet=times).warn(*warnings)

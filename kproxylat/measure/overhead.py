@@ -12,10 +12,11 @@ from dataclasses import replace
 from operator import sub
 from random import Random
 
-from kproxylat.analysis.stats import Distribution, bounds
+from kproxylat.analysis.stats import LEVEL, Distribution, bounds
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.errors import Interrupted, MachineError
 from kproxylat.logs.record import OVERHEAD_MARK
+from kproxylat.measure.completion import add_further
 from kproxylat.modes import Mode
 from kproxylat.results import HOOKS, Bounded, Map, Overhead, Result
 from kproxylat.trace.bpftrace import trace
@@ -27,7 +28,6 @@ from kproxylat.traffic.burst import Burst, Sent
 
 INNER = {"none": "without a probe", "empty": "with an empty pair of probes", "script": "with our script"}
 """What traces the engine, in the order of the bursts, and how it is called."""
-LEVEL = 0.95
 
 Send = Callable[[Burst], tuple[Sent, Interrupted | None]]
 
@@ -42,17 +42,15 @@ def add_overhead(
     :param write: receives what bpftrace prints, each line marked and without its ``@``, for the log.
     :return: the result, and the signal that came, if one did.
     """
-    try:
+
+    def measure() -> Result:
         done = [_send_traced(inner, plan, burst, send, write) for inner, burst in zip(INNER, bursts, strict=True)]
         maps, sent = zip(*done, strict=True)
-        found = compute_overhead(mode, maps, sent, result.run.clock or "")
-        _check_stored(found, result)
-        return replace(result, overhead=found), None
-    except (Interrupted, KproxylatError) as error:
-        said = "a signal came" if isinstance(error, Interrupted) else str(error)
-        warnings = (*result.quality.warnings, f"what tracing adds was not measured: {said}")
-        quality = replace(result.quality, warnings=warnings)
-        return replace(result, quality=quality), error if isinstance(error, Interrupted) else None
+        overhead = compute_overhead(mode, maps, sent, result.run.clock or "")
+        _check_stored(overhead, result)
+        return replace(result, overhead=overhead)
+
+    return add_further(result, "what tracing adds was not measured", measure)
 
 
 def _send_traced(

@@ -258,8 +258,7 @@ def close_books(mode: Mode, result: Result, observation: Observation, network: N
         books = account(broken, counts_calls)
     # A lower rate does not mend a link.
     warnings = check_losses(result.traffic, books) if result.traffic and not broken else ()
-    quality = replace(result.quality, warnings=result.quality.warnings + warnings)
-    return replace(result, accounting=books, quality=quality)
+    return replace(result, accounting=books).warn(*warnings)
 
 
 def check_source(result: Result, options: Options) -> Result:
@@ -272,8 +271,7 @@ def check_source(result: Result, options: Options) -> Result:
         return replace(result, run=run)
     cause = f"the rules masquerade {options.masquerade}" if options.masquerade else "by a rule that is not recognized"
     warning = f"{books.delivered_masqueraded} of {books.delivered} packets were masqueraded: {cause}"
-    quality = replace(result.quality, warnings=(*result.quality.warnings, warning))
-    return replace(result, run=run, quality=quality)
+    return replace(result, run=run).warn(warning)
 
 
 def _count_traffic(options: Options, sent: Sent) -> Traffic:

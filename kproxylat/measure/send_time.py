@@ -10,10 +10,11 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from kproxylat.analysis.stats import Distribution, bounds
+from kproxylat.analysis.stats import LEVEL, Distribution, bounds
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.errors import Interrupted, MachineError
 from kproxylat.logs.record import TIMES_MARK
+from kproxylat.measure.completion import add_further
 from kproxylat.measure.options import Options
 from kproxylat.node.network import Network
 from kproxylat.results import Bounded, Result, SendTime
@@ -23,7 +24,6 @@ from kproxylat.traffic.burst import Burst
 from kproxylat.traffic.generators import GENERATORS
 from kproxylat.traffic.sending import send
 
-LEVEL = 0.95
 PERCENTILES = (1, 50, 90, 95, 99)
 KINDS = ("target", "endpoint", "no_service")
 MOST_LATE = 0.01
@@ -84,8 +84,8 @@ def _bound(values: Counter[int], medians: Sequence[float], unit: str) -> Bounded
     if unit == "instructions" or len(medians) < 2:
         return Bounded(middle, middle, middle)
     parts = Distribution((value, value, 1) for value in medians)
-    lo, hi = bounds(parts.draw(0.5, Random(0))[0], LEVEL)  # noqa: S311 - chance for statistics
-    return Bounded(middle, min(lo, middle), max(hi, middle))
+    drawn = parts.draw(0.5, Random(0))[0]  # noqa: S311 - chance for statistics
+    return Bounded.around(middle, *bounds(drawn, LEVEL))
 
 
 def add_send_time(result: Result, found: Mapping[str, Any]) -> Result:
@@ -105,14 +105,12 @@ def add_untraced(result: Result, burst: Burst, write: Callable[[str], None]) -> 
     :return: the result, and the signal that came, if one did.
     """
     say(f"      send time: {burst.count} packets, nothing traced...")
-    try:
+
+    def take() -> Result:
         sent, interrupted = send(burst, GENERATORS["sockets"])
         if interrupted:
             raise interrupted
         write(f"{TIMES_MARK}{json.dumps(sent.times)}\n")
-        return add_send_time(result, sent.times or {}), None
-    except (Interrupted, KproxylatError) as error:
-        reason = "a signal came" if isinstance(error, Interrupted) else str(error)
-        warnings = (*result.quality.warnings, f"the send time was not taken: {reason}")
-        quality = replace(result.quality, warnings=warnings)
-        return replace(result, quality=quality), error if isinstance(error, Interrupted) else None
+        return add_send_time(result, sent.times or {})
+
+    return add_further(result, "the send time was not taken", take)
