@@ -251,10 +251,10 @@ class Options:
         taken = {endpoint.ip for endpoint in self.endpoints}
         if self.ruleset:
             taken |= {ip for service in self.ruleset.services for ip, _ in service.pairs}
-        nobody = ip_address(self.endpoints[0].ip) + 1
-        while str(nobody) in taken:
-            nobody += 1
-        return self.endpoints[0], self.endpoints[0]._replace(ip=str(nobody))
+        unused = ip_address(self.endpoints[0].ip) + 1
+        while str(unused) in taken:
+            unused += 1
+        return self.endpoints[0], self.endpoints[0]._replace(ip=str(unused))
 
     @property
     def sources(self) -> IpNetwork:

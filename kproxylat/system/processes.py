@@ -24,7 +24,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.system import interrupts
 
 Answer = TypeVar("Answer")
-_CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000
 """Kernel, include/uapi/linux/sched.h."""
 _DIRECTORIES = [*os.environ.get("PATH", "").split(":"), "/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
 PATH = os.pathsep.join(directory for directory in _DIRECTORIES if directory.startswith("/"))
@@ -126,7 +126,7 @@ def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
     def enter() -> Answer:
         # os.setns() exists since Python 3.12.
         with netns_path(netns).open() as file:
-            if CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+            if CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                 raise MachineError(f"network namespace {netns} cannot be entered: {os.strerror(get_errno())}")
         return work()
 

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.system.processes import run
+from kproxylat.system.processes import CLONE_NEWNET, run
 
-CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 """Kernel, include/uapi/linux/sched.h."""
 
 

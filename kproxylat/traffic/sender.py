@@ -119,7 +119,7 @@ CHECKED_EVERY = 50
 def open_arrivals(netns: str, is_ipv6: bool) -> Callable[[], int]:
     """Return a function that returns how many IP packets have arrived in another network namespace.
 
-    Kernel, net/ipv4/proc.c, snmp_seq_show: the second word of the second line is InReceives; net/ipv6/proc.c:
+    Kernel, net/ipv4/proc.c, snmp_seq_show: the third number of the second line is InReceives; net/ipv6/proc.c:
     Ip6InReceives comes first. An open file of /proc/net shows the namespace in which it was opened.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -135,6 +135,14 @@ def open_arrivals(netns: str, is_ipv6: bool) -> Callable[[], int]:
         return int(words[1] if is_ipv6 else words[words.index(b"Ip:", 1) + 3])
 
     return read
+
+
+def hold_still() -> None:
+    """Keep to one CPU, collect no garbage, and let the signals that end the sending wait."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    gc.collect()
+    gc.disable()
 
 
 def time_clock() -> int:
@@ -169,6 +177,26 @@ def time_call(flow: socket.socket, is_udp: bool, target: tuple[str, int]) -> int
     return clock() - begun
 
 
+def time_packet(
+    packet: tuple[socket.socket, bool, tuple[str, int]], arrived: Callable[[], int] | None
+) -> tuple[str, int]:
+    """Send a packet.
+
+    :param packet: as :func:`time_call` takes it.
+    :param arrived: counts the packets that have arrived, to check that this one does within the call (None: no check).
+    :return: what came of it, "error", "late", "arrived", "preempted" or "taken", and the nanoseconds of the call.
+    """
+    before = arrived() if arrived else 0
+    switches = count_switches()
+    try:
+        time_ns = time_call(*packet)
+    except OSError:
+        return "error", 0
+    if arrived:
+        return "late" if arrived() == before else "arrived", time_ns
+    return "taken" if count_switches() == switches else "preempted", time_ns
+
+
 def list_flows(first: str, addresses: int, ports: list[int]) -> Iterator[tuple[str, int]]:
     """Yield source addresses and ports, which step together."""
     start = ip_address(first)
@@ -200,20 +228,16 @@ def send_timed(
         ``times``: value -> packets; ``preempted`` packets, whose times are not in these; ``blocks``: medians;
         ``apart``: for each control the difference of the target's time and its own, value -> rounds.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    hold_still()
     arrived = open_arrivals(netns, ":" in first)
     kinds = 1 + len(controls)
     flows = list_flows(first, addresses, ports)
     destinations = cycle(targets)
-    totals, preempted = [0] * kinds, [0] * kinds
+    tallies = [Counter[str]() for _ in range(kinds)]
     times: list[Counter[int]] = [Counter() for _ in range(kinds)]
     apart: list[Counter[int]] = [Counter() for _ in controls]
     blocks: list[list[float]] = [[] for _ in range(2 * kinds - 1)]
     block: list[list[int]] = [[] for _ in range(2 * kinds - 1)]
-    errors = checked = late = 0
-    gc.collect()
-    gc.disable()
     cost, started_s = time_clock(), time.monotonic()
     done = 0
     while done < count and not signal.sigpending() & set(STOP):
@@ -227,29 +251,17 @@ def send_timed(
             while time.monotonic() - started_s < done / rate_pps:
                 pass
             for kind in ((done + turn) % kinds for turn in range(kinds)):
-                flow, is_udp, aim = packets[kind]
-                before = arrived() if checks else 0
-                switches = count_switches()
-                try:
-                    value = time_call(flow, is_udp, aim)
-                except OSError:
-                    errors += 1
-                    continue
-                totals[kind] += 1
-                if checks:
-                    checked += 1
-                    late += arrived() == before
-                elif count_switches() != switches:
-                    preempted[kind] += 1
-                else:
-                    taken[kind] = value
-            for kind, time_ns in enumerate(taken):
-                if time_ns is not None:
-                    times[kind][time_ns] += 1
-                    block[kind].append(time_ns)
+                outcome, time_ns = time_packet(packets[kind], arrived if checks else None)
+                tallies[kind][outcome] += 1
+                if outcome == "taken":
+                    taken[kind] = time_ns
+            for kind, own_ns in enumerate(taken):
+                if own_ns is not None:
+                    times[kind][own_ns] += 1
+                    block[kind].append(own_ns)
                     if kind and taken[0] is not None:
-                        apart[kind - 1][taken[0] - time_ns] += 1
-                        block[kinds + kind - 1].append(taken[0] - time_ns)
+                        apart[kind - 1][taken[0] - own_ns] += 1
+                        block[kinds + kind - 1].append(taken[0] - own_ns)
             done += 1
             if done * BLOCKS // count != (done - 1) * BLOCKS // count:
                 for medians, values in zip(blocks, block, strict=True):
@@ -258,10 +270,12 @@ def send_timed(
         for packets in rounds:
             for flow, *_ in packets:
                 flow.close()
+    every = sum(tallies, Counter[str]())
+    totals = [tally.total() - tally["error"] for tally in tallies]
     return {
-        "sent": totals[0], "errors": errors, "seconds": time.monotonic() - started_s, "clock": cost,
-        "checked": checked, "late": late, "totals": totals, "preempted": preempted, "times": times,
-        "apart": apart, "blocks": blocks,
+        "sent": totals[0], "errors": every["error"], "seconds": time.monotonic() - started_s, "clock": cost,
+        "checked": every["late"] + every["arrived"], "late": every["late"], "totals": totals,
+        "preempted": [tally["preempted"] for tally in tallies], "times": times, "apart": apart, "blocks": blocks,
     }  # fmt: skip
 
 
@@ -318,12 +332,9 @@ def connect_timed(
         the clock adds; ``preempted`` connections, whose times are left out; ``times``: for each target, for each of
         :data:`BLOCKS` parts of the run, the nanoseconds from the SYN to the SYN-ACK, in order.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    hold_still()
     flows, clock, tally = list_flows(first, addresses, ports), time.perf_counter_ns, Counter[str]()
     times: list[list[list[int]]] = [[[] for _ in range(BLOCKS)] for _ in targets]
-    gc.collect()
-    gc.disable()
     cost, started_s = time_clock(), time.monotonic()
     for number in range(count):
         place = number % len(targets)

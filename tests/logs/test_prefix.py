@@ -146,6 +146,14 @@ def test_a_histogram_whose_rows_have_a_prefix_is_left_out() -> None:
     assert [warning for warning in warnings(text) if "[2, 4)" in warning or "@lat" in warning][1:]
 
 
+def test_a_blank_line_before_such_rows_makes_no_histogram_of_0_events() -> None:
+    """The blank line ends the map's text, so that only the row behind the prefix tells that it had some."""
+    text = b"Attaching 1 probe...\n\n@h: \n\nweb-1 | [2, 4)     3 |@@@|\n\n@z: 2\n\n"
+    ((_, maps, *_),) = read(text)
+    assert set(maps) == {"z"}
+    assert "line 5: the rows of @h cannot be read; it is left out" in warnings(text)
+
+
 class Pipe(io.BytesIO):
     """A stream that brings one line at a time, as a pipe may."""
 
