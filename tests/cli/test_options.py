@@ -205,6 +205,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--template": ("--template", TEMPLATE),
     "--traced-services": ("--traced-services", "7"),
     "--timeout": ("--timeout", "7"),
+    "--title": ("--title", "other"),
     "--wait": ("--wait", "8"),
     "--worker-image": ("--worker-image", "other"),
     "--worker-ports": ("--worker-ports", "udp"),
