@@ -118,7 +118,7 @@ def write_below(axes: Axes, text: str, width: int = 100) -> None:
 
 def add_value(axes: Axes, x: float, y: float, text: str) -> None:
     """Add a value that a page shows when the pointer is over its place."""
-    axes.plot([x], [y], marker="o", markersize=14, alpha=0, color=INK, gid=f"value: {text}", label="_")
+    axes.plot([x], [y], marker="o", markersize=14, alpha=0, color=INK, gid=f"value: {text}", label="_", zorder=9)
 
 
 def write_beside(axes: Axes, x: float, height: float, text: str) -> None:

@@ -101,7 +101,7 @@ def picture_runs(results: Sequence[tuple[str, Result]], title: str | None = None
     subject = {"first packet": "First packets", "send time": "Send times"}.get(
         probe.measured if probe else "", "Lookups"
     )
-    names = list(dict.fromkeys(_name_run(result) for _, result in results))
+    names = list(dict.fromkeys(name_run(result) for _, result in results))
     title = title or f"{subject}, {' and '.join(names) if len(names) < 3 else f'{len(results)} runs'}"
     figure, [axes] = make_figure(title, describe_origin([result for _, result in results]))
     draw_distributions(axes, results, statement)
@@ -227,7 +227,7 @@ def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]], statem
         probe = result.main_probe
         if probe and (calls := distribution(probe)):
             names[_name_axis(probe.unit, result.run.emulated, probe.measured)] = None
-            drawn.setdefault(prefix + _name_run(result), []).append(calls)
+            drawn.setdefault(prefix + name_run(result), []).append(calls)
     if not drawn:
         raise LogError("nothing to draw: the runs kept no values")
     merged = {name: _merge(runs) for name, runs in drawn.items()}
@@ -513,7 +513,8 @@ def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_run(result: Result) -> str:
+def name_run(result: Result) -> str:
+    """Write a run's mode, backend and number of Services."""
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
     return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"
