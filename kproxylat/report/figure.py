@@ -172,6 +172,10 @@ def write_inline(figure: Figure, number: int) -> str:
     text = _write(figure, "svg", transparent=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg ") :], flags=re.DOTALL)
     head, rest = text.split(">", 1)
-    text = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest
+    # As wide as the page allows, but neither so narrow nor so wide that the text is hard to read.
+    limits = (
+        f"{side}-width: {scale * 72 * figure.get_figwidth():.0f}pt" for side, scale in (("min", 0.8), ("max", 1.2))
+    )
+    text = re.sub(r' (width|height)="[^"]*"', "", head) + f' style="{"; ".join(limits)}">{rest}'
     text = re.sub(r'( id="|url\(#|href="#)', rf"\1figure-{number}-", text)
     return re.sub(f'(?<=: )({"|".join(COLORS)})(?=[;"])', lambda match: f"var(--{COLORS[match[0]]})", text)
