@@ -8,6 +8,8 @@ number of the signal).
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 BUG = 3
 """Exit status: an internal error."""
 BOOKS_OPEN = 4
@@ -54,7 +56,7 @@ class CommandError(MachineError):
     """
 
     def __init__(self, argv: list[str], status: int, output: str, remedy: str = "") -> None:
-        message = " ".join(output.split())[:300] or "(it printed nothing)"
+        message = shorten(output, 300, placeholder=" ...") or "(it printed nothing)"
         super().__init__(f"{' '.join(argv)[:120]} ended with status {status}: {message}", remedy)
         self.status = status
         self.output = output

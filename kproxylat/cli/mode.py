@@ -94,8 +94,10 @@ def mode_set(
 ) -> None:
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until they run in the mode.
 
-    On a node, as root, also wait for its rules. To resume after an interruption, run the same command again. Rules of
-    the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
+    It changes the cluster: all nodes get rules in the new mode, and existing connections may break. It asks first,
+    and prints the command that restores the old mode. On a node, as root, also wait for its rules. To resume after
+    an interruption, run the same command again. Rules of the old mode may stay behind in the nodes' kernels:
+    kproxylat mode show, on a node, names them.
 
     \b
     Examples:

@@ -41,9 +41,11 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
+from kproxylat.console import can_ask, confirm, say
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
+from kproxylat.system.kernel import detect_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +169,27 @@ def words(options: Options) -> list[str]:
     ]
 
 
+def _announce(plan: Options, asks: bool) -> None:
+    """Say what a run does to a live Service and its pods, and ask a person for permission.
+
+    :param asks: ask, if there is a terminal.
+    :raises DeclinedError: the answer is not yes.
+    """
+    from kproxylat.measure.expected import expect_s, write_duration
+
+    sending, service = plan.sending, plan.service
+    name, pods = (service.service or "it", service.endpoints) if service else (str(plan.target), ())
+    packets = "TCP connections, each closed at once" if sending.connects else f"{plan.target.protocol.upper()} packets"
+    more = f" and {len(pods) - 3} more" if pods[3:] else ""
+    text = f"This sends {plan.packets_in_all + sending.warmup:,} {packets}, {sending.rate_pps:,} a second for "
+    text += f"{sending.duration_s:g} s, each a new flow, to the pods of {name}"
+    text += f": {', '.join(pods[:3])}{more}" if pods else ""
+    text += f". It takes about {write_duration(expect_s(plan, False))}."
+    say(text)
+    if asks and can_ask():
+        confirm("Go on?", "DURATION and RATE")
+
+
 @spread
 def run(
     ctx: typer.Context,
@@ -175,6 +198,7 @@ def run(
     overhead: WithOverhead = False,
     send_time: SendTime = False,
     keep: Keep = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending to a live Service.")] = False,
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
@@ -187,7 +211,9 @@ def run(
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
-    detected, where they are not passed.
+    detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
+    says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
+    and --position.
 
     \b
     Examples:
@@ -207,6 +233,7 @@ def run(
       kproxylat run --lab --ruleset node.json --every-service --dry-run
       kproxylat run --lab --keep --services 1000 2 1000
     """
+    from kproxylat.measure.expected import expect_s, say_expected
     from kproxylat.measure.options import Record
     from kproxylat.measure.preview import preview
     from kproxylat.measure.run import measure
@@ -216,14 +243,23 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
+    if options.lab:
+        refuse_options("a lab has no live Service", yes=yes)
     plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    # DURATION comes before RATE, so a call with RATE has both.
+    asks = options.rate is None and not (yes or options.lab)
     if dry_run:
         plan, _ = options.look_up(plan, node)
-        show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
+        machine = describe_vm(vm, vm_if_needed, clock, kernel)
+        show_runs("run", [preview(plan)], form, virtual_machine=machine, asks_first=asks)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
+    if options.lab or not plan.sending.generator.sends:
+        say_expected(expect_s(plan, detect_clock()[1]))
+    else:
+        _announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
         print(to_json(result))

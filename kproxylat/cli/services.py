@@ -71,7 +71,10 @@ def services_create(
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Create dummy Services with one EndpointSlice each. To resume after an interruption, run the same command again.
+    """Create dummy Services with one EndpointSlice each.
+
+    It changes the cluster: each node's kube-proxy writes rules for them. To undo it: kproxylat services delete. To
+    resume after an interruption, run the same command again.
 
     \b
     Examples:
@@ -122,6 +125,8 @@ def services_delete(
     place: Place,
 ) -> None:
     """Delete the Services dummy-service-N that have the label type=dummy, and their EndpointSlices.
+
+    It changes the cluster. No other Service is deleted.
 
     \b
     Examples:

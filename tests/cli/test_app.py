@@ -225,7 +225,7 @@ def test_no_bpftrace(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(processes, "PATH", str(tmp_path))
     for argv in (LAB, ("trace", "--mode", "nftables")):
         status, _, err = call(capsys, *argv)
-        lines = [line for line in err.splitlines() if not line.startswith("[")]
+        lines = [line for line in err.splitlines() if not line.startswith(("[", "This takes about "))]
         assert (status, lines) == (1, ["kproxylat: bpftrace not found", "  apt-get install bpftrace"])
 
 
@@ -262,7 +262,8 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     monkeypatch.setattr("kproxylat.system.crash.give_to_user", given.append)
     status, out, err = call(capsys, *LAB, "--mode", "nftables", "7")
     (report,) = internal_error.glob("kproxylat/traceback_*.txt")
-    line = f"kproxylat: internal error, please report it (traceback: {report}): {SURPRISE}\n"
+    line = "This takes about 13 s.\n"
+    line += f"kproxylat: internal error, please report it (traceback: {report}): {SURPRISE}\n"
     assert (status, out, err) == (3, "", line)
     head, _, trace = report.read_text().partition("\n\n")
     assert head.splitlines() == [

@@ -93,16 +93,19 @@ OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
-        "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
-        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
-        "vm": IN_LAB | {"--target", "--every-service", "--keep"},
+        "lab": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
+        "ruleset": IN_LAB
+        | NO_VM
+        | OWN
+        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
+        "vm": IN_LAB | {"--target", "--every-service", "--keep", "--yes"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
-        "dry": IN_LAB | NO_VM | {"--target", "--every-service"},
+        "dry": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
         "dry ruleset": IN_LAB
         | NO_VM
         | OWN
-        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
+        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
         "dry node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
     },
     "render": {
@@ -355,6 +358,8 @@ ENTRIES: dict[str, Any] = {
     "sweep.whatif.save": Path("saved.json"),
     "cli.whatif.show_whatif": None,
     "cli.sweep.confirm": None,
+    "cli.run.can_ask": True,
+    "cli.run.confirm": None,
     "console.confirm": None,
     "cli.mode.confirm": None,
     "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
