@@ -17,9 +17,27 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
-def say(message: str) -> None:
-    """Print a line on stderr; stdout is for results."""
-    print(plain(message), file=sys.stderr, flush=True)
+ESSENTIAL, NORMAL, DETAIL = range(3)
+"""How much a message matters: an error; progress; each program that is run."""
+_volume = NORMAL
+
+
+def set_volume(quiet: bool = False, verbose: bool = False) -> None:
+    """Choose which messages are printed.
+
+    :param quiet: errors only; ``verbose``: details, too.
+    """
+    global _volume
+    _volume = ESSENTIAL if quiet else DETAIL if verbose else NORMAL
+
+
+def say(message: str, level: int = NORMAL) -> None:
+    """Print a line on stderr; stdout is for results.
+
+    :param level: :data:`ESSENTIAL`, :data:`NORMAL` or :data:`DETAIL`.
+    """
+    if level <= _volume:
+        print(plain(message), file=sys.stderr, flush=True)
 
 
 def can_ask() -> bool:
@@ -50,7 +68,7 @@ def waiting(text: str, expected_s: float) -> Iterator[None]:
 
     :param expected_s: expected duration.
     """
-    if expected_s < 2 or not sys.stderr.isatty():
+    if expected_s < 2 or not sys.stderr.isatty() or _volume < NORMAL:
         yield
         return
     from rich.console import Console
@@ -88,7 +106,7 @@ def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
 
     :return: a function to call after each step.
     """
-    if not total or not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty() or _volume < NORMAL:
         yield lambda: None
         return
     from rich.console import Console

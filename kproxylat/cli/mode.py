@@ -37,7 +37,7 @@ def mode_show(
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
-    form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,

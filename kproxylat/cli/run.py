@@ -41,8 +41,8 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.console import can_ask, confirm, say
-from kproxylat.errors import UsageError, refuse_options
+from kproxylat.console import say
+from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
 from kproxylat.system.kernel import detect_clock
@@ -169,27 +169,6 @@ def words(options: Options) -> list[str]:
     ]
 
 
-def _announce(plan: Options, asks: bool) -> None:
-    """Say what a run does to a live Service and its pods, and ask a person for permission.
-
-    :param asks: ask, if there is a terminal.
-    :raises DeclinedError: the answer is not yes.
-    """
-    from kproxylat.measure.expected import expect_s, write_duration
-
-    sending, service = plan.sending, plan.service
-    name, pods = (service.service or "it", service.endpoints) if service else (str(plan.target), ())
-    packets = "TCP connections, each closed at once" if sending.connects else f"{plan.target.protocol.upper()} packets"
-    more = f" and {len(pods) - 3} more" if pods[3:] else ""
-    text = f"This sends {plan.packets_in_all + sending.warmup:,} {packets}, {sending.rate_pps:,} a second for "
-    text += f"{sending.duration_s:g} s, each a new flow, to the pods of {name}"
-    text += f": {', '.join(pods[:3])}{more}" if pods else ""
-    text += f". It takes about {write_duration(expect_s(plan, False))}."
-    say(text)
-    if asks and can_ask():
-        confirm("Go on?", "DURATION and RATE")
-
-
 @spread
 def run(
     ctx: typer.Context,
@@ -233,7 +212,7 @@ def run(
       kproxylat run --lab --ruleset node.json --every-service --dry-run
       kproxylat run --lab --keep --services 1000 2 1000
     """
-    from kproxylat.measure.expected import expect_s, say_expected
+    from kproxylat.measure.expected import announce, expect_s, say_expected
     from kproxylat.measure.options import Record
     from kproxylat.measure.preview import preview
     from kproxylat.measure.run import measure
@@ -259,7 +238,7 @@ def run(
     if options.lab or not plan.sending.generator.sends:
         say_expected(expect_s(plan, detect_clock()[1]))
     else:
-        _announce(plan, asks)
+        announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
         print(to_json(result))
@@ -281,7 +260,7 @@ def trace(
     probe: ProbeKind = Kind.AUTO,
     output_dir: OutputDir = LOGS,
     dry_run: DryRun = False,
-    form: Annotated[Format | None, typer.Option("--format", help="How --dry-run is written to stdout.")] = None,
+    form: Annotated[Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
 ) -> None:
@@ -324,8 +303,9 @@ def render(
 ) -> None:
     """Print the bpftrace script that run would use on this kernel, and take run's arguments for it.
 
-    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it needs root: the kernel
-    tells only root which functions fentry can trace.
+    Without --lab and --target, it is for the cluster's Service, as in run. It needs root: the kernel tells only root
+    which functions fentry can trace. --vm needs no root: it boots a virtual machine to ask its kernel, which takes
+    about a minute without KVM.
 
     \b
     Examples:
@@ -334,6 +314,7 @@ def render(
     """
     from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
+    from kproxylat.node.checks import check_kprobes
     from kproxylat.system.kernel import check_root
     from kproxylat.trace.script import render_script
 
@@ -343,4 +324,10 @@ def render(
     check_root()
     plan, _ = options.look_up(plan, node)
     load_modules(plan.mode)
-    print(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")
+    script = plan_script(plan)
+    try:
+        if script.kind == "kprobe":
+            check_kprobes()
+    except MachineError as error:
+        say(f"warning: this kernel cannot run the script: {error}")
+    print(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

@@ -155,7 +155,7 @@ def services_delete(
 @services_app.command("list")
 @spread
 def services_list(
-    form: Annotated[Format, typer.Option("--format", help="How the list is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the list is written to stdout.")] = Format.TABLE,
     *,
     cluster: Namespaced,
 ) -> None:

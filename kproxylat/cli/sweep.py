@@ -166,7 +166,7 @@ def sweep(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
     dry_run: DryRun = False,
     form: Annotated[
-        SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
+        SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,

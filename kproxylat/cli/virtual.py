@@ -34,7 +34,7 @@ KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image
 VmClock = Annotated[Clock | None, typer.Option("--clock", help="Clock of --vm (ns); instructions counts them exactly.")]
 RUN_S = 45
 """About how long an emulated machine takes for a short run."""
-_VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
+_VM_FLAGS = {"--output": 1, "--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
 def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Run logs in the form of the old scripts: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>.log``.
+"""Run logs in the form of the old scripts: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>*.log``.
 
 A log holds the old header, bpftrace's unchanged text, and the FINAL REPORT; the result lies beside it as ``.json``.
 Raw output goes to disk first and is parsed second.
@@ -32,12 +32,13 @@ class RunLog:
 
     :param directory: the directory of the log; created if it does not exist.
     :param mode: the middle of the file's name.
-    :param started: the end of the file's name.
+    :param started: the end of the old scripts' file names.
+    :param facts: more words for the end of the name.
     :raises MachineError: the directory or the file cannot be written.
     """
 
-    def __init__(self, directory: Path, mode: str, started: datetime) -> None:
-        stem = f"ebpf_{mode}_{started:%Y%m%d_%H%M%S}"
+    def __init__(self, directory: Path, mode: str, started: datetime, *facts: str) -> None:
+        stem = "_".join(("ebpf", mode, f"{started:%Y%m%d_%H%M%S}", *facts))
         self.error: OSError | None = None
         make_directory(directory)
         try:

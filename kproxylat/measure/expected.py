@@ -1,8 +1,8 @@
-"""How long a measurement will take, about."""
+"""What a measurement will take and do: about how long, and to whom."""
 
 from __future__ import annotations
 
-from kproxylat.console import say
+from kproxylat.console import can_ask, confirm, say
 from kproxylat.measure.options import Options
 
 LONG_S = 5
@@ -33,3 +33,22 @@ def say_expected(seconds: float) -> None:
     """Say beforehand how long a command takes, if it takes long."""
     if seconds > LONG_S:
         say(f"This takes about {write_duration(seconds)}.")
+
+
+def announce(plan: Options, asks: bool) -> None:
+    """Say what a run does to a live Service and its pods, and ask a person for permission.
+
+    :param asks: ask, if there is a terminal.
+    :raises DeclinedError: the answer is not yes.
+    """
+    sending, service = plan.sending, plan.service
+    name, pods = (service.service or "it", service.endpoints) if service else (str(plan.target), ())
+    packets = "TCP connections, each closed at once" if sending.connects else f"{plan.target.protocol.upper()} packets"
+    more = f" and {len(pods) - 3} more" if pods[3:] else ""
+    text = f"This sends {plan.packets_in_all + sending.warmup:,} {packets}, {sending.rate_pps:,} a second for "
+    text += f"{sending.duration_s:g} s, each a new flow, to the pods of {name}"
+    text += f": {', '.join(pods[:3])}{more}" if pods else ""
+    text += f". It takes about {write_duration(expect_s(plan, False))}."
+    say(text)
+    if asks and can_ask():
+        confirm("Go on?", "DURATION and RATE")

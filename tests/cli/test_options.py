@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -15,16 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 
-from kproxylat.cli import app
 from kproxylat.cluster.proxy_mode import Evidence, Finding
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
 from tests.results import COUNTED
 from tests.support import ROOT
-from tests.support.command import RULES, Captured, call
+from tests.support.command import PARAMETERS, RULES, Captured, call, name_of
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
@@ -222,28 +221,6 @@ WITH = {
 """Option -> the words without which it cannot stand."""
 
 
-def list_parameters() -> dict[str, list[Any]]:
-    """Return the parameters of every command, as click has them."""
-    found: dict[str, list[Any]] = {}
-
-    def walk(command: Any, name: str) -> None:
-        for each, below in getattr(command, "commands", {}).items():
-            walk(below, f"{name} {each}".strip())
-        if not hasattr(command, "commands"):
-            found[name] = [each for each in command.params if each.name != "help"]
-
-    walk(typer.main.get_command(app.build()), "")
-    return found
-
-
-PARAMETERS = list_parameters()
-
-
-def name_of(parameter: Any) -> str:
-    """Return an argument's name, or the longest of an option's."""
-    return str(max(parameter.opts, key=len))
-
-
 def words_of(command: str, place: str, parameter: Any) -> tuple[str, ...]:
     """Return the words that pass a parameter.
 
@@ -325,6 +302,9 @@ def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node |
 ENTRIES: dict[str, Any] = {
     "system.kernel.check_root": None,
     "cli.host.check_root": None,
+    "cli.host.node_lock.lock": nullcontext(SimpleNamespace(notes=())),
+    "cli.host.clean_up": ["x"],
+    "cli.host.find_leftovers": [],
     "cli.sweep.detect_clock": ("ns", False),
     "system.kernel.detect_clock": ("ns", False),
     "measure.plan.check_trusted": None,
@@ -352,14 +332,14 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
     "measure.plan.load_modules": None,
-    "measure.plan.plan_script": lambda options: describe(options),
+    "measure.plan.plan_script": lambda options: SimpleNamespace(kind="", options=describe(options)),
     "trace.script.render_script": "",
     "sweep.whatif.whatif": (WHATIF, None),
     "sweep.whatif.save": Path("saved.json"),
     "cli.whatif.show_whatif": None,
     "cli.sweep.confirm": None,
-    "cli.run.can_ask": True,
-    "cli.run.confirm": None,
+    "measure.expected.can_ask": True,
+    "measure.expected.confirm": None,
     "console.confirm": None,
     "cli.mode.confirm": None,
     "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
