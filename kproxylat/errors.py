@@ -8,6 +8,7 @@ number of the signal).
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import shorten
 
 BUG = 3
@@ -16,6 +17,12 @@ BOOKS_OPEN = 4
 """Exit status: the packet accounting does not balance."""
 WORSE = 5
 """Exit status: B is worse than allowed."""
+
+
+def find_page(name: str) -> str:
+    """Return the path of a page of the documentation: in an installed wheel, or in a checkout."""
+    pages = [directory / "docs" / name for directory in Path(__file__).parents[:2]]
+    return str(next((page for page in pages if page.exists()), name))
 
 
 class KproxylatError(Exception):
