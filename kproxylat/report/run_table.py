@@ -125,7 +125,7 @@ def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
         if over:
             estimate, lo, hi = (write_figure(figure, unit) for figure in astuple(over))
             bounds = f" ({lo} to {hi})" if over.lo < over.hi else ""
-            yield f"a packet to the target takes {estimate}{bounds} longer than one to {kind}"
+            yield fill(f"a packet to the target takes {estimate}{bounds} longer than one to {kind}")
     lost, arrived = sum(times.preempted.values()), times.checked - times.late
     yield fill(
         f"reading the clock adds {write_figure(times.clock, unit)} to each; the sender lost the CPU during {lost:,} "

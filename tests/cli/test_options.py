@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from kproxylat.cluster.proxy_mode import Evidence, Finding
+from kproxylat.measure.expected import announce
+from kproxylat.measure.options import NodeUnderTest, Options, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
@@ -399,6 +401,40 @@ def test_every_command_has_its_places() -> None:
         names = set(map(name_of, PARAMETERS[command]))
         assert set(places) <= set(PLACES[command])
         assert set().union(*places.values()) <= names | API, command
+
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", re.findall(r"`kproxylat ([^`]+)`", README))
+def test_the_readmes_commands_are_accepted(capsys: Captured, tmp_path: Path, command: str) -> None:
+    """Each does something, and refuses no option."""
+    for name, source in {
+        "before.json": COUNTED,
+        "after.json": COUNTED,
+        "sweep.json": COUNTED,
+        "ruleset.json": RULES,
+    }.items():
+        (tmp_path / name).write_bytes(Path(source).read_bytes())
+    words = [LOG if "*" in word else word for word in command.split()]
+    status, done, err = run(capsys, *words)
+    assert status == 0, err
+    assert done
+
+
+def test_the_readme_shows_what_is_printed(capsys: Captured) -> None:
+    """A result as it is printed, line by line, and the announcement of a run on a node."""
+    blocks = re.findall(r"^```\n(.+?)^```", README, re.M | re.S)
+    [result] = [block for block in blocks if "commonest count" in block]
+    printed = call(capsys, "parse", LOG)[1].splitlines()
+    assert [line for line in result.splitlines() if line not in printed] == []
+    [announced] = [block for block in blocks if block.startswith("This sends ")]
+    place = NodeUnderTest(Node(None, "here"))
+    service = Target("10.96.0.10", 50051, "udp", "shop/my-service", (), ("10.244.1.10:50051",))
+    mode = find_mode("iptables", "nft")
+    plan = Options(mode, where=place, sending=Sending(duration_s=5, rate_pps=1000), service=service)
+    announce(plan, False)
+    assert capsys.readouterr().err.startswith(announced.rstrip())
 
 
 ROWS = [
