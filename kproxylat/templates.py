@@ -16,13 +16,13 @@ from jinja2.lexer import Token, TokenStream
 from jinja2.sandbox import SandboxedEnvironment
 
 from kproxylat.console import plain
-from kproxylat.errors import MachineError, TemplateError
+from kproxylat.errors import MachineError, TemplateError, find_page
 from kproxylat.system.trust import check_trusted
 
 _PACKAGE = Path(__file__).parent
 DIRECTORIES = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
 """Directories of the templates: in an installed wheel, and in a checkout."""
-_SYNTAX = "correct that line; see docs/templates.md for examples, jinja2's documentation for the syntax"
+_SYNTAX = f"correct that line; {find_page('templates.md')} has examples, jinja2's documentation the syntax"
 _MARK = re.compile("\ue000([^\ue001]*):(\\d+)\ue001")
 """Mark with a template's name and line, in characters for private use."""
 

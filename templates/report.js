@@ -16,3 +16,6 @@ for (const button of document.querySelectorAll("button")) {
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   });
 }
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
+from kproxylat.cli.program import HELP_OPTIONS, Program, present
 from kproxylat.console import say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
@@ -85,7 +86,8 @@ def build(name: str = "") -> typer.Typer:
     :param name: the command's name.
     """
     app = typer.Typer(
-        add_completion=False,
+        cls=Program,
+        context_settings=HELP_OPTIONS,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -94,10 +96,14 @@ def build(name: str = "") -> typer.Typer:
     )
     for command in [name] if name in COMMANDS else COMMANDS:
         module = import_module(f"kproxylat.cli.{COMMANDS[command]}")
-        if hasattr(module, f"{command}_app"):
-            app.add_typer(getattr(module, f"{command}_app"), name=command)
+        group = getattr(module, f"{command}_app", None)
+        if group:
+            short = group.info.help.split("\n\n")[0]
+            app.add_typer(group, name=command, context_settings=HELP_OPTIONS, short_help=short)
         else:
             app.command()(getattr(module, command))
+        for info in group.registered_commands if group else app.registered_commands[-1:]:
+            present(info)
     return app
 
 

@@ -11,7 +11,7 @@ import typer
 from kproxylat.analysis import compare as comparing
 from kproxylat.analysis.comparison import check_worse, to_json
 from kproxylat.cli.options import Form, Format
-from kproxylat.console import say
+from kproxylat.console import ESSENTIAL, say
 from kproxylat.errors import WORSE, refuse_options
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_comparison
@@ -58,7 +58,7 @@ def compare(
     if worse:
         missing = ", ".join(name for comparison in comparisons for name in comparison.missing)
         costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
-        say(f"kproxylat: B lacks what A has: {missing}" if missing else costs)
+        say(f"kproxylat: B lacks what A has: {missing}" if missing else costs, ESSENTIAL)
         sys.exit(WORSE)
 
 

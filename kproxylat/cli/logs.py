@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kproxylat.console import say
+from kproxylat.console import ESSENTIAL, say
 from kproxylat.errors import LogError, MachineError, UsageError, refuse_options
 from kproxylat.logs.reader import read_intervals, read_log
 from kproxylat.report.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
@@ -152,7 +152,7 @@ def _stream_intervals(rows: Iterable[dict[str, Any]], as_csv: bool) -> Iterator[
 def parse(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
     output: Annotated[
-        str | None, typer.Option("--format", help="table (unless given), json, csv or openmetrics.")
+        str | None, typer.Option("--format", "-o", help="table (unless given), json, csv or openmetrics.")
     ] = None,
     csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
     percentiles: Annotated[str | None, typer.Option(help="Which ones, 0 to 100 (50,95,99).")] = None,
@@ -169,4 +169,4 @@ def parse(
       kproxylat parse --format csv --csv-dialect experiment old.log.gz
     """
     options = ParseOptions(output, csv_dialect, percentiles, prints, intervals)
-    raise typer.Exit(parse_logs(files, options, say))
+    raise typer.Exit(parse_logs(files, options, partial(say, level=ESSENTIAL)))

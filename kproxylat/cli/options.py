@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kproxylat.cli.places import OnNode
-from kproxylat.console import say
+from kproxylat.console import ESSENTIAL, say
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
@@ -128,7 +128,7 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
-Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+Form = Annotated[Format, typer.Option("--format", "-o", help="How the result is written to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")
 ]
@@ -307,5 +307,5 @@ def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> No
     interrupts.check()
     open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
     if open_books:
-        say(f"kproxylat: the books don't close: {open_books[0]}")
+        say(f"kproxylat: the books don't close: {open_books[0]}", ESSENTIAL)
         sys.exit(BOOKS_OPEN)

@@ -17,6 +17,7 @@ from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import SweepOptions, keep_possible
 from kproxylat.console import say
 from kproxylat.errors import MachineError
+from kproxylat.report.columns import paint
 from kproxylat.report.plot import plot_reproduction
 from kproxylat.report.reproduction import draw_reproduction
 from kproxylat.results import SCHEMA
@@ -78,7 +79,7 @@ def show(reproduction: Reproduction, form: Format, directory: Path) -> None:
     if form is Format.JSON:
         print(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
         return
-    print("\n".join(draw_reproduction(reproduction, machine)))
+    print(paint("\n".join(draw_reproduction(reproduction, machine))))
     if picture.exists():
         print(f"picture: {picture}")
 

@@ -71,7 +71,10 @@ def services_create(
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Create dummy Services with one EndpointSlice each. To resume after an interruption, run the same command again.
+    """Create dummy Services with one EndpointSlice each.
+
+    It changes the cluster: each node's kube-proxy writes rules for them. To undo it: kproxylat services delete. To
+    resume after an interruption, run the same command again.
 
     \b
     Examples:
@@ -123,6 +126,8 @@ def services_delete(
 ) -> None:
     """Delete the Services dummy-service-N that have the label type=dummy, and their EndpointSlices.
 
+    It changes the cluster. No other Service is deleted.
+
     \b
     Examples:
       kproxylat services delete --dry-run
@@ -150,7 +155,7 @@ def services_delete(
 @services_app.command("list")
 @spread
 def services_list(
-    form: Annotated[Format, typer.Option("--format", help="How the list is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the list is written to stdout.")] = Format.TABLE,
     *,
     cluster: Namespaced,
 ) -> None:

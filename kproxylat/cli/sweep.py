@@ -166,7 +166,7 @@ def sweep(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
     dry_run: DryRun = False,
     form: Annotated[
-        SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
+        SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
@@ -176,9 +176,9 @@ def sweep(
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
-    Without --lab, on a node, it creates so many dummy Services, waits for kube-proxy, and deletes them at the end. With
-    several modes, it sets kube-proxy's mode and restores it at the end. To resume after an interruption, run the same
-    command again with the same --output-dir.
+    Without --lab, on a node, it changes the cluster: it creates so many dummy Services, waits for kube-proxy, and
+    deletes them at the end. With several modes, it sets kube-proxy's mode on all nodes and restores it at the end.
+    To resume after an interruption, run the same command again with the same --output-dir.
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from dataclasses import asdict, astuple
 from typing import Any
 
 from kproxylat.console import plain
+from kproxylat.report.columns import paint
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.run_table import draw_result
 from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
@@ -110,13 +111,13 @@ def csv_row(row: Iterable[Any]) -> str:
 
 
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, 80 columns wide (wider for long file names and warnings), as ``run`` prints them."""
+    """Write tables for people, as wide as the terminal and in its colours, as ``run`` prints them."""
     for result in results:
         source = result.source
         if source:
             yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
         for paragraph in draw_result(result):
-            yield f"{paragraph}\n"
+            yield f"{paint(paragraph)}\n"
         yield "\n"
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxylat.analysis.published import Reproduction
-from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import fill
+from kproxylat.report.columns import draw_table, fill
 from kproxylat.results import Bounded
 
 FIGURES = ("series", "Services", "figure", "published", "measured", "bounds", "ratio")

@@ -15,15 +15,16 @@ from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.contrast import Figure as Contrasted
 from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import Series, build_series
+from kproxylat.report.columns import write_figure
 from kproxylat.report.plot import (
-    find_crossings,
     name_run,
     picture_comparisons,
     picture_reproduction,
     picture_results,
 )
 from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
-from kproxylat.report.run_table import name_unit, sketch_map
+from kproxylat.report.run_table import name_unit
+from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
 from kproxylat.results import Probe, Result, ServiceCost, target_text
 from kproxylat.results_json import build, build_results
 
@@ -36,11 +37,6 @@ METHODS = {
     "send time": "The sender took the time of the system call that carries a packet its whole way by its own clock.",
 }
 """What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> how."""
-SUBJECTS = {
-    "lookup": "The lookup of a new flow{target} takes",
-    "first packet": "A new connection{target} gets its first answer after",
-    "send time": "Sending a packet{target} through the node takes",
-}
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,6 @@ class Section:
     facts: Table | None = None
 
 
-def write_amount(value: float, unit: str | None, emulated: bool | None = False) -> str:
-    """Write a cost with its unit, times in the unit that suits them: ``38.2 µs``."""
-    if unit != "ns":
-        return f"{value:,.0f} {name_unit(unit, emulated)}"
-    scale, name = next((row for row in ((1e6, "ms"), (1e3, "µs")) if abs(value) >= row[0]), (1, "ns"))
-    return f"{value / scale:,.3g} {name_unit(name, emulated)}"
-
-
 def _bound(figure: Any, form: str = ",.4g") -> str:
     """Write an estimate with its bounds, where it has some; "-" if it is unknown."""
     if figure is None:
@@ -87,29 +75,7 @@ def _bound(figure: Any, form: str = ",.4g") -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.6g}" if value % 1 else f"{value:,.0f}"
-
-
-def say_run(result: Result) -> str:
-    """Say in a sentence what a run found."""
-    probe = result.main_probe
-    if not probe or probe.middle is None:
-        return f"{name_run(result)}: no calls were measured."
-    service = result.target and (result.target.service or target_text(result))
-    subject = SUBJECTS[probe.measured].format(target=f" to {service}" if service else "")
-    figure = "the commonest value" if probe.unit == "instructions" else "p50"
-    amount = write_amount(probe.middle, probe.unit, result.run.emulated)
-    return f"{subject} {amount} ({figure}), in {name_run(result)}."
-
-
-def say_series(series: Series) -> str:
-    """Say in a sentence how the cost of a mode grows with the Services."""
-    last, per = series.points[-1], series.per_service
-    costs = f"{write_amount(last.cost, series.unit, series.emulated)} at {last.services:,} Services"
-    grows = f"each Service adds {_bound(per)} {series.unit} ({series.verdict})" if per else series.verdict
-    if series.verdict == "O(1)":
-        grows = "the cost does not grow with the Services (O(1))"
-    return f"{series.name}: {grows}; {costs}."
+    return write_figure(value, None)
 
 
 def build_runs(document: Mapping[str, Any]) -> Section:
@@ -121,15 +87,15 @@ def build_runs(document: Mapping[str, Any]) -> Section:
     if not results:
         raise ValueError("holds no result")
     series = [line for line in build_series(results) if len(line.points) > 1]
-    sentences = [*map(say_series, series)] or [say_run(result) for result in results[:MANY]]
-    if series:
-        sentences += [f"{names} cost the same at {_bound(where, ',.3g')} Services."
-                      for names, where in find_crossings(results)]  # fmt: skip
+    sentences = [*describe_series(series)]
+    if not series:
+        nothing = "no lookup was measured."
+        sentences = [describe_result(result) or f"{name_run(result)}: {nothing}" for result in results[:MANY]]
     tables = [_list_series(series)] if series else []
     if len(results) == 1:
         tables += [_list_probes("Calls", dict(_name_probes(results[0])), results[0])]
-        maps = [[sketch_map(name, content)] for name, content in results[0].maps.items()]
-        tables += [Table("Maps of the probe script", ["map"], maps)] if maps else []
+        maps = [(name, content.kind, len(content.entries)) for name, content in results[0].maps.items()]
+        tables += [Table("Maps of the probe script", ("map", "kind", "entries"), maps, words=2)] if maps else []
         tables += [_list_services(results[0].services, results[0].run.clock)] if results[0].services else []
     elif len(results) <= MANY:
         probes = {f"{number}. {name_run(result)}": probe for number, result in enumerate(results, 1)
@@ -214,7 +180,8 @@ def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Tab
     rows = []
     for name, probe in probes.items():
         shares = [percentile.estimate if (percentile := probe.percentiles.get(part)) else None for part in names]
-        rows.append((name, *map(_number, (probe.count, probe.min, *shares, probe.mean, probe.max))))
+        costs = (write_figure(cost, probe.unit) for cost in (probe.min, *shares, probe.mean, probe.max))
+        rows.append((name, f"{probe.count:,}", *costs))
     unit = name_unit(" and ".join(dict.fromkeys(probe.unit for probe in probes.values())), result.run.emulated)
     header = ("", "calls", "least", *(f"p{name}" for name in names), "mean", "most")
     return Table(f"{title}, {unit}", header, rows)
@@ -243,26 +210,18 @@ def _list_series(every: Sequence[Series]) -> Table:
 def build_whatif(document: Mapping[str, Any]) -> Section:
     """Build the section of the costs of captured rules in each mode."""
     results = build_results(document)
-    about: WhatIf = build(WhatIf, {**document["whatif"], "series": [], "results": []})
-    modes, unit = about.alternatives, about.unit
-    now = next((mode for mode in modes if mode.captured), modes[0])
-    sentences = [f"Now, in {now.mode}/{now.backend}, a lookup takes {write_amount(now.mean, unit)} on average."]
-    for mode in modes:
-        if mode is not now:
-            times = max(mode.mean, now.mean) / max(min(mode.mean, now.mean), 1)
-            change = f"{times:,.3g} times {'less' if mode.mean < now.mean else 'as much'}"
-            equal = f"; equal at {mode.equal_at:,.3g} Services" if mode.equal_at is not None else ""
-            sentences.append(
-                f"In {mode.mode}/{mode.backend} it would take {write_amount(mode.mean, unit)}, {change}{equal}."
-            )
+    parts = {"results": [], "series": document.get("series", [])}
+    outcome: WhatIf = build(WhatIf, document["whatif"] | parts)
+    modes, unit = outcome.alternatives, outcome.unit
+    sentences = [describe_alternative(mode, outcome) for mode in modes]
     rows = []
     for mode in modes:
         rules = "as captured" if mode.captured else "as kube-proxy 1.36 would write them"
-        costs = (mode.least, mode.mean, mode.most, mode.per_service, mode.equal_at)
-        rows.append((f"{mode.mode}/{mode.backend}", rules, *map(_number, costs)))
+        costs = map(_number, (mode.least, mode.mean, mode.most, mode.per_service))
+        rows.append((f"{mode.mode}/{mode.backend}", rules, *costs, equal_at(mode, outcome)))
     header = ("mode", "rules", "least", "mean", "most", "each Service adds", "equal to now at")
-    tables = [Table(f"A lookup in each mode, {unit}", header, rows, words=2), _list_services(about.dearest, unit)]
-    return _complete("What if", sentences, partial(picture_results, results), tables, results, about.notes)
+    tables = [Table(f"A lookup in each mode, {unit}", header, rows, words=2), _list_services(outcome.dearest, unit)]
+    return _complete("What if", sentences, partial(picture_results, results), tables, results, outcome.notes)
 
 
 def build_comparisons(document: Mapping[str, Any]) -> Section:

@@ -260,7 +260,7 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(kernel, "user_clock_s", lambda: next(times))
     sweep.sweep(points(tmp_path))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("==")]
-    assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
+    assert said[0].startswith("== run 1 of 9: iptables on legacy, 10 Services; this takes about ")
     assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
     assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
     assert said[8].endswith("1,000 Services; about 50 s left")
