@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from io import BytesIO
@@ -100,8 +101,8 @@ def make_figure(title: str, origin: str, wide: int = 0) -> tuple[Figure, list[Ax
     size = (7.5 * max(wide, 1), 5.2)
     figure: Figure = import_matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained")
     width = 92 * max(wide, 1)
-    figure.suptitle(textwrap.fill(title, width - 20), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
-    figure.supxlabel(textwrap.fill(origin, width + 30), x=0.01, ha="left", fontsize=7.5)
+    figure.suptitle(_wrap(title, width - 20), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+    figure.supxlabel(_wrap(origin, width + 30), x=0.01, ha="left", fontsize=7.5)
     parts: list[Any] = [*figure.subfigures(1, wide, squeeze=False)[0]] if wide else [figure]
     every: list[Axes] = [part.subplots() for part in parts]
     for axes in every:
@@ -113,7 +114,11 @@ def make_figure(title: str, origin: str, wide: int = 0) -> tuple[Figure, list[Ax
 
 def write_below(axes: Axes, text: str, width: int = 100) -> None:
     """Write a small text between a figure's title and its axes."""
-    axes.set_title("\n".join(textwrap.wrap(text, width)), fontsize="small", loc="left")
+    axes.set_title(_wrap(text, width), fontsize="small", loc="left")
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, max_lines=3, placeholder=" …")
 
 
 def add_value(axes: Axes, x: float, y: float, text: str) -> None:
@@ -158,7 +163,10 @@ def _write(figure: Figure, form: str, transparent: bool = False) -> bytes:
         "svg": {"Date": None, "Title": figure.get_suptitle()}, "png": {"Software": None}, "pdf": {"CreationDate": None}
     }  # fmt: skip
     stream = BytesIO()
-    figure.savefig(stream, format=form, metadata=metadata[form], transparent=transparent)
+    with warnings.catch_warnings():
+        # Long names leave little room, and letters may have no glyph: the picture is less nice then, and still true.
+        warnings.simplefilter("ignore")
+        figure.savefig(stream, format=form, metadata=metadata[form], transparent=transparent)
     if form != "svg":
         return stream.getvalue()
     return re.sub(rb'<g id="value: ([^"]*)">', rb'<g class="value"><title>\1</title>', stream.getvalue())

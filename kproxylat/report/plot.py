@@ -137,14 +137,6 @@ def plot_clocks(every: Sequence[Sequence[Series]], output: Path, results: Sequen
     save_figure(figure, output)
 
 
-def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
-    """Draw published and measured times over numbers of Services, one part for each percentile.
-
-    :raises MachineError: matplotlib is missing, nothing was measured, or the file cannot be written.
-    """
-    save_figure(picture_reproduction(reproduction), output)
-
-
 def picture_reproduction(reproduction: Reproduction, title: str | None = None) -> Figure:
     """Draw published and measured times over numbers of Services, one part for each percentile.
 

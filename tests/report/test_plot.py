@@ -242,6 +242,14 @@ def test_without_matplotlib_it_says_how_to_get_it(
     assert err == "kproxylat: plot needs matplotlib: No module named 'matplotlib'\n  pip install 'kproxylat[plot]'\n"
 
 
+def test_a_long_name_in_another_script_is_drawn_without_a_word(tmp_path: Path) -> None:
+    """pytest makes an error of each warning; matplotlib warns of missing glyphs and of little room."""
+    result = change_run(LEGACY, mode="測" * 3000)
+    for suffix in ("png", "svg", "pdf"):
+        plot(files(tmp_path, result), tmp_path / f"x.{suffix}", title="測試 " * 2000)
+    assert "測試 測試" in texts(tmp_path / "x.svg")
+
+
 def test_matplotlib_writes_and_prints_nothing_but_the_picture(tmp_path: Path) -> None:
     """Neither in the home directory, nor for temporary files; a user's matplotlibrc changes nothing."""
     (tmp_path / "home").mkdir()
