@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from kproxylat.errors import DeclinedError, UsageError
 
+_SUSPECT = re.compile(r"[^\n\t -~]")
 
-def plain(text: str) -> str:
-    """Escape the characters that control a terminal, as ``\\x1b``; names from outside may contain any."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+def plain(text: object) -> str:
+    """Escape the characters that control a terminal, as ``\\x1b``: names, logs and results may contain any.
+
+    Controls, escapes, marks of direction, blanks that look like others, and lone surrogates; not line ends and tabs.
+    """
+    return _SUSPECT.sub(lambda match: match[0] if match[0].isprintable() else ascii(match[0])[1:-1], str(text))
+
+
+def plain_line(text: object) -> str:
+    """Escape as :func:`plain`, and line ends and tabs, too: a name cannot pretend to be a line of ours."""
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def show(text: object = "", end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
+    """Print a text without what controls a terminal. All output passes here, but for bars and colours of our own.
+
+    :param file: stdout if None.
+    """
+    print(plain(text), end=end, file=file, flush=flush)
 
 
 def say(message: str) -> None:
     """Print a line on stderr; stdout is for results."""
-    print(plain(message), file=sys.stderr, flush=True)
+    show(message, file=sys.stderr, flush=True)
 
 
 def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
@@ -30,7 +50,7 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
     """
     if not sys.stdin or not sys.stdin.isatty():
         raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
-    print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    show(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise DeclinedError(f"declined: {outcome}", alternative and f"to go on without this question: {alternative}")
 
@@ -47,10 +67,11 @@ def waiting(text: str, expected_s: float) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = TextColumn("      {task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    label = TextColumn("      {task.description}", markup=False)
+    columns = label, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     ended = threading.Event()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=expected_s)
+        task = progress.add_task(plain_line(text), total=expected_s)
 
         def advance() -> None:
             while not ended.wait(0.25):
@@ -77,7 +98,8 @@ def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    label = TextColumn("      {task.description}", markup=False)
+    columns = label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=total)
+        task = progress.add_task(plain_line(text), total=total)
         yield lambda: progress.advance(task)

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
-from kproxylat.console import say
+from kproxylat.console import plain, plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
@@ -37,6 +37,8 @@ COMMANDS = {
     "services": "services",
 }
 """Command, or group of commands (``NAME_app``) -> its module in :mod:`kproxylat.cli`."""
+_BadCommandLine: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
+"""The base of typer's errors, which older versions take from click."""
 HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
 
     \b
@@ -71,7 +73,7 @@ def _say_errors(error: BaseException) -> None:
     if error.__context__ and not error.__suppress_context__:
         _say_errors(error.__context__)
     if isinstance(error, KproxylatError):
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         if error.remedy:
             say(f"  {error.remedy}")
 
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     interrupts.install()
     try:
         app = build(arguments[0] if arguments else "")
-        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+        sys.exit(app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments)) or 0)
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)
@@ -120,12 +122,16 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _forget_output()
         sys.exit(1)
     except OSError as error:
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         _forget_output()
         sys.exit(1)
+    except _BadCommandLine as error:
+        # It names the arguments, and a pattern such as * makes any file's name one.
+        error.message = plain(error.message)
+        error.show()
+        sys.exit(error.exit_code)
     except Exception as error:
         from kproxylat.system.crash import report_bug
 
         report_bug(error, arguments)
         sys.exit(BUG)
-    sys.exit(0)

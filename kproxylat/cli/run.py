@@ -41,6 +41,7 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
+from kproxylat.console import show
 from kproxylat.errors import UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
@@ -226,7 +227,7 @@ def run(
     plan, read_target = options.look_up(plan, node)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
-        print(to_json(result))
+        show(to_json(result))
     else:
         show_result(result)
     end([result], ended)
@@ -307,4 +308,4 @@ def render(
     check_root()
     plan, _ = options.look_up(plan, node)
     load_modules(plan.mode)
-    print(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")
+    show(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")

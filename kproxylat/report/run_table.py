@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 
-from kproxylat.console import plain
+from kproxylat.console import plain, plain_line
 from kproxylat.report.columns import draw_table
 from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.results import (
@@ -246,5 +246,5 @@ def sketch_map(name: str, content: Map) -> str:
     entries = content.entries
     if len(entries) == 1 and not entries[0].key and content.kind in ("int", "float", "str", "bool"):
         shown = str(entries[0].value)
-        return f"{name} {shown if shown.isprintable() else ascii(shown):.40}"
+        return f"{name} {plain_line(shown):.40}"
     return f"{name} ({content.kind}{f', {len(entries)} entries' if entries[0].key else ''})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kproxylat.console import show
 from kproxylat.report.columns import draw_table
 from kproxylat.report.run_table import draw_result, draw_services, fill, head_unit, name_unit
 from kproxylat.results import Result
@@ -23,7 +24,7 @@ MOST_LINES = 12
 def show_result(result: Result) -> None:
     """Print a run."""
     for paragraph in draw_result(result):
-        print(paragraph)
+        show(paragraph)
 
 
 def show_whatif(outcome: WhatIf, most: int = 10) -> None:
@@ -39,44 +40,42 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
         equal = "now" if mode.captured else f"{mode.equal_at:,.1f}" if mode.equal_at is not None else "-"
         rows.append((f"{mode.mode}/{mode.backend}", *figures, base, per_service, equal))
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
-    print(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
-    print(
+    show(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
+    show(
         "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
         "same Services. equal at: with so many Services before it, a lookup costs the\n"
         "same in both; before counts Services, not rules.\n"
     )
     for note in outcome.notes:
-        print(fill(f"note: {note}"))
-    print(draw_services(outcome.dearest[:most], outcome.unit))
+        show(fill(f"note: {note}"))
+    show(draw_services(outcome.dearest[:most], outcome.unit))
     for series in outcome.series:
-        print(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
+        show(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
 
 
 def show_series(every: Sequence[Series]) -> None:
     """Print what each Service adds, the verdicts, and at the end what a lookup costs over numbers of Services."""
     if not every:
-        print("no lookup was measured")
+        show("no lookup was measured")
         return
     first = every[0]
     unit = head_unit(first.unit, first.emulated)
     rows = [_describe_series(series) for series in every]
     header = ("series", "per Service", "bounds", "base", "verdict")
-    print(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
-    print()
+    show(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
+    show()
     for series in every:
-        print(fill(f"{series.name}: {series.evidence}"))
+        show(fill(f"{series.name}: {series.evidence}"))
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
-            print(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
+            show(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
         if series.cross_check:
-            print(fill(_say_cross_check(series.cross_check), indent="    "))
-    print()
+            show(fill(_say_cross_check(series.cross_check), indent="    "))
+    show()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
     rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
-    print(
-        draw_table(f"{first.figure} {first.measured}, {unit}", ("Services", *(series.name for series in every)), rows)
-    )
+    show(draw_table(f"{first.figure} {first.measured}, {unit}", ("Services", *(series.name for series in every)), rows))
 
 
 def show_clocks(every: Sequence[Sequence[Series]]) -> None:
@@ -91,7 +90,7 @@ def show_clocks(every: Sequence[Sequence[Series]]) -> None:
         columns.append(f"{name_unit(clock[0].unit, clock[0].emulated)}\na Service" if clock else "-")
         cells.append([_say_growth(known.get(name)) for name in names])
     rows = [(name, *row) for name, row in zip(names, zip(*cells, strict=True), strict=True)]
-    print(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
+    show(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
 
 
 def _say_growth(series: Series | None) -> str:
@@ -128,7 +127,7 @@ def _list_values(values: Mapping[str, int]) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
     for name, side in (("A", comparison.a), ("B", comparison.b)):
-        print(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
+        show(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
     changed = [
         f"{name} {'unknown' if a is None else a} -> {'unknown' if b is None else b}"
         for name, (a, b) in comparison.changed.items()
@@ -141,8 +140,8 @@ def show_comparison(comparison: Comparison) -> None:
     }
     for name, facts in notes.items():
         if facts:
-            print(fill(f"{name}: {', '.join(facts)}"))
-    print()
+            show(fill(f"{name}: {', '.join(facts)}"))
+    show()
     unit = name_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
     if len(lookups) == 1:
@@ -150,11 +149,11 @@ def show_comparison(comparison: Comparison) -> None:
     else:
         _show_contrasts(lookups, f"{main} {comparison.measured}, {unit}")
     if comparison.calls:
-        print()
+        show()
         _show_contrasts(comparison.calls, "other calls")
-    print()
-    print(fill(comparison.statement, indent=""))
-    print()
+    show()
+    show(fill(comparison.statement, indent=""))
+    show()
 
 
 def _say_figure(figure: Figure) -> str:
@@ -167,7 +166,7 @@ def _show_figures(contrast: Contrast, unit: str) -> None:
     _print_contrasts(f"{contrast.what}, {unit}", contrast.level, rows)
     apart, chance = contrast.distance, contrast.chance_distance
     if apart is not None and chance is not None:
-        print(f"whole distribution: {apart:.3f} apart; by chance up to {chance:.3f}")
+        show(f"whole distribution: {apart:.3f} apart; by chance up to {chance:.3f}")
 
 
 def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
@@ -178,7 +177,7 @@ def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
 
 def _print_contrasts(title: str, level: float, rows: Iterable[Sequence[str]]) -> None:
     bounds = "" if level == 1 else f"bounds ({level:.1%})"
-    print(draw_table(title, ("", "A", "B", "B - A", bounds, "B / A"), rows, left=("",)))
+    show(draw_table(title, ("", "A", "B", "B - A", bounds, "B / A"), rows, left=("",)))
 
 
 def _compare_figure(figure: Figure, level: float) -> list[str]:
@@ -196,24 +195,24 @@ def show_preview(document: Mapping[str, Any]) -> None:
     runs = document["runs"]
     shared = {name: value for name, value in runs[0].items() if all(run[name] == value for run in runs)}
     facts = {name: value for name, value in document.items() if name not in ("schema", "runs")} | shared
-    print(f"nothing was changed: this is what {len(runs)} run{'s' * (len(runs) > 1)} would measure\n")
+    show(f"nothing was changed: this is what {len(runs)} run{'s' * (len(runs) > 1)} would measure\n")
     lists = [name for name, value in runs[0].items() if name not in shared and isinstance(value, list)]
     said = {name: _say_fact(value) for name, value in facts.items()}
     said |= {name: list(dict.fromkeys(line for run in runs for line in _say_fact(run[name]))) for name in lists}
     for name, lines in said.items():
         label = name.replace("_", " ")
         if len(lines) == 1:
-            print(fill(f"{label}: {lines[0]}"))
+            show(fill(f"{label}: {lines[0]}"))
         elif lines:
-            print(f"{label}:")
+            show(f"{label}:")
             for line in lines[:MOST_LINES]:
-                print(fill(f"  - {line}", indent="    "))
-            print(f"  and {len(lines) - MOST_LINES} more\n" if lines[MOST_LINES:] else "", end="")
+                show(fill(f"  - {line}", indent="    "))
+            show(f"  and {len(lines) - MOST_LINES} more\n" if lines[MOST_LINES:] else "", end="")
     differing = [name for name in runs[0] if name not in shared and name not in lists]
     if differing:
         header = [name.replace("_", " ") for name in differing]
         rows = [["\n".join(_say_fact(run[name])) or "-" for name in differing] for run in runs]
-        print(f"\n{draw_table('', header, rows, left=header)}")
+        show(f"\n{draw_table('', header, rows, left=header)}")
 
 
 def _say_fact(value: object) -> list[str]:
@@ -234,11 +233,11 @@ def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
     """
     header = ("check", "state", "found")
     rows = [(check.name, check.state, check.found) for check in findings]
-    print(draw_table("what a measurement takes", header, rows, left=header, fold=2))
+    show(draw_table("what a measurement takes", header, rows, left=header, fold=2))
     for check in findings:
         if check.state != "ok":
-            print(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
+            show(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
             if check.dnf != check.apt:
-                print(f"  {check.dnf}")
+                show(f"  {check.dnf}")
     possible = ", ".join(modes)
-    print(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")
+    show(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")
