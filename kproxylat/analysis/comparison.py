@@ -169,7 +169,7 @@ def check_worse(comparisons: Sequence[Comparison], limit_pct: float) -> bool:
 def to_json(comparisons: Sequence[Comparison]) -> str:
     """Write comparisons as one JSON document, ``{"schema": ..., "comparisons": [...]}``."""
     document = {"schema": SCHEMA, "comparisons": [asdict(comparison) for comparison in comparisons]}
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)
 
 
 def from_json(text: str | bytes) -> tuple[Comparison, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kproxylat.cli.places import OnNode
-from kproxylat.console import ESSENTIAL, say
+from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
@@ -295,7 +295,7 @@ def show_runs(command: str, runs: Sequence[Mapping[str, Any]], form: str, **fact
 
     document = {"schema": SCHEMA, "command": command, **facts, "runs": runs}
     if form == Format.JSON:
-        print(json.dumps(document, indent=1, default=str))
+        show(json.dumps(document, indent=1, default=str))
     else:
         show_preview(document)
 

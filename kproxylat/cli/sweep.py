@@ -37,7 +37,7 @@ from kproxylat.cli.virtual import (
     relay_if,
     wants_vm,
 )
-from kproxylat.console import confirm, say
+from kproxylat.console import confirm, say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.defaults import look_up
@@ -215,7 +215,7 @@ def sweep(
     else:
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
-    show(finished, form)
+    show_sweep(finished, form)
     end(finished.results, ended)
 
 
@@ -302,20 +302,20 @@ def save_csv(sweep: Sweep) -> None:
         say(f"saved: {table}")
 
 
-def show(finished: Sweep, form: str) -> None:
+def show_sweep(finished: Sweep, form: str) -> None:
     """Write a sweep to stdout.
 
     :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
     """
     if form == "json":
-        print(finished.to_json())
+        show(finished.to_json())
     elif form == "csv":
-        print("".join(export_experiment(finished.results)), end="")
+        show("".join(export_experiment(finished.results)), end="")
         if any(result.run.clock == "instructions" for result in finished.results):
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
     else:
         show_series(finished.series)
         if any(result.services for result in finished.results):
-            print("Services: those before the one that is looked up; the document has each by name")
+            show("Services: those before the one that is looked up; the document has each by name")
         closed = sum(bool(result.accounting and result.accounting.closed) for result in finished.results)
-        print(f"books closed: {closed} of {len(finished.results)} runs")
+        show(f"books closed: {closed} of {len(finished.results)} runs")

@@ -12,7 +12,7 @@ import typer
 
 from kproxylat.cli.options import LOGS, Backend, DryRun, Form, Format, ModeName, OutputDir, end, show_runs
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.modes import MODES
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_whatif
@@ -70,7 +70,7 @@ def whatif(
         plotting.plot([str(path)], path.with_suffix(".png"))
         say(f"drawn: {path.with_suffix('.png')}")
     if form is Format.JSON:
-        print(answer.to_json())
+        show(answer.to_json())
     else:
         show_whatif(answer)
     end(list(answer.results), ended)

@@ -23,6 +23,7 @@ from kproxylat.report.columns import fill, paint, write_figure
 from kproxylat.report.export import export_table
 from kproxylat.report.run_table import draw_result
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
+from kproxylat.report.tables import show_result
 from kproxylat.results import Accounting, Result, Run, Target
 from kproxylat.sweep.whatif import judge
 from kproxylat.trace.probes import exact_probe
@@ -168,7 +169,10 @@ def test_a_terminals_width_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\033[33mwarning\033[0m: " in text
     plain = re.sub(r"\033\[\d+m", "", text)
     assert 100 < max(map(len, plain.splitlines())) <= 120
-    assert "\033[1m nat *  " in "".join(export_table([timed()])), "parse shows what run does"
+    assert "\033[1m nat *  " in paint("".join(export_table([timed()]))), "parse shows what run does"
+    show_result(timed().warn("\033[31m"))
+    assert "\033[1m nat *  " in sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert "\033[31m" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
