@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +66,16 @@ def say(message: str, level: int = NORMAL) -> None:
     :param level: :data:`ESSENTIAL`, :data:`NORMAL` or :data:`DETAIL`.
     """
     if level <= _volume:
-        show(message, file=sys.stderr, flush=True)
+        lines = map(_wrap, message.split("\n")) if sys.stderr.isatty() else [message]
+        show("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _wrap(line: str) -> str:
+    """Break a line between words where a terminal ends; remedies, which are indented, are left to be copied."""
+    if line.startswith("  "):
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def can_ask() -> bool:
