@@ -25,6 +25,7 @@ class Side:
     mode: str
     backend: str
     runs: int
+    protocol: str = ""
 
 
 @dataclass(frozen=True)

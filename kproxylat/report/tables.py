@@ -43,7 +43,8 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
     print(
         "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
         "same Services. equal at: with so many Services before it, a lookup costs the\n"
-        "same in both; before counts Services, not rules.\n"
+        "same in both; before counts Services, not rules. per Service, base and equal\n"
+        "at are those of TCP, where it was measured.\n"
     )
     for note in outcome.notes:
         print(fill(f"note: {note}"))

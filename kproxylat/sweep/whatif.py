@@ -39,16 +39,17 @@ def check(base: Options, packets: int) -> None:
 
 
 def whatif(
-    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
 ) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
     :param base: what all runs have in common.
     :param modes: the other modes. ``packets``: how many to send to each Service.
+    :param protocol: measure only the Services of this protocol ("": all).
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    plans = plan_modes(base, ruleset, modes, packets)
+    plans = plan_modes(base, ruleset, modes, packets, protocol)
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -70,12 +71,14 @@ def whatif(
     return judge(ruleset, measured), ended
 
 
-def plan_modes(base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int) -> list[Options]:
+def plan_modes(
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
+) -> list[Options]:
     """Plan a run of the ruleset as it is, and one in each other mode."""
     others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
     plans = []
     for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
-        options = plan_replay(base, rules, None, True)
+        options = plan_replay(base, rules, None, True, "", protocol)
         targets = options.targets[:: -(-len(options.targets) // MAX_MEASURED)]
         sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
         plans.append(replace(options, targets=targets, target=targets[0], sending=sending))
@@ -86,7 +89,8 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     """Put the runs side by side; the first is the ruleset as it is. Pure."""
     results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
-    lines = {(each.mode, each.backend): each for each in series}
+    # Most Services are of TCP, and an nft rule costs their packets more: where both were measured, its line counts.
+    lines = {(line.mode, line.backend): line for line in sorted(series, key=lambda line: line.protocol == "tcp")}
     now = lines.get((ruleset.mode.name, ruleset.mode.backend))
     alternatives = []
     for result in measured:
