@@ -501,6 +501,11 @@ class Result:
         return probes[-1] if probes else self.headline
 
 
+def name_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit of a figure, e.g. ``emulated ns``."""
+    return f"{'emulated ' if emulated else ''}{unit}"
+
+
 def target_text(result: Result) -> str:
     """Write a result's target as ``IP:PORT/PROTOCOL``, without its unknown parts."""
     target = result.target

@@ -26,7 +26,7 @@ from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
 from kproxylat.modes import is_ordered
-from kproxylat.results import Probe, Result, target_text
+from kproxylat.results import Probe, Result, name_unit, target_text
 from kproxylat.results_json import list_from_json
 
 Cells = dict[int | None, list[Result]]
@@ -148,13 +148,16 @@ def _compare_pair(
         lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
     calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and same else ()
     series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
-    units = dict.fromkeys(probe.unit for result in (a[0], b[0]) if (probe := result.main_probe))
+    mixed = bool(a[0].run.emulated) != bool(b[0].run.emulated)
+    units = dict.fromkeys(
+        name_unit(probe.unit, mixed and result.run.emulated) for result in (a[0], b[0]) if (probe := result.main_probe)
+    )
     known = [lookup.differs for lookup in lookups]
     comparison = Comparison(
         Side(names[0], file_a, *key_a[:2], len(a), key_a[2]),
         Side(names[1], file_b, *key_b[:2], len(b), key_b[2]),
         unit=" against ".join(units),
-        emulated=bool(a[0].run.emulated),
+        emulated=bool(a[0].run.emulated) and not mixed,
         changed=_find_changed(a, b),
         overruled=overruled,
         unknown=_find_unknown(a, b),

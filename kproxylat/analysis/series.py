@@ -276,9 +276,9 @@ def _values_to_draw(result: Result) -> Distribution | None:
 
     What slows a sender down lasts for many packets, so that a bootstrap of packets would be too sure.
     """
-    if result.lookup:
-        return distribution(result.lookup)
-    return Distribution((block, block, 1) for block in result.blocks) if result.blocks else None
+    if result.blocks:
+        return Distribution((block, block, 1) for block in result.blocks)
+    return distribution(result.headline) if result.headline else None
 
 
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

@@ -335,6 +335,8 @@ def show(finished: Sweep, form: str) -> None:
         print("".join(export_experiment(finished.results)), end="")
         if any(result.run.clock == "instructions" for result in finished.results):
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
+        elif any(result.run.emulated for result in finished.results):
+            say("The old CSV has no place for it: these are emulated microseconds; compare shapes, not values")
     else:
         show_series(finished.series)
         if any(result.services for result in finished.results):

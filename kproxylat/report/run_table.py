@@ -19,6 +19,7 @@ from kproxylat.results import (
     SendTime,
     ServiceCost,
     Traffic,
+    name_unit,
     target_text,
 )
 from kproxylat.trace.percentiles import PERCENTILES
@@ -37,7 +38,7 @@ def draw_result(result: Result) -> Iterator[str]:
     for engine, slow in result.slow.items():
         yield f"slow {engine}: {slow.lines:,}, worst {slow.worst[0].max:,} us at {slow.worst[0].time}"
     if result.services:
-        yield draw_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
+        yield draw_services(result.services, head_unit(result.probes[0].unit, result.run.emulated))
     if result.accounting and result.traffic:
         yield from _draw_accounting(result.accounting, result.traffic)
     for warning in result.quality.warnings:
@@ -48,13 +49,8 @@ def draw_result(result: Result) -> Iterator[str]:
         yield plain(f"log: {result.run.log}")
 
 
-def name_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
-    return f"{'emulated ' if emulated else ''}{unit}"
-
-
 def head_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit for a table's head, with a warning if it is emulated time."""
+    """Return the unit for the head of any table, with a warning if it is emulated time."""
     return name_unit(unit, emulated) + (": compare shapes, not values" if emulated and unit == "ns" else "")
 
 
@@ -92,9 +88,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
         yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
         yield from filter(None, map(_describe_percentiles, probes))
     if result.send_time:
-        yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
+        yield from _draw_send_time(result.send_time, result.run.clock, emulated)
     if result.first_packet:
-        yield from draw_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
+        yield from draw_first_packet(result.first_packet, head_unit(result.run.clock, emulated))
     if not calls and not result.maps and not result.headline:
         yield "no calls were traced"
     if result.path and result.path.per_packet is not None:
@@ -106,10 +102,10 @@ def _draw_calls(result: Result) -> Iterator[str]:
         title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
         yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
-        yield from _draw_overhead(result.overhead, calls)
+        yield from _draw_overhead(result.overhead, calls, emulated)
 
 
-def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
+def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) -> Iterator[str]:
     """Yield how long a packet's whole way took, and what it takes longer to the target than elsewhere."""
     names = list(times.target.percentiles)
     rows = []
@@ -117,11 +113,13 @@ def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
         figures = (probe.count, *(probe.percentiles[name].estimate for name in names), probe.max)
         rows.append((kind, *("-" if figure is None else f"{figure:,.0f}" for figure in figures)))
     header = ("packets to", "packets", *(f"p{name}" for name in names), "max")
-    yield draw_table(f"time of the system call that carries a packet its whole way, {unit}", header, rows, header[:1])
+    title = f"a packet's whole way (system call), {head_unit(unit, emulated)}"
+    yield draw_table(title, header, rows, header[:1])
     for kind, over in (("the endpoint", times.over_endpoint), ("no Service", times.over_no_service)):
         if over:
             bounds = f" ({over.lo:,.0f} to {over.hi:,.0f})" if over.lo < over.hi else ""
-            yield f"a packet to the target takes {over.estimate:,.0f}{bounds} {unit} longer than one to {kind}"
+            more = f"{over.estimate:,.0f}{bounds} {name_unit(unit, emulated)}"
+            yield f"a packet to the target takes {more} longer than one to {kind}"
     lost, arrived = sum(times.preempted.values()), times.checked - times.late
     yield fill(
         f"reading the clock adds {times.clock:,} to each; the sender lost the CPU during {lost:,} packets, which are "
@@ -186,7 +184,7 @@ def _draw_maps(result: Result) -> Iterator[str]:
                 yield _list_percentiles(f"{name}{key}: count {entry.value['count']:,}, ", entry.percentiles)
 
 
-def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
+def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | None) -> Iterator[str]:
     """Yield what the calls cost less what tracing adds, and what it adds."""
     rows = []
     for probe in calls:
@@ -194,7 +192,7 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
             costs = probe.middle, *overhead.untraced(probe.middle)
             rows.append((_place(probe), probe.hook or "?", *(f"{cost:,.0f}" for cost in costs)))
     middle = "commonest" if overhead.unit == "instructions" else "median"
-    title = f"\nuntraced: less what tracing adds, {overhead.unit}"
+    title = f"\nuntraced: less what tracing adds, {head_unit(overhead.unit, emulated)}"
     yield _draw_places(title, (middle, "untraced at least", "at most"), rows)
     pair, script = (
         f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
@@ -232,7 +230,7 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
 
 
 def draw_services(services: Iterable[ServiceCost], unit: str) -> str:
-    """Draw the table of each Service's lookup."""
+    """Draw the table of each Service's lookup; the unit as :func:`head_unit` writes it."""
     rows = [
         (service.name, service.target, *(f"{count:,}" for count in (service.before, service.calls, service.cost)))
         for service in services

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import draw_result, draw_services, fill, head_unit, name_unit
-from kproxylat.results import Result
+from kproxylat.report.run_table import draw_result, draw_services, fill, head_unit
+from kproxylat.results import Result, name_unit
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -39,7 +39,8 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
         equal = "now" if mode.captured else f"{mode.equal_at:,.1f}" if mode.equal_at is not None else "-"
         rows.append((f"{mode.mode}/{mode.backend}", *figures, base, per_service, equal))
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
-    print(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
+    unit = head_unit(outcome.series[0].unit, outcome.series[0].emulated) if outcome.series else outcome.unit
+    print(draw_table(f"lookup in each mode, {unit}", header, rows, ("mode",)))
     print(
         "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
         "same Services. equal at: with so many Services before it, a lookup costs the\n"
@@ -48,7 +49,7 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
     )
     for note in outcome.notes:
         print(fill(f"note: {note}"))
-    print(draw_services(outcome.dearest[:most], outcome.unit))
+    print(draw_services(outcome.dearest[:most], unit))
     for series in outcome.series:
         print(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
 
@@ -70,7 +71,7 @@ def show_series(every: Sequence[Series]) -> None:
         if apart:
             print(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
         if series.cross_check:
-            print(fill(_say_cross_check(series.cross_check), indent="    "))
+            print(fill(_say_cross_check(series.cross_check, series.emulated), indent="    "))
     print()
     costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
     sizes = sorted(set().union(*costs))
@@ -89,7 +90,8 @@ def show_clocks(every: Sequence[Sequence[Series]]) -> None:
     columns, cells = [], []
     for clock in every:
         known = {series.name: series for series in clock}
-        columns.append(f"{name_unit(clock[0].unit, clock[0].emulated)}\na Service" if clock else "-")
+        head = head_unit(clock[0].unit, clock[0].emulated).replace(", ", ",\n").replace(": ", ":\n") if clock else "-"
+        columns.append(f"{head}\na Service")
         cells.append([_say_growth(known.get(name)) for name in names])
     rows = [(name, *row) for name, row in zip(names, zip(*cells, strict=True), strict=True)]
     print(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
@@ -101,13 +103,14 @@ def _say_growth(series: Series | None) -> str:
     return f"{series.verdict}: {series.per_service.estimate:.3g}" if series.verdict != "O(1)" else "O(1)"
 
 
-def _say_cross_check(check: CrossCheck) -> str:
+def _say_cross_check(check: CrossCheck, emulated: bool) -> str:
     sides = [
         f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
         for side in (check.probe, check.send_time)
     ]
     verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
-    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {check.unit}: {verdict}"
+    unit = name_unit(check.unit, emulated)
+    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {unit}: {verdict}"
 
 
 def _describe_series(series: Series) -> tuple[str, ...]:
@@ -144,7 +147,7 @@ def show_comparison(comparison: Comparison) -> None:
         if facts:
             print(fill(f"{name}: {', '.join(facts)}"))
     print()
-    unit = name_unit(comparison.unit, comparison.emulated)
+    unit = head_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
     if len(lookups) == 1:
         _show_figures(lookups[0], unit)

@@ -20,7 +20,7 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import Mode
-from kproxylat.results import Result
+from kproxylat.results import Result, name_unit
 from kproxylat.system.files import save_file
 
 MAX_PACKETS = 10_000
@@ -106,7 +106,7 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
                         per.estimate if per else None, start.estimate if start else None,
                         own.verdict, equal.estimate if equal else None)
         )  # fmt: skip
-    unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
+    unit = name_unit(series[0].unit, series[0].emulated) if series else ""
     most_expensive = measured[0].services
     notes = ruleset.rewrite(ruleset.mode).notes
     return WhatIf(
