@@ -125,7 +125,7 @@ Envelope = Annotated[
     typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
 ]
 WithOverhead = Annotated[
-    bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
+    bool, typer.Option("--overhead", help="Measure what tracing adds, and take the send time: four further bursts.")
 ]
 SendTime = Annotated[
     bool, typer.Option("--send-time", help="After the run, take the send time of further packets, too, untraced.")

@@ -216,7 +216,7 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     if dry_run:
         plan, _ = options.look_up(plan, node)
         show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))

@@ -11,6 +11,7 @@ from kproxylat.report.columns import draw_table
 from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.results import (
     Accounting,
+    LookupCheck,
     Map,
     Overhead,
     Percentile,
@@ -103,6 +104,8 @@ def _draw_calls(result: Result) -> Iterator[str]:
         yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
         yield from _draw_overhead(result.overhead, calls, emulated)
+    if result.cross_check:
+        yield _say_cross_check(result.cross_check, emulated)
 
 
 def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) -> Iterator[str]:
@@ -201,6 +204,17 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | 
     yield fill(
         f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
         f"inside the time are {overhead.stored:,} and a part of the pair",
+        indent="",
+    )
+
+
+def _say_cross_check(check: LookupCheck, emulated: bool | None) -> str:
+    more = "" if not check.over_endpoint else f", {check.over_endpoint.estimate:,.0f} more than to the endpoint"
+    verdict = "a part fits in the whole" if check.agrees else "THE PART IS LONGER THAN THE WHOLE"
+    return fill(
+        f"cross-check, {name_unit(check.unit, emulated)}, untraced: a lookup takes {check.lookup.lo:,.0f} to "
+        f"{check.lookup.hi:,.0f} by the probe, its packet's whole way {check.way.estimate:,.0f} by the send time{more}"
+        f": {verdict} (a sweep tells what each Service adds)",
         indent="",
     )
 
