@@ -13,15 +13,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kproxylat.analysis.comparable import counts_before, distribution
+from kproxylat.analysis.comparable import counts_before, distribution, refuse_mixed_time
 from kproxylat.analysis.compare import compare, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import Series, build_series
 from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
-from kproxylat.report.run_table import name_unit
-from kproxylat.results import Result
+from kproxylat.results import Result, name_unit
 from kproxylat.system.files import save_file
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
         draw_distributions(axes, sides)
         _write_statement(axes, pairs[0])
     else:
-        results = read_results(files[0])
+        results = list(refuse_mixed_time(read_results(files[0])))
         series = [line for line in build_series(results, seed) if len(line.points) > 1]
         if series:
             draw_series(axes, series, any(map(counts_before, results)))

@@ -197,6 +197,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--prints": ("--prints", "all"),
     "--probe": ("--probe", "kprobe"),
     "--protocol": ("--protocol", "tcp"),
+    "demo --protocol": ("--protocol", "udp"),
     "--rate": ("--rate", "7"),
     "--repeats": ("--repeats", "7"),
     "--ruleset": ("--ruleset", RULES),
