@@ -64,13 +64,14 @@ def demo(
     if not done and problem:
         raise problem
     every = [sweep.series for sweep, _ in done]
+    results = [result for sweep, _ in done for result in sweep.results]
     show_clocks(every)
     try:
-        plot_clocks(every, output_dir / "demo.png")
+        plot_clocks(every, output_dir / "demo.png", results)
         show(f"picture: {output_dir / 'demo.png'}")
     except KproxylatError as error:
         say(f"no picture: {error}\n  {error.remedy}")
-    end([result for sweep, _ in done for result in sweep.results], next((ended for _, ended in done if ended), None))
+    end(results, next((ended for _, ended in done if ended), None))
 
 
 def _sweep_untraced(options: SweepOptions) -> Finished:
