@@ -24,7 +24,7 @@ def to_data(result: Result | Map) -> dict[str, Any]:
 
 def to_json(result: Result) -> str:
     """Write a result as one JSON document."""
-    return json.dumps({"schema": SCHEMA, **to_data(result)}, indent=2, ensure_ascii=False)
+    return json.dumps({"schema": SCHEMA, **to_data(result)}, indent=2)
 
 
 def list_to_json(results: Iterable[Result], **more: Any) -> str:
@@ -33,7 +33,7 @@ def list_to_json(results: Iterable[Result], **more: Any) -> str:
     :param more: further members of the document, by name; dataclasses, too.
     """
     document = {"schema": SCHEMA, "results": [to_data(result) for result in results], **more}
-    return json.dumps(document, indent=2, ensure_ascii=False, default=asdict)
+    return json.dumps(document, indent=2, default=asdict)
 
 
 def list_from_json(text: str | bytes) -> list[Result]:

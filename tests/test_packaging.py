@@ -128,6 +128,18 @@ def test_both_programs_are_installed(installed: Path, program: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"kproxylat {__version__}\n"), done.stderr
 
 
+def test_the_readmes_links_reach_both_programs(tmp_path: Path) -> None:
+    [command] = re.findall(r"^ln -s .+$", (ROOT / "README.md").read_text(), re.M)
+    programs = [tmp_path / ".venv/bin" / name for name in ("kproxylat", "kubectl-kproxylat")]
+    programs[0].parent.mkdir(parents=True)
+    for program in programs:
+        program.touch()
+    (tmp_path / "bin").mkdir()
+    line = command.replace("/usr/local/bin", str(tmp_path / "bin"))
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, env={"PATH": os.environ["PATH"], "PWD": str(tmp_path)}, check=True)
+    assert sorted(link.resolve() for link in (tmp_path / "bin").iterdir()) == programs
+
+
 def test_the_pages_that_messages_cite_are_installed(installed: Path) -> None:
     sources = "".join(path.read_text() for path in (ROOT / "kproxylat").rglob("*.py"))
     cited = set(re.findall(r"find_page\(.(\S+\.md).\)", sources))

@@ -16,7 +16,7 @@ import typer
 
 from kproxylat import __version__
 from kproxylat.cli.program import HELP_OPTIONS, Program, present
-from kproxylat.console import say
+from kproxylat.console import plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
@@ -73,7 +73,7 @@ def _say_errors(error: BaseException) -> None:
     if error.__context__ and not error.__suppress_context__:
         _say_errors(error.__context__)
     if isinstance(error, KproxylatError):
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         if error.remedy:
             say(f"  {error.remedy}")
 
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     interrupts.install()
     try:
         app = build(arguments[0] if arguments else "")
-        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+        sys.exit(app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments)) or 0)
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _forget_output()
         sys.exit(1)
     except OSError as error:
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         _forget_output()
         sys.exit(1)
     except Exception as error:
@@ -135,4 +135,3 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
         report_bug(error, arguments)
         sys.exit(BUG)
-    sys.exit(0)

@@ -11,7 +11,7 @@ import typer
 from kproxylat.analysis import compare as comparing
 from kproxylat.analysis.comparison import check_worse, to_json
 from kproxylat.cli.options import Form, Format
-from kproxylat.console import ESSENTIAL, say
+from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import WORSE, refuse_options
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_comparison
@@ -51,7 +51,7 @@ def compare(
     comparisons = comparing.compare(a, b, comparing.find_allowed(allow, force), seed)
     worse = fail_if_worse is not None and check_worse(comparisons, fail_if_worse)
     if form is Format.JSON:
-        print(to_json(comparisons))
+        show(to_json(comparisons))
     else:
         for comparison in comparisons:
             show_comparison(comparison)

@@ -13,7 +13,7 @@ import typer
 from kproxylat.cli.options import Backend, Form, Format, ModeName
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError
 from kproxylat.node import doctor as checks
 from kproxylat.node import lock as node_lock
@@ -67,7 +67,7 @@ def cleanup(
     with node_lock.lock() as lock:
         if dry_run:
             left = [*find_leftovers(), *map(describe, lock.notes)]
-            print(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
+            show(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
             return
         removed = clean_up(lock)
         if removed or not lock.notes:
@@ -94,7 +94,7 @@ def doctor(form: Form = Format.TABLE) -> None:
         findings = checks.examine()
     modes = checks.possible_modes(findings)
     if form is Format.JSON:
-        print(checks.to_json(findings, modes))
+        show(checks.to_json(findings, modes))
     else:
         show_findings(findings, modes)
     raise typer.Exit(0 if modes else 1)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import CommandInfo
 
-from kproxylat.console import say, set_volume
+from kproxylat.console import say, set_volume, show
 from kproxylat.errors import MachineError, UsageError
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -66,25 +66,22 @@ class Page(TyperCommand):
 class Program(TyperGroup):
     """The program; the errors of its parser are errors like all others."""
 
-    def main(self, args: Any = None, *, standalone_mode: bool = True, **more: Any) -> Any:  # type: ignore[override]
-        """Parse the command line and run the command.
+    def main(self, args: Any = None, **more: Any) -> Any:  # type: ignore[override]
+        """Parse the command line and run the command; return its exit status or what it returns.
 
         :raises UsageError: the command line is invalid.
         """
         try:
-            status = super().main(args, standalone_mode=False, **more)
+            return super().main(args, **{**more, "standalone_mode": False})
         except Exception as error:
             # Typer exports no class for all errors of its parser; each knows its context.
             context = getattr(error, "ctx", None)
-            if not standalone_mode or not context or not hasattr(error, "format_message"):
+            if not context or not hasattr(error, "format_message"):
                 raise
             if type(error).__name__ == "NoArgsIsHelpError":
-                print(error.format_message(), file=sys.stderr)
+                show(error.format_message(), file=sys.stderr)
                 sys.exit(UsageError.exit_code)
             raise UsageError(_describe(error), f"see {context.command_path} --help") from None
-        if standalone_mode:
-            sys.exit(status if isinstance(status, int) else 0)
-        return status
 
 
 def _describe(error: Any) -> str:

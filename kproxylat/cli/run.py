@@ -41,7 +41,7 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
@@ -224,7 +224,7 @@ def run(
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)
     if dry_run:
@@ -241,7 +241,7 @@ def run(
         announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
-        print(to_json(result))
+        show(to_json(result))
     else:
         show_result(result)
     end([result], ended)
@@ -330,4 +330,4 @@ def render(
             check_kprobes()
     except MachineError as error:
         say(f"warning: this kernel cannot run the script: {error}")
-    print(render_script(script, plan.tracing.template, plan.tracing.settings), end="")
+    show(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

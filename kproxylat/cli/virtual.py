@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import refuse_options
 from kproxylat.system import interrupts
 
@@ -107,5 +107,5 @@ def relay_if(
             with waiting("the command in the virtual machine", RUN_S):
                 status = machine.run(inside, out, sys.stderr)
     finally:
-        print(out.getvalue(), end="", flush=True)
+        show(out.getvalue(), end="", flush=True)
     sys.exit(status)

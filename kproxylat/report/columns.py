@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
 
+from kproxylat import console
 from kproxylat.console import plain
 
 WIDTH = 80
@@ -44,7 +45,7 @@ def paint(text: str) -> str:
 
 def show(text: str = "") -> None:
     """Print a text of a result on stdout, in colours where they are possible."""
-    print(paint(text))
+    console.show(text, style=paint)
 
 
 def fill(text: str, indent: str = "  ") -> str:

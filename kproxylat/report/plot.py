@@ -11,11 +11,11 @@ from itertools import combinations, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kproxylat.analysis.comparable import counts_before, distribution
+from kproxylat.analysis.comparable import counts_before, distribution, refuse_mixed_time
 from kproxylat.analysis.compare import compare, cross, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.published import Reproduction
-from kproxylat.analysis.series import Series, build_series
+from kproxylat.analysis.series import Key, Series, build_series, find_key
 from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
 from kproxylat.report.figure import (
@@ -30,8 +30,7 @@ from kproxylat.report.figure import (
     write_below,
     write_beside,
 )
-from kproxylat.report.run_table import name_unit
-from kproxylat.results import Result
+from kproxylat.results import Result, name_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,9 +86,9 @@ def plot(
 def picture_results(results: Sequence[Result], title: str | None = None, seed: int = 0) -> Figure:
     """Draw a sweep's series, or the distributions of runs at one number of Services.
 
-    :raises LogError: the runs hold nothing to draw.
+    :raises LogError: the runs hold nothing to draw, or both real and emulated times.
     """
-    series = [line for line in build_series(results, seed) if len(line.points) > 1]
+    series = [line for line in build_series(refuse_mixed_time(results), seed) if len(line.points) > 1]
     if not series:
         return picture_runs([("", result) for result in results], title)
     before = any(map(counts_before, results))
@@ -314,11 +313,12 @@ def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]], axis: 
 
 
 def find_crossings(results: Sequence[Result], seed: int = 0) -> tuple[tuple[str, Interval], ...]:
-    """Find the numbers of Services at which two series of a sweep certainly cost the same, with both names."""
-    groups: dict[tuple[str | None, str | None], list[Result]] = {}
+    """Find the numbers of Services at which two series of one protocol certainly cost the same, with both names."""
+    groups: dict[Key, list[Result]] = {}
     for result in results:
-        groups.setdefault((result.run.mode, result.run.backend), []).append(result)
-    pairs = (cross(a, b, seed) for a, b in combinations(groups.values(), 2))
+        groups.setdefault(find_key(result), []).append(result)
+    alike = ((a, b) for a, b in combinations(groups, 2) if a[2] == b[2])
+    pairs = (cross(groups[a], groups[b], seed) for a, b in alike)
     return tuple((" and ".join(line.name for line in series), where) for series, where in pairs if where)
 
 

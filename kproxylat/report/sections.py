@@ -23,9 +23,8 @@ from kproxylat.report.plot import (
     picture_results,
 )
 from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
-from kproxylat.report.run_table import name_unit
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
-from kproxylat.results import Probe, Result, ServiceCost, target_text
+from kproxylat.results import Probe, Result, ServiceCost, name_unit, target_text
 from kproxylat.results_json import build, build_results
 
 MANY = 40

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from kproxylat.analysis.series import Series
     from kproxylat.analysis.stats import Interval
 
+_KINDS = {"tcp": "TCP connection", "udp": "UDP flow"}
 _NEARLY = 0.02
 """Costs that differ by less than this part are about the same."""
 
 
 def describe_result(result: Result) -> str:
     """Say what a run measured, what stands before the rule, and whether the packets are accounted for."""
-    probe, run = result.headline, result.run
+    probe, run, target = result.headline or result.main_probe, result.run, result.target
     if not probe or probe.middle is None:
         return ""
     cost = write_figure(probe.middle, probe.unit)
@@ -28,9 +29,11 @@ def describe_result(result: Result) -> str:
         cost += " instructions (the commonest count)"
     else:
         cost += f"{' of emulated time' if run.emulated else ''} (p50)"
-    name = result.target.service if result.target and result.target.service else target_text(result) or "the Service"
-    is_tcp = result.target is not None and (result.target.protocol or "").lower() == "tcp"
-    subject = f"A new {'TCP connection' if is_tcp else 'UDP flow'} to {name}"
+    if not result.headline:
+        return f"A call of {probe.engine} takes {cost}."
+    name = (target.service if target else None) or target_text(result) or "the Service"
+    kind = _KINDS.get((target.protocol or "").lower() if target else "", "flow")
+    subject = f"A new {kind} to {name}"
     if result.services:
         subject = f"A new flow to one of {len(result.services):,} Services"
     texts = {
@@ -42,7 +45,8 @@ def describe_result(result: Result) -> str:
     if run.path == "miss":
         text += ", and no rule matches it"
     elif run.position:
-        text += f"; {run.position - 1:,} Service rules stand before its own"
+        before = run.position - 1
+        text += f"; {before:,} Service rule{' stands' if before == 1 else 's stand'} before its own"
     elif run.services and not result.services:
         text += f"; the rules hold {run.services:,} other Services"
     books = result.accounting
@@ -67,7 +71,9 @@ def describe_series(every: Sequence[Series]) -> Iterator[str]:
         where = find_crossing(one, other)
         if where and where.estimate > 0 and one.per_service and other.per_service:
             cheap, dear = (one, other) if one.per_service.estimate < other.per_service.estimate else (other, one)
-            yield f"Above {write_bounds(where)} Services {cheap.name} costs less than {dear.name}."
+            most = max(point.services for point in (*one.points, *other.points))
+            beyond = ", if the lines go on beyond what was measured" if where.estimate > most else ""
+            yield f"Above {write_bounds(where)} Services {cheap.name} costs less than {dear.name}{beyond}."
 
 
 def describe_alternative(mode: Alternative, outcome: WhatIf) -> str:
@@ -78,7 +84,7 @@ def describe_alternative(mode: Alternative, outcome: WhatIf) -> str:
     if now is None or mode is now:
         return f"{name}: a lookup costs {own} on average now."
     ratio, equal = mode.mean / now.mean if now.mean else 1, equal_at(mode, outcome)
-    change = f"{1 - ratio:.0%} less than" if ratio < 1 else f"{ratio:.2g} times as much as"
+    change = f"{100 * (1 - ratio):.3g}% less than" if ratio < 1 else f"{ratio:.2g} times as much as"
     costs = "about as much as" if abs(ratio - 1) < _NEARLY else change
     grows_more = (mode.per_service or 0) > (now.per_service or 0)
     verdicts = {
@@ -93,14 +99,16 @@ def describe_alternative(mode: Alternative, outcome: WhatIf) -> str:
 def equal_at(mode: Alternative, outcome: WhatIf) -> str:
     """Say with how many Services before it a lookup costs the same in a mode as now: never, always, or a number."""
     from kproxylat.analysis.crossings import find_crossing
+    from kproxylat.analysis.series import choose_lines
 
-    names = {series.name: series for series in outcome.series}
+    lines = choose_lines(outcome.series)
     now = next((alternative for alternative in outcome.alternatives if alternative.captured), None)
-    own, present = (names.get(f"{row.mode}/{row.backend}") if row else None for row in (mode, now))
+    own, present = (lines.get((row.mode, row.backend)) if row else None for row in (mode, now))
     if mode is now or not own or not present:
         return "now" if mode is now else "unclear"
-    if where := find_crossing(present, own):
-        return write_bounds(where) if where.hi > 0 else "never"
+    where = find_crossing(present, own)
+    if where and where.estimate > 0:
+        return write_bounds(where)
     costs = {point.services: point for point in present.points}
     pairs = [(costs[point.services], point) for point in own.points if point.services in costs]
     if pairs and all(one.cost == other.cost for one, other in pairs):

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.system import interrupts
 from kproxylat.system.processes import Background, find
@@ -217,7 +217,7 @@ class Machine:
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
-                print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+                show(text, end="", flush=True, file={"out": out, "err": err}[stream])
 
     def signal(self, signum: int) -> None:
         """Send a signal to the command that runs in the guest. Any thread may call this."""

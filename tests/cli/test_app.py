@@ -69,6 +69,12 @@ TARGET = ("run", "--mode", "nftables", "--target")
         ((*LAB, "soon"), "DURATION takes a number, not 'soon'\n  see kproxylat run --help"),
         ((*LAB, "1", "0"), "rate"),
         ((*LAB, "--", "1", "-1"), "rate"),
+        (("sweep", "--services", "10", "--protocol", "both"), "one protocol at a time"),
+        (
+            ("sweep", "--lab", "--services", "10", "--protocol", "both", "--generator", "pktgen"),
+            "pktgen sends no 'tcp'",
+        ),
+        (("sweep", "--lab", "--services", "10", "--protocol", "sctp"), "sends no 'sctp'"),
         ((*LAB, "1", "99999999"), "rate"),
         ((*LAB, "1", "1.5"), "RATE takes a whole number, not '1.5'"),
         ((*LAB, "0.001", "1"), "number of packets"),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kproxylat.console import waiting
+from kproxylat.console import say, waiting
 from kproxylat.measure.expected import expect_s, say_expected
 from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.modes import find_mode
@@ -81,6 +81,17 @@ def test_a_long_run_says_how_long(capsys: Captured) -> None:
     for seconds in (5, here, 400):
         say_expected(seconds)
     assert re.fullmatch(r"This takes about 3\d s\.\nThis takes about 6 min 40 s\.\n", capsys.readouterr().err)
+
+
+def test_a_message_ends_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Person()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    say("warning: conntrack-entries are closed " * 4 + "\n  " + "copy this " * 9)
+    *lines, remedy = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines).split() == ["warning:", "conntrack-entries", "are", "closed"] * 4
+    assert remedy.split() == ["copy", "this"] * 9
 
 
 def test_a_bar_goes_on_after_the_expected_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,7 +249,7 @@ def test_each_kind_says_its_sentence_first(capsys: Captured, tmp_path: Path) -> 
         "run": "A new UDP flow to 10.96.100.50:50051/udp is looked up in 2,106 instructions (the commonest count)",
         "sweep": "iptables/legacy: each Service adds 26 instructions to a lookup, O(n).",
         "comparison": "nftables/nft's lookup is 10.4 times cheaper than iptables/legacy's at 1,000 Services",
-        "whatif": "nftables/nft: a lookup would cost 20% less than now, 2,678 instructions on average",
+        "whatif": "nftables/nft: a lookup would cost 19.8% less than now, 2,678 instructions on average",
         "reproduction": "shapes",
         "log": "A new UDP flow to 10.96.100.50:50051/udp is looked up in 2,106 instructions",
     }

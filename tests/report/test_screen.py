@@ -23,10 +23,13 @@ from kproxylat.report.columns import fill, paint, write_figure
 from kproxylat.report.export import export_table
 from kproxylat.report.run_table import draw_result
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
+from kproxylat.report.tables import show_result
 from kproxylat.results import Accounting, Result, Run, Target
 from kproxylat.sweep.whatif import judge
+from kproxylat.trace.percentiles import add_percentiles
 from kproxylat.trace.probes import exact_probe
 from tests.results import COUNTED, load
+from tests.support import TESTS
 from tests.support.costs import RULES, measured
 
 
@@ -84,7 +87,13 @@ def test_a_run_begins_with_a_sentence() -> None:
         "38.2 µs of emulated time (p50); the rules hold 100 other Services; the packet counters do not balance" in text
     )
     assert "no rule matches it" in describe_result(timed(path="miss"))
+    assert "; 1 Service rule stands before" in describe_result(timed(position=2))
+    assert "A new flow to default/worker is" in describe_result(
+        replace(timed(), target=Target("", 0, None, "default/worker"))
+    )
     assert describe_result(Result(Run())) == ""
+    old = next(iter(LogReader("x").read(io.BytesIO((TESTS / "dumps/0.17.0--report_a_both.log").read_bytes()))))
+    assert describe_result(add_percentiles(old, (50,))) == "A call of ipt_do_table takes 12.5 µs (p50)."
 
 
 def test_the_table_of_times_has_percentiles_and_marks_the_lookup() -> None:
@@ -127,7 +136,7 @@ def test_each_mode_gets_a_verdict() -> None:
     verdicts = [describe_alternative(mode, outcome) for mode in outcome.alternatives]
     assert verdicts[0] == "iptables/legacy: a lookup costs 3,339 instructions on average now."
     assert "2.2 times as much as now, 7,326 instructions on average; more for each Service" in verdicts[1]
-    assert "20% less than now, 2,678 instructions on average; less above 26.1 Services before it" in verdicts[2]
+    assert "19.8% less than now, 2,678 instructions on average; less above 26.1 Services before it" in verdicts[2]
     present, other = outcome.series[:2]
     same = replace(outcome, series=(present, replace(other, points=present.points, per_service=present.per_service)))
     assert equal_at(outcome.alternatives[1], same) == "always"
@@ -168,7 +177,10 @@ def test_a_terminals_width_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\033[33mwarning\033[0m: " in text
     plain = re.sub(r"\033\[\d+m", "", text)
     assert 100 < max(map(len, plain.splitlines())) <= 120
-    assert "\033[1m nat *  " in "".join(export_table([timed()])), "parse shows what run does"
+    assert "\033[1m nat *  " in paint("".join(export_table([timed()]))), "parse shows what run does"
+    show_result(timed().warn("\033[31m"))
+    assert "\033[1m nat *  " in sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert "\033[31m" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
