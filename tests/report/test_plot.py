@@ -163,6 +163,16 @@ def test_labels_do_not_overlap(tmp_path: Path, sizes: Sequence[int], kind: str) 
     assert max(box.x1 for box in ends) <= figure.bbox.x1 + 1
 
 
+def test_labels_of_lines_that_end_together_stand_apart() -> None:
+    figure, [axes] = make_figure("title", "origin")
+    results = [with_values(base, {1000 + size: 100}, size) for base in (LEGACY, NFT, NFTABLES) for size in (10, 100)]
+    draw_series(axes, build_series(results))
+    figure.draw_without_rendering()
+    ends = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(ends) == 3
+    assert all(one.y1 <= other.y0 + 1 for one, other in pairwise(ends))
+
+
 def test_a_legend_covers_nothing() -> None:
     for side in (load(COUNTED)[:2], SLOW[:2]):
         figure, [axes] = make_figure("title", "origin")
