@@ -41,7 +41,14 @@ def list_from_json(text: str | bytes) -> list[Result]:
 
     :raises ValueError: as :func:`from_json`.
     """
-    document = load_document(text, SCHEMA)
+    return build_results(load_document(text, SCHEMA))
+
+
+def build_results(document: Mapping[str, Any]) -> list[Result]:
+    """Build the results of a document: its only one, or those in its list.
+
+    :raises ValueError: fields that do not fit.
+    """
     results = document.get("results", [document])
     if not isinstance(results, list):
         raise ValueError("its results are not a list")

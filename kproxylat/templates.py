@@ -15,6 +15,7 @@ from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from jinja2.sandbox import SandboxedEnvironment
 
+from kproxylat.console import plain
 from kproxylat.errors import MachineError, TemplateError, find_page
 from kproxylat.system.trust import check_trusted
 
@@ -140,6 +141,28 @@ def split_marks(marked: str) -> tuple[str, tuple[tuple[str, int], ...]]:
             origin = mark[1], int(mark[2])
         origins.append(origin)
     return _MARK.sub("", marked), tuple(origins)
+
+
+def _show(value: object) -> str:
+    """Write a value into HTML, which jinja2 escapes; nothing in it controls a terminal or cannot be encoded."""
+    return plain(str(value))
+
+
+def render_page(name: str, variables: Mapping[str, Any], escape: Callable[[object], str] = _show) -> str:
+    """Render a page of our own, in which every value is escaped but for those that the template calls safe.
+
+    :param escape: escapes a value for a language other than HTML.
+    """
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(DIRECTORIES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=escape is _show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else escape(value),
+    )
+    return pages.get_template(name).render(variables)
 
 
 def render_rules(name: str, variables: Mapping[str, Any]) -> str:

@@ -26,13 +26,15 @@ class Side:
     mode: str
     backend: str
     runs: int
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two sides compared.
 
-    :param unit: of all figures ("ns against us" if the user allowed it); ``emulated`` as in a result.
+    :param unit: of all figures ("ns against us" or "emulated ns against ns" if the user allowed it); ``emulated`` as in
+        a result, of both.
     :param changed: conditions that differ: name -> A's and B's value.
     :param overruled: reasons not to compare that the user overruled; ``unknown``: facts unknown on both sides.
     :param lookups: the lookup, by number of Services; ``calls``: the other engine calls of a single pair.

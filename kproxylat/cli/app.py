@@ -34,6 +34,7 @@ COMMANDS = {
     "parse": "logs",
     "compare": "compare",
     "plot": "compare",
+    "report": "report",
     "mode": "mode",
     "services": "services",
 }

@@ -66,8 +66,9 @@ def plot(
     a: Annotated[str, typer.Argument(metavar="A", help="A result, sweep or comparison (.json), or a log.")],
     b: Annotated[str | None, typer.Argument(metavar="B", help="Second file, to compare A with.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png or .svg.")
+        Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png, .svg or .pdf.")
     ] = Path("kproxylat.png"),
+    title: Annotated[str | None, typer.Option("--title", help="Title (unless given, it says what is drawn).")] = None,
     allow: Allow = "",
     seed: Seed = 0,
 ) -> None:
@@ -80,5 +81,5 @@ def plot(
     """
     if not b:
         refuse_options("without B nothing is compared", "name B", allow=allow or None)
-    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed)
+    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed, title)
     say(f"drawn: {output}")

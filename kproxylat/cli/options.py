@@ -66,6 +66,14 @@ class Family(StrEnum):
     IPV6 = "6"
 
 
+class Protocol(StrEnum):
+    """Protocols of the packets that are compared."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    BOTH = "both"
+
+
 class Format(StrEnum):
     """How a result is written to stdout."""
 
@@ -99,6 +107,7 @@ Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help=
 FamilyOption = Annotated[
     Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
 ]
+ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="tcp (its SYNs), udp or both, apart.")]
 Source = Annotated[
     str | None,
     typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (one of the node's)."),
@@ -116,7 +125,7 @@ Envelope = Annotated[
     typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
 ]
 WithOverhead = Annotated[
-    bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
+    bool, typer.Option("--overhead", help="Measure what tracing adds, and take the send time: four further bursts.")
 ]
 SendTime = Annotated[
     bool, typer.Option("--send-time", help="After the run, take the send time of further packets, too, untraced.")

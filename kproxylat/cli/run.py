@@ -224,7 +224,7 @@ def run(
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)
     if dry_run:

@@ -10,14 +10,14 @@ from kproxylat.results import FirstPacket
 
 
 def draw_first_packet(times: FirstPacket, unit: str) -> Iterator[str]:
-    """Yield the time from SYN to SYN-ACK with its bounds, of several Services one by one, too."""
+    """Yield the time from SYN to SYN-ACK with its bounds, of several Services one by one, too; the unit for heads."""
     names, clock_unit = list(times.probe.percentiles), times.probe.unit
     rows = [
         [kind, *(write_figure(getattr(times.probe.percentiles[name], side), clock_unit) for name in names)]
         for kind, side in (("first packet", "estimate"), ("  at least", "lo"), ("  at most", "hi"))
     ]
     header = ["", *("max" if name == "100" else f"p{name}" for name in names)]
-    title = f"first packet, from SYN to SYN-ACK, {unit}, {times.probe.count:,} connections"
+    title = f"first packet of {times.probe.count:,} connections, {unit}"
     yield draw_table(title, header, rows, ("",))
     if times.places:
         rows = [

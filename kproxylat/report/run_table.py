@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 
-from kproxylat.console import plain
+from kproxylat.console import plain, plain_line
 from kproxylat.report.columns import draw_table, fill, width, write_figure
 from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.report.sentences import describe_result
 from kproxylat.results import (
     Accounting,
     Entry,
+    LookupCheck,
     Overhead,
     Percentile,
     Probe,
@@ -19,6 +20,7 @@ from kproxylat.results import (
     SendTime,
     ServiceCost,
     Traffic,
+    name_unit,
     target_text,
 )
 from kproxylat.trace.histogram import draw_buckets
@@ -45,7 +47,7 @@ def draw_result(result: Result) -> Iterator[str]:
     for engine, slow in result.slow.items():
         yield f"slow {engine}: {slow.lines:,}, worst {slow.worst[0].max:,} us at {slow.worst[0].time}"
     if result.services:
-        yield draw_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
+        yield draw_services(result.services, head_unit(result.probes[0].unit, result.run.emulated))
     if result.accounting and result.traffic:
         yield from _draw_accounting(result.accounting, result.traffic)
     for warning in result.quality.warnings:
@@ -56,13 +58,8 @@ def draw_result(result: Result) -> Iterator[str]:
         yield plain(f"log: {result.run.log}")
 
 
-def name_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
-    return f"{'emulated ' if emulated else ''}{unit}"
-
-
 def head_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit for a table's head, with a warning if it is emulated time."""
+    """Return the unit for the head of any table, with a warning if it is emulated time."""
     return name_unit(unit, emulated) + (": compare shapes, not values" if emulated and unit == "ns" else "")
 
 
@@ -92,9 +89,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
         yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
         yield from filter(None, (_describe_percentiles(probe) for probe in result.calls if probe.engine == engine))
     if result.send_time:
-        yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
+        yield from _draw_send_time(result.send_time, result.run.clock, emulated)
     if result.first_packet:
-        yield from draw_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
+        yield from draw_first_packet(result.first_packet, head_unit(result.run.clock, emulated))
     if not calls and not result.maps and not result.headline:
         yield "no calls were traced"
     if result.path and result.path.per_packet is not None:
@@ -108,10 +105,12 @@ def _draw_calls(result: Result) -> Iterator[str]:
         title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
         yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
-        yield from _draw_overhead(result.overhead, calls)
+        yield from _draw_overhead(result.overhead, calls, emulated)
+    if result.cross_check:
+        yield _say_cross_check(result.cross_check, emulated)
 
 
-def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
+def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) -> Iterator[str]:
     """Yield how long a packet's whole way took, and what it takes longer to the target than elsewhere."""
     names = list(times.target.percentiles)
     rows = []
@@ -119,13 +118,14 @@ def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
         figures = (*(probe.percentiles[name].estimate for name in names), probe.max)
         rows.append((kind, f"{probe.count:,}", *(write_figure(figure, probe.unit) for figure in figures)))
     header = ("packets to", "packets", *(f"p{name}" for name in names), "max")
-    yield draw_table(f"time of the system call that carries a packet its whole way, {unit}", header, rows, header[:1])
-    unit = times.target.unit
+    title = f"a packet's whole way (system call), {head_unit(unit, emulated)}"
+    yield draw_table(title, header, rows, header[:1])
     for kind, over in (("the endpoint", times.over_endpoint), ("no Service", times.over_no_service)):
         if over:
-            estimate, lo, hi = (write_figure(figure, unit) for figure in astuple(over))
+            estimate, lo, hi = (write_figure(figure, times.target.unit) for figure in astuple(over))
             bounds = f" ({lo} to {hi})" if over.lo < over.hi else ""
-            yield fill(f"a packet to the target takes {estimate}{bounds} longer than one to {kind}")
+            time = "emulated: " if emulated else ""
+            yield fill(f"{time}a packet to the target takes {estimate}{bounds} longer than one to {kind}")
     lost, arrived = sum(times.preempted.values()), times.checked - times.late
     yield fill(
         f"reading the clock adds {write_figure(times.clock, unit)} to each; the sender lost the CPU during {lost:,} "
@@ -185,7 +185,7 @@ def _draw_maps(result: Result) -> Iterator[str]:
         if len(content.entries) > _ENTRIES:
             yield plain(f"map {name}: the last {_ENTRIES} of {len(content.entries):,} entries")
         for entry in content.entries[-_ENTRIES:]:
-            key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
+            key = f"[{', '.join(map(plain_line, entry.key))}]" if entry.key else ""
             yield from _draw_entry(f"map {name}{key}: ", content.kind, entry)
 
 
@@ -209,7 +209,7 @@ def _write_value(value: object) -> str:
     return text if text.isprintable() else f"{text!a:.60}"
 
 
-def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
+def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | None) -> Iterator[str]:
     """Yield what the calls cost less what tracing adds, and what it adds."""
     rows = []
     for probe in calls:
@@ -217,7 +217,7 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
             costs = probe.middle, *overhead.untraced(probe.middle)
             rows.append((_place(probe), probe.hook or "?", *(write_figure(cost, overhead.unit) for cost in costs)))
     middle = "commonest" if overhead.unit == "instructions" else "p50"
-    title = f"\nuntraced: less what tracing adds, {overhead.unit}"
+    title = f"\nuntraced: less what tracing adds, {head_unit(overhead.unit, emulated)}"
     yield _draw_places(title, (middle, "untraced at least", "at most"), rows)
     pair, script = (
         f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
@@ -226,6 +226,20 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
     yield fill(
         f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
         f"inside the time are {overhead.stored:,} and a part of the pair",
+        indent="",
+    )
+
+
+def _say_cross_check(check: LookupCheck, emulated: bool | None) -> str:
+    least, most, way = (
+        write_figure(cost, check.unit) for cost in (check.lookup.lo, check.lookup.hi, check.way.estimate)
+    )
+    over = check.over_endpoint
+    more = f", {write_figure(over.estimate, check.unit)} more than to the endpoint" if over else ""
+    verdict = "a part fits in the whole" if check.agrees else "THE PART IS LONGER THAN THE WHOLE"
+    return fill(
+        f"cross-check, {name_unit(check.unit, emulated)}, untraced: a lookup takes {least} to {most} by the probe, its "
+        f"packet's whole way {way} by the send time{more}: {verdict} (a sweep tells what each Service adds)",
         indent="",
     )
 
@@ -255,7 +269,7 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
 
 
 def draw_services(services: Iterable[ServiceCost], unit: str) -> str:
-    """Draw the table of each Service's lookup."""
+    """Draw the table of each Service's lookup; the unit as :func:`head_unit` writes it."""
     rows = [
         (
             service.name,

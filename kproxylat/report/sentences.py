@@ -99,10 +99,11 @@ def describe_alternative(mode: Alternative, outcome: WhatIf) -> str:
 def equal_at(mode: Alternative, outcome: WhatIf) -> str:
     """Say with how many Services before it a lookup costs the same in a mode as now: never, always, or a number."""
     from kproxylat.analysis.crossings import find_crossing
+    from kproxylat.analysis.series import choose_lines
 
-    names = {series.name: series for series in outcome.series}
+    lines = choose_lines(outcome.series)
     now = next((alternative for alternative in outcome.alternatives if alternative.captured), None)
-    own, present = (names.get(f"{row.mode}/{row.backend}") if row else None for row in (mode, now))
+    own, present = (lines.get((row.mode, row.backend)) if row else None for row in (mode, now))
     if mode is now or not own or not present:
         return "now" if mode is now else "unclear"
     where = find_crossing(present, own)

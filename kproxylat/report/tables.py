@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from kproxylat.analysis.comparison import state
 from kproxylat.report.columns import draw_table, fill, show, write_figure
-from kproxylat.report.run_table import draw_result, draw_services, head_unit, name_unit
+from kproxylat.report.run_table import draw_result, draw_services, head_unit
 from kproxylat.report.sentences import describe_alternative, describe_series, equal_at
-from kproxylat.results import Result
+from kproxylat.results import Result, name_unit
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -40,18 +40,20 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
         written = [write_figure(None if figure is None else round(figure, 2), unit) for figure in figures]
         rows.append((f"{mode.mode}/{mode.backend}", *written, equal_at(mode, outcome)))
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
-    show(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
+    head = head_unit(outcome.series[0].unit, outcome.series[0].emulated) if outcome.series else outcome.unit
+    show(draw_table(f"lookup in each mode, {head}", header, rows, ("mode",)))
     show(
         fill(
             "now: the rules as captured; others: what kube-proxy 1.36 would write for the same Services. equal at: "
-            "with so many Services before it, a lookup costs the same in both; before counts Services, not rules.",
+            "with so many Services before it, a lookup costs the same in both; before counts Services, not rules. per "
+            "Service, base and equal at are those of TCP, where it was measured.",
             indent="",
         )
     )
     show()
     for note in outcome.notes:
         show(fill(f"note: {note}"))
-    show(draw_services(outcome.dearest[:most], outcome.unit))
+    show(draw_services(outcome.dearest[:most], head))
     for series in outcome.series:
         show(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
     show()
@@ -79,7 +81,7 @@ def show_series(every: Sequence[Series]) -> None:
         if apart:
             show(fill(f"  less common values, and how often: {'; '.join(apart)}", indent="    "))
         if series.cross_check:
-            show(fill(_say_cross_check(series.cross_check), indent="    "))
+            show(fill(_say_cross_check(series.cross_check, series.emulated), indent="    "))
     show()
     costs = [
         {point.services: write_figure(round(point.cost), series.unit) for point in series.points} for series in every
@@ -98,7 +100,8 @@ def show_clocks(every: Sequence[Sequence[Series]]) -> None:
     columns, cells = [], []
     for clock in every:
         known = {series.name: series for series in clock}
-        columns.append(f"{name_unit(clock[0].unit, clock[0].emulated)}\na Service" if clock else "-")
+        head = head_unit(clock[0].unit, clock[0].emulated).replace(", ", ",\n").replace(": ", ":\n") if clock else "-"
+        columns.append(f"{head}\na Service")
         cells.append([_say_growth(known.get(name)) for name in names])
     rows = [(name, *row) for name, row in zip(names, zip(*cells, strict=True), strict=True)]
     show(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
@@ -110,13 +113,14 @@ def _say_growth(series: Series | None) -> str:
     return f"{series.verdict}: {series.per_service.estimate:.3g}" if series.verdict != "O(1)" else "O(1)"
 
 
-def _say_cross_check(check: CrossCheck) -> str:
+def _say_cross_check(check: CrossCheck, emulated: bool) -> str:
     sides = [
         f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
         for side in (check.probe, check.send_time)
     ]
     verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
-    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {check.unit}: {verdict}"
+    unit = name_unit(check.unit, emulated)
+    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {unit}: {verdict}"
 
 
 def _describe_series(series: Series) -> tuple[str, ...]:
@@ -150,7 +154,7 @@ def show_comparison(comparison: Comparison) -> None:
         if facts:
             show(fill(f"{name}: {', '.join(facts)}"))
     show()
-    unit = name_unit(comparison.unit, comparison.emulated)
+    unit = head_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
     if len(lookups) == 1:
         _show_figures(lookups[0], unit)

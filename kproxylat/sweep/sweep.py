@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Protocol
 
 from kproxylat import __version__
-from kproxylat.analysis.series import Series, build_series
+from kproxylat.analysis.series import Series, build_series, name_key
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.measure.expected import LONG_S, expect_s, write_duration
@@ -192,8 +192,10 @@ def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> l
 
 
 def _series(point: Options) -> str:
-    """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
-    return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
+    """Name mode, backend and protocol; on a cluster the backend is known only once kube-proxy runs in the mode."""
+    if not point.lab:
+        return point.mode.name
+    return name_key((point.mode.name, point.mode.backend, "" if point.ruleset else point.target.protocol))
 
 
 def title(point: Options) -> str:

@@ -28,7 +28,7 @@ from tests.support.fakes import PROGRAMS, make_world
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
-            *("capture", "demo", "reproduce", "whatif"))  # fmt: skip
+            *("capture", "demo", "report", "reproduce", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
@@ -69,6 +69,12 @@ TARGET = ("run", "--mode", "nftables", "--target")
         ((*LAB, "soon"), "DURATION takes a number, not 'soon'\n  see kproxylat run --help"),
         ((*LAB, "1", "0"), "rate"),
         ((*LAB, "--", "1", "-1"), "rate"),
+        (("sweep", "--services", "10", "--protocol", "both"), "one protocol at a time"),
+        (
+            ("sweep", "--lab", "--services", "10", "--protocol", "both", "--generator", "pktgen"),
+            "pktgen sends no 'tcp'",
+        ),
+        (("sweep", "--lab", "--services", "10", "--protocol", "sctp"), "sends no 'sctp'"),
         ((*LAB, "1", "99999999"), "rate"),
         ((*LAB, "1", "1.5"), "RATE takes a whole number, not '1.5'"),
         ((*LAB, "0.001", "1"), "number of packets"),
