@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kproxylat.errors import MachineError
+from kproxylat.results import Target
 from kproxylat.traffic.burst import PORTS, Burst, Sender, Sent, find_summary
 
 SENDER = Path(__file__).with_name("sender.py")
@@ -18,7 +20,7 @@ def start_sockets(burst: Burst) -> Sender:
     """Start :mod:`kproxylat.traffic.sender`."""
     if burst.takes_times:
         parameters: dict[str, Any] = {
-            "targets": burst.targets or [(burst.target_ip, burst.target_port, burst.protocol)],
+            "targets": _name_targets(burst.targets or [burst.target]),
             "first": burst.first,
             "addresses": burst.addresses,
             "ports": (PORTS.start, len(PORTS)),
@@ -26,20 +28,25 @@ def start_sockets(burst: Burst) -> Sender:
             "rate_pps": burst.rate_pps,
         }
         if not burst.connects:
-            parameters |= {"controls": burst.controls, "netns": burst.arrivals}
+            parameters |= {"controls": _name_targets(burst.controls), "netns": burst.arrivals}
         form = "connect" if burst.connects else "timed"
         sender = Sender(sys.executable, "-I", str(SENDER), form, netns=burst.netns)
         sender.write(json.dumps(parameters))
         sender.write(None)
         return sender
     numbers = burst.addresses, PORTS.start, len(PORTS), burst.count, burst.rate_pps
-    protocol = "-" if burst.targets else burst.protocol
-    words = protocol, burst.target_ip, str(burst.target_port), burst.first, *map(str, numbers)
+    protocol = "-" if burst.targets else burst.target.protocol
+    words = map(str, (protocol, burst.target.ip, burst.target.port, burst.first, *numbers))
     # -I: modules of ours that lie beside it must not stand for Python's own.
     sender = Sender(sys.executable, "-I", str(SENDER), *words, netns=burst.netns)
     sender.write("".join(f"{each.protocol} {each.ip} {each.port}\n" for each in burst.targets))
     sender.write(None)
     return sender
+
+
+def _name_targets(targets: Sequence[Target]) -> list[tuple[str, int | None, str | None]]:
+    """Write targets as the sender's parameters have them."""
+    return [(target.ip, target.port, target.protocol) for target in targets]
 
 
 def read_sockets(burst: Burst, sender: Sender) -> Sent:
