@@ -249,8 +249,10 @@ def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     flows: list[tuple[str, int]] = []
     monkeypatch.setitem(sender_program.SENDERS, "udp", lambda source, _: flows.append(source))
-    assert send_flows([("udp", ("", 0))], ["a", "b"], range(10, 13), 6, 1e6)[:2] == (6, 0)
-    assert flows == [("a", 10), ("b", 11), ("a", 12), ("b", 10), ("a", 11), ("b", 12)]
+    outcome = send_flows([["", 0, "udp"]], "10.0.0.1", 2, [10, 3], 6, 1e6)
+    assert (outcome["sent"], outcome["errors"]) == (6, 0)
+    a, b = "10.0.0.1", "10.0.0.2"
+    assert flows == [(a, 10), (b, 11), (a, 12), (b, 10), (a, 11), (b, 12)]
 
 
 def test_sockets_send_syns() -> None:
