@@ -147,7 +147,7 @@ def _compare_pair(
         name = measured if x is None or x != y else f"{x:,} Services"
         lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
     calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and same else ()
-    series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
+    series, where = cross(a, b, seed) if len(sizes) > 1 else ((), None)
     mixed = bool(a[0].run.emulated) != bool(b[0].run.emulated)
     units = dict.fromkeys(
         name_unit(probe.unit, mixed and result.run.emulated) for result in (a[0], b[0]) if (probe := result.main_probe)
@@ -242,7 +242,7 @@ def _find_unknown(a: Sequence[Result], b: Sequence[Result]) -> tuple[str, ...]:
     return tuple(name for name, fact in facts.items() if fact is None)
 
 
-def _cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Interval | None]:
+def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Interval | None]:
     """Fit a line to each side, and find the point where they certainly meet."""
     series = (*build_series(a, seed), *build_series(b, seed))
     lines = [line for one in series if (line := one.line)]

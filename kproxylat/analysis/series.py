@@ -131,6 +131,14 @@ def name_key(key: Key) -> str:
     return "/".join(key[:2]) + (f" {key[2]}" if key[2] not in ("", "udp") else "")
 
 
+def choose_lines(series: Iterable[Series]) -> dict[tuple[str, str], Series]:
+    """Return one series for each mode and backend: that of TCP where several protocols were measured.
+
+    Most Services are of TCP, and an iptables-nft rule costs their packets more.
+    """
+    return {(line.mode, line.backend): line for line in sorted(series, key=lambda line: line.protocol == "tcp")}
+
+
 def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]]]:
     """Sort results with a lookup by series, and by the number of Services, ascending."""
     groups: dict[Key, dict[int, list[Result]]] = {}

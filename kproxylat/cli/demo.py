@@ -12,7 +12,7 @@ from kproxylat.cli.options import Kind, OutputDir, Protocol, ProtocolOption, end
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import Finished, SweepOptions, keep_possible, sweep_in_vms
 from kproxylat.cli.virtual import Clock, wants_vm
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import KproxylatError
 from kproxylat.report.plot import plot_clocks
 from kproxylat.report.tables import show_clocks, show_series
@@ -58,19 +58,20 @@ def demo(
             problem = error
             continue
         show_series(done[-1][0].series)
-        print()
+        show()
         if done[-1][1]:
             break
     if not done and problem:
         raise problem
     every = [sweep.series for sweep, _ in done]
+    results = [result for sweep, _ in done for result in sweep.results]
     show_clocks(every)
     try:
-        plot_clocks(every, output_dir / "demo.png")
-        print(f"picture: {output_dir / 'demo.png'}")
+        plot_clocks(every, output_dir / "demo.png", results)
+        show(f"picture: {output_dir / 'demo.png'}")
     except KproxylatError as error:
         say(f"no picture: {error}\n  {error.remedy}")
-    end([result for sweep, _ in done for result in sweep.results], next((ended for _, ended in done if ended), None))
+    end(results, next((ended for _, ended in done if ended), None))
 
 
 def _sweep_untraced(options: SweepOptions) -> Finished:

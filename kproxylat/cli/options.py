@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kproxylat.cli.places import OnNode
-from kproxylat.console import say
+from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
@@ -137,7 +137,7 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
-Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+Form = Annotated[Format, typer.Option("--format", "-o", help="How the result is written to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")
 ]
@@ -304,7 +304,7 @@ def show_runs(command: str, runs: Sequence[Mapping[str, Any]], form: str, **fact
 
     document = {"schema": SCHEMA, "command": command, **facts, "runs": runs}
     if form == Format.JSON:
-        print(json.dumps(document, indent=1, default=str))
+        show(json.dumps(document, indent=1, default=str))
     else:
         show_preview(document)
 
@@ -316,5 +316,5 @@ def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> No
     interrupts.check()
     open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
     if open_books:
-        say(f"kproxylat: the books don't close: {open_books[0]}")
+        say(f"kproxylat: the books don't close: {open_books[0]}", ESSENTIAL)
         sys.exit(BOOKS_OPEN)

@@ -39,7 +39,7 @@ from kproxylat.cli.virtual import (
     relay_if,
     wants_vm,
 )
-from kproxylat.console import confirm, say
+from kproxylat.console import confirm, say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.defaults import look_up
@@ -188,7 +188,7 @@ def sweep(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
     dry_run: DryRun = False,
     form: Annotated[
-        SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
+        SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
@@ -198,9 +198,9 @@ def sweep(
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
-    Without --lab, on a node, it creates so many dummy Services, waits for kube-proxy, and deletes them at the end. With
-    several modes, it sets kube-proxy's mode and restores it at the end. To resume after an interruption, run the same
-    command again with the same --output-dir.
+    Without --lab, on a node, it changes the cluster: it creates so many dummy Services, waits for kube-proxy, and
+    deletes them at the end. With several modes, it sets kube-proxy's mode on all nodes and restores it at the end.
+    To resume after an interruption, run the same command again with the same --output-dir.
 
     \b
     Examples:
@@ -237,7 +237,7 @@ def sweep(
     else:
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
-    show(finished, form)
+    show_sweep(finished, form)
     end(finished.results, ended)
 
 
@@ -324,15 +324,15 @@ def save_csv(sweep: Sweep) -> None:
         say(f"saved: {table}")
 
 
-def show(finished: Sweep, form: str) -> None:
+def show_sweep(finished: Sweep, form: str) -> None:
     """Write a sweep to stdout.
 
     :param form: "table", "json" or "csv" (the old experiment's, in microseconds).
     """
     if form == "json":
-        print(finished.to_json())
+        show(finished.to_json())
     elif form == "csv":
-        print("".join(export_experiment(finished.results)), end="")
+        show("".join(export_experiment(finished.results)), end="")
         if any(result.run.clock == "instructions" for result in finished.results):
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
         elif any(result.run.emulated for result in finished.results):
@@ -340,6 +340,6 @@ def show(finished: Sweep, form: str) -> None:
     else:
         show_series(finished.series)
         if any(result.services for result in finished.results):
-            print("Services: those before the one that is looked up; the document has each by name")
+            show("Services: those before the one that is looked up; the document has each by name")
         closed = sum(bool(result.accounting and result.accounting.closed) for result in finished.results)
-        print(f"books closed: {closed} of {len(finished.results)} runs")
+        show(f"books closed: {closed} of {len(finished.results)} runs")

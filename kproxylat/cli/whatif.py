@@ -24,10 +24,11 @@ from kproxylat.cli.options import (
     show_runs,
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.modes import MODES
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_whatif
+from kproxylat.system.kernel import detect_clock
 
 
 def whatif(
@@ -62,6 +63,7 @@ def whatif(
       kproxylat whatif ruleset.json --dry-run
     """
     from kproxylat.lab.ruleset import read_ruleset
+    from kproxylat.measure.expected import expect_s, say_expected
     from kproxylat.measure.options import Options, Record, Sending
     from kproxylat.measure.preview import preview
     from kproxylat.sweep import whatif as alternatives
@@ -77,6 +79,8 @@ def whatif(
         show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
+    plans = alternatives.plan_modes(options, rules, MODES, packets, only)
+    say_expected(sum(expect_s(plan, detect_clock()[1]) for plan in plans))
     answer, ended = alternatives.whatif(options, rules, MODES, packets, only)
     path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
@@ -84,7 +88,7 @@ def whatif(
         plotting.plot([str(path)], path.with_suffix(".png"))
         say(f"drawn: {path.with_suffix('.png')}")
     if form is Format.JSON:
-        print(answer.to_json())
+        show(answer.to_json())
     else:
         show_whatif(answer)
     end(list(answer.results), ended)

@@ -150,7 +150,8 @@ def _warm_up(options: Options, network: Network, changes: Changes, stack: ExitSt
 
 
 def _open_log(options: Options, rule: ServiceRule, started: datetime, stack: ExitStack) -> RunLog:
-    log = RunLog(options.record.output_dir, options.mode.name, started)
+    facts = [options.mode.backend, *([f"{options.lab.services}services"] if options.lab else [])]
+    log = RunLog(options.record.output_dir, options.mode.name, started, *facts)
     stack.callback(log.close)
     version = None if options.tracing.traces else "not used"
     log.write(log_header(options.mode, _header(options, rule), started, version))

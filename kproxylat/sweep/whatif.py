@@ -10,7 +10,7 @@ from statistics import fmean
 
 from kproxylat.analysis.alternatives import Alternative, WhatIf
 from kproxylat.analysis.crossings import find_crossing
-from kproxylat.analysis.series import build_series
+from kproxylat.analysis.series import build_series, choose_lines
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
@@ -89,8 +89,7 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     """Put the runs side by side; the first is the ruleset as it is. Pure."""
     results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
-    # Most Services are of TCP, and an nft rule costs their packets more: where both were measured, its line counts.
-    lines = {(line.mode, line.backend): line for line in sorted(series, key=lambda line: line.protocol == "tcp")}
+    lines = choose_lines(series)
     now = lines.get((ruleset.mode.name, ruleset.mode.backend))
     alternatives = []
     for result in measured:

@@ -263,7 +263,7 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(kernel, "user_clock_s", lambda: next(times))
     sweep.sweep(points(tmp_path))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("==")]
-    assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
+    assert said[0].startswith("== run 1 of 9: iptables on legacy, 10 Services; this takes about ")
     assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
     assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
     assert said[8].endswith("1,000 Services; about 50 s left")
@@ -286,7 +286,7 @@ def test_the_time_left_of_machines_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("machine")
 def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = sweep.sweep(points(tmp_path, 10))
-    cli_sweep.show(found, "csv")
+    cli_sweep.show_sweep(found, "csv")
     out, err = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [(row["ServiceCount"], row["ProxyMode"]) for row in rows] == [
@@ -300,7 +300,7 @@ def test_the_old_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_table_says_whether_books_closed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = sweep.sweep(points(tmp_path))
     found.results[0] = replace(found.results[0], accounting=None)
-    cli_sweep.show(found, "table")
+    cli_sweep.show_sweep(found, "table")
     assert "books closed: 8 of 9 runs" in capsys.readouterr().out
 
 
@@ -334,11 +334,11 @@ def test_a_ruleset_is_swept_on_each_backend(
     document = json.loads(found.to_json())
     assert [len(each["points"]) for each in document["series"]] == [len(each.points) for each in found.series]
     assert len(list_from_json(found.to_json())) == 2
-    cli_sweep.show(found, "table")
+    cli_sweep.show_sweep(found, "table")
     table = capsys.readouterr().out
     assert ("before the one that is looked up" in table) is (target is None)
     assert ("iptables/nft tcp: each Service adds 84, residual 0 at all 102 points" in table) is (target is None)
-    cli_sweep.show(found, "csv")
+    cli_sweep.show_sweep(found, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["ServiceCount"] for row in rows] == ["105", "105"]
 
