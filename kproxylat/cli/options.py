@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -244,7 +244,7 @@ class Measured:
             number(self.family),
             self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
         )
-        target = measuring.WORKER[family or 4]._replace(protocol=protocol)
+        target = replace(measuring.WORKER[family or 4], protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
         if self.places is not None and self.places < 1:

@@ -44,7 +44,6 @@ from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded,
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
-from kproxylat.results import join_host_port
 from kproxylat.system.kernel import detect_clock
 
 if TYPE_CHECKING:
@@ -127,7 +126,6 @@ def words(options: Options) -> list[str]:
         one, or all.
     """
     sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
-    host_port = join_host_port(options.target.ip, options.target.port)
     protocol = options.target.protocol
     if ruleset and options.targets:
         protocol = "" if set(options.targets) == set(ruleset.targets) else protocol
@@ -139,7 +137,7 @@ def words(options: Options) -> list[str]:
         "position": None if ruleset else options.where.position,
         "worker-ports": lab.worker_ports if lab and not ruleset else None,
         "ruleset": ruleset and ruleset.source,
-        "target": None if options.targets or (lab and not ruleset) else host_port,
+        "target": None if options.targets or (lab and not ruleset) else options.target.address,
         "netns": options.node.netns,
         "from": sending.origin,
         "generator": sending.generator.name,

@@ -195,7 +195,7 @@ def _series(point: Options) -> str:
     """Name mode, backend and protocol; on a cluster the backend is known only once kube-proxy runs in the mode."""
     if not point.lab:
         return point.mode.name
-    return name_key((point.mode.name, point.mode.backend, "" if point.ruleset else point.target.protocol))
+    return name_key((point.mode.name, point.mode.backend, "" if point.ruleset else point.target.protocol or ""))
 
 
 def title(point: Options) -> str:

@@ -438,7 +438,7 @@ def test_the_readme_shows_what_is_printed(capsys: Captured) -> None:
     place = NodeUnderTest(Node(None, "here"))
     service = Target("10.96.0.10", 50051, "udp", "shop/my-service", (), ("10.244.1.10:50051",))
     mode = find_mode("iptables", "nft")
-    plan = Options(mode, where=place, sending=Sending(duration_s=5, rate_pps=1000), service=service)
+    plan = Options(mode, service, where=place, sending=Sending(duration_s=5, rate_pps=1000))
     announce(plan, False)
     assert capsys.readouterr().err.startswith(announced.rstrip())
 

@@ -554,7 +554,7 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
         "from pathlib import Path; "
         "from kproxylat.measure.options import NodeUnderTest, Options, Record, Sending; "
         "from kproxylat.modes import find_mode; "
-        "from kproxylat.results import Destination as To; from ipaddress import ip_network; "
+        "from kproxylat.results import Target as To; from ipaddress import ip_network; "
         "measure(Options(find_mode('iptables', 'nft'), To('10.96.100.50', 50051, 'udp'), "
         "where=NodeUnderTest(allow=('net.ipv4.ip_forward',)), record=Record(Path('out')), "
         "sending=Sending(duration_s=0.2, rate_pps=1000, source=ip_network('10.244.7.0/24'))), sync_s=1.5)"

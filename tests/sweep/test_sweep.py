@@ -18,7 +18,7 @@ from kproxylat.cli.places import OnNode
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure.options import WORKER, Lab, Options, Record, Sending, Tracing
 from kproxylat.measure.replay import plan_backends
-from kproxylat.results import Result, Target
+from kproxylat.results import Result
 from kproxylat.results_json import list_from_json, to_json
 from kproxylat.sweep import state as sweep_state
 from kproxylat.sweep import sweep
@@ -53,7 +53,7 @@ class Machine:
             with_values(load(COUNTED)[0], {value: 2000}, services),
             mode=mode.name, backend=mode.backend, script_sha256=mode.engine, log=str(log), cut_short=bool(ended),
         )  # fmt: skip
-        result = replace(result, target=Target(*options.target))
+        result = replace(result, target=options.target)
         log.with_suffix(".json").write_text(to_json(result))
         return result, ended
 
@@ -361,7 +361,7 @@ def test_the_labs_usual_protocol_is_that_of_most_services(asked: dict[str, Any],
 
 def test_a_sweep_of_both_protocols_has_a_line_for_each_and_is_resumed(tmp_path: Path, machine: Machine) -> None:
     base = points(tmp_path)[:2]
-    both = [replace(each, target=each.target._replace(protocol=name)) for name in ("tcp", "udp") for each in base]
+    both = [replace(each, target=replace(each.target, protocol=name)) for name in ("tcp", "udp") for each in base]
     machine.end_after = 3
     sweep.sweep(both)
     machine.end_after = None
@@ -380,7 +380,7 @@ SOCKETS = Sending(GENERATORS["sockets"], 2, 1000)
     ({}, {"tracing": Tracing(template=TEMPLATE)}),
     ({}, {"sending": SOCKETS}),
     ({"sending": SOCKETS}, {"sending": replace(SOCKETS, origin="node")}),
-    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": WORKER[4]._replace(protocol="tcp")}),
+    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": replace(WORKER[4], protocol="tcp")}),
 ])  # fmt: skip
 def test_a_sweep_with_other_options_is_not_resumed(
     tmp_path: Path, machine: Machine, before: dict[str, Any], after: dict[str, Any]
