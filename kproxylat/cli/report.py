@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.console import say
+from kproxylat.console import ESSENTIAL, say
 from kproxylat.errors import LogError, UsageError
 from kproxylat.system.files import save_file
 
@@ -47,7 +47,8 @@ def report(
         except LogError as error:
             status = 1
             problems.append(str(error))
-            say(f"kproxylat: {error}".replace("\n", "?") + (f"\n  {error.remedy}" if error.remedy else ""))
+            remedy = f"\n  {error.remedy}" if error.remedy else ""
+            say(f"kproxylat: {error}".replace("\n", "?") + remedy, ESSENTIAL)
     if not parts:
         raise typer.Exit(1)
     if output.suffix.lower() == ".md":
