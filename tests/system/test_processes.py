@@ -41,7 +41,7 @@ def test_after_the_first_signal_a_program_has_a_limit(capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
     for signum in interrupts.ENDING:
         os.kill(os.getpid(), signum)
-    assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * 3
+    assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * len(interrupts.ENDING)
 
 
 def test_output_does_not_extend_the_limit() -> None:

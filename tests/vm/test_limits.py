@@ -44,7 +44,8 @@ def test_the_guest_has_no_network_and_2_gib_of_memory(timing: Guest) -> None:
     memory = re.search(r"MemTotal: +(\d+) kB", timing.program("cat", "/proc/meminfo").out)
     assert memory
     assert 1 << 20 < int(memory[1]) <= 2 << 20
-    assert timing.program("ls", "/sys/block").out == ""
+    # QEMU's CD drive is empty.
+    assert timing.program("ls", "/sys/block").out.split() in ([], ["sr0"])
 
 
 @pytest.mark.long
