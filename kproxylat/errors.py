@@ -8,6 +8,8 @@ number of the signal).
 
 from __future__ import annotations
 
+import signal
+
 BUG = 3
 """Exit status: an internal error."""
 BOOKS_OPEN = 4
@@ -101,6 +103,10 @@ def refuse_options(why: str, alternative: str = "", **options: object) -> None:
         names = ", ".join(passed)
         remedy = f"leave out {names}, or {alternative}" if alternative else f"leave out {names}"
         raise UsageError(f"{why}: {names} would have no effect", remedy)
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that end a command."""
 
 
 class Interrupted(BaseException):

@@ -17,7 +17,7 @@ import typer
 from kproxylat import __version__
 from kproxylat.console import say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
-from kproxylat.system import interrupts
+from kproxylat.system import interrupts, streams
 
 COMMANDS = {
     "demo": "demo",
@@ -106,10 +106,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    interrupts.install()
     try:
-        app = build(arguments[0] if arguments else "")
-        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+        streams.prepare()
+        with interrupts.raised():
+            try:
+                app = build(arguments[0] if arguments else "")
+                app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+            finally:
+                sys.stdout.flush()
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)

@@ -21,6 +21,7 @@ from kproxylat.node.changes import clean_up, describe
 from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
+from kproxylat.system.virtual_machine import end_leftovers
 
 
 @spread
@@ -53,7 +54,7 @@ def capture(
 
 
 def cleanup() -> None:
-    """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
+    """Remove the namespaces, links and virtual machines, and restore the settings, that a killed run or --keep left.
 
     \b
     Example:
@@ -61,7 +62,7 @@ def cleanup() -> None:
     """
     check_root()
     with node_lock.lock() as lock:
-        removed = clean_up(lock)
+        removed = end_leftovers() + clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")
         if lock.notes:
