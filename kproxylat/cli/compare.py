@@ -10,7 +10,7 @@ import typer
 
 from kproxylat.analysis import compare as comparing
 from kproxylat.analysis.comparison import check_worse, to_json
-from kproxylat.cli.options import Form, Format
+from kproxylat.cli.options import Form, Format, Overwrite
 from kproxylat.console import say
 from kproxylat.errors import WORSE, refuse_options
 from kproxylat.report import plot as plotting
@@ -68,6 +68,7 @@ def plot(
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png or .svg.")
     ] = Path("kproxylat.png"),
+    force: Overwrite = False,
     allow: Allow = "",
     seed: Seed = 0,
 ) -> None:
@@ -80,5 +81,5 @@ def plot(
     """
     if not b:
         refuse_options("without B nothing is compared", "name B", allow=allow or None)
-    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed)
+    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed, force)
     say(f"drawn: {output}")

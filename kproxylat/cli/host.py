@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Backend, Form, Format, ModeName
+from kproxylat.cli.options import Backend, Form, Format, ModeName, Overwrite
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import say, waiting
@@ -32,6 +32,7 @@ def capture(
         bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to create.")] = Path("ruleset.json"),
+    force: Overwrite = False,
     *,
     place: Place,
 ) -> None:
@@ -47,7 +48,7 @@ def capture(
 
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
-    capturing.save(text, output)
+    capturing.save(text, output, force)
     for note in read.notes:
         say(f"note: {note}")
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")

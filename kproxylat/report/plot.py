@@ -56,12 +56,13 @@ LABELLED = 0.02
 """A single value has a label if at least this part of the calls has it."""
 
 
-def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0) -> None:
+def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0, force: bool = False) -> None:
     """Draw a picture of what the files hold: a run's distribution, a sweep's series, or two files compared.
 
     :param files: one result, log, sweep or comparison; or two results, logs or sweeps, to be compared.
     :param output: name of the picture; its suffix chooses PNG or SVG.
     :param allowed: reasons not to compare that are ignored.
+    :param force: replace any file, not only a picture of kproxylat.
     :raises UsageError: another suffix, or more than two files.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     :raises LogError: a file cannot be read, or holds nothing to draw.
@@ -84,7 +85,7 @@ def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed
             draw_series(axes, series, any(map(counts_before, results)))
         else:
             draw_distributions(axes, [("", result) for result in results])
-    _save(figure, output)
+    _save(figure, output, "--output, or --force", force)
 
 
 def plot_clocks(every: Sequence[Sequence[Series]], output: Path) -> None:
@@ -133,12 +134,14 @@ def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
     _save(figure, output)
 
 
-def _save(figure: Figure, output: Path) -> None:
+def _save(figure: Figure, output: Path, option: str = "--output-dir", force: bool = False) -> None:
     # The same picture gives the same file: without date, version and random names.
-    no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
+    is_svg = output.suffix.lower() == ".svg"
+    facts: dict[str, Any] = {"Date": None, "Creator": "kproxylat"} if is_svg else {"Software": "kproxylat"}
     picture = BytesIO()
-    figure.savefig(picture, format=output.suffix[1:].lower(), metadata=no_date)
-    save_file(output, picture.getvalue(), "--output", replace=True)
+    figure.savefig(picture, format=output.suffix[1:].lower(), metadata=facts)
+    mark = b"<dc:title>kproxylat<" if is_svg else b"Software\0kproxylat"
+    save_file(output, picture.getvalue(), option, mark, force)
 
 
 def check_output(files: Sequence[str], output: Path) -> None:
