@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import NoReturn
 
 from kproxylat.errors import ENDING, Interrupted
 
 
-def main(argv: list[str] | None = None) -> NoReturn:
+def main(argv: list[str] | None = None) -> None:
     """Run the program, see :func:`kproxylat.cli.app.main`. Until its handlers stand, a signal ends it at once.
 
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
@@ -20,7 +19,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.unraisablehook = _end_unraisable
     from kproxylat.cli.app import main as run
 
-    run(argv)
+    try:
+        run(argv)
+    finally:
+        # Else a signal ends Python's own end, and its status is lost.
+        for signum in ENDING:
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _end_unraisable(error: sys.UnraisableHookArgs) -> None:
