@@ -96,6 +96,8 @@ def main() -> None:
     os.fork = lambda: 0
     limit()
     del sys.argv[0]
+    # Python put the directory of this script there, whose modules could hide those of virtme.
+    sys.path[0] = str(Path(sys.argv[0]).parent)
     if not find_python(sys.argv[0]):
         os.execv(sys.argv[0], sys.argv)  # noqa: S606 - no shell is intended
     runpy.run_path(sys.argv[0], run_name="__main__")

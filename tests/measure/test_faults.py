@@ -569,7 +569,7 @@ def test_where_the_rule_is_afterwards(tmp_path: Path) -> None:
 
 
 MOMENTS = int(os.environ.get("KPROXYLAT_MOMENTS", "12"))
-"""For each signal and kind of run: 120 in all, at other moments in each run of the tests; `make test-long` takes 1,000."""
+"""For each signal and kind of run: 120 in all, at other moments in each run of the tests; 1,000 in `make test-long`."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL)
 
 
