@@ -18,6 +18,8 @@ from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.system.trust import find_caller, open_path
 
+_NOBODY = 65534
+"""The owner of root's files on a share that maps root (exports(5), root_squash)."""
 _OWN = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -89,7 +91,7 @@ def _open_own(path: Path, flags: int) -> int:
     with _open_directory(path.parent) as directory:
         descriptor = os.open(path.name, flags | os.O_NONBLOCK | _OWN, dir_fd=directory)
     status = os.fstat(descriptor)
-    owners = (0, *(find_caller() or ())[:1]) if os.geteuid() == 0 else (status.st_uid,)
+    owners = (0, _NOBODY, *(find_caller() or ())[:1]) if os.geteuid() == 0 else (status.st_uid,)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid not in owners:
         os.close(descriptor)
         raise OSError(errno.EPERM, "not a file that kproxylat made")
@@ -120,9 +122,11 @@ def _make_child(name: str, directory: int) -> None:
         os.mkdir(name, dir_fd=directory)
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _OWN, dir_fd=directory)
         try:
-            if os.fstat(descriptor).st_uid != os.getuid() or os.listdir(descriptor):  # noqa: PTH208 - no path
+            if os.listdir(descriptor):  # noqa: PTH208 - no path
                 raise OSError(errno.EPERM, "another program replaced it")
-            give_to_user(descriptor)
+            # A share may make it another user's, as the guest of a virtual machine sees it.
+            if os.fstat(descriptor).st_uid == os.getuid():
+                give_to_user(descriptor)
         finally:
             os.close(descriptor)
 
