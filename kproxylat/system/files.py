@@ -29,7 +29,7 @@ def save_file(
     """Save a new file.
 
     :param option: the option that chooses another place, for the remedy.
-    :param mark: bytes at the begin of files like this one; an existing file that has them is replaced (empty: none is).
+    :param mark: bytes of files like this one; an existing file that has them is replaced (empty: none is).
     :param force: replace any existing file.
     :raises MachineError: the file cannot be written, or exists.
     """
@@ -42,7 +42,7 @@ def save_file(
 
 def _is_own(path: Path, mark: bytes) -> bool:
     try:
-        return mark in read_own(path)[:4096]
+        return mark in read_own(path)
     except OSError:
         return False
 

@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.system import interrupts, launch
 from kproxylat.system.processes import Background, find
@@ -222,7 +222,7 @@ class Machine:
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
-                print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+                show(text, end="", flush=True, file={"out": out, "err": err}[stream])
 
     def signal(self, signum: int) -> None:
         """Send a signal to the command that runs in the guest. Any thread may call this."""
@@ -276,6 +276,8 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
+    find("qemu-system-x86_64")
+    find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
     say(f"Booting {machines[0].image.name} in {text} ({duration})...")
@@ -287,9 +289,10 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
             machine.wait_booted()
 
 
-def end_leftovers() -> list[str]:
+def end_leftovers(dry_run: bool = False) -> list[str]:
     """End the machines whose kproxylat no longer runs.
 
+    :param dry_run: end none.
     :return: their names.
     """
     ended = []
@@ -299,7 +302,8 @@ def end_leftovers() -> list[str]:
             descriptor = os.pidfd_open(process)
             try:
                 if (process, name) in _find_leftovers():
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    if not dry_run:
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                     ended.append(f"virtual machine {name}")
             finally:
                 os.close(descriptor)

@@ -164,6 +164,9 @@ def test_kills(place: Place, name: str, record_property: pytest.RecordProperty) 
     for number, signum in enumerate(struck):
         place.prepare(name)
         more = (dice.choice((*ENDING, signal.SIGKILL)),) if number % 2 else ()
-        hits += place.kill(name, (signum, *more), dice.random() * took_s * 0.8)
+        hit = place.kill(name, (signum, *more), dice.random() * took_s * 0.8)
+        hits += hit
+        # Others may have kept the machine busy while the command was timed.
+        took_s *= 1 if hit else 0.8
     record_property("note", f"{hits} of {len(struck)} within the command")
     assert hits > len(struck) / 3
