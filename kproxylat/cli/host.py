@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Backend, Form, Format, ModeName
+from kproxylat.cli.options import Backend, Form, Format, ModeName, Overwrite
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import say, show, waiting
@@ -22,6 +22,7 @@ from kproxylat.node.network import find_leftovers
 from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
+from kproxylat.system.virtual_machine import end_leftovers
 
 
 @spread
@@ -32,6 +33,7 @@ def capture(
         bool, typer.Option("--anonymous", help="Replace addresses and names, so that lookups cost the same.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to create.")] = Path("ruleset.json"),
+    force: Overwrite = False,
     *,
     place: Place,
 ) -> None:
@@ -47,7 +49,7 @@ def capture(
 
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
-    capturing.save(text, output)
+    capturing.save(text, output, force)
     for note in read.notes:
         say(f"note: {note}")
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
@@ -56,7 +58,7 @@ def capture(
 def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and restored.")] = False,
 ) -> None:
-    """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
+    """Remove the namespaces, links and virtual machines, and restore the settings, that a killed run or --keep left.
 
     \b
     Examples:
@@ -65,11 +67,12 @@ def cleanup(
     """
     check_root()
     with node_lock.lock() as lock:
+        machines = end_leftovers(dry_run)
         if dry_run:
-            left = [*find_leftovers(), *map(describe, lock.notes)]
+            left = [*machines, *find_leftovers(), *map(describe, lock.notes)]
             show(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
             return
-        removed = clean_up(lock)
+        removed = machines + clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")
         if lock.notes:

@@ -137,6 +137,7 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
+Overwrite = Annotated[bool, typer.Option("--force", help="Replace an existing file that kproxylat did not make.")]
 Form = Annotated[Format, typer.Option("--format", "-o", help="How the result is written to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")

@@ -320,7 +320,7 @@ def save_csv(sweep: Sweep) -> None:
     """
     if sweep.saved:
         table = sweep.saved.with_suffix(".csv")
-        save_file(table, "".join(export_experiment(sweep.results)), replace=True)
+        save_file(table, "".join(export_experiment(sweep.results)))
         say(f"saved: {table}")
 
 

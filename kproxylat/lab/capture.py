@@ -99,9 +99,10 @@ def _choose(live: tuple[LiveRules, ...], mode: str | None, backend: str | None) 
     return find_mode(rules.mode, rules.backend)
 
 
-def save(text: str, output: Path) -> None:
-    """Write the document to a new file.
+def save(text: str, output: Path, force: bool = False) -> None:
+    """Write the document to a file.
 
+    :param force: replace an existing file.
     :raises MachineError: the file exists or cannot be written.
     """
-    save_file(output, text, "--output")
+    save_file(output, text, "--output, or --force", force=force)

@@ -103,6 +103,8 @@ def test_a_capture_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, anonymo
     assert json.loads(text)["anonymous"] is anonymous
     with pytest.raises(MachineError, match="File exists"):
         capture.save(text, tmp_path / "ruleset.json")
+    capture.save("", tmp_path / "ruleset.json", force=True)
+    assert (tmp_path / "ruleset.json").read_text() == ""
 
 
 def test_reading_creates_no_table(live: Node) -> None:

@@ -231,6 +231,17 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert status == 1
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "no" / "x.png"))
     assert (status, len(err.splitlines())) == (1, 2)
+    for suffix in ("png", "svg"):
+        picture = tmp_path / f"own.{suffix}"
+        for _ in range(2):
+            assert call(capsys, str(COUNTED), "--output", str(picture)) == (0, f"drawn: {picture}\n")
+        picture.write_text("precious")
+        status, err = call(capsys, str(COUNTED), "--output", str(picture))
+        remedy = "pass another --output, or --force"
+        assert (status, err) == (1, f"kproxylat: {picture} cannot be written: File exists\n  {remedy}\n")
+        assert picture.read_text() == "precious"
+        assert call(capsys, str(COUNTED), "--output", str(picture), "--force")[0] == 0
+        assert picture.read_bytes() != b"precious"
     status, err = call(capsys, str(COUNTED), str(TIMED), "--output", output)
     assert status == 1
     assert "clock" in err
