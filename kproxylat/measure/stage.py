@@ -17,7 +17,7 @@ from kproxylat.node import network as net
 from kproxylat.node.changes import FORWARD, Changes, clean_up
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
-from kproxylat.trace.engine import find_engine
+from kproxylat.trace.engine import check_probes
 from kproxylat.traffic.answering import answering
 
 
@@ -121,7 +121,6 @@ def check_machine(mode: Mode, probe: str, *uses: str) -> None:
     :param uses: what for beside tracing, as :attr:`kproxylat.node.doctor.Check.use` names it.
     :raises MachineError: something is missing.
     """
-    doctor.require(mode, "trace", *uses)
+    doctor.require(mode, "trace", *uses, probe=probe)
     load_modules(mode)
-    _, kind = find_engine(mode, probe)
-    doctor.require(mode, kind)
+    check_probes(mode, probe)

@@ -227,10 +227,13 @@ def _say_fact(value: object) -> list[str]:
     return [] if value is None else [f"{value:,g}" if isinstance(value, float) else str(value)]
 
 
-def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
-    """Print what each check found; for each problem also what it breaks, and how to fix it.
+def show_findings(
+    findings: Sequence[Finding], modes: Iterable[str], lacking: Mapping[str, Mapping[str, Sequence[str]]]
+) -> None:
+    """Print what each check found; for each problem also what it breaks, and how to fix it; then what works.
 
-    :param modes: those that can be measured.
+    :param modes: those that bpftrace can measure.
+    :param lacking: mode -> clock -> names of the checks that it fails.
     """
     header = ("check", "state", "found")
     rows = [(check.name, check.state, check.found) for check in findings]
@@ -240,5 +243,12 @@ def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
             print(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
             if check.dnf != check.apt:
                 print(f"  {check.dnf}")
+    header = ("mode", "clock", "works here")
+    rows = [
+        (mode, clock, f"no: {', '.join(name.removeprefix(f'{mode}: ') for name in names)}" if names else "yes")
+        for mode, clocks in lacking.items()
+        for clock, names in clocks.items()
+    ]
+    print(f"\n{draw_table('which clock works for which mode', header, rows, left=header, fold=2)}")
     possible = ", ".join(modes)
     print(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")

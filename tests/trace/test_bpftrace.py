@@ -347,7 +347,9 @@ NOTHING = "echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1"
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Be another kernel, of which all is built in."""
+    """Be another kernel, of which all is built in, with probes of each kind."""
+    for kind in engine.KINDS:
+        monkeypatch.setitem(engine.KINDS, kind, lambda: "on")
     monkeypatch.setattr(engine, "btf_module", lambda _: "vmlinux")
     monkeypatch.setattr(engine, "has_function", lambda name: name == "ipt_do_table")
     return lambda *version: monkeypatch.setattr(engine, "version_numbers", lambda: version)
