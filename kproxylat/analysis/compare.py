@@ -109,8 +109,7 @@ def _group(name: str) -> dict[Key, Cells]:
     groups: dict[Key, Cells] = {}
     for result in sorted(read_results(name), key=lambda result: result.run.services or 0):
         if result.main_probe:
-            key = result.run.mode or "unknown", result.run.backend or "unknown"
-            groups.setdefault(key, {}).setdefault(result.run.services, []).append(result)
+            groups.setdefault(result.run.rules, {}).setdefault(result.run.services, []).append(result)
     if not groups:
         raise LogError(f"{name}: no call was measured in it")
     return groups

@@ -42,7 +42,7 @@ DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
 
 Key = tuple[str, str]
-"""Mode and backend."""
+"""Mode and backend, as :attr:`kproxylat.results.Run.rules`."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]
     for result in sorted(results, key=lambda result: result.run.services or 0):
         run = result.run
         if result.headline and run.services is not None:
-            cells = groups.setdefault((run.mode or "unknown", run.backend or "unknown"), {})
+            cells = groups.setdefault(run.rules, {})
             cells.setdefault(run.services, []).append(result)
     return groups
 

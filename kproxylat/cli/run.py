@@ -146,6 +146,7 @@ def words(options: Options) -> list[str]:
         "template": tracing.template,
         "probe": tracing.probe,
         "places": (lab and lab.places) or None,
+        "kube-proxy": (lab and not ruleset and lab.release) or None,
         "output-dir": options.record.output_dir,
     }
     flags = {

@@ -13,7 +13,7 @@ import typer
 from kproxylat.cli.options import LOGS, Backend, DryRun, Form, Format, ModeName, OutputDir, end, show_runs
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.console import say
-from kproxylat.modes import MODES
+from kproxylat.modes import MODES, find_mode
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_whatif
 
@@ -26,6 +26,10 @@ def whatif(
     mode: ModeName = None,
     backend: Backend = None,
     packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
+    kube_proxy: Annotated[
+        str,
+        typer.Option("--kube-proxy", metavar="RELEASE,...", help="Releases whose nftables rules to measure."),
+    ] = "",
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
     picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
     dry_run: DryRun = False,
@@ -47,23 +51,28 @@ def whatif(
       kproxylat whatif ruleset.json --vm
       kproxylat whatif iptables-save.txt --vm-if-needed --plot
       kproxylat whatif ruleset.json --dry-run
+      kproxylat whatif ruleset.json --vm --kube-proxy 1.36,1.37
     """
+    from kproxylat.lab.rules import check_release
     from kproxylat.lab.ruleset import read_ruleset
     from kproxylat.measure.options import Options, Record, Sending
     from kproxylat.measure.preview import preview
     from kproxylat.sweep import whatif as alternatives
 
     check_vm(vm or vm_if_needed, clock, kernel)
+    releases = kube_proxy.split(",")
+    for release in releases:
+        check_release(release, find_mode("nftables", None))
     rules = read_ruleset(ruleset, mode, backend)
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
     if dry_run:
-        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets)]
+        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets, releases)]
         machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
         show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
-    answer, ended = alternatives.whatif(options, rules, MODES, packets)
+    answer, ended = alternatives.whatif(options, rules, MODES, packets, releases)
     path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
     if picture:

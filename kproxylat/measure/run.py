@@ -95,7 +95,7 @@ def measure(
             result, interrupted = add_overhead(result, options.mode, plan, bursts[2:5], send_again, log.write)
         if options.tracing.send_time and not interrupted:
             result, interrupted = add_untraced(result, bursts[-1], log.write)
-        result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
+        result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s, load_s=changes.load_s))
         unsaved = log.save(result)
         if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
             leave(options, network)

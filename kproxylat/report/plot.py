@@ -401,4 +401,4 @@ def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
 def _name_run(result: Result) -> str:
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
-    return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"
+    return f"{'/'.join(run.rules)}{size}"

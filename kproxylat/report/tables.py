@@ -41,9 +41,9 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
     print(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
     print(
-        "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
-        "same Services. equal at: with so many Services before it, a lookup costs the\n"
-        "same in both; before counts Services, not rules.\n"
+        "now: the rules as captured; others: what kube-proxy 1.36, or the release that\n"
+        "is named, would write for the same Services. equal at: with so many Services\n"
+        "before it, a lookup costs the same in both; before counts Services, not rules.\n"
     )
     for note in outcome.notes:
         print(fill(f"note: {note}"))

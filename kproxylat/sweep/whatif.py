@@ -19,7 +19,7 @@ from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
-from kproxylat.modes import Mode
+from kproxylat.modes import MAP, Mode
 from kproxylat.results import Result
 from kproxylat.system.files import save_file
 
@@ -39,16 +39,17 @@ def check(base: Options, packets: int) -> None:
 
 
 def whatif(
-    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, releases: Sequence[str] = ("",)
 ) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
     :param base: what all runs have in common.
     :param modes: the other modes. ``packets``: how many to send to each Service.
+    :param releases: kube-proxy's, as in :func:`plan_modes`.
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    plans = plan_modes(base, ruleset, modes, packets)
+    plans = plan_modes(base, ruleset, modes, packets, releases)
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -70,11 +71,21 @@ def whatif(
     return judge(ruleset, measured), ended
 
 
-def plan_modes(base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int) -> list[Options]:
-    """Plan a run of the ruleset as it is, and one in each other mode."""
-    others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
+def plan_modes(
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, releases: Sequence[str] = ("",)
+) -> list[Options]:
+    """Plan a run of the ruleset as it is, and one in each other mode.
+
+    :param releases: kube-proxy's, of which one run each is planned in the modes whose rules differ between them.
+    """
+    others = [
+        ruleset.rewrite(row, release)
+        for row in modes
+        for release in (releases if row.form == MAP else ("",))
+        if release or (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)
+    ]
     plans = []
-    for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
+    for rules in (ruleset, *others):
         options = plan_replay(base, rules, None, True)
         targets = options.targets[:: -(-len(options.targets) // MAX_MEASURED)]
         sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
@@ -87,10 +98,10 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
     lines = {(each.mode, each.backend): each for each in series}
-    now = lines.get((ruleset.mode.name, ruleset.mode.backend))
+    now = lines.get(measured[0].run.rules)
     alternatives = []
     for result in measured:
-        key = result.run.mode or "", result.run.backend or ""
+        key = result.run.rules
         costs = [each.cost for each in result.services]
         if not costs:
             continue

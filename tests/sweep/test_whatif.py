@@ -23,9 +23,10 @@ from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
 from kproxylat.results import Probe, Result, Traffic
 from kproxylat.results_json import from_json, to_json
-from kproxylat.sweep.whatif import judge, save, whatif
+from kproxylat.sweep.whatif import judge, plan_modes, save, whatif
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps
+from tests.results import change_run
 from tests.support import TESTS
 from tests.support.costs import RULES, measured
 
@@ -113,6 +114,20 @@ def test_a_replay_sends_from_pods_to_endpoints_of_the_rules() -> None:
     assert (burst.count, burst.targets) == (936, every.targets)
     assert len(plan_replay(BASE, RULES, None, True, "", "udp").targets) == 2
     assert every.lab == Lab(105, "as captured", ruleset=RULES)
+
+
+def test_releases_of_kube_proxy_are_put_side_by_side() -> None:
+    plans = plan_modes(BASE, RULES, MODES, 20, ("1.36", "1.37"))
+    assert [(plan.mode.name, plan.lab and plan.lab.release) for plan in plans] == [
+        ("iptables", ""), ("iptables", ""), ("nftables", "1.36"), ("nftables", "1.37"), ("ipvs", "")]  # fmt: skip
+    texts = ["".join(text for _, text in plan.ruleset.commands()) for plan in plans if plan.ruleset]
+    assert [" random mod 1 map" in text for text in texts] == [False, False, True, False, False]
+    runs = [measured(plan.mode) for plan in plans]
+    named = [
+        change_run(run, kube_proxy=plan.lab.release or None) for run, plan in zip(runs, plans, strict=True) if plan.lab
+    ]
+    answer = judge(RULES, named)
+    assert [each.backend for each in answer.alternatives if each.mode == "nftables"] == ["nft 1.36", "nft 1.37"]
 
 
 def test_the_flow_of_many_targets_is_told_by_its_sources() -> None:
