@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from kproxylat.analysis.alternatives import Alternative, WhatIf
 from kproxylat.analysis.crossings import find_crossing
 from kproxylat.analysis.series import build_series
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, UsageError
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import check_options
@@ -20,6 +20,7 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import MAP, Mode
+from kproxylat.node.doctor import require
 from kproxylat.results import Result
 from kproxylat.system.files import save_file
 
@@ -49,7 +50,8 @@ def whatif(
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    plans = plan_modes(base, ruleset, modes, packets, releases)
+    first, *others = plan_modes(base, ruleset, modes, packets, releases)
+    plans = [first, *keep_possible(others)]
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -69,6 +71,16 @@ def whatif(
         if ended:
             break
     return judge(ruleset, measured), ended
+
+
+def keep_possible(plans: Iterable[Options]) -> Iterator[Options]:
+    """Yield the plans whose mode this machine has all that it takes to measure; name the others."""
+    for plan in plans:
+        try:
+            require(plan.mode, "trace", "run", probe=plan.tracing.probe)
+            yield plan
+        except MachineError as error:
+            say(f"{plan.mode.name} on {plan.mode.backend} is left out: {error}")
 
 
 def plan_modes(

@@ -18,7 +18,7 @@ from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
-from kproxylat.modes import MODES, find_mode
+from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
 from kproxylat.results import Probe, Result, Traffic
@@ -161,6 +161,7 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
         return measured(options.mode), None
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", measure)
+    monkeypatch.setattr("kproxylat.sweep.whatif.require", lambda *_, **__: None)
     found, ended = whatif(BASE, RULES, MODES, 20)
     assert ended is error
     assert [each.backend for each in found.alternatives] == ["legacy", "nft"]
@@ -170,6 +171,22 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
     tried[:] = ["x", "y"]
     with pytest.raises(type(error)):
         whatif(BASE, RULES, MODES, 20)
+
+
+def test_modes_that_this_kernel_lacks_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def require(mode: Mode, *_: str, probe: str) -> None:
+        assert probe == "auto"
+        if mode.module == "nf_tables":
+            raise MachineError("module not found for this kernel: nf_tables (CONFIG_NF_TABLES)")
+
+    monkeypatch.setattr("kproxylat.sweep.whatif.measure", lambda options: (measured(options.mode), None))
+    monkeypatch.setattr("kproxylat.sweep.whatif.require", require)
+    answer, ended = whatif(BASE, RULES, MODES, 20)
+    assert ended is None
+    assert [each.mode for each in answer.alternatives] == ["iptables", "ipvs"]
+    assert "nftables on nft is left out: module not found for this kernel: nf_tables" in capsys.readouterr().err
 
 
 def test_what_rewritten_rules_leave_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:
