@@ -357,7 +357,8 @@ class Accounting:
 class Quality:
     """The problems that may have spoiled the numbers.
 
-    :param missed_probes: calls without a traced exit; None: none known, but some are possible (fentry).
+    :param missed_probes: calls that the kernel did not pass to the probes, and those without a traced exit; None:
+        none known, but some are possible (fentry on kernels that do not count, before 5.12).
     :param stray_exits: exits of kretprobes without an entry, if the script counts them.
     """
 

@@ -76,6 +76,31 @@ def test_attached_is_read_and_the_maps_come_at_the_end(fake: Fake, ready: str) -
     assert not tracer.alive
 
 
+@pytest.mark.parametrize(
+    ("files", "skipped"),
+    [
+        ([], None),
+        (["pos:\t0\nflags:\t02\n"], None),
+        (["prog_type:\t26\nrun_cnt:\t600\nrecursion_misses:\t0\n"], 0),
+        (["prog_type:\t26\nrecursion_misses:\t3\n", "link_type:\tkprobe\nmissed:\t4\n", "pos:\t9\n"], 7),
+    ],
+)
+def test_the_kernels_count_of_skipped_calls_is_read_while_the_programs_are_loaded(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], skipped: int | None
+) -> None:
+    """Formats: fdinfo of Linux 6.1 and 6.12."""
+    script = fake(f"{PRINTS_AT_SIGINT}; echo {NOTIFY}; {WAIT}")
+    directory = tmp_path / "fdinfo"
+    directory.mkdir()
+    for number, text in enumerate(files):
+        (directory / str(number)).write_text(text)
+    monkeypatch.setattr(bpftrace, "FILES", str(directory))
+    with trace(script, lambda _: None) as tracer:
+        assert tracer.skipped is None
+        tracer.stop()
+    assert tracer.skipped == skipped
+
+
 def test_attaching_is_not_attached(fake: Fake) -> None:
     tracer, lines = start(fake(f"echo Attaching 3 probes...; {WAIT}"))
     wait_for_line(lines)
