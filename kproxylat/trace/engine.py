@@ -162,6 +162,8 @@ def _check_untyped(engine: Engine) -> str:
     if platform.machine() != "x86_64":
         # The script identifies a call by the address at which x86-64's call instruction stores the return address.
         return f"kprobes need x86-64; {platform.machine()} stores a call's return address elsewhere"
+    if re.match(r"v?0\.26\.0\b", find_version()[0]):
+        return "bpftrace 0.26.0 reads wrong arguments and results of kprobes where the kernel has sessions of them"
     if version_numbers() < engine.since:
         return f"this kernel ({release()}) is older than {'.'.join(map(str, engine.since))}"
     missing = [function for function in engine.functions if not has_function(function)]

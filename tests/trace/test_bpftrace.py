@@ -398,6 +398,19 @@ def test_kprobes_are_for_x86_64(
         engine.find_engine.__wrapped__(LEGACY, "kprobe")
 
 
+@pytest.mark.parametrize(("version", "refused"), [("v0.26.0", True), ("v0.26.1", False), ("v0.27.1", False)])
+def test_a_version_that_reads_kprobes_wrongly_is_refused_for_them(
+    fake: Fake, kernel: Callable[[int, int], None], version: str, refused: bool
+) -> None:
+    kernel(6, 12)
+    fake(LISTED.format(last="state"), f"bpftrace {version}")
+    if refused:
+        with pytest.raises(MachineError, match=r"bpftrace 0\.26\.0 reads wrong"):
+            engine.find_engine(LEGACY, "kprobe")
+    else:
+        assert engine.find_engine(LEGACY, "kprobe")[1] == "kprobe"
+
+
 def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[[int, int], None]) -> None:
     kernel(5, 14)
     lines = (
