@@ -244,4 +244,4 @@ def to_json(findings: Sequence[Finding], modes: Iterable[str]) -> str:
     """
     document = {"schema": SCHEMA, "possible": list(modes), "lacking": find_lacking(findings),
                 "checks": [asdict(finding) for finding in findings]}  # fmt: skip
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)

@@ -99,18 +99,18 @@ def check_probes(mode: Mode, probe_kind: str) -> str:
     :param probe_kind: as in :func:`find_engine`.
     :raises MachineError: no such probe works.
     """
+    working, lacking = _split_kinds(probe_kind)
+    if not working:
+        remedy = next((error.remedy for error in lacking.values() if error.remedy), IN_VM)
+        raise MachineError("; ".join(f"{kind}: {error}" for kind, error in lacking.items()), remedy)
     # The functions of a module can be looked up once it is loaded.
     if os.geteuid() == 0 and kernel.has_module(mode.module):
         return find_engine(mode, probe_kind)[1]
-    working, _ = _split_kinds(probe_kind)
     return f"{working[0]}, once {mode.module} is loaded"
 
 
 def _split_kinds(probe_kind: str) -> tuple[list[str], dict[str, MachineError]]:
-    """Return the kinds of probe that this kernel has, and the others with their errors.
-
-    :raises MachineError: it has none.
-    """
+    """Return the kinds of probe that this kernel has, and the others with their errors."""
     working, lacking = list[str](), dict[str, MachineError]()
     for kind in KINDS if probe_kind == "auto" else (probe_kind,):
         try:
@@ -118,9 +118,6 @@ def _split_kinds(probe_kind: str) -> tuple[list[str], dict[str, MachineError]]:
             working.append(kind)
         except MachineError as error:
             lacking[kind] = error
-    if not working:
-        remedy = next((error.remedy for error in lacking.values() if error.remedy), IN_VM)
-        raise MachineError("; ".join(f"{kind}: {error}" for kind, error in lacking.items()), remedy)
     return working, lacking
 
 
@@ -134,7 +131,8 @@ def find_engine(mode: Mode, probe_kind: str) -> tuple[Engine, str]:
     """
     working, lacking = _split_kinds(probe_kind)
     problems = {kind: str(error) for kind, error in lacking.items()}
-    for kind in working:
+    # Without any, a script can be rendered all the same: check_probes decides whether it can run.
+    for kind in working or lacking:
         for engine in mode.engines:
             problem = _check_typed(engine, mode) if kind == "fentry" else _check_untyped(engine)
             if not problem:

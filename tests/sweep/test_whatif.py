@@ -81,9 +81,9 @@ def test_modes_are_put_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtur
     document = json.loads(path.read_text())
     assert [each["equal_at"] for each in document["whatif"]["alternatives"]][2] == pytest.approx(678 / 26)
     pairs = compare(str(path), None)
-    assert len(pairs) == 6, "a sweep's shape: compare takes it"
+    assert len(pairs) == 2 * 6, "a sweep's shape: compare takes it, each protocol for itself"
     crossing = next(
-        each.crossing for each in pairs if {each.a.name, each.b.name} == {"iptables/legacy", "nftables/nft"}
+        each.crossing for each in pairs if {each.a.name, each.b.name} == {"iptables/legacy tcp", "nftables/nft tcp"}
     )
     assert crossing
     assert crossing.estimate == pytest.approx(678 / 26)
@@ -117,7 +117,7 @@ def test_a_replay_sends_from_pods_to_endpoints_of_the_rules() -> None:
 
 
 def test_releases_of_kube_proxy_are_put_side_by_side() -> None:
-    plans = plan_modes(BASE, RULES, MODES, 20, ("1.36", "1.37"))
+    plans = plan_modes(BASE, RULES, MODES, 20, "", ("1.36", "1.37"))
     assert [(plan.mode.name, plan.lab and plan.lab.release) for plan in plans] == [
         ("iptables", ""), ("iptables", ""), ("nftables", "1.36"), ("nftables", "1.37"), ("ipvs", "")]  # fmt: skip
     texts = ["".join(text for _, text in plan.ruleset.commands()) for plan in plans if plan.ruleset]
