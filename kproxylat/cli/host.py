@@ -86,7 +86,8 @@ def cleanup(
 def doctor(form: Form = Format.TABLE) -> None:
     """Check this machine for all that a measurement needs, and name the remedies.
 
-    Exit status 0: a measurement is possible in some mode; 1: in none.
+    Exit status 0: bpftrace can measure some mode on this machine's own kernel; 1: none. The table at the end says for
+    each mode which clocks work. It asks the same questions as a run.
 
     \b
     Examples:
@@ -99,5 +100,5 @@ def doctor(form: Form = Format.TABLE) -> None:
     if form is Format.JSON:
         show(checks.to_json(findings, modes))
     else:
-        show_findings(findings, modes)
+        show_findings(findings, modes, checks.find_lacking(findings))
     raise typer.Exit(0 if modes else 1)

@@ -25,7 +25,16 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 GROUPS = {
     "Traffic": ("--from", "--generator", "--protocol", "--source", "--first-packet", "--places", "--packets", "--rate"),
     "Tracing": ("--probe", "--template", "--set", "--envelope", "--overhead", "--send-time", "--others"),
-    "Lab": ("--lab", "--services", "--position", "--worker-ports", "--ruleset", "--every-service", "--keep"),
+    "Lab": (
+        "--lab",
+        "--services",
+        "--position",
+        "--worker-ports",
+        "--ruleset",
+        "--every-service",
+        "--keep",
+        "--kube-proxy",
+    ),
     "Node and cluster": (
         *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
         *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),

@@ -146,6 +146,7 @@ def words(options: Options) -> list[str]:
         "template": tracing.template,
         "probe": tracing.probe,
         "places": (lab and lab.places) or None,
+        "kube-proxy": (lab and not ruleset and lab.release) or None,
         "output-dir": options.record.output_dir,
     }
     flags = {
@@ -312,8 +313,8 @@ def render(
     """
     from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
-    from kproxylat.node.checks import check_kprobes
     from kproxylat.system.kernel import check_root
+    from kproxylat.trace.engine import KINDS
     from kproxylat.trace.script import render_script
 
     check_vm(vm, None, kernel)
@@ -324,8 +325,8 @@ def render(
     load_modules(plan.mode)
     script = plan_script(plan)
     try:
-        if script.kind == "kprobe":
-            check_kprobes()
+        if script.kind in KINDS:
+            KINDS[script.kind]()
     except MachineError as error:
         say(f"warning: this kernel cannot run the script: {error}")
     show(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

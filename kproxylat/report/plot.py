@@ -509,4 +509,4 @@ def name_run(result: Result) -> str:
     """Write a run's mode, backend and number of Services."""
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
-    return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"
+    return f"{'/'.join(run.rules)}{size}"

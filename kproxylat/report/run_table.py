@@ -72,9 +72,10 @@ def _draw_setting(result: Result) -> Iterator[str]:
     )
     machine = (run.kernel and f"Linux {run.kernel}", run.bpftrace and f"bpftrace {run.bpftrace}", run.started)
     target = f"target {target_text(result)}" if result.target else None
+    release = f"rules of kube-proxy {run.kube_proxy}" if run.kube_proxy else None
     place = f"rule {run.position} of {run.chain_length}" if run.position else None
     for facts in ("; ".join(filter(None, (mode, clock))), ", ".join(filter(None, machine)),
-                  ", ".join(filter(None, (target, run.path and f"{run.path} path", place)))):  # fmt: skip
+                  ", ".join(filter(None, (target, run.path and f"{run.path} path", place, release)))):  # fmt: skip
         if facts:
             yield fill(facts)
 

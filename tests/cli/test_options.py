@@ -88,10 +88,10 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
 API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
-NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places"}
+NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PERCENTILES = {"--percentiles"}
-OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
+OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
@@ -125,9 +125,11 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
+        "cluster": NO_VM
+        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
+        "dry cluster": NO_VM
+        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
     "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
@@ -183,6 +185,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "parse prints --format": ("--format", "csv"),
     "parse intervals --format": ("--format", "csv"),
     "--kernel": ("--kernel", "/boot/vmlinuz-7"),
+    "--kube-proxy": ("--kube-proxy", "1.37"),
     "--kubeconfig": ("--kubeconfig", "/nowhere"),
     "--mode": ("--mode", "nftables"),
     "--namespace": ("--namespace", "prod"),
@@ -223,6 +226,8 @@ WITH = {
     "--family": ("--generator", "sockets"),
     "--ruleset": ("--every-service",),
     "--places": ("--first-packet",),
+    "--kube-proxy": ("--mode", "nftables"),
+    "whatif --kube-proxy": (),
 }
 """Option -> the words without which it cannot stand."""
 
@@ -458,7 +463,7 @@ def test_an_option_is_used_or_refused(capsys: Captured, command: str, place: str
     base, name = (*command.split(), *PLACES[command][place]), name_of(parameter)
     words = words_of(command, place, parameter)
     refused = name in REFUSED.get(command, {}).get(place, ())
-    extra = () if refused else WITH.get(name, ())
+    extra = () if refused else WITH.get(f"{command} {name}", WITH.get(name, ()))
     extra = (
         () if {*extra} & {*base} or not {*extra} & {each for one in PARAMETERS[command] for each in one.opts} else extra
     )
