@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Errand, Nodes, list_words, run_on_nodes
 from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kproxylat import results
+    from kproxylat.cluster.api import Api
     from kproxylat.measure.options import Options, Record
 
 Keep = Annotated[
@@ -183,14 +185,16 @@ def run(
     kernel: KernelImage = None,
     clock: VmClock = None,
     node: OnNode,
+    nodes: Nodes,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
-    detected, where they are not passed.
+    detected, where they are not passed. With --node, -l or --all-nodes a pod on each of these nodes measures.
 
     \b
     Examples:
+      kubectl kproxylat run --node worker-1 --node worker-2 5 1000
       sudo kproxylat run 30 10000 --kubeconfig ~/.kube/config
       kproxylat run --lab --mode nftables 2 1000
       kproxylat run --lab --vm --clock instructions --services 1000 2 1000
@@ -216,7 +220,16 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    # With --target the Service is not looked up, but the Jobs still take a cluster.
+    asked = replace(node, kubeconfig=None, context=None) if nodes.are_asked and options.target else node
+    plan = options.plan(asked, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    if nodes.are_asked:
+        refuse_options(
+            "a pod on the node measures", "leave out --node", lab=options.lab, vm=vm, vm_if_needed=vm_if_needed,
+            template=options.template, netns=node.netns, node_container=node.node_container,
+        )  # fmt: skip
+        run_on_nodes(nodes, node, lambda api: _plan_errand(ctx, options, plan, node, api), form, dry_run, output_dir)
+        return
     if dry_run:
         plan, _ = options.look_up(plan, node)
         show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
@@ -230,6 +243,20 @@ def run(
     else:
         show_result(result)
     end([result], ended)
+
+
+def _plan_errand(ctx: typer.Context, options: RunOptions, plan: Options, node: OnNode, api: Api) -> Errand:
+    """Return the run for pods: the client looks up target and sources, and the pod its node's mode."""
+    from kproxylat.cluster.job import OUTPUT
+    from kproxylat.measure.defaults import look_up_source, look_up_target
+
+    words = [*list_words(ctx, "service", "port", "form", "family"), "--format=json", f"--output-dir={OUTPUT}"]
+    if not options.target:
+        plan, target = look_up_target(plan, api, node.asked, number(options.family))
+        words += target
+    bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
+    expected_s = plan.sending.duration_s * bursts + 60
+    return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
 
 
 @spread

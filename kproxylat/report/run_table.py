@@ -87,9 +87,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
     calls, emulated = result.calls, result.run.emulated
     for engine, unit in dict.fromkeys((probe.engine, probe.unit) for probe in calls):
         probes = [probe for probe in calls if (probe.engine, probe.unit) == (engine, unit)]
-        rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in probes]
+        rows = [(_place(probe), probe.hook or "?", *list_figures(probe)) for probe in probes]
         between = "" if engine == calls[0].engine else "\n"
-        yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
+        yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", name_figures(unit), rows)
         yield from filter(None, map(_describe_percentiles, probes))
     if result.send_time:
         yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
@@ -102,9 +102,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
     hooks = [probe for probe in result.probes if probe.envelope]
     if hooks:
         shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
-        rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
+        rows = [(probe.hook or "?", *list_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
         title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
-        yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
+        yield draw_table(title, ("hook", *name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
         yield from _draw_overhead(result.overhead, calls)
 
@@ -140,12 +140,13 @@ def _place(probe: Probe) -> str:
     return f"{probe.table or '-'}{' *' if probe.lookup else ''}{chain}"
 
 
-def _name_figures(unit: str) -> tuple[str, ...]:
-    """Name the columns of :func:`_figures`; the commonest value represents only counts of instructions."""
+def name_figures(unit: str) -> tuple[str, ...]:
+    """Name the columns of :func:`list_figures`; the commonest value represents only counts of instructions."""
     return ("calls", "min", "commonest" if unit == "instructions" else "median", "mean", "p99", "max")
 
 
-def _figures(probe: Probe) -> list[str]:
+def list_figures(probe: Probe) -> list[str]:
+    """Return the columns of :func:`name_figures` for a probe."""
     p99 = probe.percentiles.get("99")
     return [
         "-" if value is None else _short(value)

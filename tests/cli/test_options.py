@@ -35,6 +35,7 @@ NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
 REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
 POINTS = ("--services", "10,20")
 DRY = ("--dry-run",)
+NODES = ("--node", "n1")
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "lab": LAB,
@@ -42,6 +43,8 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "vm": (*LAB, "--vm"),
         "node": NODE,
         "cluster": (),
+        "nodes": NODES,
+        "dry nodes": (*NODES, *DRY),
         "dry": (*LAB, *DRY),
         "dry ruleset": (*REPLAY, *DRY),
         "dry node": (*NODE, *DRY),
@@ -88,11 +91,16 @@ IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
 NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places"}
 NO_NODE = {"--netns", "--node-container"}
+NO_PODS = {"--parallel", "--job-namespace", "--image"}
+NO_OTHER = {"--selector", "--all-nodes"}
 NO_PERCENTILES = {"--percentiles"}
+NO_POD_RUN = NO_VM | NO_LAB | NO_NODE | NO_OTHER | {"--lab", "--keep", "--template", "--vm", "--vm-if-needed"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
+        "nodes": NO_POD_RUN,
+        "dry nodes": NO_POD_RUN,
         "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
         "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
         "vm": IN_LAB | {"--target", "--every-service", "--keep"},
@@ -143,6 +151,7 @@ IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
     ("reproduce", "quick", "name"),
+    *(("run", place, "--node") for place in ("nodes", "dry nodes")),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -181,6 +190,11 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--kubeconfig": ("--kubeconfig", "/nowhere"),
     "--mode": ("--mode", "nftables"),
     "--namespace": ("--namespace", "prod"),
+    "--node": ("--node", "n2"),
+    "--selector": ("--selector", "a=b"),
+    "--parallel": ("--parallel", "2"),
+    "--job-namespace": ("--job-namespace", "jobs"),
+    "--image": ("--image", "other:1"),
     "--netns": ("--netns", "/run/netns/x"),
     "--node-container": ("--node-container", "kind-worker"),
     "--output": ("--output", "other.png"),
@@ -333,6 +347,11 @@ ENTRIES: dict[str, Any] = {
     "measure.defaults.detect_mode": (find_mode("iptables", "nft"), ()),
     "measure.defaults.find_source": lambda options, _: options,
     "cluster.api.connect": Api(),
+    "cluster.nodes.find_nodes": lambda *_: [{"metadata": {"name": "n1"}}],
+    "cluster.nodes.check_namespace": None,
+    "cluster.nodes.run_jobs": (),
+    "cluster.job.make_name": "name",
+    "measure.defaults.choose_remote_source": "10.244.7.0/24",
     "node.node.find_node": lambda netns, container: Node(netns, container or "here"),
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
