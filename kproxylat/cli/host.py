@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Form, Format, ModeName
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
@@ -25,6 +26,7 @@ from kproxylat.system.kernel import check_root
 
 @spread
 def capture(
+    ctx: typer.Context,
     mode: ModeName = None,
     backend: Backend = None,
     anonymous: Annotated[
@@ -33,6 +35,7 @@ def capture(
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to create.")] = Path("ruleset.json"),
     *,
     place: Place,
+    nodes: Remote,
 ) -> None:
     """Save this node's live kube-proxy rules in one file, for run --lab --ruleset on any machine. It changes nothing.
 
@@ -41,9 +44,15 @@ def capture(
       sudo kproxylat capture
       sudo kproxylat capture --anonymous --output node-7.json
       sudo kproxylat capture --node-container kind-worker
+      kubectl kproxylat capture --node worker-1
     """
+    from kproxylat.cluster.job import OUTPUT
     from kproxylat.lab import capture as capturing
 
+    if nodes.asked():
+        nodes.refuse(netns=place.netns, node_container=place.node_container)
+        errand = Errand("capture", [*list_words(ctx), f"--output={OUTPUT}/{output.name}"])
+        run_on_nodes(nodes, nodes, lambda _: errand, output_dir=output.parent)
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
     capturing.save(text, output)
@@ -52,13 +61,17 @@ def capture(
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
 
 
-def cleanup() -> None:
+@spread
+def cleanup(ctx: typer.Context, *, nodes: Remote) -> None:
     """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
 
     \b
     Example:
       sudo kproxylat cleanup
+      kubectl kproxylat cleanup --node worker-1
     """
+    if nodes.asked():
+        run_on_nodes(nodes, nodes, lambda _: Errand("cleanup", list_words(ctx)))
     check_root()
     with node_lock.lock() as lock:
         removed = clean_up(lock)
@@ -72,7 +85,8 @@ def cleanup() -> None:
         interrupts.check()
 
 
-def doctor(form: Form = Format.TABLE) -> None:
+@spread
+def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote) -> None:
     """Check this machine for all that a measurement needs, and name the remedies.
 
     Exit status 0: a measurement is possible in some mode; 1: in none.
@@ -81,7 +95,10 @@ def doctor(form: Form = Format.TABLE) -> None:
     Examples:
       kproxylat doctor
       kproxylat doctor --format json
+      kubectl kproxylat doctor --all-nodes
     """
+    if nodes.asked():
+        run_on_nodes(nodes, nodes, lambda _: Errand("doctor", list_words(ctx)), form)
     with waiting("looking", 4), interrupts.deferred():
         findings = checks.examine()
     modes = checks.possible_modes(findings)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -47,23 +47,49 @@ class Nodes:
     )
     image: Annotated[str | None, typer.Option("--image", help="Image of the pods (kproxylat:VERSION).")] = None
 
-    @property
-    def are_asked(self) -> bool:
-        """Whether the command runs in pods.
+    def asked(self) -> bool:
+        """Return whether the command runs in pods.
 
         :raises UsageError: two ways to name the nodes, or an option that has no effect here.
         """
-        ways = [self.node, self.selector, self.all_nodes]
-        if sum(map(bool, ways)) > 1:
-            raise UsageError("--node, --selector and --all-nodes exclude each other", "pass one of them")
-        if not any(ways):
+        if len(self._ways) > 1:
+            raise UsageError(f"{' and '.join(self._ways)} exclude each other", "pass one of them")
+        if not self._ways:
             refuse_options(
                 "nothing runs in pods", "add --node", parallel=self.parallel, job_namespace=self.job_namespace,
                 image=self.image,
             )  # fmt: skip
         if self.parallel is not None and not 1 <= self.parallel <= 100:
             raise UsageError(f"--parallel {self.parallel} is out of range", "it takes 1 to 100")
-        return any(ways)
+        return bool(self._ways)
+
+    @property
+    def _ways(self) -> list[str]:
+        ways = {"--node": self.node, "--selector": self.selector, "--all-nodes": self.all_nodes}
+        return [name for name, value in ways.items() if value]
+
+    def refuse(self, **local: object) -> None:
+        """Refuse options that concern this machine.
+
+        :param local: as in :func:`kproxylat.errors.refuse_options`.
+        :raises UsageError: one of them was passed.
+        """
+        refuse_options("a pod on the node does the work", f"leave out {self._ways[0]}", **local)
+
+
+@dataclass(frozen=True)
+class Remote(Nodes, Cluster):
+    """The same for a command that asks no cluster by itself."""
+
+    def asked(self) -> bool:
+        """Return whether the command runs in pods.
+
+        :raises UsageError: as in :class:`Nodes`; also an option of the cluster without pods.
+        """
+        asked = super().asked()
+        if not asked:
+            refuse_options("no cluster is asked", "add --node", kubeconfig=self.kubeconfig, context=self.context)
+        return asked
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ def run_on_nodes(
     form: str = Format.TABLE,
     dry_run: bool = False,
     output_dir: Path | None = None,
-) -> None:
+) -> NoReturn:
     """Run a command in pods, print the outcome of each node, and exit with the status that all deserve.
 
     :param plan: returns the command, with what only the API knows.
@@ -128,6 +154,8 @@ def run_on_nodes(
     from kproxylat.cluster import job as jobs
     from kproxylat.cluster.nodes import Outcome, check_namespace, find_fault, find_nodes, run_jobs
 
+    if dry_run:
+        refuse_options("--dry-run starts nothing", parallel=nodes.parallel)
     with interrupts.deferred():
         api = cluster.connect()
         listed = find_nodes(api, nodes.node or [], nodes.selector or "")
@@ -144,7 +172,7 @@ def run_on_nodes(
         }
         if dry_run:
             _show_jobs(planned.values(), form)
-            return
+            sys.exit(0)
         check_namespace(api, namespace)
         outcomes = [Outcome(name, error=fault) for name, fault in faults.items()]
         for outcome in run_jobs(api, planned, nodes.parallel or PARALLEL):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.nodes import Errand, Nodes, list_words, run_on_nodes
+from kproxylat.cli.nodes import Errand, Nodes, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
@@ -220,16 +220,17 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    # With --target the Service is not looked up, but the Jobs still take a cluster.
-    asked = replace(node, kubeconfig=None, context=None) if nodes.are_asked and options.target else node
-    plan = options.plan(asked, Record(output_dir, ctx.obj), overhead, send_time, keep)
-    if nodes.are_asked:
-        refuse_options(
-            "a pod on the node measures", "leave out --node", lab=options.lab, vm=vm, vm_if_needed=vm_if_needed,
-            template=options.template, netns=node.netns, node_container=node.node_container,
+    in_pods = nodes.asked()
+    if in_pods:
+        nodes.refuse(
+            lab=options.lab, vm=vm, vm_if_needed=vm_if_needed, template=options.template, netns=node.netns,
+            node_container=node.node_container, output_dir=(dry_run and output_dir != LOGS) or None,
         )  # fmt: skip
+    # With --target the Service is not looked up, but the Jobs still take a cluster.
+    local = replace(node, kubeconfig=None, context=None) if in_pods and options.target else node
+    plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    if in_pods:
         run_on_nodes(nodes, node, lambda api: _plan_errand(ctx, options, plan, node, api), form, dry_run, output_dir)
-        return
     if dry_run:
         plan, _ = options.look_up(plan, node)
         show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
@@ -261,6 +262,7 @@ def _plan_errand(ctx: typer.Context, options: RunOptions, plan: Options, node: O
 
 @spread
 def trace(
+    ctx: typer.Context,
     mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
     backend: Backend = None,
     target: Target = None,
@@ -275,6 +277,7 @@ def trace(
     form: Annotated[Format | None, typer.Option("--format", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
+    nodes: Remote,
 ) -> None:
     """Attach and report every 5 s until Ctrl-C or --duration; the traffic is yours.
 
@@ -282,7 +285,9 @@ def trace(
     Examples:
       kproxylat trace --mode nftables
       kproxylat trace --mode nftables --target 10.96.0.10:53 --protocol tcp
+      kubectl kproxylat trace --mode nftables --duration 10 --all-nodes
     """
+    from kproxylat.cluster.job import OUTPUT
     from kproxylat.measure import options as plan
     from kproxylat.measure import watch
     from kproxylat.measure.preview import preview_trace
@@ -295,6 +300,15 @@ def trace(
     if target is None:
         refuse_options("all packets are traced", "add --target", protocol=protocol)
     destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
+    if nodes.asked():
+        nodes.refuse(
+            template=template, netns=place.netns, node_container=place.node_container,
+            output_dir=(dry_run and output_dir != LOGS) or None,
+        )  # fmt: skip
+        if duration is None:
+            raise UsageError("with --node, --selector or --all-nodes, trace takes a duration", "add --duration SECONDS")
+        errand = Errand("trace", [*list_words(ctx, "form"), f"--output-dir={OUTPUT}"], duration + 60)
+        run_on_nodes(nodes, nodes, lambda _: errand, form or Format.TABLE, dry_run, output_dir)
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
     if dry_run:
         tracing = plan.Tracing(probe, template=template, settings=read_settings(settings))

@@ -121,7 +121,7 @@ def _read_envelope(lines: list[str]) -> Envelope:
 def _is_valid(envelope: Envelope) -> bool:
     kinds: dict[str, type] = {"version": str, "status": int, "stdout": str, "time_s": float, "files": dict}
     return all(isinstance(getattr(envelope, name), kind) for name, kind in kinds.items()) and all(
-        isinstance(text, str) and re.fullmatch(r"[\w.-]{1,200}", name) and name.strip(".")
+        isinstance(text, str) and re.fullmatch(r"[^/\0]{1,200}", name) and name.strip(".")
         for name, text in envelope.files.items()
     )
 

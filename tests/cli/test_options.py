@@ -18,6 +18,8 @@ import pytest
 import typer
 
 from kproxylat.cli import app
+from kproxylat.cluster.envelope import Envelope
+from kproxylat.cluster.nodes import Outcome
 from kproxylat.cluster.proxy_mode import Evidence, Finding
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
@@ -36,6 +38,7 @@ REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
 POINTS = ("--services", "10,20")
 DRY = ("--dry-run",)
 NODES = ("--node", "n1")
+TRACED = ("--mode", "nftables", "--duration", "9", *NODES)
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "lab": LAB,
@@ -64,12 +67,14 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "all packets": ("--mode", "iptables", "--backend", "nft"),
         "target": (*NODE, "--backend", "nft"),
         "dry": (*NODE, "--backend", "nft", *DRY),
+        "nodes": TRACED,
+        "dry nodes": (*TRACED, *DRY),
     },
     "demo": {"here": ()},
     "reproduce": {"quick": ("k8s-blog-2025",)},
-    "capture": {"node": ()},
-    "cleanup": {"here": ()},
-    "doctor": {"here": ()},
+    "capture": {"node": (), "nodes": NODES},
+    "cleanup": {"here": (), "nodes": NODES},
+    "doctor": {"here": (), "nodes": NODES},
     "parse": {
         "table": (LOG,),
         "csv": (LOG, "--format", "csv"),
@@ -79,7 +84,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "compare": {"one": (str(COUNTED),), "two": (LOG, LOG), "forced": (LOG, LOG, "--force")},
     "plot": {"one": (LOG,), "two": (LOG, LOG)},
-    "mode show": {"cluster": ()},
+    "mode show": {"cluster": (), "nodes": NODES},
     "mode set": {"cluster": ("nftables",)},
     "services create": {"cluster": ("--count", "5"), "worker": ("--count", "5", "--worker", "--wait", "7")},
     "services delete": {"cluster": (), "wait": ("--wait", "7")},
@@ -93,14 +98,16 @@ NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--pla
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
 NO_OTHER = {"--selector", "--all-nodes"}
+NOT_DRY = {"--output-dir", "--parallel"}
 NO_PERCENTILES = {"--percentiles"}
-NO_POD_RUN = NO_VM | NO_LAB | NO_NODE | NO_OTHER | {"--lab", "--keep", "--template", "--vm", "--vm-if-needed"}
+NO_POD = NO_NODE | NO_OTHER | {"--template"}
+NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
-        "nodes": NO_POD_RUN,
-        "dry nodes": NO_POD_RUN,
+        "nodes": NO_POD_RUN | {"--keep"},
+        "dry nodes": NO_POD_RUN | {"--output-dir", "--parallel"},
         "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
         "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
         "vm": IN_LAB | {"--target", "--every-service", "--keep"},
@@ -133,7 +140,17 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
-    "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
+    "trace": {
+        "all packets": {"--protocol", "--format"},
+        "target": {"--family", "--format"},
+        "dry": {"--family"},
+        "nodes": NO_POD | {"--protocol", "--format"},
+        "dry nodes": NO_POD | {"--protocol", *NOT_DRY},
+    },
+    "capture": {"nodes": NO_POD - {"--template"}},
+    "cleanup": {"nodes": NO_OTHER},
+    "doctor": {"nodes": NO_OTHER},
+    "mode show": {"nodes": NO_POD - {"--template"}},
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -147,11 +164,19 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "services delete": {"cluster": NO_NODE},
 }
 """Command -> place -> the options that are refused there; all others are used."""
+for command in ("run", "trace", "capture", "cleanup", "doctor", "mode show"):
+    for place, base in PLACES[command].items():
+        if "--node" not in base:
+            local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
+            local |= set() if command in ("run", "mode show") else {"--kubeconfig", "--context"}
+            local |= set() if command != "trace" else {"--node", *NO_OTHER}
+            REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
+"""Without --node, options of pods are refused, and with the lab or without --duration --node is."""
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
     ("reproduce", "quick", "name"),
-    *(("run", place, "--node") for place in ("nodes", "dry nodes")),
+    *((command, place, "--node") for command in PLACES for place in ("nodes", "dry nodes")),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -349,7 +374,8 @@ ENTRIES: dict[str, Any] = {
     "cluster.api.connect": Api(),
     "cluster.nodes.find_nodes": lambda *_: [{"metadata": {"name": "n1"}}],
     "cluster.nodes.check_namespace": None,
-    "cluster.nodes.run_jobs": (),
+    "cluster.nodes.run_jobs": [Outcome("n1", Envelope("1", 0, "{}", 0.0, {"x.log": "x"}))],
+    "system.files.save_file": None,
     "cluster.job.make_name": "name",
     "measure.defaults.choose_remote_source": "10.244.7.0/24",
     "node.node.find_node": lambda netns, container: Node(netns, container or "here"),
