@@ -16,10 +16,10 @@ from pathlib import Path
 from kproxylat import __version__
 from kproxylat.cli import app
 from kproxylat.cluster.envelope import Envelope, write_begin, write_envelope
-from kproxylat.cluster.job import OUTPUT
+from kproxylat.cluster.job import COMMANDS, OUTPUT
 from kproxylat.console import say
-from kproxylat.errors import UsageError
-from kproxylat.system import interrupts
+from kproxylat.errors import MachineError, UsageError
+from kproxylat.system import interrupts, processes
 
 
 def run(words: list[str]) -> tuple[int, str]:
@@ -46,6 +46,14 @@ def run(words: list[str]) -> tuple[int, str]:
         return status, file.read().decode(errors="replace")
 
 
+def open_settings() -> None:
+    """Make /proc/sys writable, which container runtimes mount read-only: a run makes settings in its own namespaces."""
+    try:
+        processes.run("mount", "-o", "remount,bind,rw", "/proc/sys")
+    except MachineError as error:
+        say(f"warning: /proc/sys stays read-only: {error}")
+
+
 def main(arguments: list[str]) -> int:
     """Run a client's command line, if the client is of this version.
 
@@ -57,6 +65,8 @@ def main(arguments: list[str]) -> int:
         say(f"kproxylat: this image has version {__version__}, and the client is {version}")
         return UsageError.exit_code
     Path(OUTPUT).mkdir(exist_ok=True)
+    if COMMANDS.get(words[0]) == "measure":
+        open_settings()
     status, stdout = run(words)
     files = {path.name: path.read_text(errors="replace") for path in sorted(Path(OUTPUT).iterdir()) if path.is_file()}
     print(write_envelope(Envelope(__version__, status, stdout, time.time(), files)), end="", flush=True)

@@ -28,8 +28,10 @@ from tests.results import COUNTED
 from tests.support import ROOT
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
+from tests.support.kube_proxy import RECORDED
 from tests.support.kubelet import Kubelet, Pod, find_command, find_node
 from tests.support.nodes import node_of
+from tests.support.rights import MANIFESTS, rights
 
 NAMES = ("n1", "n2", "n3")
 TARGET = ("--target", "10.96.0.10:53", "1", "100")
@@ -403,3 +405,51 @@ def test_a_pod_that_is_killed_in_its_clean_up(pods: Cluster, tmp_path: Path) -> 
         assert client.wait(60) == 143
     assert "n1: the end of the pod's clean-up was not seen\n  kproxylat cleanup --node n1\n" in seen
     assert pods.left() == []
+
+
+def test_the_documented_permissions_suffice(capsys: Captured, pods: Cluster) -> None:
+    """From the first word to the last, against a server that permits what the manifests have, and no more."""
+    for file in RECORDED.glob("*worker-dual.json"):
+        pods.fake.add(file)
+    pods.fake.permitted = set().union(*(rights(MANIFESTS[name]) for name in ("run", "run --node")))
+    status, _, err = call(capsys, "run", "--all-nodes", "--service", "worker-dual", "1", "100")
+    assert (status, "orbidden" in err) == (0, False), err
+    command = find_command(pods.kubelet.ran[0].job)
+    assert any(word.startswith("--target=10.") for word in command)
+    assert not any(word.startswith(("--service", "--kubeconfig", "--all-nodes")) for word in command)
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource"),
+    [("list", "nodes"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log"), ("delete", "jobs")],
+)
+def test_a_permission_that_is_missing(capsys: Captured, pods: Cluster, verb: str, resource: str) -> None:
+    pods.fake.denied.add((verb, resource))
+    _, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert "403 Forbidden" in err
+    assert f'cannot {verb} resource "{resource}"' in err
+
+
+def test_the_manifest_for_kubectl() -> None:
+    """deploy/nodes.yaml has the namespace with its label, and the roles of docs/rbac.md."""
+    namespace, *roles = yaml.safe_load_all((ROOT / "deploy/nodes.yaml").read_text())
+    assert namespace["metadata"] == {"name": "kproxylat", "labels": {nodes.ENFORCE: "privileged"}}
+    assert roles == list(yaml.safe_load_all(MANIFESTS["run --node"]))
+
+
+@pytest.mark.parametrize(
+    "words", [("doctor",), ("cleanup",), ("mode", "show"), ("trace", "--mode", "ipvs", "--duration", "1")]
+)
+def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Cluster, words: tuple[str, ...]) -> None:
+    pods.print("n1", write_log("text of n1\n"))
+    status, out, err = call(capsys, *words, "--node", "n1")
+    assert (status, out) == (0, "== node n1\ntext of n1\n"), err
+    assert find_command(pods.kubelet.ran[0].job)[4] == words[0]
+
+
+def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:
+    for name in NAMES:
+        pods.print(name, write_log("", files={"rules.json": name}))
+    assert call(capsys, "capture", "--all-nodes", "--anonymous", "--output", "saved/rules.json")[0] == 0
+    assert [Path("saved", name, "rules.json").read_text() for name in NAMES] == list(NAMES)
+    assert find_command(pods.kubelet.ran[0].job)[4:] == ["capture", "--anonymous", "--output=/tmp/kproxylat/rules.json"]

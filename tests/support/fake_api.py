@@ -182,7 +182,10 @@ class FakeApi:
         if resource == "pods/log":
             if name not in self.logs:
                 raise Refused(404, f'pods "{name}" not found')
-            return 200, self.logs[name]()
+            text = self.logs[name]()
+            if self.after:
+                self.after(call)
+            return 200, text
         if resource == "namespaces" and verb == "get" and name not in self.missing_namespaces and not self.holds(call):
             return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         if verb == "create" and namespace in self.missing_namespaces:
