@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from kproxylat.cli.options import Format
-from kproxylat.cli.places import Cluster, Namespaced
+from kproxylat.cli.options import Format, number
+from kproxylat.cli.places import Cluster, Namespaced, OnNode
 from kproxylat.console import say
 from kproxylat.errors import BOOKS_OPEN, MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kproxylat.cluster.api import Api
     from kproxylat.cluster.kubeconfig import Object
     from kproxylat.cluster.nodes import Outcome
+    from kproxylat.measure.options import Options
 
 PARALLEL = 5
 """Nodes at a time, unless the user names another number."""
@@ -134,6 +135,23 @@ def list_words(ctx: typer.Context, *without: str) -> list[str]:
 
 def _write(value: object) -> str:
     return value.value if isinstance(value, StrEnum) else str(value)
+
+
+def plan_run(ctx: typer.Context, plan: Options, node: OnNode, api: Api) -> Errand:
+    """Return a run for pods: the client looks up target and sources, and the pod its node's mode.
+
+    :param ctx: of command run. ``plan``: the run, without what only the API knows. ``node``: names the Service.
+    """
+    from kproxylat.cluster.job import OUTPUT
+    from kproxylat.measure.defaults import look_up_source, look_up_target
+
+    words = [*list_words(ctx, "service", "port", "form", "family"), "--format=json", f"--output-dir={OUTPUT}"]
+    if ctx.params["target"] is None:
+        plan, target = look_up_target(plan, api, node.asked, number(ctx.params["family"]))
+        words += target
+    bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
+    expected_s = plan.sending.duration_s * bursts + 60
+    return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
 
 
 def run_on_nodes(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.nodes import Errand, Nodes, Remote, list_words, run_on_nodes
+from kproxylat.cli.nodes import Errand, Nodes, Remote, list_words, plan_run, run_on_nodes
 from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kproxylat import results
-    from kproxylat.cluster.api import Api
     from kproxylat.measure.options import Options, Record
 
 Keep = Annotated[
@@ -230,7 +229,7 @@ def run(
     local = replace(node, kubeconfig=None, context=None) if in_pods and options.target else node
     plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time, keep)
     if in_pods:
-        run_on_nodes(nodes, node, lambda api: _plan_errand(ctx, options, plan, node, api), form, dry_run, output_dir)
+        run_on_nodes(nodes, node, lambda api: plan_run(ctx, plan, node, api), form, dry_run, output_dir)
     if dry_run:
         plan, _ = options.look_up(plan, node)
         show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
@@ -244,20 +243,6 @@ def run(
     else:
         show_result(result)
     end([result], ended)
-
-
-def _plan_errand(ctx: typer.Context, options: RunOptions, plan: Options, node: OnNode, api: Api) -> Errand:
-    """Return the run for pods: the client looks up target and sources, and the pod its node's mode."""
-    from kproxylat.cluster.job import OUTPUT
-    from kproxylat.measure.defaults import look_up_source, look_up_target
-
-    words = [*list_words(ctx, "service", "port", "form", "family"), "--format=json", f"--output-dir={OUTPUT}"]
-    if not options.target:
-        plan, target = look_up_target(plan, api, node.asked, number(options.family))
-        words += target
-    bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
-    expected_s = plan.sending.duration_s * bursts + 60
-    return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
 
 
 @spread

@@ -419,10 +419,10 @@ def test_the_documented_permissions_suffice(capsys: Captured, pods: Cluster) -> 
     assert not any(word.startswith(("--service", "--kubeconfig", "--all-nodes")) for word in command)
 
 
-@pytest.mark.parametrize(
-    ("verb", "resource"),
-    [("list", "nodes"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log"), ("delete", "jobs")],
-)
+NEEDED = [("list", "nodes"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log"), ("delete", "jobs")]
+
+
+@pytest.mark.parametrize(("verb", "resource"), NEEDED)
 def test_a_permission_that_is_missing(capsys: Captured, pods: Cluster, verb: str, resource: str) -> None:
     pods.fake.denied.add((verb, resource))
     _, _, err = call(capsys, "run", "--node", "n1", *TARGET)
@@ -437,10 +437,9 @@ def test_the_manifest_for_kubectl() -> None:
     assert roles == list(yaml.safe_load_all(MANIFESTS["run --node"]))
 
 
-@pytest.mark.parametrize(
-    "words", [("doctor",), ("cleanup",), ("mode", "show"), ("trace", "--mode", "ipvs", "--duration", "1")]
-)
-def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Cluster, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("line", ["doctor", "cleanup", "mode show", "trace --mode ipvs --duration 1"])
+def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Cluster, line: str) -> None:
+    words = line.split()
     pods.print("n1", write_log("text of n1\n"))
     status, out, err = call(capsys, *words, "--node", "n1")
     assert (status, out) == (0, "== node n1\ntext of n1\n"), err
