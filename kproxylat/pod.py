@@ -17,7 +17,7 @@ from kproxylat import __version__
 from kproxylat.cli import app
 from kproxylat.cluster.envelope import Envelope, write_begin, write_envelope
 from kproxylat.cluster.job import COMMANDS, OUTPUT
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.system import interrupts, processes
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
     :return: the exit status.
     """
-    print(write_begin(__version__), end="", flush=True)
+    show(write_begin(__version__), end="", flush=True)
     version, *words = arguments
     if version != __version__:
         say(f"kproxylat: this image has version {__version__}, and the client is {version}")
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
         open_settings()
     status, stdout = run(words)
     files = {path.name: path.read_text(errors="replace") for path in sorted(Path(OUTPUT).iterdir()) if path.is_file()}
-    print(write_envelope(Envelope(__version__, status, stdout, time.time(), files)), end="", flush=True)
+    show(write_envelope(Envelope(__version__, status, stdout, time.time(), files)), end="", flush=True)
     return status
 
 

@@ -14,11 +14,12 @@ from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Form, Format, ModeName
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError
 from kproxylat.node import doctor as checks
 from kproxylat.node import lock as node_lock
 from kproxylat.node.changes import clean_up, describe
+from kproxylat.node.network import find_leftovers
 from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
@@ -50,7 +51,7 @@ def capture(
     from kproxylat.lab import capture as capturing
 
     if nodes.asked():
-        nodes.refuse(netns=place.netns, node_container=place.node_container)
+        nodes.refuse(place)
         errand = Errand("capture", [*list_words(ctx), f"--output={OUTPUT}/{output.name}"])
         run_on_nodes(nodes, nodes, lambda _: errand, output_dir=output.parent)
     with waiting("reading the live rules", 5), interrupts.deferred():
@@ -62,18 +63,28 @@ def capture(
 
 
 @spread
-def cleanup(ctx: typer.Context, *, nodes: Remote) -> None:
+def cleanup(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and restored.")] = False,
+    *,
+    nodes: Remote,
+) -> None:
     """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
 
     \b
-    Example:
+    Examples:
+      sudo kproxylat cleanup --dry-run
       sudo kproxylat cleanup
       kubectl kproxylat cleanup --node worker-1
     """
     if nodes.asked():
-        run_on_nodes(nodes, nodes, lambda _: Errand("cleanup", list_words(ctx)))
+        run_on_nodes(nodes, nodes, lambda _: Errand("cleanup", [*list_words(ctx), *(["--dry-run"] if dry_run else [])]))
     check_root()
     with node_lock.lock() as lock:
+        if dry_run:
+            left = [*find_leftovers(), *map(describe, lock.notes)]
+            show(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
+            return
         removed = clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")
@@ -103,7 +114,7 @@ def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote) -> N
         findings = checks.examine()
     modes = checks.possible_modes(findings)
     if form is Format.JSON:
-        print(checks.to_json(findings, modes))
+        show(checks.to_json(findings, modes))
     else:
         show_findings(findings, modes)
     raise typer.Exit(0 if modes else 1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from kproxylat.cli.options import Format, number
-from kproxylat.cli.places import Cluster, Namespaced, OnNode
-from kproxylat.console import say
+from kproxylat.cli.options import LOGS, Format, number
+from kproxylat.cli.places import Cluster, Namespaced, OnNode, Place
+from kproxylat.console import plain_line, say, show
 from kproxylat.errors import BOOKS_OPEN, MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
 
@@ -69,12 +69,18 @@ class Nodes:
         ways = {"--node": self.node, "--selector": self.selector, "--all-nodes": self.all_nodes}
         return [name for name, value in ways.items() if value]
 
-    def refuse(self, **local: object) -> None:
+    def refuse(
+        self, place: Place | None = None, dry_run: bool = False, output_dir: Path = LOGS, **local: object
+    ) -> None:
         """Refuse options that concern this machine.
 
-        :param local: as in :func:`kproxylat.errors.refuse_options`.
+        :param dry_run: nothing runs, so that ``output_dir`` has no effect, either.
+        :param local: further options, as in :func:`kproxylat.errors.refuse_options`.
         :raises UsageError: one of them was passed.
         """
+        if place:
+            local |= {"netns": place.netns, "node_container": place.node_container}
+        local["output_dir"] = dry_run and output_dir != LOGS
         refuse_options("a pod on the node does the work", f"leave out {self._ways[0]}", **local)
 
 
@@ -117,7 +123,7 @@ def list_words(ctx: typer.Context, *without: str) -> list[str]:
 
     :param without: further parameters to leave out.
     """
-    words = ctx.command_path.split()[1:]
+    words = ctx.command_path.removeprefix(ctx.find_root().command_path).split()
     for parameter in ctx.command.params:
         name = str(parameter.name)
         source = ctx.get_parameter_source(name)
@@ -137,21 +143,39 @@ def _write(value: object) -> str:
     return value.value if isinstance(value, StrEnum) else str(value)
 
 
-def plan_run(ctx: typer.Context, plan: Options, node: OnNode, api: Api) -> Errand:
+def plan_run(ctx: typer.Context, plan: Options, node: OnNode, asks: bool, api: Api) -> Errand:
     """Return a run for pods: the client looks up target and sources, and the pod its node's mode.
 
     :param ctx: of command run. ``plan``: the run, without what only the API knows. ``node``: names the Service.
+    :param asks: ask a person for permission.
+    :raises DeclinedError: the answer is not yes.
     """
     from kproxylat.cluster.job import OUTPUT
     from kproxylat.measure.defaults import look_up_source, look_up_target
+    from kproxylat.measure.expected import announce
 
-    words = [*list_words(ctx, "service", "port", "form", "family"), "--format=json", f"--output-dir={OUTPUT}"]
+    words = list_words(ctx, "service", "port", "form", "family", "yes")
+    words += ["--yes", "--format=json", f"--output-dir={OUTPUT}"]
     if ctx.params["target"] is None:
         plan, target = look_up_target(plan, api, node.asked, number(ctx.params["family"]))
         words += target
+    if plan.sending.generator.sends:
+        announce(plan, asks)
     bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
     expected_s = plan.sending.duration_s * bursts + 60
     return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
+
+
+def plan_trace(ctx: typer.Context, duration: float | None) -> Errand:
+    """Return a trace for pods.
+
+    :raises UsageError: it would not end.
+    """
+    from kproxylat.cluster.job import OUTPUT
+
+    if duration is None:
+        raise UsageError("with --node, --selector or --all-nodes, trace takes a duration", "add --duration SECONDS")
+    return Errand("trace", [*list_words(ctx, "form"), f"--output-dir={OUTPUT}"], duration + 60)
 
 
 def run_on_nodes(
@@ -174,11 +198,11 @@ def run_on_nodes(
 
     if dry_run:
         refuse_options("--dry-run starts nothing", parallel=nodes.parallel)
+    api = cluster.connect()
+    listed = find_nodes(api, nodes.node or [], nodes.selector or "")
+    objects = {document["metadata"]["name"]: document for document in listed}
+    errand = plan(api)
     with interrupts.deferred():
-        api = cluster.connect()
-        listed = find_nodes(api, nodes.node or [], nodes.selector or "")
-        objects = {document["metadata"]["name"]: document for document in listed}
-        errand = plan(api)
         namespace, image = nodes.job_namespace or jobs.NAMESPACE, nodes.image or jobs.IMAGE
         faults = {name: fault for name, document in objects.items() if (fault := find_fault(document))}
         planned = {
@@ -203,11 +227,11 @@ def run_on_nodes(
 
 def _show_jobs(jobs: Iterable[Object], form: str) -> None:
     if form == Format.JSON:
-        print(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(jobs)}, indent=2))
+        show(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(jobs)}, indent=2))
         return
     import yaml
 
-    print(yaml.safe_dump_all(jobs, sort_keys=False), end="")
+    show(yaml.safe_dump_all(jobs, sort_keys=False), end="")
 
 
 def _save(outcome: Outcome, output_dir: Path) -> None:
@@ -231,16 +255,16 @@ def _show(command: str, outcomes: list[Outcome], form: str) -> None:
     order: Mapping[str, int] = {name: place for place, name in enumerate(results)}
     outcomes.sort(key=lambda outcome: (order.get(outcome.node, len(order)), outcome.node))
     if form == Format.JSON:
-        print(report.to_json(command, outcomes))
+        show(report.to_json(command, outcomes))
     elif results:
-        print(report.draw_runs(results))
+        show(report.draw_runs(results))
     else:
         for outcome in outcomes:
             if outcome.envelope and outcome.envelope.stdout:
-                print(f"== node {outcome.node}\n{outcome.envelope.stdout}", end="")
+                show(f"== node {outcome.node}\n{outcome.envelope.stdout}", end="")
     for outcome in outcomes:
         if outcome.status:
-            say(f"kproxylat: node {outcome.node}: {outcome.error}")
+            say(f"kproxylat: node {outcome.node}: {plain_line(outcome.error)}")
             if outcome.remedy:
                 say(f"  {outcome.remedy}")
 

@@ -6,11 +6,12 @@ Each imports what it needs when it runs, so that none waits for another's import
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.nodes import Errand, Nodes, Remote, list_words, plan_run, run_on_nodes
+from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
 from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
@@ -42,9 +43,11 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.errors import UsageError, refuse_options
+from kproxylat.console import say, show
+from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.results import join_host_port
+from kproxylat.system.kernel import detect_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +179,7 @@ def run(
     overhead: WithOverhead = False,
     send_time: SendTime = False,
     keep: Keep = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending to a live Service.")] = False,
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
@@ -189,7 +193,9 @@ def run(
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
-    detected, where they are not passed. With --node, -l or --all-nodes a pod on each of these nodes measures.
+    detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
+    says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
+    and --position. With --node, -l or --all-nodes a pod on each of these nodes measures.
 
     \b
     Examples:
@@ -210,6 +216,7 @@ def run(
       kproxylat run --lab --ruleset node.json --every-service --dry-run
       kproxylat run --lab --keep --services 1000 2 1000
     """
+    from kproxylat.measure.expected import announce, expect_s, say_expected
     from kproxylat.measure.options import Record
     from kproxylat.measure.preview import preview
     from kproxylat.measure.run import measure
@@ -219,27 +226,33 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    in_pods = nodes.asked()
-    if in_pods:
-        nodes.refuse(
-            lab=options.lab, vm=vm, vm_if_needed=vm_if_needed, template=options.template, netns=node.netns,
-            node_container=node.node_container, output_dir=(dry_run and output_dir != LOGS) or None,
-        )  # fmt: skip
+    if in_pods := nodes.asked():
+        own = {"lab": options.lab, "vm": vm, "vm_if_needed": vm_if_needed, "template": options.template}
+        nodes.refuse(node, dry_run, output_dir, **own, yes=dry_run and yes)
+    if options.lab:
+        refuse_options("a lab has no live Service", yes=yes)
     # With --target the Service is not looked up, but the Jobs still take a cluster.
     local = replace(node, kubeconfig=None, context=None) if in_pods and options.target else node
-    plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
+    # DURATION comes before RATE, so a call with RATE has both.
+    asks = options.rate is None and not (yes or options.lab)
     if in_pods:
-        run_on_nodes(nodes, node, lambda api: plan_run(ctx, plan, node, api), form, dry_run, output_dir)
+        run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
     if dry_run:
         plan, _ = options.look_up(plan, node)
-        show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
+        machine = describe_vm(vm, vm_if_needed, clock, kernel)
+        show_runs("run", [preview(plan)], form, virtual_machine=machine, asks_first=asks)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
+    if options.lab or not plan.sending.generator.sends:
+        say_expected(expect_s(plan, detect_clock()[1]))
+    else:
+        announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
-        print(to_json(result))
+        show(to_json(result))
     else:
         show_result(result)
     end([result], ended)
@@ -259,7 +272,7 @@ def trace(
     probe: ProbeKind = Kind.AUTO,
     output_dir: OutputDir = LOGS,
     dry_run: DryRun = False,
-    form: Annotated[Format | None, typer.Option("--format", help="How --dry-run is written to stdout.")] = None,
+    form: Annotated[Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
     nodes: Remote,
@@ -272,7 +285,6 @@ def trace(
       kproxylat trace --mode nftables --target 10.96.0.10:53 --protocol tcp
       kubectl kproxylat trace --mode nftables --duration 10 --all-nodes
     """
-    from kproxylat.cluster.job import OUTPUT
     from kproxylat.measure import options as plan
     from kproxylat.measure import watch
     from kproxylat.measure.preview import preview_trace
@@ -286,13 +298,8 @@ def trace(
         refuse_options("all packets are traced", "add --target", protocol=protocol)
     destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
     if nodes.asked():
-        nodes.refuse(
-            template=template, netns=place.netns, node_container=place.node_container,
-            output_dir=(dry_run and output_dir != LOGS) or None,
-        )  # fmt: skip
-        if duration is None:
-            raise UsageError("with --node, --selector or --all-nodes, trace takes a duration", "add --duration SECONDS")
-        errand = Errand("trace", [*list_words(ctx, "form"), f"--output-dir={OUTPUT}"], duration + 60)
+        nodes.refuse(place, dry_run, output_dir, template=template)
+        errand = plan_trace(ctx, duration)
         run_on_nodes(nodes, nodes, lambda _: errand, form or Format.TABLE, dry_run, output_dir)
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
     if dry_run:
@@ -314,8 +321,9 @@ def render(
 ) -> None:
     """Print the bpftrace script that run would use on this kernel, and take run's arguments for it.
 
-    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it needs root: the kernel
-    tells only root which functions fentry can trace.
+    Without --lab and --target, it is for the cluster's Service, as in run. It needs root: the kernel tells only root
+    which functions fentry can trace. --vm needs no root: it boots a virtual machine to ask its kernel, which takes
+    about a minute without KVM.
 
     \b
     Examples:
@@ -324,6 +332,7 @@ def render(
     """
     from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
+    from kproxylat.node.checks import check_kprobes
     from kproxylat.system.kernel import check_root
     from kproxylat.trace.script import render_script
 
@@ -333,4 +342,10 @@ def render(
     check_root()
     plan, _ = options.look_up(plan, node)
     load_modules(plan.mode)
-    print(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")
+    script = plan_script(plan)
+    try:
+        if script.kind == "kprobe":
+            check_kprobes()
+    except MachineError as error:
+        say(f"warning: this kernel cannot run the script: {error}")
+    show(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from kproxylat.errors import LogError
+from kproxylat.logs.containers import unwrap
 
 LONG = 1 << 20
 """Longer lines are truncated to this many bytes."""
@@ -27,8 +28,12 @@ def read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
     :param stream: a log, as :func:`open_log` opens it.
     :param damage: gets an entry if the stream cannot be read to its end.
     :return: pieces not much longer than :data:`LONG`. The last line of the last piece may lack its end; a longer line
-        lacks its rest.
+        lacks its rest. Lines that a container's runtime cut or wrapped are whole.
     """
+    return unwrap(_read_pieces(stream, damage))
+
+
+def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
     # read1() returns what is there: data before a damaged place is not lost, as it is with read().
     read = getattr(stream, "read1", stream.read)
     held, skipping, more, decoder, is_first = bytearray(), False, True, None, True

@@ -8,8 +8,8 @@ from typing import Any
 
 from kproxylat.cluster.nodes import Outcome
 from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import list_figures, name_figures, name_unit
-from kproxylat.results import Result
+from kproxylat.report.run_table import list_figures, name_figures
+from kproxylat.results import Result, name_unit
 from kproxylat.results_json import from_json
 
 SCHEMA = "kproxylat-nodes/1"

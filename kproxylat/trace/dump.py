@@ -15,7 +15,7 @@ from typing import NamedTuple
 from kproxylat.results import Map
 from kproxylat.trace.entries import PrintedEntry, build_map, split_key
 from kproxylat.trace.lines import HEAD, KEY_END, ODD_BLANK, BlankCleaner, KeyReader, NoiseFilter
-from kproxylat.trace.values import looks_like_row, parse_value
+from kproxylat.trace.values import holds_row, looks_like_row, parse_value
 
 _COUNT = re.compile(r"@(\w*)\[(-?\d{1,18}(?:, -?\d{1,18})*)\]: (0|-?[1-9]\d{0,17})\Z")
 """The most common entry, which needs no other check: integer keys and an integer value."""
@@ -325,6 +325,8 @@ class PrintAssembler:
             tail = tail[: tail.index("")]
         if tail:
             last = self._entries[-1]
+            for line in filter(holds_row, tail if not last.text else ()):
+                self._note(f"{line[:100]!r} was read as text of @{last.name}; it may be a row behind a prefix")
             last.text = "\n".join([last.text, *tail])
             last.kind, last.value = parse_value(last.text)
         if self._open:

@@ -21,6 +21,7 @@ _ROW = re.compile(
 ROW_START = rf" *(?:\[{_EDGE}\].*\d *\||\[{_EDGE}, *(?:\.\.\.|{_EDGE})(?:\)|\].*\|)|\(\.\.\., *{_EDGE}[)\]])"
 """Pattern of the beginning of a histogram's row, which other text in brackets lacks."""
 _ROW_START = re.compile(ROW_START)
+_ROW_INSIDE = re.compile(_ROW.pattern.removeprefix(" *"))
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _DEPTH = 50
 
@@ -191,6 +192,11 @@ def parse_row(line: str) -> dict[str, int | None] | None:
 def looks_like_row(line: str) -> bool:
     """Return whether a line begins as a row of a histogram does, whatever follows."""
     return bool(_ROW_START.match(line))
+
+
+def holds_row(line: str) -> bool:
+    """Return whether a line holds a row of a histogram, with its bar, behind other text."""
+    return bool(_ROW_INSIDE.search(line))
 
 
 def _parse_edge(label: str) -> int | None:

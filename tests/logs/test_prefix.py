@@ -154,6 +154,13 @@ def test_a_blank_line_before_such_rows_makes_no_histogram_of_0_events() -> None:
     assert "line 5: the rows of @h cannot be read; it is left out" in warnings(text)
 
 
+def test_such_rows_in_the_dump_are_text_with_a_warning() -> None:
+    text = b"Attaching 1 probe...\n\n\n@h: \nweb-1 | [2, 4)     3 |@@@|\n\n@z: 2\n"
+    ((_, maps, *_),) = read(text)
+    assert maps["h"].entries[0].value == "\nweb-1 | [2, 4)     3 |@@@|"
+    assert any("as text of @h; it may be a row behind a prefix" in warning for warning in warnings(text))
+
+
 class Pipe(io.BytesIO):
     """A stream that brings one line at a time, as a pipe may."""
 

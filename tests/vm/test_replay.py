@@ -183,3 +183,20 @@ def test_packets_from_outside_the_cluster_are_masqueraded(counting: Guest, mode:
     assert done.status == 0, done.err
     assert (done.json["run"]["masqueraded"], done.json["accounting"]["delivered_masqueraded"]) == (True, 100)
     assert "the rules masquerade packets from outside 10.244.0.0/16" in done.json["quality"]["warnings"][-1]
+
+
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_the_accounting_closes_without_services_outside_of_conntrack(counting: Guest, backend: str) -> None:
+    """NodeLocal DNSCache takes its address out of conntrack, so that no rule of its Service sees a packet."""
+    second = OF_SERVICE.replace("10.24.138.29", "10.24.138.30").replace("KUBE-MARK-MASQ", "KUBE-SVC-A")
+    text = UNIT.format(backend=backend, rules="", service=f"-A KUBE-SERVICES {second}")
+    head, _, nat = text.partition("\n")
+    raw = (
+        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.24.138.30/32 -p udp -m udp --dport 53 -j NOTRACK\nCOMMIT\n"
+    )
+    file = counting.directory / "notrack.txt"
+    file.write_text(f"{head}\n{raw}{nat}")
+    result = replay(counting, file, "0.2", "500", "20", "--every-service")
+    [service] = result["services"]
+    assert "10.24.138.30" not in str(service), service
+    assert any("10.24.138.30:53/udp" in warning for warning in result["quality"]["warnings"])
