@@ -166,8 +166,8 @@ def plan_run(ctx: typer.Context, plan: Options, node: OnNode, asks: bool, api: A
     return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
 
 
-def plan_trace(ctx: typer.Context, duration: float | None) -> Errand:
-    """Return a trace for pods.
+def plan_trace(ctx: typer.Context, duration: float | None) -> Callable[[Api], Errand]:
+    """Return what plans a trace for pods, which needs nothing of the API.
 
     :raises UsageError: it would not end.
     """
@@ -175,7 +175,8 @@ def plan_trace(ctx: typer.Context, duration: float | None) -> Errand:
 
     if duration is None:
         raise UsageError("with --node, --selector or --all-nodes, trace takes a duration", "add --duration SECONDS")
-    return Errand("trace", [*list_words(ctx, "form"), f"--output-dir={OUTPUT}"], duration + 60)
+    errand = Errand("trace", [*list_words(ctx, "form"), f"--output-dir={OUTPUT}"], duration + 60)
+    return lambda _: errand
 
 
 def run_on_nodes(

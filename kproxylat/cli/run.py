@@ -299,8 +299,7 @@ def trace(
     destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
     if nodes.asked():
         nodes.refuse(place, dry_run, output_dir, template=template)
-        errand = plan_trace(ctx, duration)
-        run_on_nodes(nodes, nodes, lambda _: errand, form or Format.TABLE, dry_run, output_dir)
+        run_on_nodes(nodes, nodes, plan_trace(ctx, duration), form or Format.TABLE, dry_run, output_dir)
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
     if dry_run:
         tracing = plan.Tracing(probe, template=template, settings=read_settings(settings))
