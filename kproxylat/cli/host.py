@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Form, Format, ModeName, Overwrite
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
@@ -27,6 +28,7 @@ from kproxylat.system.virtual_machine import end_leftovers
 
 @spread
 def capture(
+    ctx: typer.Context,
     mode: ModeName = None,
     backend: Backend = None,
     anonymous: Annotated[
@@ -36,6 +38,7 @@ def capture(
     force: Overwrite = False,
     *,
     place: Place,
+    nodes: Remote,
 ) -> None:
     """Save this node's live kube-proxy rules in one file, for run --lab --ruleset on any machine. It changes nothing.
 
@@ -44,9 +47,15 @@ def capture(
       sudo kproxylat capture
       sudo kproxylat capture --anonymous --output node-7.json
       sudo kproxylat capture --node-container kind-worker
+      kubectl kproxylat capture --node worker-1
     """
+    from kproxylat.cluster.job import OUTPUT
     from kproxylat.lab import capture as capturing
 
+    if nodes.asked():
+        nodes.refuse(place)
+        errand = Errand("capture", [*list_words(ctx), f"--output={OUTPUT}/{output.name}"])
+        run_on_nodes(nodes, nodes, lambda _: errand, output_dir=output.parent)
     with waiting("reading the live rules", 5), interrupts.deferred():
         text, read = capturing.capture(mode, backend, anonymous, place.find().netns)
     capturing.save(text, output, force)
@@ -55,8 +64,12 @@ def capture(
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
 
 
+@spread
 def cleanup(
+    ctx: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and restored.")] = False,
+    *,
+    nodes: Remote,
 ) -> None:
     """Remove the namespaces, links and virtual machines, and restore the settings, that a killed run or --keep left.
 
@@ -64,7 +77,10 @@ def cleanup(
     Examples:
       sudo kproxylat cleanup --dry-run
       sudo kproxylat cleanup
+      kubectl kproxylat cleanup --node worker-1
     """
+    if nodes.asked():
+        run_on_nodes(nodes, nodes, lambda _: Errand("cleanup", [*list_words(ctx), *(["--dry-run"] if dry_run else [])]))
     check_root()
     with node_lock.lock() as lock:
         machines = end_leftovers(dry_run)
@@ -83,7 +99,8 @@ def cleanup(
         interrupts.check()
 
 
-def doctor(form: Form = Format.TABLE) -> None:
+@spread
+def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote) -> None:
     """Check this machine for all that a measurement needs, and name the remedies.
 
     Exit status 0: bpftrace can measure some mode on this machine's own kernel; 1: none. The table at the end says for
@@ -93,7 +110,10 @@ def doctor(form: Form = Format.TABLE) -> None:
     Examples:
       kproxylat doctor
       kproxylat doctor --format json
+      kubectl kproxylat doctor --all-nodes
     """
+    if nodes.asked():
+        run_on_nodes(nodes, nodes, lambda _: Errand("doctor", list_words(ctx)), form)
     with waiting("looking", 4), interrupts.deferred():
         findings = checks.examine()
     modes = checks.possible_modes(findings)

@@ -39,6 +39,7 @@ GROUPS = {
         *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
         *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),
     ),
+    "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
     "Output": ("--format", "--output", "--output-dir", "--plot", "--dry-run", "--quiet", "--verbose", "--help"),

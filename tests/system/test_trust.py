@@ -372,7 +372,7 @@ def test_a_lock_that_is_not_a_file(lock_path: Path, kind: str, monkeypatch: pyte
     elif kind == "directory":
         lock_path.mkdir()
     else:
-        monkeypatch.setattr(lock, "LOCK", lock_path / "nowhere")
+        monkeypatch.setattr(lock, "LOCK", lock_path / "nowhere/lock")
     with pytest.raises(MachineError, match="cannot be taken"), lock.lock():
         pass
 
