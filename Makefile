@@ -28,7 +28,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	KPROXYLAT_REQUIRE=vm $(PYTEST)
+	deploy/image.sh root
+	KPROXYLAT_REQUIRE=vm,image $(PYTEST)
 
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
@@ -36,6 +37,7 @@ test-long: setup
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core
+test: PACKAGES += debian-archive-keyring mmdebstrap
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
