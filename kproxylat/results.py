@@ -101,6 +101,8 @@ class Run:
     :param script_sha256: of the probe script with fixed numbers for the sources and the network namespace.
     :param position_after: the rule's place when the run ended; ``chain_length_after`` likewise.
     :param sync_s: duration of kube-proxy's sync before the run, if the run changed Services.
+    :param load_s: how long the lab took to load its rules, or those on top of the ones that stood.
+    :param kube_proxy: the release whose rules the lab was asked for (None: the default one, or not a lab).
     """
 
     started: str | None = None
@@ -123,10 +125,17 @@ class Run:
     position_after: int | None = None
     chain_length_after: int | None = None
     sync_s: float | None = None
+    load_s: float | None = None
+    kube_proxy: str | None = None
     path: str | None = None
     masqueraded: bool | None = None
     cut_short: bool = False
     log: str | None = None
+
+    @property
+    def rules(self) -> tuple[str, str]:
+        """Mode and backend, this with kube-proxy's release if one was asked for: what a series has in common."""
+        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", self.kube_proxy)))
 
 
 def join_host_port(ip: str, port: int | str) -> str:
@@ -366,7 +375,8 @@ class Accounting:
 class Quality:
     """The problems that may have spoiled the numbers.
 
-    :param missed_probes: calls without a traced exit; None: none known, but some are possible (fentry).
+    :param missed_probes: calls that the kernel did not pass to the probes, and those without a traced exit; None:
+        none known, but some are possible (fentry on kernels that do not count, before 5.12).
     :param stray_exits: exits of kretprobes without an entry, if the script counts them.
     """
 

@@ -43,7 +43,7 @@ DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
 
 Key = tuple[str, str, str]
-"""Mode, backend, and the packets' protocol ("": unknown)."""
+"""Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Series:
 def find_key(result: Result) -> Key:
     """Return the key of the series that a result belongs to."""
     protocol = (result.target and result.target.protocol) or ""
-    return result.run.mode or "unknown", result.run.backend or "unknown", protocol.lower()
+    return *result.run.rules, protocol.lower()
 
 
 def name_key(key: Key) -> str:

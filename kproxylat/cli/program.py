@@ -25,11 +25,21 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 GROUPS = {
     "Traffic": ("--from", "--generator", "--protocol", "--source", "--first-packet", "--places", "--packets", "--rate"),
     "Tracing": ("--probe", "--template", "--set", "--envelope", "--overhead", "--send-time", "--others"),
-    "Lab": ("--lab", "--services", "--position", "--worker-ports", "--ruleset", "--every-service", "--keep"),
+    "Lab": (
+        "--lab",
+        "--services",
+        "--position",
+        "--worker-ports",
+        "--ruleset",
+        "--every-service",
+        "--keep",
+        "--kube-proxy",
+    ),
     "Node and cluster": (
         *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
         *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),
     ),
+    "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
     "Output": ("--format", "--output", "--output-dir", "--plot", "--dry-run", "--quiet", "--verbose", "--help"),

@@ -72,6 +72,7 @@ class Ruleset:
     cluster_cidr: IpNetwork | None = None
     notes: tuple[str, ...] = ()
     rewritten: bool = False
+    release: str = ""
     left_out: dict[Target, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -120,13 +121,18 @@ class Ruleset:
             )
         return max(matches, key=lambda target: target.protocol or "")
 
-    def rewrite(self, mode: Mode) -> Ruleset:
-        """Return a ruleset of the same Services in another mode or on another backend, without its other rules."""
+    def rewrite(self, mode: Mode, release: str = "") -> Ruleset:
+        """Return a ruleset of the same Services in another mode or on another backend, without its other rules.
+
+        :param release: kube-proxy's ("": the default one).
+        """
         lacking = ", ".join(
             f"{part} ({count} line{'s' * (count > 1)})" for part, count in count_left_out(self.texts).items()
         )
         notes = (f"rewritten rules leave out what the captured ones pay for: {lacking}",) if lacking else ()
-        return replace(self, mode=mode, rewritten=True, cluster_cidr=self.pods, notes=(*self.notes, *notes))
+        return replace(
+            self, mode=mode, release=release, rewritten=True, cluster_cidr=self.pods, notes=(*self.notes, *notes)
+        )
 
     def _render(self) -> list[Command]:
         addresses = [int(IPv4Address(service.ip)) for service in self.services]
@@ -138,7 +144,7 @@ class Ruleset:
             length += 1
         portals = IPv4Network((min(addresses), length), strict=False)
         cluster = replace(ADDRESSES[4], cluster_cidr=str(self.pods), service_cidr=str(portals))
-        return render_ruleset(self.mode, self.services, cluster)
+        return render_ruleset(self.mode, self.services, cluster, release=self.release)
 
     def commands(self) -> list[Command]:
         """Return the commands that load the rules."""

@@ -27,6 +27,7 @@ def complete(
         duration_s=options.sending.duration_s,
         arguments=options.record.arguments,
         services=options.where.services,
+        kube_proxy=(options.lab and options.lab.release) or None,
         position=rule.position,
         chain_length=rule.chain_length,
         position_after=after.position,

@@ -1,4 +1,7 @@
-"""The options of a measurement, in parts by who reads them: where, sending, tracing, record."""
+"""The options of a measurement, in parts by who reads them: where, sending, tracing, record.
+
+Longer than 350 lines: the dataclasses of one document stay together.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ class Lab:
 
     :param keep: leave the lab standing after a run whose accounting closes. A run that asks for the same lab, and for
         no fewer Services, continues in it.
+    :param release: kube-proxy's, whose rules are loaded ("": the default one).
     :param places: so many of the dummy Services are the targets, in turn, in place of the worker (0: none).
     """
 
@@ -49,6 +53,7 @@ class Lab:
     ruleset: Ruleset | None = None
     keep: bool = False
     places: int = 0
+    release: str = ""
 
     def list_places(self) -> list[int]:
         """Return the numbers of the dummy Services that are targets, spread evenly, as npinaeva/conntrack-metrics does
@@ -80,7 +85,7 @@ class Lab:
             () if count is None else lab.place_services(count, self.position, self.worker_ports, mode.family)
             for count in (self.services, standing)
         )
-        rules.load_ruleset(rules.render_ruleset(mode, services, standing=loaded), netns)
+        rules.load_ruleset(rules.render_ruleset(mode, services, standing=loaded, release=self.release), netns)
 
 
 @dataclass(frozen=True)

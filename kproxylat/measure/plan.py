@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kproxylat.errors import UsageError
 from kproxylat.lab import services as lab
+from kproxylat.lab.rules import check_release
 from kproxylat.measure.first_packet import check_first_packet
 from kproxylat.measure.options import PROTOCOLS, Lab, Options
 from kproxylat.measure.send_time import time_sends
@@ -40,6 +41,7 @@ def check_options(options: Options) -> None:
     check_template(options.tracing.template)
     if options.lab and not options.ruleset:
         lab.check_services(options.lab.services, options.lab.position, options.lab.worker_ports)
+        check_release(options.lab.release, options.mode)
     for name in options.on_node.allow if options.on_node else ():
         if name not in ALLOWABLE:
             raise UsageError(f"--allow {name} is never needed", f"it takes: {', '.join(ALLOWABLE)}")

@@ -31,6 +31,7 @@ def preview(options: Options) -> Preview:
         "services": options.where.services,
         "position": options.where.position,
         "worker_ports": options.lab.worker_ports if options.lab and not ruleset else None,
+        "kube_proxy": (options.lab and options.lab.release) or None,
         "targets": [str(target) for target in options.targets or (options.target,)],
         "origin": sending.origin,
         "generator": sending.generator.name,

@@ -38,12 +38,15 @@ class Changes:
 
     :param lock: keeps the notes.
     :param node: the node to change.
+
+    ``load_s`` is how long a lab took to load its rules (None: it loaded none).
     """
 
     def __init__(self, lock: Lock, node: Node) -> None:
         self._lock = lock
         self._node = node
         self._earlier = len(lock.notes)
+        self.load_s: float | None = None
 
     def _note(self, kind: str, *words: str) -> None:
         self._lock.note(kind, self._node.netns or "", str(self._node.inode), *words)

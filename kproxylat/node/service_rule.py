@@ -54,7 +54,7 @@ def read_service_rule(
     targets = (target, *further)
     if mode.form == MAP:
         # To get a single element, nft would read the elements of all sets and maps.
-        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
+        listed = call_nft("--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
         return ServiceRule(set(targets) <= set(parse_elements(listed)))
     if mode.form == SERVERS:
         return _read_virtual_servers(targets, netns, _ADDED_UP if at_rest else 1)
@@ -70,6 +70,25 @@ def read_service_rule(
         return ServiceRule(False, None, len(lines), 0)
     packets = sum(matches[service][1] for service in targets)
     return ServiceRule(True, None if further else matches[target][0], len(lines), packets)
+
+
+def call_nft(*words: str, netns: str | None) -> str:
+    """Return what nft prints about a node's rules.
+
+    :raises CommandError: nft refuses.
+    :raises MachineError: nft crashes, as old versions do on sets that newer ones wrote (kubernetes/kubernetes #136786).
+    """
+    try:
+        return run("nft", *words, netns=netns)
+    except CommandError as error:
+        if 0 <= error.status < 128:
+            raise
+        version = run("nft", "--version", netns=netns).split(" (")[0].strip()
+        raise MachineError(
+            f"{version} crashed (status {error.status}) at nft {' '.join(words)}: "
+            "did another version of nft write some of this node's rules?",
+            "use the newest nft, or that of the program which wrote the rules",
+        ) from error
 
 
 def parse_elements(text: str) -> list[Target]:

@@ -57,7 +57,12 @@ UNITS = {"ns": "nanoseconds", "us": "microseconds"}
 
 
 def plot(
-    files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0, title: str | None = None
+    files: Sequence[str],
+    output: Path,
+    allowed: Collection[str] = (),
+    seed: int = 0,
+    title: str | None = None,
+    force: bool = False,
 ) -> None:
     """Draw a picture of what the files hold: a run's distribution, a sweep's series, or two files compared.
 
@@ -65,6 +70,7 @@ def plot(
     :param output: name of the picture; its suffix chooses PNG, SVG or PDF.
     :param allowed: reasons not to compare that are ignored.
     :param title: None: one that says what is drawn.
+    :param force: replace any file, not only a picture of kproxylat.
     :raises UsageError: another suffix, or more than two files.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     :raises LogError: a file cannot be read, or holds nothing to draw.
@@ -80,7 +86,7 @@ def plot(
         figure = picture_comparisons(pairs, title)
     else:
         figure = picture_results(read_results(files[0]), title, seed)
-    save_figure(figure, output)
+    save_figure(figure, output, force)
 
 
 def picture_results(results: Sequence[Result], title: str | None = None, seed: int = 0) -> Figure:
@@ -503,4 +509,4 @@ def name_run(result: Result) -> str:
     """Write a run's mode, backend and number of Services."""
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
-    return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"
+    return f"{'/'.join(run.rules)}{size}"

@@ -15,9 +15,10 @@ from kproxylat.cluster.proxy_config import Setting
 from kproxylat.cluster.proxy_mode import CLEAN_UP, SETTLE, Evidence, decide
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import find_mode
-from kproxylat.node import live_rules
+from kproxylat.node import live_rules, service_rule
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, probe, read_live_rules
 from kproxylat.results import Target
+from kproxylat.system import kernel
 from tests.support import TESTS
 
 HERE = TESTS
@@ -112,7 +113,9 @@ def test_an_ipv6_cluster_has_a_rule_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def look(monkeypatch: pytest.MonkeyPatch, node: Node) -> tuple[LiveRules, ...]:
-    monkeypatch.setattr(live_rules, "run", node.run)
+    for module in (live_rules, service_rule):
+        monkeypatch.setattr(module, "run", node.run)
+    monkeypatch.setattr(kernel, "has_module", lambda _: True)
     return read_live_rules()
 
 
