@@ -283,10 +283,8 @@ def draw_medians(
 
 
 def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
-    """Return the relative standard deviation of single runs around their line, and its degrees of freedom.
-
-    It stands for the drift from run to run, which single runs do not show, and holds what is no line, too.
-    """
+    """Return the relative standard deviation of single runs around their line, and its degrees of freedom. It stands
+    for the drift from run to run, which single runs do not show."""
     if len(costs) < 3:
         return 0.0, 0
     slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
