@@ -28,7 +28,7 @@ from tests.support.fakes import PROGRAMS, make_world
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
-            *("capture", "demo", "reproduce", "whatif"))  # fmt: skip
+            *("bill", "capture", "demo", "reproduce", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")

@@ -24,12 +24,14 @@ from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.bills import make_bill
 from tests.support.command import RULES, Captured, call
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
 TEMPLATE = str(ROOT / "templates/overhead.bt.j2")
+MODEL = str(ROOT / "tests/documents/whatif-costs.json")
 LAB = ("--lab",)
 NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
 REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
@@ -62,6 +64,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "target": (*NODE, "--backend", "nft"),
         "dry": (*NODE, "--backend", "nft", *DRY),
     },
+    "bill": {"here": (), "serve": ("--serve", ":9105")},
     "demo": {"here": ()},
     "reproduce": {"quick": ("k8s-blog-2025",)},
     "capture": {"node": ()},
@@ -126,6 +129,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
     "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
+    "bill": {"serve": {"--format", "--whatif"}},
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -156,6 +160,10 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "a": (LOG,),
     "b": (LOG,),
     "files": (LOG,),
+    "--budget": ("--budget", "0.7"),
+    "--for": ("--for", "7s"),
+    "--serve": ("--serve", "127.0.0.1:7"),
+    "--whatif": ("--whatif", MODEL),
     "--allow": ("--allow", "net.ipv4.ip_forward"),
     "compare --allow": ("--allow", "kernel"),
     "plot --allow": ("--allow", "kernel"),
@@ -348,6 +356,10 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.examine": [],
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
+    "cli.bill.check_root": None,
+    "cli.bill.serve_bills": None,
+    "measure.bill.plan_bill": None,
+    "measure.bill.bill": (make_bill(), None),
     "measure.plan.load_modules": None,
     "measure.plan.plan_script": lambda options: describe(options),
     "trace.script.render_script": "",

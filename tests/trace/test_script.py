@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,13 +25,14 @@ from tests.support.plans import FLOW, KINDS, PLAN, plan_of
 
 SCRIPTS = TESTS / "scripts"
 FLOW6 = Flow((0xFD, 1, 2, 3), 0x001183C3, (0xFD, 4, 0, 0), (0xFFFFFFFF, 0xFFFFFFFF, 0, 0))
-SHAPES: Mapping[str, tuple[Flow | None, int, bool]] = {
+SHAPES: Mapping[str, tuple[Any, ...]] = {
     "flow": (FLOW, 0, False),
     "all": (None, 0, False),
     "flow-5s": (FLOW, 5, False),
     "5s": (None, 5, False),
     "envelope": (FLOW, 0, True),
     "sources": (Flow((), None, FLOW.saddr, FLOW.saddr_mask), 0, False),
+    "live": (Flow((), None, (0,), (0,)), 0, False, 4026532008, True),
 }
 
 
