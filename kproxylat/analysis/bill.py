@@ -43,7 +43,8 @@ class Window:
     :param seconds: how long the script counted; ``attached_s``: how long its probes were attached.
     :param shift: one flow in ``2**shift`` was counted.
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
-    :param used_s: CPU seconds of the probes (None: not measured); ``calls``: of the probes, each two for a call.
+    :param used_s: CPU seconds of the probes; ``calls``: of the probes, two for each of the engine.
+    :param passed: packets that another counter counted in ``passed_s``, about the same time (None: there is none).
     """
 
     seconds: float
@@ -51,8 +52,10 @@ class Window:
     shift: int
     total: Count
     counts: Mapping[str, Count]
-    used_s: float | None = None
+    used_s: float = 0
     calls: int = 0
+    passed: int | None = None
+    passed_s: float = 0
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,15 @@ class Usage:
 
 @dataclass(frozen=True)
 class Check:
-    """Lookups a second, as another counter than the probes has them.
+    """Lookups in the windows, as another counter than the probes has them.
 
-    :param closed: whether the windows' bounds hold it; None if there is no such counter.
+    :param lookups: by that counter; ``counted``: by the probes, times the sampling.
+    :param closed: whether chance explains the difference; None if there is no such counter.
     """
 
     counter: str
-    per_s: float | None
+    lookups: float | None
+    counted: int
     closed: bool | None
 
 
@@ -183,6 +188,23 @@ def add_up(windows: Sequence[Window], names: Mapping[str, str]) -> tuple[tuple[R
     relative = math.sqrt(spread * _moment(every, 2)) / mass if mass else 1
     ordered = tuple(sorted(rows, key=lambda row: -row.cpu_ms_per_s))
     return ordered, rate, _around(cpu * DAY_S, relative)
+
+
+def compare_counter(windows: Sequence[Window], counter: str) -> Check:
+    """Compare the windows' lookups with those of another counter, at its rate about the same time."""
+    counted = sum(window.total.lookups << window.shift for window in windows)
+    known = [window for window in windows if window.passed is not None and window.passed_s > 0]
+    if len(known) < len(windows):
+        return Check(counter, None, counted, None)
+    parts = [(window.passed or 0, window.seconds / window.passed_s) for window in windows]
+    expected = [passed * part for passed, part in parts]
+    variance: float = sum(window.total.lookups << 2 * window.shift for window in windows)
+    variance += sum(passed * part**2 for passed, part in parts)
+    spread = _spread(
+        [window.total.lookups for window in windows], [window.seconds / (1 << window.shift) for window in windows]
+    )
+    closed = abs(counted - sum(expected)) <= _Z * math.sqrt(variance * spread)
+    return Check(counter, sum(expected), counted, closed)
 
 
 def _around(estimate: float, relative: float) -> Bounded:

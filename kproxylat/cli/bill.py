@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -143,8 +144,12 @@ def serve_bills(plan: Billing, host: str, port: int) -> None:
     while True:
         try:
             answer, ended = bill(plan)
-        except NothingCountedError as error:
+        except MachineError as error:
+            # What fails at once would fail for ever; later, a busy time passes.
+            if not (totals.bills or isinstance(error, NothingCountedError)):
+                raise
             say(f"kproxylat: {error}")
+            interrupts.wait(threading.Event(), plan.period_s)
             continue
         totals.add(answer)
         if ended:

@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Check, Count, Usage, Window, add_up
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up, compare_counter
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Costs, Load, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
@@ -26,7 +26,7 @@ from kproxylat.node import lock
 from kproxylat.node.drops import parse_counters
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.node.node import Node
-from kproxylat.results import Bounded, Bucket, Destination, Histogram, Map
+from kproxylat.results import Bucket, Destination, Histogram, Map
 from kproxylat.system import bpf_stats, interrupts, kernel
 from kproxylat.system.processes import run
 from kproxylat.trace.bpftrace import Tracer, trace
@@ -203,7 +203,6 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
             except MachineError as error:
                 warnings.append(f"no further window: {error}")
                 plan = None
-        last = read_counters(mode, netns)
         own_s = os.times().children_user + os.times().children_system - starts_s
     if ended and not windows:
         raise ended
@@ -213,7 +212,8 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
             "is there traffic of new flows, and is this the mode that kube-proxy has? a longer --for sees more",
         )
     rows, rate, day = add_up(windows, billing.names)
-    period_s = last.time_s - began_s
+    period_s = monotonic() - began_s
+    counter = "the rules that jump to KUBE-SERVICES" if mode.form == CHAIN else "none that counts lookups in this mode"
     usage = Usage(measured, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, max(own_s, 0))
     if any(
         window.counts and sum(c.lookups for c in window.counts.values()) < window.total.lookups for window in windows
@@ -225,7 +225,7 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
         sum(window.seconds / (1 << window.shift) for window in windows) / period_s,
         sum(window.total.lookups for window in windows), rate, day,
         sum(row.cpu_ms_per_s for row in rows if row.key == NO_SERVICE) * 86.4,
-        rows, usage, check_rate(mode, first, last, rate), warnings=tuple(warnings),
+        rows, usage, compare_counter(windows, counter), warnings=tuple(warnings),
     )  # fmt: skip
     return done, ended
 
@@ -264,9 +264,12 @@ def _trace_window(
         attached_s = monotonic()
         fds = stack.enter_context(bpf_stats.programs_of(tracer.pid))
         read = partial(bpf_stats.read_used, fds)
+        before, after = read_counters(mode, billing.node.netns), None
         while tracer.alive and not problem:
             tracer.wait(STEP_S)
             passed_s = monotonic() - attached_s
+            if passed_s >= length_s and not after:
+                after = read_counters(mode, billing.node.netns)
             used = read() if measured else bpf_stats.Used(plan.share * min(passed_s, length_s + TAIL_S))
             problem = meter.check(used.seconds, monotonic())
             if not problem and passed_s > length_s + 10:
@@ -279,7 +282,12 @@ def _trace_window(
     meter.used_s += used.seconds
     meter.calls += used.calls
     window = parse_window(tracer, plan.shift)
-    return window and replace(window, attached_s=attached_s, used_s=used.seconds, calls=used.calls), problem
+    if not window:
+        return None, problem
+    window = replace(window, attached_s=attached_s, used_s=used.seconds, calls=used.calls)
+    if after and after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
+        window = replace(window, passed=after.lookups - before.lookups, passed_s=after.time_s - before.time_s)
+    return window, problem
 
 
 def parse_window(tracer: Tracer, shift: int) -> Window | None:
@@ -306,18 +314,3 @@ def _read(maps: Mapping[str, Map], name: str) -> dict[tuple[int, ...], Any]:
 
 def _read_histogram(value: Any) -> Histogram:
     return Histogram(tuple(Bucket(**row) for row in value["buckets"] if row["count"])) if value else Histogram()
-
-
-def check_rate(mode: Mode, first: Counters, last: Counters, rate: Bounded) -> Check:
-    """Compare the windows' rate with that of a counter over the whole period, which has its own chance."""
-    seconds, counter = last.time_s - first.time_s, "none that counts lookups in this mode"
-    passed = None
-    if first.lookups is not None and last.lookups is not None and last.lookups >= first.lookups:
-        counter, passed = "rules that jump to KUBE-SERVICES", last.lookups - first.lookups
-    elif last.inserts > first.inserts and mode.misses_looked_up:
-        counter, passed = "conntrack's inserts", last.inserts - first.inserts
-    if passed is None:
-        return Check(counter, None, None)
-    slack = 2 * passed**0.5
-    closed = (passed - slack) / seconds <= rate.hi and (passed + slack) / seconds >= rate.lo
-    return Check(counter, passed / seconds, closed)

@@ -37,15 +37,15 @@ def draw_bill(bill: Bill) -> str:
     # A column of numbers takes the fold, so that a name stays in one line.
     rows = [_draw_row(row) for row in cut(bill.rows)]
     usage, check = bill.usage, bill.check
-    verdict = {True: "within the bounds", False: "NOT WITHIN THE BOUNDS", None: ""}[check.closed]
-    counter = f"{check.per_s:,.1f} lookups/s: {verdict}" if check.per_s is not None else "unknown"
+    verdict = {True: "closed", False: "NOT CLOSED", None: ""}[check.closed]
+    counter = "unknown" if check.lookups is None else f"{check.lookups:,.0f} about the same time: {verdict}"
     how = "measured" if usage.measured else "expected"
     return "\n".join([
         f"{describe_bill(bill)}\n",
         draw_table("", header, rows, left=("Service or address",), fold=1),
         f"\nlookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "
         f"{bill.seconds:.2f} s in all, {bill.sampled:.2%} of {bill.period_s:.0f} s",
-        f"another counter ({check.counter}): {counter}",
+        f"windows: {check.counted:,} lookups; another counter ({check.counter}): {counter}",
         f"the probes took {usage.mean:.3%} of one CPU ({how}; budget {usage.budget:.3%}), at most {usage.peak:.2%} in "
         f"a second, {usage.calls:,} runs; starting bpftrace took {usage.bpftrace_s:.1f} s of CPU beside it",
         *(plain(f"warning: {warning}") for warning in bill.warnings),

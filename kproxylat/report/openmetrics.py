@@ -155,7 +155,7 @@ def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, fl
 
 
 class BillTotals:
-    """Counters of live lookups, added up over bills; prometheus_client collects them.
+    """Counters of live lookups, added up over ``bills``; prometheus_client collects them.
 
     The first :data:`kproxylat.analysis.bill.TOP` Services of each bill have their own labels, the others "other".
     """
@@ -163,6 +163,7 @@ class BillTotals:
     def __init__(self) -> None:
         self._totals: dict[_Labels, tuple[float, float]] = {}
         self._last: Bill | None = None
+        self.bills = 0
 
     def add(self, bill: Bill) -> None:
         """Add a bill: its rates for the whole of its period."""
@@ -182,7 +183,7 @@ class BillTotals:
             lookups, seconds = totals.get(labels, (0.0, 0.0))
             lookups += row.lookups_per_s * bill.period_s
             totals[labels] = lookups, seconds + row.cpu_ms_per_s / 1000 * bill.period_s
-        self._totals, self._last = totals, bill
+        self._totals, self._last, self.bills = totals, bill, self.bills + 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""

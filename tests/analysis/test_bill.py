@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, cut, save_by_mode
+from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, compare_counter, cut, save_by_mode
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
 from tests.support import TESTS
@@ -70,6 +71,17 @@ def test_sampled_lookups_count_for_all_of_their_kind() -> None:
     assert rows[0].cpu_ms_per_s == pytest.approx(40 * 3000 / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("passed", "passed_s", "closed"),
+    [(800, 2, True), (400, 1, True), (860, 2, True), (1000, 2, False), (None, 2, None)],
+)
+def test_windows_are_checked_against_another_counter(passed: int | None, passed_s: float, closed: bool | None) -> None:
+    windows = [replace(window({"a": count(200, 1)}, 2, shift=2), passed=passed, passed_s=passed_s)] * 3
+    check = compare_counter(windows, "name")
+    assert (check.counter, check.counted, check.closed) == ("name", 2400, closed)
+    assert check.lookups == (None if passed is None else pytest.approx(passed * 3 * 2 / passed_s))
+
+
 def test_the_sentence_says_what_a_day_costs() -> None:
     bill = make_bill()
     text = describe_bill(bill)
@@ -94,7 +106,7 @@ def test_the_table_has_a_row_for_all_and_says_what_was_used() -> None:
     text = draw_bill(make_bill())
     firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
     assert {"kube-system/kube-dns:dns", "no", "other", "IPv6", "10.0.0.1:30080/tcp"} <= set(firsts)
-    assert "lookups/s: within the bounds" in text
+    assert "windows: 1,220 lookups; another counter (the rules that jump to KUBE-SERVICES): 1,220 about" in text
     assert "(measured; budget 1.000%)" in text
     lines = list(export_bill_csv(make_bill()))
     assert len(lines) == 1 + len(make_bill().rows) == 7

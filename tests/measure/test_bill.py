@@ -13,10 +13,9 @@ from kproxylat.analysis.bill import IPV6, NO_SERVICE
 from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import MachineError
 from kproxylat.measure import bill
-from kproxylat.measure.bill import Counters, Meter, check_rate, find_load, parse_window, plan_bill, read_counters
+from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
-from kproxylat.results import Bounded
 
 IPTABLES, NFTABLES = find_mode("iptables", "nft"), find_mode("nftables", "nft")
 PRINTED = """\
@@ -114,23 +113,6 @@ def test_a_meter_counts_windows_together() -> None:
     assert "in a second" in meter.check(0.02, 5.5), "two windows within a second"
     assert meter.check(0.03, 9.0) == ""
     assert "more than the period's 100.0 ms" in meter.check(0.07, 12.0)
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "counter", "closed"),
-    [
-        ((0, 100), (0, 1100), "rules that jump", True),
-        ((0, 100), (0, 3100), "rules that jump", False),
-        ((0, 1100), (0, 100), "none", None),
-        ((5, None), (1005, None), "conntrack's inserts", True),
-        ((5, None), (5, None), "none", None),
-    ],
-)
-def test_windows_are_checked_against_another_counter(
-    first: tuple[int, int | None], last: tuple[int, int | None], counter: str, closed: bool | None
-) -> None:
-    check = check_rate(IPTABLES, Counters(0, 0, *first), Counters(10, 0, *last), Bounded(100, 95, 105))
-    assert (check.counter.startswith(counter), check.closed) == (True, closed)
 
 
 def test_rules_that_cannot_be_read_leave_names_out_only_if_the_mode_is_known(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Check, Count, Usage, Window, add_up
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up, compare_counter
 from kproxylat.results import Bucket, Histogram
 
 NAMES = {"10.96.0.10:53/udp": "kube-system/kube-dns:dns", "10.96.0.9:80/tcp": "default/web:http"}
@@ -18,7 +18,7 @@ def count(lookups: int, ns: int) -> Count:
 def window(counts: dict[str, Count], seconds: float = 1, shift: int = 0, rest: int = 0) -> Window:
     """Return a window with all of these lookups, and others that found the map full."""
     total = Count(sum(each.lookups for each in counts.values()) + rest, sum(each.ns for each in counts.values()) + rest)
-    return Window(seconds, seconds + 0.2, shift, total, counts, 0.001, 1000)
+    return Window(seconds, seconds + 0.2, shift, total, counts, 0.001, 1000, total.lookups << shift, seconds)
 
 
 WINDOWS = (
@@ -32,7 +32,7 @@ def make_bill(windows: tuple[Window, ...] = WINDOWS) -> Bill:
     """Return the bill of these windows."""
     rows, rate, day = add_up(windows, NAMES)
     usage = Usage(True, 0.01, 0.002, 0.01, 20_000, 1.2)
-    check = Check("rules that jump to KUBE-SERVICES", rate.estimate, True)
+    check = compare_counter(windows, "the rules that jump to KUBE-SERVICES")
     return Bill(
         "2026-11-28T12:00:00+00:00", "iptables", "nft", "6.1.0", "v0.17.0", 60.0, len(windows),
         sum(each.seconds for each in windows), 0.07, sum(each.total.lookups for each in windows), rate, day,
