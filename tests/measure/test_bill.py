@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,11 +13,12 @@ from hypothesis import strategies as st
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
 from kproxylat.analysis.windows import SECOND, Load
-from kproxylat.errors import MachineError
+from kproxylat.errors import Interrupted, MachineError
 from kproxylat.measure import bill
 from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
+from kproxylat.system.bpf_stats import Used
 
 IPTABLES, NFTABLES = find_mode("iptables", "nft"), find_mode("nftables", "nft")
 PRINTED = """\
@@ -127,3 +130,85 @@ def test_rules_that_cannot_be_read_leave_names_out_only_if_the_mode_is_known(
     plan = plan_bill("iptables", "legacy", Node(), 0.01, 60, "auto")
     assert (plan.mode.backend, plan.names) == ("legacy", {})
     assert "names are unknown" in capsys.readouterr().err
+
+
+class World:
+    """A node without a kernel: a clock that waits move on, and probes that take a part of one CPU while attached."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float, start_s: float, interrupt_s: float = 1e9) -> None:
+        self.now_s, self.share, self.start_s, self.interrupt_s = 0.0, share, start_s, interrupt_s
+        self.attached_s = self.length_s = 0.0
+        self.stdout: list[str] = []
+        self.alive, self.pid, self.attachments = False, 1, 0
+        for name, answer in {
+            "check_machine": lambda *_: None,
+            "render_script": lambda _: "",
+            "read_counters": lambda *_: Counters(self.now_s, round(self.now_s * 1000), 0, round(self.now_s * 100)),
+            "monotonic": lambda: self.now_s,
+            "make_plan": lambda *_, live, **__: setattr(self, "length_s", live.window_ms / 1000),
+            "trace": self.trace,
+            "find_version": lambda: ("v0", (0, 17)),
+            "lock.lock": nullcontext,
+            "bpf_stats.counting": lambda: nullcontext(True),
+            "bpf_stats.programs_of": lambda _: nullcontext([]),
+            "bpf_stats.read_used": lambda _: Used(self.share * (self.now_s - self.attached_s), 1000),
+            "interrupts.wait": lambda _, limit_s, *__: self.pass_time(limit_s),
+        }.items():
+            monkeypatch.setattr(f"kproxylat.measure.bill.{name}", answer)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.now_s >= self.interrupt_s:
+            raise Interrupted(2)
+
+    @contextmanager
+    def trace(self, *_: object) -> Iterator[World]:
+        self.pass_time(self.start_s)
+        self.attached_s, self.alive, self.attachments = self.now_s, True, self.attachments + 1
+        yield self
+
+    def wait(self, limit_s: float) -> None:
+        self.pass_time(min(limit_s, self.attached_s + self.length_s - self.now_s))
+        if self.now_s >= self.attached_s + self.length_s - 1e-9:
+            self.stop()
+
+    def stop(self) -> None:
+        self.alive = False
+        ns = round((self.now_s - self.attached_s) * 1e9)
+        count = f"count {ns // 10_000_000}, average 3000, total {ns // 10_000_000 * 3000}"
+        self.stdout = [f"@cost[0]: {count}\n\n@from: 1\n@lookups: {count}\n\n@till: {ns + 1}\n"]
+
+    def check_end(self) -> None:
+        assert not self.alive
+
+
+@given(
+    share=st.floats(1e-5, 0.19), start_s=st.floats(0.1, 5), budget=st.floats(0.0005, 0.05), period_s=st.floats(5, 300)
+)
+def test_a_bill_keeps_its_budget_whatever_the_probes_take(
+    share: float, start_s: float, budget: float, period_s: float
+) -> None:
+    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = World(monkeypatch, share, start_s)
+        billing = bill.Billing(IPTABLES, Node("x"), {}, budget, period_s)
+        monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+        result, ended = bill.bill(billing)
+    assert ended is None
+    step = share * (bill.STEP_S + 0.001)
+    assert result.usage.mean * result.period_s <= budget * period_s + step
+    assert result.usage.peak <= SECOND + step
+    assert 1 <= world.attachments == result.windows <= 5
+    assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
+    if result.usage.peak > SECOND or result.usage.mean * result.period_s > budget * period_s:
+        assert any("detached before its time" in warning for warning in result.warnings)
+
+
+def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    World(monkeypatch, 0.001, 1, interrupt_s=20)
+    result, ended = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert (result.windows, bool(ended)) == (1, True)
+    World(monkeypatch, 0.001, 1, interrupt_s=1.5)
+    with pytest.raises(Interrupted):
+        bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
