@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from random import Random
+from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import given
@@ -142,3 +144,22 @@ def test_openmetrics_has_labels_and_counts_on() -> None:
 
 def test_windows_stay_as_they_are() -> None:
     assert add_up(WINDOWS, NAMES) == add_up(WINDOWS, NAMES)
+
+
+def test_prometheus_scrapes_what_was_added_up() -> None:
+    totals = BillTotals()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            totals.serve("127.0.0.1", port)
+    totals.serve("127.0.0.1", port)
+
+    def scrape() -> str:
+        request = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"})
+        with urlopen(request, timeout=10) as answer:  # noqa: S310 - of this test
+            return str(answer.read().decode())
+
+    assert "kproxylat_lookups_total{" not in scrape(), "nothing was counted yet"
+    for bills in (1, 2):
+        totals.add(make_bill())
+        assert f'service="kube-dns"}} {890 / 4 * 60 * bills}' in scrape()
