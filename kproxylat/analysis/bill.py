@@ -40,20 +40,18 @@ class Count:
 class Window:
     """What one window counted.
 
-    :param seconds: how long the script counted; ``attached_s``: how long its probes were attached.
+    :param seconds: how long the script counted.
     :param shift: one flow in ``2**shift`` was counted.
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
-    :param used_s: CPU seconds of the probes; ``calls``: of the probes, two for each of the engine.
+    :param used_s: CPU seconds of the probes.
     :param passed: packets that another counter counted in ``passed_s``, about the same time (None: there is none).
     """
 
     seconds: float
-    attached_s: float
     shift: int
     total: Count
     counts: Mapping[str, Count]
     used_s: float = 0
-    calls: int = 0
     passed: int | None = None
     passed_s: float = 0
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from time import monotonic
 from typing import Any
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up, compare_counter
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Costs, Load, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
@@ -28,6 +27,7 @@ from kproxylat.node.iptables_save import parse_rule
 from kproxylat.node.node import Node
 from kproxylat.results import Bucket, Destination, Histogram, Map
 from kproxylat.system import bpf_stats, interrupts, kernel
+from kproxylat.system.bpf_stats import Used, read_used
 from kproxylat.system.processes import run
 from kproxylat.trace.bpftrace import Tracer, trace
 from kproxylat.trace.dump import parse_dump
@@ -161,8 +161,9 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
     :return: the bill, and the signal that cut it short.
     :raises MachineError: the machine cannot trace, the budget allows no window, or nothing was counted.
     """
-    mode, netns = billing.mode, billing.node.netns
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    mode = billing.mode
+    started, began_s = datetime.now().astimezone().isoformat(timespec="seconds"), monotonic()
+    meter = Meter(billing.budget * billing.period_s)
     windows: list[Window] = []
     warnings: list[str] = []
     ended: Interrupted | None = None
@@ -170,40 +171,12 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
         check_machine(mode, billing.probe)
         stack.enter_context(lock.lock())
         measured = stack.enter_context(bpf_stats.counting())
-        if not measured:
-            warnings.append("the kernel does not measure the probes (BPF statistics): their cost is what bench/ found")
-        first = read_counters(mode, netns)
-        began_s = first.time_s
-        interrupts.wait(threading.Event(), LOOK_S)
-        load, costs = find_load(first, read_counters(mode, netns)), Costs()
-        meter = Meter(billing.budget * billing.period_s)
-        plan: Windows | None = plan_windows(load, costs, billing.budget, billing.period_s)
-        starts_s = os.times().children_user + os.times().children_system
-        while plan:
-            begin_s = monotonic()
-            # What is expected of the first window rests on other machines.
-            length_s = plan.length_s if windows else min(plan.length_s, USEFUL_S)
-            try:
-                window, problem = _trace_window(billing, length_s, plan, meter, measured)
-            except Interrupted as error:
-                ended = error
-                break
-            if window:
-                windows.append(window)
-                costs = costs.scaled(_compare(window, plan, measured))
-            if problem:
-                warnings.append(f"detached before its time: {problem}")
-                break
-            try:
-                if plan.count > 1:
-                    interrupts.wait(threading.Event(), max(plan.spacing_s - (monotonic() - begin_s), 0))
-                plan = _plan_rest(billing, load, costs, meter, began_s, plan.count - 1)
-            except Interrupted as error:
-                ended, plan = error, None
-            except MachineError as error:
-                warnings.append(f"no further window: {error}")
-                plan = None
-        own_s = os.times().children_user + os.times().children_system - starts_s
+        before = os.times()
+        try:
+            warnings += _trace_period(billing, meter, windows, measured)
+        except Interrupted as error:
+            ended = error
+        after = os.times()
     if ended and not windows:
         raise ended
     if not sum(window.total.lookups for window in windows):
@@ -212,12 +185,13 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
             "is there traffic of new flows, and is this the mode that kube-proxy has? a longer --for sees more",
         )
     rows, rate, day = add_up(windows, billing.names)
+    if not meter.calls:
+        warnings.append("the kernel did not measure the probes (BPF statistics): what they took is expected, by bench/")
     period_s = monotonic() - began_s
+    starts_s = after.children_user + after.children_system - before.children_user - before.children_system
     counter = "the rules that jump to KUBE-SERVICES" if mode.form == CHAIN else "none that counts lookups in this mode"
-    usage = Usage(measured, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, max(own_s, 0))
-    if any(
-        window.counts and sum(c.lookups for c in window.counts.values()) < window.total.lookups for window in windows
-    ):
+    usage = Usage(meter.calls > 0, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, starts_s)
+    if any(row.key == OTHER for row in rows):
         warnings.append("a map was full: some destinations are in the row 'other'")
     done = Bill(
         started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s, len(windows),
@@ -230,19 +204,40 @@ def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
     return done, ended
 
 
-def _compare(window: Window, plan: Windows, measured: bool) -> float:
-    """Return what a window took, compared with what its plan expected."""
-    expected_s = plan.share * window.attached_s
-    return window.used_s / expected_s if measured and window.used_s and expected_s else 1.0
+def _trace_period(billing: Billing, meter: Meter, windows: list[Window], measured: bool) -> list[str]:
+    """Trace the windows of a period.
 
-
-def _plan_rest(billing: Billing, load: Load, costs: Costs, meter: Meter, began_s: float, most: int) -> Windows | None:
-    """Plan the windows of what is left of the period and of its budget; None if nothing is left."""
-    left_s = billing.period_s - (monotonic() - began_s)
-    if left_s < SHORTEST_S + TAIL_S or most < 1:
-        return None
-    budget_s = max(meter.budget_s - meter.used_s, 0)
-    return plan_windows(load, costs, budget_s / left_s, left_s, most)
+    :param windows: receives them.
+    :return: why there are no more, where the period or the budget would allow it.
+    :raises MachineError: the budget allows no window, or bpftrace failed.
+    :raises Interrupted: a signal came; the probes are detached.
+    """
+    netns, ends_s = billing.node.netns, monotonic() + billing.period_s
+    first = read_counters(billing.mode, netns)
+    interrupts.wait(threading.Event(), LOOK_S)
+    load, costs = find_load(first, read_counters(billing.mode, netns)), Costs()
+    plan = plan_windows(load, costs, billing.budget, billing.period_s)
+    while True:
+        begin_s = monotonic()
+        # What is expected of the first window rests on other machines.
+        length_s = plan.length_s if windows else min(plan.length_s, USEFUL_S)
+        window, problem = _trace_window(billing, length_s, plan, meter, measured)
+        if window:
+            windows.append(window)
+            if meter.calls and plan.share:
+                costs = costs.scaled(window.used_s / (plan.share * window.seconds))
+        if problem:
+            return [f"detached before its time: {problem}"]
+        if plan.count > 1:
+            interrupts.wait(threading.Event(), max(plan.spacing_s - (monotonic() - begin_s), 0))
+        left_s = ends_s - monotonic()
+        if plan.count == 1 or left_s < SHORTEST_S + TAIL_S:
+            return []
+        try:
+            budget = max(meter.budget_s - meter.used_s, 0) / left_s
+            plan = plan_windows(load, costs, budget, left_s, plan.count - 1)
+        except MachineError as error:
+            return [f"no further window: {error}"]
 
 
 def _trace_window(
@@ -257,34 +252,32 @@ def _trace_window(
     live = Live.of(mode, max(round(length_s * 1000), 1), plan.shift)
     flow = make_flow(None, ANY_SOURCE[mode.family])
     script = render_script(make_plan(mode, flow, billing.probe, netns_inode=billing.node.inode, live=live))
-    problem, used = "", bpf_stats.Used()
+    problem, used = "", Used()
     say(f"Window of {length_s:.2f} s, one flow in {1 << plan.shift}: starting bpftrace...")
     with ExitStack() as stack:
         tracer = stack.enter_context(trace(script, lambda _: True))
         attached_s = monotonic()
-        fds = stack.enter_context(bpf_stats.programs_of(tracer.pid))
-        read = partial(bpf_stats.read_used, fds)
+        fds = stack.enter_context(bpf_stats.programs_of(tracer.pid)) if measured else []
         before, after = read_counters(mode, billing.node.netns), None
         while tracer.alive and not problem:
             tracer.wait(STEP_S)
             passed_s = monotonic() - attached_s
             if passed_s >= length_s and not after:
                 after = read_counters(mode, billing.node.netns)
-            used = read() if measured else bpf_stats.Used(plan.share * min(passed_s, length_s + TAIL_S))
+            used = read_used(fds) if fds else Used(plan.share * min(passed_s, length_s + TAIL_S))
             problem = meter.check(used.seconds, monotonic())
             if not problem and passed_s > length_s + 10:
                 problem = "bpftrace did not end its window"
         if tracer.alive:
             tracer.stop()
         tracer.check_end()
-        attached_s = monotonic() - attached_s
-        used = read() if measured else used
+        used = read_used(fds) if fds else used
     meter.used_s += used.seconds
     meter.calls += used.calls
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem
-    window = replace(window, attached_s=attached_s, used_s=used.seconds, calls=used.calls)
+    window = replace(window, used_s=used.seconds)
     if after and after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
         window = replace(window, passed=after.lookups - before.lookups, passed_s=after.time_s - before.time_s)
     return window, problem
@@ -305,7 +298,7 @@ def parse_window(tracer: Tracer, shift: int) -> Window | None:
         for key, value in _read(maps, "cost").items()
     }
     seconds = (times["till"] - times["from"]) / 1e9
-    return Window(seconds, seconds, shift, Count(total["count"], total["total"]), counts)
+    return Window(seconds, shift, Count(total["count"], total["total"]), counts)
 
 
 def _read(maps: Mapping[str, Map], name: str) -> dict[tuple[int, ...], Any]:

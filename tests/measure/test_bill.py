@@ -150,8 +150,8 @@ class World:
             "find_version": lambda: ("v0", (0, 17)),
             "lock.lock": nullcontext,
             "bpf_stats.counting": lambda: nullcontext(True),
-            "bpf_stats.programs_of": lambda _: nullcontext([]),
-            "bpf_stats.read_used": lambda _: Used(self.share * (self.now_s - self.attached_s), 1000),
+            "bpf_stats.programs_of": lambda _: nullcontext([7]),
+            "read_used": lambda _: Used(self.share * (self.now_s - self.attached_s), 1000),
             "interrupts.wait": lambda _, limit_s, *__: self.pass_time(limit_s),
         }.items():
             monkeypatch.setattr(f"kproxylat.measure.bill.{name}", answer)

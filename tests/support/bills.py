@@ -18,7 +18,7 @@ def count(lookups: int, ns: int) -> Count:
 def window(counts: dict[str, Count], seconds: float = 1, shift: int = 0, rest: int = 0) -> Window:
     """Return a window with all of these lookups, and others that found the map full."""
     total = Count(sum(each.lookups for each in counts.values()) + rest, sum(each.ns for each in counts.values()) + rest)
-    return Window(seconds, seconds + 0.2, shift, total, counts, 0.001, 1000, total.lookups << shift, seconds)
+    return Window(seconds, shift, total, counts, 0.001, total.lookups << shift, seconds)
 
 
 WINDOWS = (
