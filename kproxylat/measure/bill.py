@@ -24,6 +24,7 @@ from kproxylat.modes import CHAIN, Mode, find_mode
 from kproxylat.node import lock
 from kproxylat.node.drops import parse_counters
 from kproxylat.node.iptables_save import parse_rule
+from kproxylat.node.live_rules import has_table
 from kproxylat.node.node import Node
 from kproxylat.results import Bucket, Destination, Histogram, Map
 from kproxylat.system import bpf_stats, interrupts, kernel
@@ -58,14 +59,17 @@ class Counters:
 
 
 def read_counters(mode: Mode, netns: str | None) -> Counters:
-    """Read the node's counters; it takes one listing of a base chain in mode iptables, and none in others."""
+    """Read the node's counters; in mode iptables this lists base chains, of IPv6, too, if the engine serves both."""
     counts = parse_counters(run("grep", "", *_FILES, netns=netns, ok=(0, 2)).splitlines())
     lookups = None
     if mode.form == CHAIN:
+        ipv6 = mode.for_family(6)
+        programs = [mode.iptables, *([ipv6.iptables] if ipv6.engine == mode.engine and has_table(ipv6, netns) else [])]
         lines = [
             line
+            for program in programs
             for chain in ("PREROUTING", "OUTPUT")
-            for line in run(mode.iptables, "-t", "nat", "-v", "-S", chain, netns=netns).split("\n")
+            for line in run(program, "-t", "nat", "-v", "-S", chain, netns=netns).split("\n")
         ]
         rules = [rule for line in lines if (rule := parse_rule(line)) and rule.jump == "KUBE-SERVICES"]
         lookups = sum(rule.packets or 0 for rule in rules)

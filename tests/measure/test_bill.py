@@ -89,9 +89,14 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
         '-A PREROUTING -m comment --comment "kubernetes service portals" -c 300 15000 -j KUBE-SERVICES\n',
         "OUTPUT": "-A OUTPUT -m comment --comment portals -c 20 1000 -j KUBE-SERVICES\n",
     }
+    tables = {"ip"}
     monkeypatch.setattr(bill, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
+    monkeypatch.setattr(bill, "has_table", lambda mode, _: mode.ip in tables)
     counters = read_counters(IPTABLES, None)
     assert (counters.packets, counters.lookups) == (15, 320)
+    tables.add("ip6")
+    assert read_counters(IPTABLES, None).lookups == 640, "one engine walks the rules of both families"
+    assert read_counters(find_mode("iptables", "legacy"), None).lookups == 320, "ip6t_do_table is not traced"
     assert read_counters(NFTABLES, None).lookups is None
 
 
