@@ -2,22 +2,85 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from kproxylat.errors import DeclinedError, UsageError
 
-
-def plain(text: str) -> str:
-    """Escape the characters that control a terminal, as ``\\x1b``; names from outside may contain any."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+_SUSPECT = re.compile(r"[^\n\t -~]")
 
 
-def say(message: str) -> None:
-    """Print a line on stderr; stdout is for results."""
-    print(plain(message), file=sys.stderr, flush=True)
+def plain(text: object) -> str:
+    """Escape the characters that control a terminal, as ``\\x1b``: names, logs and results may contain any.
+
+    Controls, escapes, marks of direction, blanks that look like others, and lone surrogates; not line ends and tabs.
+    """
+    return _SUSPECT.sub(lambda match: match[0] if match[0].isprintable() else ascii(match[0])[1:-1], str(text))
+
+
+def plain_line(text: object) -> str:
+    """Escape as :func:`plain`, and line ends and tabs, too: a name cannot pretend to be a line of ours."""
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def show(
+    text: object = "",
+    end: str = "\n",
+    file: IO[str] | None = None,
+    flush: bool = False,
+    style: Callable[[str], str] = str,
+) -> None:
+    """Print a text without what controls a terminal. All output passes here, but for bars and colours of our own.
+
+    :param file: stdout if None.
+    :param style: adds colours of our own.
+    """
+    print(style(plain(text)), end=end, file=file, flush=flush)
+
+
+ESSENTIAL, NORMAL, DETAIL = range(3)
+"""How much a message matters: an error; progress; each program that is run."""
+_volume = NORMAL
+
+
+def set_volume(quiet: bool = False, verbose: bool = False) -> None:
+    """Choose which messages are printed.
+
+    :param quiet: errors only; ``verbose``: details, too.
+    """
+    global _volume
+    _volume = ESSENTIAL if quiet else DETAIL if verbose else NORMAL
+
+
+def say(message: str, level: int = NORMAL) -> None:
+    """Print a line on stderr; stdout is for results.
+
+    :param level: :data:`ESSENTIAL`, :data:`NORMAL` or :data:`DETAIL`.
+    """
+    if level <= _volume:
+        lines = map(_wrap, message.split("\n")) if sys.stderr.isatty() else [message]
+        show("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _wrap(line: str) -> str:
+    """Break a line between words where a terminal ends; remedies, which are indented, are left to be copied."""
+    if line.startswith("  "):
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def can_ask() -> bool:
+    """Return whether a person can answer a question: stdin is a terminal."""
+    return bool(sys.stdin) and sys.stdin.isatty()
 
 
 def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
@@ -28,9 +91,9 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
     :raises UsageError: stdin is not a terminal, so no person can answer.
     :raises DeclinedError: the answer is not yes.
     """
-    if not sys.stdin or not sys.stdin.isatty():
+    if not can_ask():
         raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
-    print(f"{plain(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    show(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise DeclinedError(f"declined: {outcome}", alternative and f"to go on without this question: {alternative}")
 
@@ -39,22 +102,33 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
 def waiting(text: str, expected_s: float) -> Iterator[None]:
     """Show a bar with the time left while the block runs, if stderr is a terminal and the block takes long.
 
+    After the expected time the bar goes on moving, with the machine's load as the likely reason.
+
     :param expected_s: expected duration.
     """
-    if expected_s < 2 or not sys.stderr.isatty():
+    if expected_s < 2 or not sys.stderr.isatty() or _volume < NORMAL:
         yield
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = TextColumn("      {task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    label = TextColumn("      {task.description}", markup=False)
+    columns = label, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     ended = threading.Event()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=expected_s)
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task(plain_line(text), total=expected_s)
 
         def advance() -> None:
+            started_s = time.monotonic()
             while not ended.wait(0.25):
-                progress.advance(task, min(0.25, max(expected_s - progress.tasks[0].completed, 0)))
+                elapsed_s = time.monotonic() - started_s
+                if elapsed_s < expected_s:
+                    progress.update(task, completed=elapsed_s)
+                    continue
+                # A bar without a total moves on; the clock of a full one stops.
+                progress.tasks[0].total = None
+                load = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+                progress.update(task, description=f"{plain_line(text)}, longer than usual ({load})")
 
         thread = threading.Thread(target=advance, daemon=True)
         thread.start()
@@ -71,13 +145,14 @@ def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
 
     :return: a function to call after each step.
     """
-    if not total or not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty() or _volume < NORMAL:
         yield lambda: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(text, total=total)
+    label = TextColumn("      {task.description}", markup=False)
+    columns = label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task(plain_line(text), total=total)
         yield lambda: progress.advance(task)

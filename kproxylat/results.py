@@ -274,6 +274,26 @@ class SendTime:
 
 
 @dataclass(frozen=True)
+class LookupCheck:
+    """What two clocks say at one number of Services, where a part and the whole of a packet's way are all they share.
+
+    Only a sweep tells what each Service adds by either clock.
+
+    :param unit: of both.
+    :param lookup: the untraced lookup's cost by the probe, within the bounds of :meth:`Overhead.untraced`.
+    :param way: the time of untraced packets' whole way, which includes the lookup, by the sender's clock.
+    :param over_endpoint: as in :class:`SendTime`: the endpoint's packets are looked up, too, and match nothing.
+    :param agrees: whether the part is no longer than the whole.
+    """
+
+    unit: str
+    lookup: Bounded
+    way: Bounded
+    over_endpoint: Bounded | None
+    agrees: bool
+
+
+@dataclass(frozen=True)
 class PlaceTime:
     """The first packets to one of several Services, which lie in several places among the lab's Services.
 
@@ -461,6 +481,7 @@ class Result:
     services: tuple[ServiceCost, ...] = ()
     send_time: SendTime | None = None
     first_packet: FirstPacket | None = None
+    cross_check: LookupCheck | None = None
 
     def warn(self, *warnings: str) -> Result:
         """Return the result with further warnings."""
@@ -499,6 +520,11 @@ class Result:
             self.probes, key=lambda probe: (not probe.envelope, probe.lookup, probe.engine == engine, probe.count)
         )
         return probes[-1] if probes else self.headline
+
+
+def name_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit of a figure, e.g. ``emulated ns``."""
+    return f"{'emulated ' if emulated else ''}{unit}"
 
 
 def target_text(result: Result) -> str:

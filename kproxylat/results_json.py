@@ -24,7 +24,7 @@ def to_data(result: Result | Map) -> dict[str, Any]:
 
 def to_json(result: Result) -> str:
     """Write a result as one JSON document."""
-    return json.dumps({"schema": SCHEMA, **to_data(result)}, indent=2, ensure_ascii=False)
+    return json.dumps({"schema": SCHEMA, **to_data(result)}, indent=2)
 
 
 def list_to_json(results: Iterable[Result], **more: Any) -> str:
@@ -33,7 +33,7 @@ def list_to_json(results: Iterable[Result], **more: Any) -> str:
     :param more: further members of the document, by name; dataclasses, too.
     """
     document = {"schema": SCHEMA, "results": [to_data(result) for result in results], **more}
-    return json.dumps(document, indent=2, ensure_ascii=False, default=asdict)
+    return json.dumps(document, indent=2, default=asdict)
 
 
 def list_from_json(text: str | bytes) -> list[Result]:
@@ -41,7 +41,14 @@ def list_from_json(text: str | bytes) -> list[Result]:
 
     :raises ValueError: as :func:`from_json`.
     """
-    document = load_document(text, SCHEMA)
+    return build_results(load_document(text, SCHEMA))
+
+
+def build_results(document: Mapping[str, Any]) -> list[Result]:
+    """Build the results of a document: its only one, or those in its list.
+
+    :raises ValueError: fields that do not fit.
+    """
     results = document.get("results", [document])
     if not isinstance(results, list):
         raise ValueError("its results are not a list")

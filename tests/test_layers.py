@@ -26,10 +26,12 @@ IMPORTERS = {
     "kubernetes": {"cluster"},
     "urllib3": {"cluster"},
     "prometheus_client": {"cluster", "report.openmetrics"},
-    "matplotlib": {"report.plot"},
+    "matplotlib": {"report.figure", "report.plot"},
     "virtme": set(),
 }
 """A dependency -> the modules that import it, or their package."""
+PROTOCOLS = {"console", "guest", "traffic.sender", "traffic.responder"}
+"""Modules that print: the one for all, and the programs whose stdout another program of ours reads."""
 LONGEST = 350
 """Lines of a module, unless its docstring says why it has more ("Longer than 350 lines")."""
 
@@ -125,6 +127,14 @@ def test_no_shell_and_no_sleeping(module: str) -> None:
             assert words not in ("os.system", "os.popen", "time.sleep", "sleep", "eval", "exec"), ast.unparse(node)
             assert "shell" not in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
     assert not {("time", "sleep"), ("os", "system"), ("os", "popen")} & set(list_imports(module))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - PROTOCOLS))
+def test_only_the_console_prints(module: str) -> None:
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("print", "sys.stdout.write", "sys.stderr.write"), module
+            assert not ast.unparse(node.func).endswith("stdout.writelines"), module
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -15,7 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
-from kproxylat.console import say
+from kproxylat.cli.program import HELP_OPTIONS, Program, present
+from kproxylat.console import plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
@@ -34,6 +35,7 @@ COMMANDS = {
     "parse": "logs",
     "compare": "compare",
     "plot": "compare",
+    "report": "report",
     "mode": "mode",
     "services": "services",
 }
@@ -72,7 +74,7 @@ def _say_errors(error: BaseException) -> None:
     if error.__context__ and not error.__suppress_context__:
         _say_errors(error.__context__)
     if isinstance(error, KproxylatError):
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         if error.remedy:
             say(f"  {error.remedy}")
 
@@ -85,7 +87,8 @@ def build(name: str = "") -> typer.Typer:
     :param name: the command's name.
     """
     app = typer.Typer(
-        add_completion=False,
+        cls=Program,
+        context_settings=HELP_OPTIONS,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -94,10 +97,14 @@ def build(name: str = "") -> typer.Typer:
     )
     for command in [name] if name in COMMANDS else COMMANDS:
         module = import_module(f"kproxylat.cli.{COMMANDS[command]}")
-        if hasattr(module, f"{command}_app"):
-            app.add_typer(getattr(module, f"{command}_app"), name=command)
+        group = getattr(module, f"{command}_app", None)
+        if group:
+            short = group.info.help.split("\n\n")[0]
+            app.add_typer(group, name=command, context_settings=HELP_OPTIONS, short_help=short)
         else:
             app.command()(getattr(module, command))
+        for info in group.registered_commands if group else app.registered_commands[-1:]:
+            present(info)
     return app
 
 
@@ -110,7 +117,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     interrupts.install()
     try:
         app = build(arguments[0] if arguments else "")
-        app(args=arguments, prog_name="kproxylat", standalone_mode=True, obj=tuple(arguments))
+        sys.exit(app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments)) or 0)
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)
@@ -121,7 +128,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _forget_output()
         sys.exit(1)
     except OSError as error:
-        say(f"kproxylat: {error}")
+        say(f"kproxylat: {plain_line(error)}")
         _forget_output()
         sys.exit(1)
     except Exception as error:
@@ -129,4 +136,3 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
         report_bug(error, arguments)
         sys.exit(BUG)
-    sys.exit(0)

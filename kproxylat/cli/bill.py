@@ -15,7 +15,7 @@ import typer
 from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
@@ -114,15 +114,15 @@ def bill(
             raise MachineError(f"{whatif} is not what whatif saved: {error!r}", "kproxylat whatif saves one") from None
         answer = replace(answer, savings=savings)
     if form is BillFormat.JSON:
-        print(answer.to_json())
+        show(answer.to_json())
     elif form is BillFormat.CSV:
-        print("".join(export_bill_csv(answer)), end="")
+        show("".join(export_bill_csv(answer)), end="")
     elif form is BillFormat.OPENMETRICS:
         totals = BillTotals()
         totals.add(answer)
-        print(totals.export(), end="")
+        show(totals.export(), end="")
     else:
-        print(draw_bill(answer))
+        show(draw_bill(answer))
     if ended:
         raise ended
 

@@ -13,11 +13,12 @@ import typer
 from kproxylat.cli.options import Backend, Form, Format, ModeName
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError
 from kproxylat.node import doctor as checks
 from kproxylat.node import lock as node_lock
 from kproxylat.node.changes import clean_up, describe
+from kproxylat.node.network import find_leftovers
 from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
@@ -52,15 +53,22 @@ def capture(
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
 
 
-def cleanup() -> None:
+def cleanup(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and restored.")] = False,
+) -> None:
     """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
 
     \b
-    Example:
+    Examples:
+      sudo kproxylat cleanup --dry-run
       sudo kproxylat cleanup
     """
     check_root()
     with node_lock.lock() as lock:
+        if dry_run:
+            left = [*find_leftovers(), *map(describe, lock.notes)]
+            show(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
+            return
         removed = clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")
@@ -86,7 +94,7 @@ def doctor(form: Form = Format.TABLE) -> None:
         findings = checks.examine()
     modes = checks.possible_modes(findings)
     if form is Format.JSON:
-        print(checks.to_json(findings, modes))
+        show(checks.to_json(findings, modes))
     else:
         show_findings(findings, modes)
     raise typer.Exit(0 if modes else 1)

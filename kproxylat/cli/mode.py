@@ -14,7 +14,7 @@ from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cluster.proxy_mode import CERTAIN, LIKELY, decide, gather
 from kproxylat.cluster.rollout import describe_rollouts, needs_restart, plan_change, set_mode
-from kproxylat.console import confirm, say
+from kproxylat.console import confirm, plain_line, say, show
 from kproxylat.modes import mode_names
 
 mode_app = typer.Typer(
@@ -37,7 +37,7 @@ def mode_show(
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
-    form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,
@@ -59,25 +59,25 @@ def mode_show(
     finding = decide(evidence)
     if form is Format.JSON:
         answers = {"sources": dict(evidence.sources), "unasked": evidence.unasked}
-        print(json.dumps({**asdict(finding), "translates": finding.translates, **answers}, indent=2))
+        show(json.dumps({**asdict(finding), "translates": finding.translates, **answers}, indent=2))
     else:
         is_leftover = finding.live and finding.backend and finding.live != finding.translates
         subject = "packets meet leftover rules:" if is_leftover else "kube-proxy"
-        print(f"{subject} mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
-        print(f"  {finding.reason}")
+        show(f"{subject} mode {finding.mode or '?'}, backend {finding.backend or '?'}: {finding.sure}")
+        show(f"  {plain_line(finding.reason)}")
         if len(evidence.rules or ()) > 1:
-            print(f"translates packets: {finding.translates or 'unknown'}")
-            print(f"is written by kube-proxy: {finding.live or 'unknown'}")
+            show(f"translates packets: {finding.translates or 'unknown'}")
+            show(f"is written by kube-proxy: {finding.live or 'unknown'}")
         for source, answer in evidence.sources:
-            print(f"{source}: {answer}")
+            show(plain_line(f"{source}: {answer}"))
         for reason in evidence.unasked:
-            print(f"not asked: {reason}")
+            show(plain_line(f"not asked: {reason}"))
         for warning in finding.warnings:
-            print(f"warning: {warning}")
+            show(plain_line(f"warning: {warning}"))
         if finding.removal:
-            print(f"leftovers: {finding.removal}")
+            show(f"leftovers: {finding.removal}")
         if finding.settle:
-            print(f"settle it: {finding.settle}")
+            show(f"settle it: {finding.settle}")
     sys.exit(0 if finding.sure in (CERTAIN, LIKELY) else 1)
 
 
@@ -94,8 +94,10 @@ def mode_set(
 ) -> None:
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until they run in the mode.
 
-    On a node, as root, also wait for its rules. To resume after an interruption, run the same command again. Rules of
-    the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
+    It changes the cluster: all nodes get rules in the new mode, and existing connections may break. It asks first,
+    and prints the command that restores the old mode. On a node, as root, also wait for its rules. To resume after
+    an interruption, run the same command again. Rules of the old mode may stay behind in the nodes' kernels:
+    kproxylat mode show, on a node, names them.
 
     \b
     Examples:
@@ -106,11 +108,11 @@ def mode_set(
     api, node = cluster.connect(), place.find()
     change = plan_change(api, mode)
     if not needs_restart(api, change, node.netns, limit, is_dry_run=dry_run):
-        print(f"kube-proxy's mode is {mode} already")
+        show(f"kube-proxy's mode is {mode} already")
         if state := describe_rollouts(api, change):
             say(f"its rollout is not complete: {state}")
         return
-    print(change.diff or f"kube-proxy is set to {mode} already, but its pods were not restarted since")
+    show(change.diff or f"kube-proxy is set to {mode} already, but its pods were not restarted since")
     if dry_run:
         say("kube-proxy's pods would be restarted, too")
         return
@@ -118,7 +120,7 @@ def mode_set(
         confirm(f"Change this in the cluster of context {api.context}, and restart kube-proxy?")
     if change.diff:
         say(f"to restore the old mode: {change.undoing(api)}")
-    finding = set_mode(api, node, change, lambda step, took_s: print(f"{step}: {took_s:.1f} s"), limit)
+    finding = set_mode(api, node, change, lambda step, took_s: show(f"{step}: {took_s:.1f} s"), limit)
     for warning in finding.warnings if finding else ():
         say(f"warning: {warning}")
     if finding and finding.removal:

@@ -15,9 +15,11 @@ from kproxylat.analysis.published import Reproduction, compare_published, find_p
 from kproxylat.cli.options import LOGS, Form, Format, Kind, OutputDir, Position, end
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import SweepOptions, keep_possible
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import MachineError
-from kproxylat.report.plot import plot_reproduction
+from kproxylat.report.columns import paint
+from kproxylat.report.figure import save_figure
+from kproxylat.report.plot import picture_reproduction
 from kproxylat.report.reproduction import draw_reproduction
 from kproxylat.results import SCHEMA
 from kproxylat.sweep import sweep as sweeping
@@ -47,7 +49,7 @@ def reproduce(
     """
     if name is None:
         for known in find_published():
-            print(f"{known}: {read_published(known).title}")
+            show(f"{known}: {read_published(known).title}")
         return
     published = read_published(name)
     options = SweepOptions(
@@ -63,24 +65,24 @@ def reproduce(
         return run[1] if run[0].mode.loading_cost == 1 else 0.5, points.index(run[0])
 
     finished, ended = sweeping.sweep(points, QUICK_REPEATS if quick else REPEATS, None, True, None, order)
-    show(compare_published(name, published, finished.results), form, output_dir)
+    show_reproduction(compare_published(name, published, finished.results), form, output_dir)
     end(finished.results, ended)
 
 
-def show(reproduction: Reproduction, form: Format, directory: Path) -> None:
+def show_reproduction(reproduction: Reproduction, form: Format, directory: Path) -> None:
     """Write a reproduction to stdout, and save its picture in a directory."""
     picture = directory / f"reproduce_{reproduction.name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}.png"
     try:
-        plot_reproduction(reproduction, picture)
+        save_figure(picture_reproduction(reproduction), picture)
     except MachineError as error:
         say(f"no picture: {error}\n  {error.remedy}")
     machine = describe_machine()
     if form is Format.JSON:
-        print(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
+        show(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
         return
-    print("\n".join(draw_reproduction(reproduction, machine)))
+    show("\n".join(draw_reproduction(reproduction, machine)), style=paint)
     if picture.exists():
-        print(f"picture: {picture}")
+        show(f"picture: {picture}")
 
 
 def describe_machine() -> str:

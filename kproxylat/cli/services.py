@@ -16,7 +16,7 @@ from kproxylat.cli.spread import spread
 from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.sync import service_ports, wait_for_rules
 from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_service, find_worker
-from kproxylat.console import say
+from kproxylat.console import plain_line, say, show
 from kproxylat.errors import refuse_options
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ def services_create(
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Create dummy Services with one EndpointSlice each. To resume after an interruption, run the same command again.
+    """Create dummy Services with one EndpointSlice each.
+
+    It changes the cluster: each node's kube-proxy writes rules for them. To undo it: kproxylat services delete. To
+    resume after an interruption, run the same command again.
 
     \b
     Examples:
@@ -87,22 +90,22 @@ def services_create(
     missing = plan_creation(existing, count)
     objects = f"{len(missing)} dummy Services and their EndpointSlices in namespace {api.namespace}"
     if how.dry_run:
-        print(f"would create {objects}; {len(existing.services)} are there")
+        show(f"would create {objects}; {len(existing.services)} are there")
         if worker:
-            print(f"would apply Service worker and Deployment worker; {len(find_worker(api))} of 2 are there")
+            show(f"would apply Service worker and Deployment worker; {len(find_worker(api))} of 2 are there")
         return
     if worker:
         apply_worker(api, image or IMAGE)
-        print("applied Service worker and Deployment worker")
+        show("applied Service worker and Deployment worker")
     started_s = time.monotonic()
     create(api, existing, missing)
     took_s = time.monotonic() - started_s
     rate = f": {took_s:.1f} s, {len(missing) / took_s:.0f} a second" if missing else ""
-    print(f"created {objects}; {len(existing.services)} were there{rate}")
+    show(f"created {objects}; {len(existing.services)} were there{rate}")
     if how.wait is not None:
         look_up = partial(_find_ports, api, worker)
         took_s = wait_for_rules(look_up(), limit_s=how.wait, node=place.find(), look_up=look_up)
-        print(f"kube-proxy's rules hold them: {took_s:.1f} s")
+        show(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 
 def _find_ports(api: Api, worker: bool) -> set[Destination]:
@@ -123,6 +126,8 @@ def services_delete(
 ) -> None:
     """Delete the Services dummy-service-N that have the label type=dummy, and their EndpointSlices.
 
+    It changes the cluster. No other Service is deleted.
+
     \b
     Examples:
       kproxylat services delete --dry-run
@@ -133,24 +138,24 @@ def services_delete(
     if how.dry_run:
         existing = read_dummies(api)
         objects = f"{len(existing.services)} dummy Services and {len(existing.slices)} EndpointSlices"
-        print(f"would delete {objects} in namespace {api.namespace}")
+        show(f"would delete {objects} in namespace {api.namespace}")
         if worker:
             kinds = ", ".join(f"{kind} worker" for kind in find_worker(api)) or "nothing"
-            print(f"would delete of the worker: {kinds}")
+            show(f"would delete of the worker: {kinds}")
         return
     ports = service_ports(read_dummies(api)) if how.wait is not None else set()
     services, slices = delete(api)
-    print(f"deleted {services} dummy Services and {slices} EndpointSlices in namespace {api.namespace}")
+    show(f"deleted {services} dummy Services and {slices} EndpointSlices in namespace {api.namespace}")
     if how.wait is not None:
-        print(f"kube-proxy's rules are without them: {wait_for_rules(set(), ports, how.wait, place.find()):.1f} s")
+        show(f"kube-proxy's rules are without them: {wait_for_rules(set(), ports, how.wait, place.find()):.1f} s")
     if worker:
-        print(f"deleted {delete_worker(api)} objects of the worker")
+        show(f"deleted {delete_worker(api)} objects of the worker")
 
 
 @services_app.command("list")
 @spread
 def services_list(
-    form: Annotated[Format, typer.Option("--format", help="How the list is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the list is written to stdout.")] = Format.TABLE,
     *,
     cluster: Namespaced,
 ) -> None:
@@ -167,10 +172,11 @@ def services_list(
     without_slice = existing.without_slice
     if form is Format.JSON:
         details = {"without_slice": without_slice, "not_ours": existing.strange, "services": addresses}
-        print(json.dumps({"namespace": api.namespace, "count": len(addresses), **details}, indent=2))
+        show(json.dumps({"namespace": api.namespace, "count": len(addresses), **details}, indent=2))
         return
     for number, address in addresses.items():
-        print(f"dummy-service-{number:<6} {address}{'  no EndpointSlice' if number in without_slice else ''}")
+        lack = "  no EndpointSlice" if number in without_slice else ""
+        show(f"dummy-service-{number:<6} {plain_line(address)}{lack}")
     say(f"{len(addresses)} dummy Services in namespace {api.namespace}; without EndpointSlice: {len(without_slice)}")
     for name in existing.strange:
-        say(f"not ours, though it has the label: {name}")
+        say(f"not ours, though it has the label: {plain_line(name)}")

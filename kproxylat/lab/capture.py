@@ -61,7 +61,7 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
     }
     # The texts without lines of IPv6: the anonymizer does not change those.
     lines = {kind: text.splitlines() for kind, text in ruleset.texts.items()}
-    return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1, ensure_ascii=False) + "\n", ruleset
+    return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1) + "\n", ruleset
 
 
 def _print_rules(row: Mode, netns: str | None) -> str:

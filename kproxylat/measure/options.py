@@ -53,10 +53,8 @@ class Lab:
     places: int = 0
 
     def list_places(self) -> list[int]:
-        """Return the numbers of the dummy Services that are targets: evenly spread, the last one among them.
-
-        As npinaeva/conntrack-metrics chooses them (workload/client.yaml).
-        """
+        """Return the numbers of the dummy Services that are targets, spread evenly, as npinaeva/conntrack-metrics does
+        (workload/client.yaml); the last one is among them."""
         return [number * self.services // self.places - 1 for number in range(1, self.places + 1)]
 
     def name_taken(self, family: int) -> Iterator[tuple[str, str]]:
@@ -235,18 +233,19 @@ class Options:
     @property
     def packets_in_all(self) -> int:
         """The number of packets that a run sends after the warm-up, control packets among them."""
-        return self.packets * self.round_packets + 3 * self.overhead_packets + self.timed_packets
+        timed = self.timed_packets * (1 + len(self.controls))
+        return self.packets * self.round_packets + 3 * self.overhead_packets + timed
 
     @property
     def round_packets(self) -> int:
-        """The number of packets of a round: one to the target, and one to each control."""
-        return 1 + len(self.controls)
+        """The number of packets of a round: one to the target, and, untraced, one to each control."""
+        return 1 if self.tracing.traces else 1 + len(self.controls)
 
     @property
     def controls(self) -> tuple[Destination, ...]:
         """Where packets go beside each to the target if the sender takes the time: the endpoint itself, and an address
         of no Service. On a node there are none: they would reach pods, which serve others."""
-        if self.tracing.traces or not self.lab or self.targets or self.sending.connects:
+        if (self.tracing.traces and not self.tracing.overhead) or not self.lab or self.targets or self.sending.connects:
             return ()
         taken = {endpoint.ip for endpoint in self.endpoints}
         if self.ruleset:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import Interrupted, KproxylatError
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.options import ANY_SOURCE
@@ -90,7 +90,7 @@ def watch(
         unsaved = log.save(result)
     if report.error:
         raise unsaved or report.error
-    print(final, flush=True)
+    show(final, flush=True)
     if unsaved:
         raise unsaved
     return result
@@ -141,7 +141,7 @@ class IntervalReport:
         """Print, and note where that fails: it is bpftrace's reader that calls, whose end would be bpftrace's."""
         try:
             if not self.error:
-                print(text, flush=True)
+                show(text, flush=True)
         except OSError as error:
             self.error = error
             self.unread.set()

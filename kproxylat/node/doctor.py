@@ -219,4 +219,4 @@ def missing_to_trace(modes: Iterable[Mode] = (), probe: str = "auto") -> list[st
 def to_json(findings: Iterable[Finding], modes: Iterable[str]) -> str:
     """Return the findings as a JSON document: ``{"schema": ..., "possible": [MODE, ...], "checks": [...]}``."""
     document = {"schema": SCHEMA, "possible": list(modes), "checks": [asdict(finding) for finding in findings]}
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxylat.analysis.bill import Bill, Row, cut
-from kproxylat.console import plain
 from kproxylat.report.columns import draw_table
 from kproxylat.report.export import csv_row
 from kproxylat.results import Bounded
@@ -48,7 +47,7 @@ def draw_bill(bill: Bill) -> str:
         f"windows: {check.counted:,} lookups; another counter ({check.counter}): {counter}",
         f"the probes took {usage.mean:.3%} of one CPU ({how}; budget {usage.budget:.3%}), at most {usage.peak:.2%} in "
         f"a second, {usage.calls:,} runs; starting bpftrace took {usage.bpftrace_s:.1f} s of CPU beside it",
-        *(plain(f"warning: {warning}") for warning in bill.warnings),
+        *(f"warning: {warning}" for warning in bill.warnings),
     ])  # fmt: skip
 
 

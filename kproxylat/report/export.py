@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple
 from typing import Any
 
-from kproxylat.console import plain
+from kproxylat.analysis.comparable import refuse_mixed_time
+from kproxylat.console import plain, plain_line
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.run_table import draw_result
-from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
+from kproxylat.results import SCHEMA, Percentile, Probe, Result, name_unit, target_text
 from kproxylat.results_json import to_data
 from kproxylat.trace.percentiles import PERCENTILES
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?")
 _UNKNOWN = Percentile(None, None, None)
 _SOURCE_FIELDS = ("file", "dialect", "index")
 _RUN_FIELDS = (
@@ -33,7 +37,7 @@ def export_json(results: Iterable[Result]) -> Iterator[str]:
     yield f'{{"schema": "{SCHEMA}", "results": ['
     comma = ""
     for result in results:
-        yield f"{comma}\n{json.dumps(to_data(result), ensure_ascii=False)}"
+        yield f"{comma}\n{json.dumps(to_data(result))}"
         comma = ","
     yield "\n]}\n"
 
@@ -54,7 +58,7 @@ def export_csv(results: Iterable[Result], percents: Iterable[float] = PERCENTILE
         percentiles = [(probe.percentiles.get(name) if probe else None) or _UNKNOWN for name in names]
         bounds = [figure for percentile in percentiles for figure in astuple(percentile)]
         maps = {name: to_data(content) for name, content in result.maps.items()}
-        quality = len(result.quality.warnings), json.dumps(maps, ensure_ascii=False)
+        quality = len(result.quality.warnings), json.dumps(maps)
         after = [getattr(result.run, name) for name in _AFTER_FIELDS]
         yield csv_row([*row, *bounds, *quality, *_describe_around(result, probe), *after])
 
@@ -76,19 +80,25 @@ def _describe(result: Result, probe: Probe | None) -> list[Any]:
         "rate_pps": result.traffic.rate_pps if result.traffic else None,
         "probes": len(result.probes),
     }
+    call = {name: getattr(probe, name, None) for name in _PROBE_FIELDS}
+    for facts, name in ((known, "clock"), (call, "unit")):
+        if facts[name] == "ns":
+            facts[name] = name_unit("ns", result.run.emulated)
     source = [getattr(result.source, name, None) for name in _SOURCE_FIELDS]
-    return [*source, *map(known.get, _RUN_FIELDS), *(getattr(probe, name, None) for name in _PROBE_FIELDS)]
+    return [*source, *map(known.get, _RUN_FIELDS), *call.values()]
 
 
 def export_experiment(results: Iterable[Result]) -> Iterator[str]:
     """Write the old full experiment's CSV, one row a run.
 
     Its percentiles are estimates in us with a decimal point; those of the old scripts have none.
+
+    :raises LogError: as :func:`kproxylat.analysis.comparable.refuse_mixed_time`.
     """
     from kproxylat.logs.legacy import EXPERIMENT_HEADER
 
     yield EXPERIMENT_HEADER + "\n"
-    for result in results:
+    for result in refuse_mixed_time(results):
         probe, run = result.main_probe, result.run
         row: list[Any] = [run.services, run.mode or run.backend, run.position, run.chain_length]
         scale = _SECONDS.get(probe.unit, 0) * 1e6 if probe else 0
@@ -103,18 +113,22 @@ def export_experiment(results: Iterable[Result]) -> Iterator[str]:
 
 
 def csv_row(row: Iterable[Any]) -> str:
-    """Write one line of CSV."""
+    """Write one line of CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(row)
+    csv.writer(text, lineterminator="\n").writerow(_write_cell(cell) if isinstance(cell, str) else cell for cell in row)
     return text.getvalue()
 
 
+def _write_cell(text: str) -> str:
+    return f"'{plain(text)}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text) else plain(text)
+
+
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, 80 columns wide (wider for long file names and warnings), as ``run`` prints them."""
+    """Write tables for people, as wide as the terminal, as ``run`` prints them."""
     for result in results:
         source = result.source
         if source:
-            yield f"{plain(source.file.replace(chr(10), '?'))} (run {source.index + 1}, {source.dialect})\n"
+            yield f"{plain_line(source.file)} (run {source.index + 1}, {source.dialect})\n"
         for paragraph in draw_result(result):
             yield f"{paragraph}\n"
         yield "\n"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kproxylat.console import say
+from kproxylat.console import say, show
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Options
 from kproxylat.results_json import from_json
@@ -70,7 +70,7 @@ class _Echo(io.StringIO):
     """Text that is printed on stderr, too, as it comes."""
 
     def write(self, text: str) -> int:
-        print(text, end="", file=sys.stderr, flush=True)
+        show(text, end="", file=sys.stderr, flush=True)
         return super().write(text)
 
 

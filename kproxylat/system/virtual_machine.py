@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from kproxylat.console import say, waiting
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.system import interrupts
 from kproxylat.system.processes import Background, find
@@ -217,7 +217,7 @@ class Machine:
             if "status" in event:
                 return int(event["status"])
             for stream, text in event.items():
-                print(text, end="", flush=True, file={"out": out, "err": err}[stream])
+                show(text, end="", flush=True, file={"out": out, "err": err}[stream])
 
     def signal(self, signum: int) -> None:
         """Send a signal to the command that runs in the guest. Any thread may call this."""
@@ -271,6 +271,8 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
+    find("qemu-system-x86_64")
+    find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
     say(f"Booting {machines[0].image.name} in {text} ({duration})...")

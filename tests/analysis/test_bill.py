@@ -9,7 +9,7 @@ from random import Random
 from urllib.request import Request, urlopen
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, compare_counter, cut, save_by_mode
@@ -23,6 +23,7 @@ COUNTS = st.dictionaries(st.sampled_from([*NAMES, NO_SERVICE, "10.0.0.1:30080/tc
 WINDOW = st.tuples(COUNTS, st.floats(0.25, 100), st.integers(0, 10), st.integers(0, 100))
 
 
+@settings(deadline=None)
 @given(st.lists(WINDOW, min_size=1, max_size=5))
 def test_rows_add_up_to_all_lookups(drawn: list[tuple[dict[str, int], float, int, int]]) -> None:
     windows = [

@@ -598,7 +598,7 @@ def test_names_and_keys_cannot_control_the_terminal(tmp_path: Path) -> None:
     done = kproxylat("parse", str(name), str(tmp_path / "\x1b\n"))
     assert done.returncode == 1
     assert b"\x1b" not in done.stdout + done.stderr
-    assert rb"a\x1b[31m?.log (run 1, dump)" in done.stdout.splitlines()[0]
+    assert rb"a\x1b[31m\n.log (run 1, dump)" in done.stdout.splitlines()[0]
     assert len(done.stderr.splitlines()) == 1
 
 

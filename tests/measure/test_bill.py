@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
@@ -187,6 +187,7 @@ class World:
         assert not self.alive
 
 
+@settings(deadline=None)
 @given(
     share=st.floats(1e-5, 0.19), start_s=st.floats(0.1, 5), budget=st.floats(0.0005, 0.05), period_s=st.floats(5, 300)
 )

@@ -141,7 +141,7 @@ STEPS = "for step in 1 2 3 4 5; do"
 """The loop in which pktgen's fake sends."""
 WAIT = "while :; do sleep 0.02; done"
 DUMP = "exec 9<&-; dump; exit 0"
-LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+\.log"
+LOG = r"\n  what bpftrace printed is in out/ebpf_nftables_\d+_\d+_nft_\d+services\.log"
 FLOOD = "head -c 10000000 /dev/zero | tr '\\0' x"
 LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 10000000'
 GARBAGE = "head -c 3000 /dev/urandom"

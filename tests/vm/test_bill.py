@@ -12,6 +12,7 @@ import pytest
 from tests.support import ROOT
 from tests.vm.conftest import Guest
 
+pytestmark = pytest.mark.long
 RATE, SERVICES, NOWHERE = 60, 20, "10.244.77.1:53"
 WEIGHTS = {f"10.97.0.{number}:80": number for number in range(1, SERVICES + 1)} | {
     "10.96.100.50:50051": 40,
