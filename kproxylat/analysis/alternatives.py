@@ -51,3 +51,7 @@ class WhatIf:
         """Write one document: results and series as in a sweep's, and the alternatives."""
         names = [field.name for field in fields(self) if field.name not in ("series", "results")]
         return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})
+
+
+RANKING = next(field.name for field in fields(WhatIf) if "ServiceCost" in str(field.type))
+"""Key of the Services' costs in the document."""

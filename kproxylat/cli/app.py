@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "run",
     "sweep": "sweep",
     "reproduce": "reproduce",
+    "bill": "bill",
     "capture": "host",
     "whatif": "whatif",
     "trace": "run",

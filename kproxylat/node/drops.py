@@ -79,8 +79,9 @@ def parse_counters(lines: Iterable[str]) -> dict[str, int]:
         /proc/net/stat/nf_conntrack:0000012c  00000000 ...
         /proc/sys/net/netfilter/nf_conntrack_count:300
 
-    :return: counter -> value: ``"dev LINK"`` (transmit drops), ``"softnet_stat dropped"`` and ``"nf_conntrack FIELD"``
-        (sums over the processors), ``"TcpExt FIELD"`` and the like, ``"Ip6FIELD"``, ``"nf_conntrack_count"``.
+    :return: counter -> value: ``"dev LINK"`` (transmit drops), ``"softnet_stat dropped"``, ``"softnet_stat packets"``
+        and ``"nf_conntrack FIELD"`` (sums over the processors), ``"TcpExt FIELD"`` and the like, ``"Ip6FIELD"``,
+        ``"nf_conntrack_count"``.
     """
     counts: dict[str, int] = {}
     names: dict[str, list[str]] = {}
@@ -92,6 +93,7 @@ def parse_counters(lines: Iterable[str]) -> dict[str, int]:
         if file == "dev" and len(words) == 17:
             counts[f"dev {words[0].rstrip(':')}"] = int(words[12])
         elif file == "softnet_stat":
+            counts["softnet_stat packets"] = counts.get("softnet_stat packets", 0) + int(words[0], 16)
             counts["softnet_stat dropped"] = counts.get("softnet_stat dropped", 0) + int(words[1], 16)
         elif file == "nf_conntrack_count":
             counts[file] = int(words[0])

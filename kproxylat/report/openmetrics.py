@@ -12,6 +12,8 @@ from kproxylat.results import Bucket, Histogram, Map, Result, Run, target_text
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from kproxylat.analysis.bill import Bill
+
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 1000
 _BACKENDS = {row.engine: row.backend for row in MODES}
@@ -156,3 +158,69 @@ def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, fl
         if len(below) + len(above) == len(buckets):
             rows.append((repr(round(edge * scale, 12)), float(sum(bucket.count for bucket in below))))
     return [*rows, ("+Inf", float(sum(bucket.count for bucket in buckets)))]
+
+
+class BillTotals:
+    """Counters of live lookups, added up over ``bills``; prometheus_client collects them.
+
+    The first :data:`kproxylat.analysis.bill.TOP` Services of each bill have their own labels, the others "other".
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[_Labels, tuple[float, float]] = {}
+        self._last: Bill | None = None
+        self.bills = 0
+
+    def add(self, bill: Bill) -> None:
+        """Add a bill: its rates for the whole of its period."""
+        from kproxylat.analysis.bill import OTHER, cut  # slow to import for parse
+
+        totals, kept = dict(self._totals), set(cut(bill.rows))
+        for row in bill.rows:
+            name = row.name if row in kept else ""
+            namespace, _, service = name.rpartition("/")
+            service, _, port_name = service.partition(":")
+            address, _, protocol = row.key.partition("/")
+            if row not in kept:
+                service, address, protocol = OTHER, "", ""
+            elif not service:
+                service, _, port_name = address.rpartition(":") if protocol else (address, "", "")
+            labels = tuple(map(plain, (namespace, service, port_name, protocol, bill.mode)))
+            lookups, seconds = totals.get(labels, (0.0, 0.0))
+            lookups += row.lookups_per_s * bill.period_s
+            totals[labels] = lookups, seconds + row.cpu_ms_per_s / 1000 * bill.period_s
+        self._totals, self._last, self.bills = totals, bill, self.bills + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        labels = ("namespace", "service", "port", "protocol", "mode")
+        lookups = CounterMetricFamily("kproxylat_lookups", "Lookups, estimated from windows", labels=labels)
+        seconds = CounterMetricFamily("kproxylat_lookup_seconds", "CPU seconds in lookups, estimated", labels=labels)
+        for values, (count, took_s) in self._totals.items():
+            lookups.add_metric(values, count)
+            seconds.add_metric(values, took_s)
+        yield from (lookups, seconds)
+        if self._last:
+            used = self._last.usage
+            yield GaugeMetricFamily("kproxylat_sampling_ratio", "Part of lookups counted", self._last.sampled)
+            yield GaugeMetricFamily("kproxylat_budget_ratio", "Part of one CPU that probes may take", used.budget)
+            yield GaugeMetricFamily("kproxylat_probes_ratio", "Part of one CPU that the probes took", used.mean)
+
+    def export(self) -> str:
+        """Write OpenMetrics."""
+        from prometheus_client.openmetrics.exposition import generate_latest
+
+        return str(generate_latest(self).decode())  # type: ignore[no-untyped-call]
+
+    def serve(self, host: str, port: int) -> None:
+        """Answer scrapes on an address, from a thread.
+
+        :raises OSError: the address cannot be listened on.
+        """
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        start_http_server(port, host, registry)

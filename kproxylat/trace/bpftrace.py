@@ -124,6 +124,11 @@ class Tracer(LineBuffer):
             add(line)
 
     @property
+    def pid(self) -> int:
+        """The process id of bpftrace."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether bpftrace still runs."""
         return self._process.alive
@@ -190,6 +195,10 @@ class Tracer(LineBuffer):
         if not self._process.wait(limit_s - waited_s):
             self._process.end()
             raise MachineError(f"bpftrace did not end within {limit_s:.0f} s of SIGINT: {self.words}")
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Raise MachineError if bpftrace, which has ended, failed: a script may end itself."""
         if self._process.status != 0:
             raise MachineError(f"bpftrace failed at its end (status {self._process.status}): {self.words}")
 

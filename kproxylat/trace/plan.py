@@ -64,6 +64,31 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Live:
+    """The lookups of live traffic to count.
+
+    :param window_ms: the script counts for so long, and then ends itself.
+    :param hooks: numbers of the hooks; ``chains`` of ``table``: the base chains, for backend nft.
+    :param shift: one flow in ``2**shift`` is counted.
+    """
+
+    window_ms: int
+    hooks: tuple[int, ...]
+    table: str | None
+    chains: tuple[str | None, ...]
+    shift: int = 0
+
+    family = _hex(0, 0, 255, 255), _hex(0, 0, *(2).to_bytes(2, sys.byteorder))
+    """Mask and value in ``ends`` of IPv4 (AF_INET)."""
+
+    @classmethod
+    def of(cls, mode: Mode, window_ms: int, shift: int) -> Live:
+        """Return the lookups of a mode. In ipvs, where calls nest, the node's own packets are left out."""
+        hooks = (mode.hook,) if mode.nested else (mode.hook, mode.from_node().hook)
+        return cls(window_ms, hooks, mode.table, (mode.chain, mode.output_chain), shift)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Input of the probe script's template, whose head describes the fields."""
 
@@ -90,6 +115,7 @@ class Plan:
     others: bool = False
     reasons: Mapping[int, str] = field(default_factory=dict)
     fields: str = "args->"
+    live: Live | None = None
 
     @property
     def anonymous(self) -> Plan:
@@ -115,6 +141,7 @@ def make_plan(
     netns_inode: int = 0,
     stepping: bool = False,
     others: bool = False,
+    live: Live | None = None,
 ) -> Plan:
     """Plan a script for this kernel and this bpftrace.
 
@@ -126,6 +153,7 @@ def make_plan(
     :param stepping: read the names of tables and chains from one packet in :data:`PORT_STEP` only; ``flow`` is ours and
         has more packets than that.
     :param others: count the calls of other packets, too, and the reasons why the kernel frees packets, if it has them.
+    :param live: count these lookups of all packets; ``flow`` has no destination.
     :raises MachineError: this kernel lacks the functions or their types, or kprobes cannot trace these packets.
     """
     engine, kind = find_engine(mode, kind)
@@ -152,7 +180,9 @@ def make_plan(
         skb=skb,
         state=state,
         priv=priv,
-        offsets=_find_offsets(engine, kind, has_flow=flow is not None, envelope=envelope, one_netns=netns_inode > 0),
+        offsets=_find_offsets(
+            engine, kind, has_flow=flow is not None, envelope=envelope, one_netns=netns_inode > 0, live=live is not None
+        ),
         flow=flow,
         interval_s=interval_s,
         envelope=envelope,
@@ -163,16 +193,21 @@ def make_plan(
         others=others,
         reasons=kernel.read_drop_reasons() if others else {},
         fields=probe_words(version)[2],
+        live=live,
     )
 
 
-def _find_offsets(engine: Engine, kind: str, *, has_flow: bool, envelope: bool, one_netns: bool) -> dict[str, int]:
+def _find_offsets(
+    engine: Engine, kind: str, *, has_flow: bool, envelope: bool, one_netns: bool, live: bool
+) -> dict[str, int]:
     """Find the offsets of the struct members that the script reads."""
     paths: dict[str, tuple[_Member, ...]] = {
         f"{name}.{member}": ((module, name, member),) for module, name, member in engine.offsets
     }
     if has_flow:
         paths["nf_conn.tuplehash"] = (("nf_conntrack", "nf_conn", "tuplehash"),)
+    if live:
+        paths["nf_conn.status"] = (("nf_conntrack", "nf_conn", "status"),)
     if kind == "kprobe":
         paths["sk_buff._nfct"] = (("vmlinux", "sk_buff", "_nfct"),)
         if envelope:

@@ -102,7 +102,7 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
         exact[place(call)][value] += count
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     for target, call, value, count in _counts(maps.get("targets")):
-        targets[place(call)][_name_target(target)][str(value)] = count
+        targets[place(call)][name_target(target)][str(value)] = count
     probes = []
     for key, values in exact.items():
         probe = exact_probe(mode.engine, key, values, unit, _is_lookup(key, mode))
@@ -180,7 +180,7 @@ def merge_probes(probes: Iterable[Probe]) -> Probe | None:
     )
 
 
-def _name_target(words: int) -> str:
+def name_target(words: int) -> str:
     """Return a target as ``IP:PORT/PROTOCOL``, given bytes in network order that this machine read as a number."""
     address, rest = ((words >> shift & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for shift in (32, 0))
     return str(Target(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))

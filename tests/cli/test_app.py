@@ -28,7 +28,7 @@ from tests.support.fakes import PROGRAMS, make_world
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 COMMANDS = (*("run", "sweep", "trace", "render", "cleanup", "parse", "compare", "plot", "doctor", "mode", "services"),
-            *("capture", "demo", "report", "reproduce", "whatif"))  # fmt: skip
+            *("bill", "capture", "demo", "report", "reproduce", "whatif"))  # fmt: skip
 HEAVY = ("sh", "kubernetes", "jinja2", "rich", "numpy", "matplotlib")
 LAB = ("run", "--lab")
 SWEEP = ("sweep", "--lab", "--services", "10")
@@ -39,6 +39,22 @@ TARGET = ("run", "--mode", "nftables", "--target")
     ("argv", "message"),
     [
         ((*LAB, "--mode", "ipvs4"), "unknown mode 'ipvs4'"),
+        (("bill", "--for", "1"), "a duration of '1' is not possible"),
+        (("bill", "--for", "25h"), "a duration of '25h' is not possible"),
+        (("bill", "--for", "nan"), "a duration of 'nan' is not possible"),
+        (("bill", "--for", "-5"), "a duration of '-5' is not possible"),
+        (("bill", "--for", ""), "a duration of '' is not possible"),
+        (("bill", "--budget", "0"), "a budget of 0 % is not possible"),
+        (("bill", "--budget", "6"), "a budget of 6 % is not possible"),
+        (("bill", "--budget", "nan"), "a budget of nan % is not possible"),
+        (("bill", "--probe", "none"), "--probe none counts nothing"),
+        (("bill", "--serve", "9105"), "invalid address '9105'"),
+        (("bill", "--serve", "127.0.0.1:99999"), "invalid address"),
+        (("bill", "--serve", "127.0.0.1:0"), "invalid address"),
+        (("bill", "--serve", ":9105", "--format", "json"), "--format"),
+        (("bill", "--whatif", "/nowhere"), "--whatif /nowhere: "),
+        (("bill", "--whatif", "/"), "--whatif /: "),
+        (("bill", "--whatif", RULES), f"--whatif {RULES}: "),
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
         ((*LAB, "--mode", ""), "unknown mode ''"),
         ((*LAB, "--backend", ""), "no backend ''"),

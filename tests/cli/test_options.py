@@ -27,12 +27,14 @@ from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.bills import make_bill
 from tests.support.command import PARAMETERS, RULES, Captured, call, name_of
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
 LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
 TEMPLATE = str(ROOT / "templates/overhead.bt.j2")
+MODEL = str(ROOT / "tests/documents/whatif-costs.json")
 LAB = ("--lab",)
 NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
 REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
@@ -71,6 +73,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "nodes": TRACED,
         "dry nodes": (*TRACED, *DRY),
     },
+    "bill": {"here": (), "serve": ("--serve", ":9105")},
     "demo": {"here": ()},
     "reproduce": {"quick": ("k8s-blog-2025",)},
     "capture": {"node": (), "nodes": NODES},
@@ -158,6 +161,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "cleanup": {"nodes": NO_OTHER},
     "doctor": {"nodes": NO_OTHER},
     "mode show": {"nodes": NO_POD - {"--template"}},
+    "bill": {"serve": {"--format", "--whatif"}},
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -197,6 +201,10 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "a": (LOG,),
     "b": (LOG,),
     "files": (LOG,),
+    "--budget": ("--budget", "0.7"),
+    "--for": ("--for", "7s"),
+    "--serve": ("--serve", "127.0.0.1:7"),
+    "--whatif": ("--whatif", MODEL),
     "--allow": ("--allow", "net.ipv4.ip_forward"),
     "compare --allow": ("--allow", "kernel"),
     "plot --allow": ("--allow", "kernel"),
@@ -387,6 +395,10 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.examine": [],
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
+    "cli.bill.check_root": None,
+    "cli.bill.serve_bills": None,
+    "measure.bill.plan_bill": None,
+    "measure.bill.bill": (make_bill(), None),
     "measure.plan.load_modules": None,
     "measure.plan.plan_script": lambda options: SimpleNamespace(kind="", options=describe(options)),
     "trace.script.render_script": "",

@@ -6,10 +6,11 @@ import pytest
 
 from kproxylat.modes import MODES, Mode
 from kproxylat.trace import plan
-from kproxylat.trace.plan import Flow, Plan
+from kproxylat.trace.plan import Flow, Live, Plan
 
 OFFSETS = {
     "nf_conn.tuplehash": 16,
+    "nf_conn.status": 128,
     "xt_table.name": 56,
     "nft_chain.table": 64,
     "nft_chain.name": 88,
@@ -28,7 +29,13 @@ KINDS = {"0.17": ((0, 17), "fentry"), "0.23": ((0, 23), "fentry"), "kprobe": ((0
 
 
 def plan_of(
-    mode: Mode, kind: str, flow: Flow | None, interval_s: int, envelope: bool = False, netns_inode: int = 0
+    mode: Mode,
+    kind: str,
+    flow: Flow | None,
+    interval_s: int,
+    envelope: bool = False,
+    netns_inode: int = 0,
+    live: bool = False,
 ) -> Plan:
     version, probe = KINDS[kind]
     monkeypatch = pytest.MonkeyPatch()
@@ -37,8 +44,9 @@ def plan_of(
         patch.setattr(plan, "find_version", lambda: ("", version))
         patch.setattr(plan.btf, "btf_module", lambda module: module)
         patch.setattr(plan.btf, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
-        stepping = bool(flow) and not interval_s
-        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping)
+        bill = Live.of(mode, 1000, 3) if live else None
+        stepping = bool(flow) and not interval_s and not live
+        return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping, live=bill)
 
 
 PLAN = plan_of(MODES[0], "0.23", FLOW, 0)

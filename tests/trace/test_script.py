@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +21,21 @@ from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageE
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
-from kproxylat.trace.plan import Flow, Plan
+from kproxylat.trace.plan import Flow, Live, Plan
 from kproxylat.trace.script import OVERHEAD_SCRIPT, SCRIPT, check_settings, render_script
 from tests.support import ROOT, TESTS
 from tests.support.plans import FLOW, KINDS, PLAN, plan_of
 
 SCRIPTS = TESTS / "scripts"
 FLOW6 = Flow((0xFD, 1, 2, 3), 0x001183C3, (0xFD, 4, 0, 0), (0xFFFFFFFF, 0xFFFFFFFF, 0, 0))
-SHAPES: Mapping[str, tuple[Flow | None, int, bool]] = {
+SHAPES: Mapping[str, tuple[Any, ...]] = {
     "flow": (FLOW, 0, False),
     "all": (None, 0, False),
     "flow-5s": (FLOW, 5, False),
     "5s": (None, 5, False),
     "envelope": (FLOW, 0, True),
     "sources": (Flow((), None, FLOW.saddr, FLOW.saddr_mask), 0, False),
+    "live": (Flow((), None, (0,), (0,)), 0, False, 4026532008, True),
 }
 
 
@@ -359,3 +362,22 @@ def test_ipvs_lookup_of_the_nodes_own_packets_holds_a_call_at_the_same_hook() ->
         assert "+ 8" not in render_script(plan_of(mode, "0.17", FLOW, 0))
     with pytest.raises(MachineError, match="the call within it"):
         plan_of(own, "kprobe", FLOW, 0)
+
+
+@pytest.mark.parametrize("shift", [1, 3, 6])
+@pytest.mark.parametrize("service", range(1, 6))
+def test_the_hash_picks_one_flow_in_so_many_of_each_service(shift: int, service: int) -> None:
+    """Ports and addresses that step, as clients choose them, in the words of the script."""
+    live = Live.of(MODES[1], 1000, shift)
+    script = render_script(replace(plan_of(MODES[1], "0.17", *SHAPES["live"]), live=live))
+    [(factor, places)] = re.findall(r"\+ \$conn->saddr0\) \* (\w+)\) >> (\d+)\) != 0", script)
+
+    def is_picked(sport: int, client: int) -> bool:
+        ends = int.from_bytes(struct.pack(">H2sBBBB", sport, b"\2\0", 10, 96, 0, service), "little")
+        saddr0 = int.from_bytes(bytes((10, 244, client // 256, client % 256)), "little")
+        return ((ends + saddr0) * int(factor, 16) % 2**64) >> int(places) == 0
+
+    by_port = [is_picked(sport, 7) for sport in range(32768, 61000, 2)]
+    by_client = [is_picked(40000, client) for client in range(10000)]
+    for picked in (by_port, by_client):
+        assert sum(picked) / len(picked) * 2**shift == pytest.approx(1, abs=0.15)

@@ -1,0 +1,76 @@
+"""The bill of live traffic as a sentence with its table, and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kproxylat.analysis.bill import Bill, Row, cut
+from kproxylat.report.columns import draw_table
+from kproxylat.report.export import csv_row
+from kproxylat.results import Bounded
+
+_FIELDS = ("service", "target", "kind", "lookups_per_s", "share", "share_lo", "share_hi", "mean_ns", "p99_ns",
+           "p99_lo", "p99_hi", "cpu_ms_per_s")  # fmt: skip
+
+
+def describe_bill(bill: Bill) -> str:
+    """Write the sentence: what the lookups cost a day, how much of it for no Service, what other modes would save."""
+    part = bill.no_service_s_per_day / bill.cpu_s_per_day.estimate if bill.cpu_s_per_day.estimate else 0
+    if bill.savings:
+        saved = [f"{row.mode} on {row.backend} {_bound(row.cpu_s_per_day)} s" for row in bill.savings]
+        other = f"By the model of whatif, another mode would give back of the Services' part: {'; '.join(saved)}."
+    else:
+        other = "What another mode would give back is unknown" + (
+            ": pass --whatif FILE." if bill.savings is None else ": the file of --whatif lacks the present mode."
+        )
+    return (
+        f"Lookups in kube-proxy's rules (mode {bill.mode}, backend {bill.backend}) cost this node "
+        f"{_bound(bill.cpu_s_per_day)} s of CPU a day, {bill.no_service_s_per_day:,.3g} s of them ({part:.0%}) for "
+        f"flows to no Service. {other}"
+    )
+
+
+def draw_bill(bill: Bill) -> str:
+    """Write the sentence, the table, and what the numbers rest on."""
+    header = ("Service or address", "lookups/s", "% (95 % bounds)", "mean ns", "p99 below", "CPU ms/s")
+    # A column of numbers takes the fold, so that a name stays in one line.
+    rows = [_draw_row(row) for row in cut(bill.rows)]
+    usage, check = bill.usage, bill.check
+    verdict = {True: "closed", False: "NOT CLOSED", None: ""}[check.closed]
+    counter = "unknown" if check.lookups is None else f"{check.lookups:,.0f} about the same time: {verdict}"
+    how = "measured" if usage.measured else "expected"
+    return "\n".join([
+        f"{describe_bill(bill)}\n",
+        draw_table("", header, rows, left=("Service or address",), fold=1),
+        f"\nlookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "
+        f"{bill.seconds:.2f} s in all, {bill.sampled:.2%} of {bill.period_s:.0f} s",
+        f"windows: {check.counted:,} lookups; another counter ({check.counter}): {counter}",
+        f"the probes took {usage.mean:.3%} of one CPU ({how}; budget {usage.budget:.3%}), at most {usage.peak:.2%} in "
+        f"a second, {usage.calls:,} runs; starting bpftrace took {usage.bpftrace_s:.1f} s of CPU beside it",
+        *(f"warning: {warning}" for warning in bill.warnings),
+    ])  # fmt: skip
+
+
+def _draw_row(row: Row) -> tuple[str, ...]:
+    shares = [f"{share * 100:.2g}" for share in (row.share.estimate, row.share.lo, row.share.hi)]
+    p99 = f"{row.p99_ns.hi:,.0f}" if row.p99_ns and row.p99_ns.hi is not None else "-"
+    return (
+        row.name or row.key, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
+        f"{row.cpu_ms_per_s:,.3g}",
+    )  # fmt: skip
+
+
+def _bound(figure: Bounded) -> str:
+    return f"{figure.estimate:,.3g} ({figure.lo:,.3g} to {figure.hi:,.3g})"
+
+
+def export_bill_csv(bill: Bill) -> Iterator[str]:
+    """Write one line a row, all of them."""
+    yield csv_row(_FIELDS)
+    for row in bill.rows:
+        p99 = row.p99_ns
+        bounds = (p99.estimate, p99.lo, p99.hi) if p99 else (None, None, None)
+        yield csv_row([
+            row.name, row.key, row.kind, row.lookups_per_s, row.share.estimate, row.share.lo, row.share.hi, row.mean_ns,
+            *bounds, row.cpu_ms_per_s,
+        ])  # fmt: skip

@@ -1,0 +1,166 @@
+"""What windows counted becomes figures with bounds: nothing is lost, and the bounds hold what they say they hold."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+from random import Random
+from urllib.request import Request, urlopen
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, compare_counter, cut, save_by_mode
+from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
+from kproxylat.report.openmetrics import BillTotals
+from tests.support import TESTS
+from tests.support.bills import NAMES, WINDOWS, count, make_bill, window
+
+MODEL = json.loads((TESTS / "documents/whatif-costs.json").read_text())
+COUNTS = st.dictionaries(st.sampled_from([*NAMES, NO_SERVICE, "10.0.0.1:30080/tcp"]), st.integers(1, 5000), max_size=4)
+WINDOW = st.tuples(COUNTS, st.floats(0.25, 100), st.integers(0, 10), st.integers(0, 100))
+
+
+@settings(deadline=None)
+@given(st.lists(WINDOW, min_size=1, max_size=5))
+def test_rows_add_up_to_all_lookups(drawn: list[tuple[dict[str, int], float, int, int]]) -> None:
+    windows = [
+        window({key: count(number, number * 2000) for key, number in counts.items()}, seconds, shift, rest)
+        for counts, seconds, shift, rest in drawn
+    ]
+    if not sum(each.total.lookups for each in windows):
+        return
+    rows, rate, day = add_up(windows, NAMES)
+    assert sum(row.lookups_per_s for row in rows) == pytest.approx(rate.estimate)
+    assert sum(row.share.estimate for row in rows) == pytest.approx(1)
+    assert sum(row.cpu_ms_per_s for row in rows) * 86.4 == pytest.approx(day.estimate)
+    rest = sum((1 << each.shift) * (drawn[at][3]) for at, each in enumerate(windows))
+    assert (OTHER in {row.key for row in rows}) == (rest > 0)
+    for bounded in (rate, day, *(row.share for row in rows)):
+        assert 0 <= bounded.lo <= bounded.estimate <= bounded.hi
+    for row in rows:
+        assert row.kind == ("service" if row.key in NAMES else "address" if row.key[:2] == "10" else "none")
+
+
+def test_a_share_lies_within_its_bounds_in_95_of_100() -> None:
+    """Flows of three unequal Services in five windows, in which the traffic as a whole comes and goes."""
+    rng, shares = Random(7), {"a": 0.7, "b": 0.25, NO_SERVICE: 0.05}
+    trials = hits = 0
+    for _ in range(300):
+        windows = []
+        for _ in range(5):
+            drawn = rng.choices(list(shares), list(shares.values()), k=rng.randrange(100, 400))
+            windows.append(window({key: count(drawn.count(key), drawn.count(key) * 3000) for key in shares}))
+        for row in add_up(windows, {})[0]:
+            trials += 1
+            hits += row.share.lo <= shares[row.key] <= row.share.hi
+    assert trials == 900
+    assert 0.94 <= hits / trials < 1
+
+
+def test_uneven_windows_widen_the_bounds() -> None:
+    even = [window({"a": count(50, 1), "b": count(50, 1)})] * 4
+    uneven = [window({"a": count(a, 1), "b": count(100 - a, 1)}) for a in (95, 5, 95, 5)]
+    narrow, wide = (next(row.share for row in add_up(each, {})[0] if row.key == "a") for each in (even, uneven))
+    assert narrow.estimate == wide.estimate == 0.5
+    assert wide.hi - wide.lo > 2 * (narrow.hi - narrow.lo)
+
+
+def test_sampled_lookups_count_for_all_of_their_kind() -> None:
+    rows, rate, _ = add_up([window({"a": count(10, 30_000)}, 2, shift=3)], {})
+    assert (rate.estimate, rows[0].lookups_per_s, rows[0].mean_ns) == (40, 40, 3000)
+    assert rows[0].cpu_ms_per_s == pytest.approx(40 * 3000 / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("passed", "passed_s", "closed"),
+    [(800, 2, True), (400, 1, True), (860, 2, True), (1000, 2, False), (None, 2, None)],
+)
+def test_windows_are_checked_against_another_counter(passed: int | None, passed_s: float, closed: bool | None) -> None:
+    windows = [replace(window({"a": count(200, 1)}, 2, shift=2), passed=passed, passed_s=passed_s)] * 3
+    check = compare_counter(windows, "name")
+    assert (check.counter, check.counted, check.closed) == ("name", 2400, closed)
+    assert check.lookups == (None if passed is None else pytest.approx(passed * 3 * 2 / passed_s))
+
+
+def test_the_sentence_says_what_a_day_costs() -> None:
+    bill = make_bill()
+    text = describe_bill(bill)
+    assert "mode iptables, backend nft" in text
+    assert f"{bill.no_service_s_per_day:,.3g} s of them" in text
+    assert text.endswith("What another mode would give back is unknown: pass --whatif FILE.")
+
+
+def test_other_modes_give_back_by_the_mix_of_live_lookups() -> None:
+    bill = make_bill()
+    [saving] = save_by_mode(bill.rows, MODEL, "iptables", "nft")
+    services = [row for row in bill.rows if row.kind == "service"]
+    present = (890 * 3000 + 100 * 5000) / 990
+    day_s = sum(row.cpu_ms_per_s for row in services) * 86.4
+    assert (saving.mode, saving.backend) == ("nftables", "nft")
+    assert saving.cpu_s_per_day.estimate == pytest.approx(day_s * (1 - 2000 / present))
+    assert saving.cpu_s_per_day.lo == pytest.approx(day_s * (1 - 2100 / present))
+    assert save_by_mode(bill.rows, MODEL, "ipvs", "ipvs") == ()
+
+
+def test_the_table_has_a_row_for_all_and_says_what_was_used() -> None:
+    text = draw_bill(make_bill())
+    firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert {"kube-system/kube-dns:dns", "no", "other", "IPv6", "10.0.0.1:30080/tcp"} <= set(firsts)
+    assert "windows: 1,220 lookups; another counter (the rules that jump to KUBE-SERVICES): 1,220 about" in text
+    assert "(measured; budget 1.000%)" in text
+    lines = list(export_bill_csv(make_bill()))
+    assert len(lines) == 1 + len(make_bill().rows) == 7
+    assert json.loads(make_bill().to_json())["schema"] == SCHEMA
+
+
+def test_many_services_are_cut_to_the_top_and_nothing_is_lost() -> None:
+    counts = {f"10.96.1.{number}:80/tcp": count(number, number * 1000) for number in range(1, 101)}
+    rows, *_ = add_up([window({**counts, NO_SERVICE: Count(1, 1)})], {})
+    kept = cut(rows)
+    assert len(kept) == 50 + 1 + 1
+    assert kept[-1].key == "50 more"
+    assert sum(row.cpu_ms_per_s for row in kept) == pytest.approx(sum(row.cpu_ms_per_s for row in rows))
+    totals = BillTotals()
+    totals.add(make_bill((window(counts),)))
+    text = totals.export()
+    assert text.count("kproxylat_lookups_total{") == 51
+    assert f'{{mode="iptables",namespace="",port="",protocol="",service="other"}} {sum(range(1, 51)) * 60:.1f}' in text
+
+
+def test_openmetrics_has_labels_and_counts_on() -> None:
+    totals = BillTotals()
+    totals.add(make_bill())
+    totals.add(make_bill())
+    text = totals.export()
+    labels = 'mode="iptables",namespace="kube-system",port="dns",protocol="udp",service="kube-dns"'
+    assert f"kproxylat_lookups_total{{{labels}}} {890 / 4 * 60 * 2}" in text
+    assert 'port="30080",protocol="tcp",service="10.0.0.1"' in text
+    assert 'port="",protocol="",service="no Service"' in text
+    assert "kproxylat_lookup_seconds_total{" in text
+    assert text.endswith("# EOF\n")
+
+
+def test_windows_stay_as_they_are() -> None:
+    assert add_up(WINDOWS, NAMES) == add_up(WINDOWS, NAMES)
+
+
+def test_prometheus_scrapes_what_was_added_up() -> None:
+    totals = BillTotals()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            totals.serve("127.0.0.1", port)
+    totals.serve("127.0.0.1", port)
+
+    def scrape() -> str:
+        request = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"})
+        with urlopen(request, timeout=10) as answer:  # noqa: S310 - of this test
+            return str(answer.read().decode())
+
+    assert "kproxylat_lookups_total{" not in scrape(), "nothing was counted yet"
+    for bills in (1, 2):
+        totals.add(make_bill())
+        assert f'service="kube-dns"}} {890 / 4 * 60 * bills}' in scrape()

@@ -1,0 +1,220 @@
+"""Windows of live traffic: what is read from counters and from bpftrace, and when probes are detached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kproxylat.analysis.bill import IPV6, NO_SERVICE
+from kproxylat.analysis.windows import SECOND, Load
+from kproxylat.errors import Interrupted, MachineError
+from kproxylat.measure import bill
+from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
+from kproxylat.modes import find_mode
+from kproxylat.node.node import Node
+from kproxylat.system.bpf_stats import Used
+
+IPTABLES, NFTABLES = find_mode("iptables", "nft"), find_mode("nftables", "nft")
+PRINTED = """\
+@cost[0]: count 2, average 30000, total 60000
+@cost[1]: count 1, average 900, total 900
+@cost[759160843520462848]: count 3, average 2000, total 6000
+
+@from: 1000000000
+@lookups: count 7, average 9557, total 66901
+
+@on: 2
+@shape[0]:
+[16K, 32K)             1 |@@@@@@@@@@@@@@@@@@@@@@@@@@                          |
+[32K, 64K)             1 |@@@@@@@@@@@@@@@@@@@@@@@@@@                          |
+
+@shape[759160843520462848]:
+[1K, 2K)               3 |@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@|
+
+@till: 1500000000
+"""
+
+
+def traced(text: str) -> Any:
+    """Return a tracer that printed a text."""
+    return cast("Any", SimpleNamespace(stdout=text.splitlines(keepends=True)))
+
+
+def test_a_window_is_read() -> None:
+    window = parse_window(traced(PRINTED), 3)
+    assert window is not None
+    assert (window.seconds, window.shift) == (0.5, 3)
+    assert (window.total.lookups, window.total.ns) == (7, 66901)
+    [service] = [key for key in window.counts if key not in (NO_SERVICE, IPV6)]
+    assert service.endswith(("/tcp", "/udp", "/?"))
+    assert {key: count.lookups for key, count in window.counts.items()} == {NO_SERVICE: 2, IPV6: 1, service: 3}
+    assert sum(row.count for row in window.counts[NO_SERVICE].histogram.buckets) == 2
+    assert window.counts[IPV6].histogram.buckets == ()
+
+
+@pytest.mark.parametrize("missing", ["@from", "@till"])
+def test_a_window_that_did_not_count_is_none(missing: str) -> None:
+    assert parse_window(traced(PRINTED.replace(missing, "@gone")), 0) is None
+
+
+def test_a_window_without_traffic_counts_nothing() -> None:
+    window = parse_window(traced("@from: 1000000000\n@on: 2\n@till: 2000000000\n"), 0)
+    assert window is not None
+    assert (window.total.lookups, window.counts) == (0, {})
+
+
+def test_the_rules_of_services_tell_the_load() -> None:
+    before, after = Counters(10, 1000, 0, 50), Counters(12, 3000, 0, 150)
+    assert find_load(before, after) == Load(1000, 50)
+
+
+def test_conntrack_tells_the_load_where_it_counts_inserts() -> None:
+    assert find_load(Counters(10, 1000, 5, None), Counters(12, 3000, 45, None)) == Load(1000, 20)
+
+
+def test_every_packet_may_begin_a_flow_where_nothing_counts_flows() -> None:
+    assert find_load(Counters(10, 2**32 - 1000, 0, None), Counters(12, 1000, 0, None)) == Load(1000, 1000)
+
+
+def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "grep": "/proc/net/softnet_stat:0000000a 00000000\n/proc/net/softnet_stat:00000005 00000000\n",
+        "PREROUTING": '-P PREROUTING ACCEPT -c 1 1\n-A PREROUTING -m comment --comment "-j KUBE-SERVICES" -c 9 9 -j X\n'
+        '-A PREROUTING -m comment --comment "kubernetes service portals" -c 300 15000 -j KUBE-SERVICES\n',
+        "OUTPUT": "-A OUTPUT -m comment --comment portals -c 20 1000 -j KUBE-SERVICES\n",
+    }
+    tables = {"ip"}
+    monkeypatch.setattr(bill, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
+    monkeypatch.setattr(bill, "has_table", lambda mode, _: mode.ip in tables)
+    counters = read_counters(IPTABLES, None)
+    assert (counters.packets, counters.lookups) == (15, 320)
+    tables.add("ip6")
+    assert read_counters(IPTABLES, None).lookups == 640, "one engine walks the rules of both families"
+    assert read_counters(find_mode("iptables", "legacy"), None).lookups == 320, "ip6t_do_table is not traced"
+    assert read_counters(NFTABLES, None).lookups is None
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 0.3), st.floats(0, 0.1)), min_size=1, max_size=50), st.floats(0.001, 1))
+def test_probes_are_detached_as_soon_as_they_take_too_much(steps: list[tuple[float, float]], budget_s: float) -> None:
+    meter, now_s, used_s, seen = Meter(budget_s), 0.0, 0.0, [(0.0, 0.0)]
+    for step_s, took_s in steps:
+        now_s, used_s = now_s + step_s, used_s + took_s
+        seen.append((now_s, used_s))
+        problem = meter.check(used_s, now_s)
+        since = max((used for time_s, used in seen if time_s <= now_s - 1), default=0)
+        if used_s > budget_s or used_s - since > SECOND:
+            assert problem
+            return
+    assert not problem
+
+
+def test_a_meter_counts_windows_together() -> None:
+    meter = Meter(0.1)
+    assert meter.check(0.04, 5.0) == ""
+    meter.used_s = 0.04
+    assert "in a second" in meter.check(0.02, 5.5), "two windows within a second"
+    assert meter.check(0.03, 9.0) == ""
+    assert "more than the period's 100.0 ms" in meter.check(0.07, 12.0)
+
+
+def test_rules_that_cannot_be_read_leave_names_out_only_if_the_mode_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MachineError("the rules cannot be replayed: why")
+
+    monkeypatch.setattr(bill, "capture", refuse)
+    with pytest.raises(MachineError, match="cannot be replayed"):
+        plan_bill("iptables", None, Node(), 0.01, 60, "auto")
+    plan = plan_bill("iptables", "legacy", Node(), 0.01, 60, "auto")
+    assert (plan.mode.backend, plan.names) == ("legacy", {})
+    assert "names are unknown" in capsys.readouterr().err
+
+
+class World:
+    """A node without a kernel: a clock that waits move on, and probes that take a part of one CPU while attached."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float, start_s: float, interrupt_s: float = 1e9) -> None:
+        self.now_s, self.share, self.start_s, self.interrupt_s = 0.0, share, start_s, interrupt_s
+        self.attached_s = self.length_s = 0.0
+        self.stdout: list[str] = []
+        self.alive, self.pid, self.attachments = False, 1, 0
+        for name, answer in {
+            "check_machine": lambda *_: None,
+            "render_script": lambda _: "",
+            "read_counters": lambda *_: Counters(self.now_s, round(self.now_s * 1000), 0, round(self.now_s * 100)),
+            "monotonic": lambda: self.now_s,
+            "make_plan": lambda *_, live, **__: setattr(self, "length_s", live.window_ms / 1000),
+            "trace": self.trace,
+            "find_version": lambda: ("v0", (0, 17)),
+            "lock.lock": nullcontext,
+            "bpf_stats.counting": lambda: nullcontext(True),
+            "bpf_stats.programs_of": lambda _: nullcontext([7]),
+            "read_used": lambda _: Used(self.share * (self.now_s - self.attached_s), 1000),
+            "interrupts.wait": lambda _, limit_s, *__: self.pass_time(limit_s),
+        }.items():
+            monkeypatch.setattr(f"kproxylat.measure.bill.{name}", answer)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.now_s >= self.interrupt_s:
+            raise Interrupted(2)
+
+    @contextmanager
+    def trace(self, *_: object) -> Iterator[World]:
+        self.pass_time(self.start_s)
+        self.attached_s, self.alive, self.attachments = self.now_s, True, self.attachments + 1
+        yield self
+
+    def wait(self, limit_s: float) -> None:
+        self.pass_time(min(limit_s, self.attached_s + self.length_s - self.now_s))
+        if self.now_s >= self.attached_s + self.length_s - 1e-9:
+            self.stop()
+
+    def stop(self) -> None:
+        self.alive = False
+        ns = round((self.now_s - self.attached_s) * 1e9)
+        count = f"count {ns // 10_000_000}, average 3000, total {ns // 10_000_000 * 3000}"
+        self.stdout = [f"@cost[0]: {count}\n\n@from: 1\n@lookups: {count}\n\n@till: {ns + 1}\n"]
+
+    def check_end(self) -> None:
+        assert not self.alive
+
+
+@settings(deadline=None)
+@given(
+    share=st.floats(1e-5, 0.19), start_s=st.floats(0.1, 5), budget=st.floats(0.0005, 0.05), period_s=st.floats(5, 300)
+)
+def test_a_bill_keeps_its_budget_whatever_the_probes_take(
+    share: float, start_s: float, budget: float, period_s: float
+) -> None:
+    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = World(monkeypatch, share, start_s)
+        billing = bill.Billing(IPTABLES, Node("x"), {}, budget, period_s)
+        monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+        result, ended = bill.bill(billing)
+    assert ended is None
+    step = share * (bill.STEP_S + 0.001)
+    assert result.usage.mean * result.period_s <= budget * period_s + step
+    assert result.usage.peak <= SECOND + step
+    assert 1 <= world.attachments == result.windows <= 5
+    assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
+    if result.usage.peak > SECOND or result.usage.mean * result.period_s > budget * period_s:
+        assert any("detached before its time" in warning for warning in result.warnings)
+
+
+def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    World(monkeypatch, 0.001, 1, interrupt_s=20)
+    result, ended = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert (result.windows, bool(ended)) == (1, True)
+    World(monkeypatch, 0.001, 1, interrupt_s=1.5)
+    with pytest.raises(Interrupted):
+        bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
