@@ -11,6 +11,8 @@ from typing import IO
 
 from kproxylat.errors import DeclinedError, UsageError
 
+left_out: list[str] = []
+"""Input that was left out. With any, a command that succeeds otherwise ends with status 1."""
 _SUSPECT = re.compile(r"[^\n\t -~]")
 
 
@@ -38,6 +40,12 @@ def show(text: object = "", end: str = "\n", file: IO[str] | None = None, flush:
 def say(message: str) -> None:
     """Print a line on stderr; stdout is for results."""
     show(message, file=sys.stderr, flush=True)
+
+
+def leave_out(reason: str) -> None:
+    """Name input that is left out, with its file and place."""
+    left_out.append(reason)
+    say(f"kproxylat: {plain_line(reason)}")
 
 
 def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:

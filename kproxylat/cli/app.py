@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
-from kproxylat.console import plain, plain_line, say
+from kproxylat.console import left_out, plain, plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     interrupts.install()
     try:
         app = build(arguments[0] if arguments else "")
-        sys.exit(app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments)) or 0)
+        left_out.clear()
+        status = app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments))
+        sys.exit(status or bool(left_out))
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)

@@ -55,7 +55,7 @@ def read_event(line: str) -> Event | None:
         try:
             event = json.loads(mend(line), object_pairs_hook=_Pairs)
             return _build_event(dict(event))
-        except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError):
+        except (AttributeError, KeyError, LookupError, OverflowError, RecursionError, TypeError, ValueError):
             continue
     return None
 
