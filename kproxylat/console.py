@@ -15,6 +15,8 @@ from typing import IO
 
 from kproxylat.errors import DeclinedError, UsageError
 
+left_out: list[str] = []
+"""Input that was left out. With any, a command that succeeds otherwise ends with status 1."""
 _SUSPECT = re.compile(r"[^\n\t -~]")
 
 
@@ -81,6 +83,12 @@ def _wrap(line: str) -> str:
 def can_ask() -> bool:
     """Return whether a person can answer a question: stdin is a terminal."""
     return bool(sys.stdin) and sys.stdin.isatty()
+
+
+def leave_out(reason: str) -> None:
+    """Name input that is left out, with its file and place."""
+    left_out.append(reason)
+    say(f"kproxylat: {plain_line(reason)}")
 
 
 def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:

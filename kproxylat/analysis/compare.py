@@ -8,6 +8,7 @@ from itertools import combinations
 from random import Random
 
 from kproxylat.analysis.comparable import REASONS, find_differences, find_flaws
+from kproxylat.analysis.comparison import SCHEMA as COMPARISON
 from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
@@ -22,6 +23,7 @@ from kproxylat.analysis.series import (
     name_key,
 )
 from kproxylat.analysis.stats import Interval, bounds, crossing
+from kproxylat.console import leave_out
 from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
@@ -46,7 +48,7 @@ def read_results(name: str) -> list[Result]:
         if stream.peek(1)[:1] != b"{":  # type: ignore[attr-defined]
             return list(LogReader(name).read(stream))
         try:
-            results = list_from_json(stream.read())
+            results = list_from_json(stream.read(), lambda reason: leave_out(f"{name}: {reason}"))
         except (ValueError, OSError, EOFError) as error:
             raise LogError(f"{name}: {error}", "name a result, a log, or a sweep's .json") from None
     if not results:
@@ -60,11 +62,11 @@ def read_comparisons(name: str) -> tuple[Comparison, ...]:
     :raises LogError: the file cannot be read.
     """
     with open_log(name) as stream:
-        text = stream.read() if stream.peek(1)[:1] == b"{" and name != "-" else b""  # type: ignore[attr-defined]
-    try:
-        return from_json(text)
-    except ValueError:
-        return ()
+        try:
+            text = stream.read() if name != "-" and stream.peek(1)[:1] == b"{" else b""  # type: ignore[attr-defined]
+            return from_json(text) if COMPARISON.encode() in text[:200] else ()
+        except (ValueError, OSError, EOFError) as error:
+            raise LogError(f"{name}: {error}", "make it again: kproxylat compare --format json") from None
 
 
 def find_allowed(words: str, force: bool) -> set[str]:

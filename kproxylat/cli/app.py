@@ -16,7 +16,7 @@ import typer
 
 from kproxylat import __version__
 from kproxylat.cli.program import HELP_OPTIONS, Program, present
-from kproxylat.console import plain_line, say
+from kproxylat.console import left_out, plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts, streams
 
@@ -118,11 +118,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
         streams.prepare()
         with interrupts.raised():
             try:
+                left_out.clear()
                 app = build(arguments[0] if arguments else "")
                 status = app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments))
             finally:
                 sys.stdout.flush()
-        sys.exit(status or 0)
+        sys.exit(status or bool(left_out))
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)

@@ -8,7 +8,6 @@ The tools run in a namespace of kproxylat's, without root's rights to files.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +36,7 @@ from kproxylat.lab.ruleset_services import (
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
 from kproxylat.results import IpNetwork, Target
+from kproxylat.results_json import load_json
 from kproxylat.system import kernel
 from kproxylat.system.processes import run
 
@@ -290,10 +290,11 @@ def _choose(path: Path, rulesets: Sequence[Ruleset], mode: str | None, backend: 
 def _read_capture(path: Path, text: str) -> Ruleset:
     """Read the document of :mod:`kproxylat.lab.capture`."""
     try:
-        data = json.loads(text)
+        data = load_json(text)
         if data["schema"] != SCHEMA:
             raise ValueError(data["schema"])
         texts = {kind: "\n".join([*data["texts"].get(kind, ()), ""]) for kind in KINDS}
+        "".join(texts.values()).encode()
         row = find_mode(data["mode"], data["backend"])
     except (ValueError, LookupError, TypeError, AttributeError):
         raise RulesetError(f"{path} is JSON, but not a ruleset of schema {SCHEMA}", _REMEDY) from None

@@ -24,6 +24,7 @@ SIGN = b'{"type": "'
 _BYTES = re.compile(r"(?:\\{1,2}uffffff[89a-f][0-9a-f])+")
 _TOKEN = re.compile(r'("(?:\\.|[^"\\])*")|(?<=:)\s*([^\s"\[\]{},][^,}\]]*|)(?=[,}\]])')
 _BIG = re.compile(r"-?\d{16,20}")
+_DEPTH = 50
 _STATS = ["count", "average", "total"]
 _MESSAGES = {"lost_events": "Lost {events} events", "errorf": "ERROR: {msg}", "warnf": "WARNING: {msg}"}
 
@@ -55,7 +56,7 @@ def read_event(line: str) -> Event | None:
         try:
             event = json.loads(mend(line), object_pairs_hook=_Pairs)
             return _build_event(dict(event))
-        except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError):
+        except (AttributeError, KeyError, LookupError, OverflowError, RecursionError, TypeError, ValueError):
             continue
     return None
 
@@ -121,16 +122,18 @@ def _build_keys(keys: list[str]) -> list[tuple[Any, ...]]:
     return parse_keys(keys)
 
 
-def _build_value(kind: str, value: Any) -> Any:
+def _build_value(kind: str, value: Any, depth: int = 0) -> Any:
+    if depth > _DEPTH:
+        raise ValueError("it is nested too deeply")
     if kind == "hist":
         rows = [_build_bucket(dict(row)) for row in value]
         return {"count": sum(row["count"] or 0 for row in rows), "buckets": rows}
     if kind == "tseries":
         return tuple({"time": point["interval_start"], "value": point["value"]} for point in map(dict, value))
     if isinstance(value, _Pairs):
-        return {name: _build_value("map", item) for name, item in value}
+        return {name: _build_value("map", item, depth + 1) for name, item in value}
     if isinstance(value, list):
-        return tuple(_build_value("map", item) for item in value)
+        return tuple(_build_value("map", item, depth + 1) for item in value)
     return value
 
 

@@ -216,7 +216,8 @@ class LogReader:
         run.begin_json()
         if event.message:
             run.handle(MESSAGES, event.message)
-        *lines, run.printed = (run.printed + event.text + "\n" * bool(event.prints)).split("\n")
+        *lines, rest = (run.printed + event.text + "\n" * bool(event.prints)).split("\n")
+        run.keep_printed(rest)
         for printed_line in lines:
             if _RECURS.match(printed_line):
                 yield from self._read_recurring(printed_line.encode())

@@ -49,7 +49,7 @@ def build_recorded(text: RunText) -> Result:
         if line.startswith(MARK):
             try:
                 result = from_json(line.removeprefix(MARK))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 text.warnings.append(f"the run's record cannot be read: {error}"[:200])
     mode = facts and next((row for row in MODES if (row.name, row.backend) == (facts[2], facts[3])), None)
     if not facts or not mode:

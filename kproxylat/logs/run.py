@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from kproxylat.logs.files import LONG
 from kproxylat.logs.legacy import RunText
 from kproxylat.logs.prefix import ROW
 from kproxylat.logs.record import OVERHEAD_MARK, TIMES_MARK
 from kproxylat.logs.recurring import Collector, Watch
-from kproxylat.results import Map, Quality
-from kproxylat.trace.dump import Print, PrintAssembler
+from kproxylat.results import Entry, Map, Quality
+from kproxylat.trace.dump import BUDGET, Print, PrintAssembler, weigh
 from kproxylat.trace.values import ROW_START
 
-_WARNINGS = 100
+_WARNINGS, _VALUE = 100, 200
 _MARKS = _MAPS = 10_000
 _FIELDS = (
     *("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position"),
@@ -51,7 +52,9 @@ class OpenRun:
     def __init__(self, store: Callable[[Print], None], watch: Watch | None, line_no: int = 0) -> None:
         self.text = RunText()
         self.samples = Collector(watch)
-        self.prints = PrintAssembler()
+        self.prints = PrintAssembler(self._find_room)
+        self._weights: dict[str, int] = {}  # of the maps that are kept
+        self._held = 0  # their sum, with the weight of the marks
         self.seen = set[str]()
         self.printed = ""
         self.line_no = line_no
@@ -77,7 +80,10 @@ class OpenRun:
     def keep_mark(self, dialect: str, line: str) -> None:
         """Keep a line that is a sign of a dialect."""
         marks = self.text.marks.setdefault(dialect, [])
-        if len(marks) < _MARKS:
+        if self._held + weigh(line) > BUDGET:
+            self.warn(f"the text is too large; further lines of the dialect {dialect} are left out", "marks")
+        elif len(marks) < _MARKS:
+            self._held += weigh(line)
             marks.append(line)
         elif len(marks) == _MARKS:
             self.warn(f"more than {_MARKS} lines of the dialect {dialect}; the rest is left out")
@@ -99,10 +105,19 @@ class OpenRun:
         name, is_new = printed.name, printed.name not in self.text.maps
         if not printed.whole:
             self.warn(f"the text ends inside @{name}")
+        weight = printed.weight or _weigh_all(printed.map.entries)
         if is_new and len(self.text.maps) >= _MAPS:
             self.warn(f"more than {_MAPS} maps; @{name} is left out")
+        elif weight > self._find_room(name):
+            self.warn(f"the maps would take more than {BUDGET:,} bytes; @{name} is left out")
         elif printed.whole or is_new:
             self.text.maps[name] = printed.map
+            self._held += weight - self._weights.get(name, 0)
+            self._weights[name] = weight
+
+    def _find_room(self, name: str) -> int:
+        """Return how much a map may weigh, which replaces an earlier print of it."""
+        return BUDGET - self._held + self._weights.get(name, 0)
 
     def finish(self) -> set[str]:
         """Complete the text of the run.
@@ -138,6 +153,12 @@ class OpenRun:
         """Note that the run is JSON."""
         if not self.has_json:
             self.text.marks["json"], self.prints = [], _NoPrints()
+
+    def keep_printed(self, rest: str) -> None:
+        """Keep the beginning of a line that the script printed, unless it is too long."""
+        self.printed = rest if len(rest) <= LONG else ""
+        if len(rest) > LONG:
+            self.warn(f"the script printed more than {LONG} characters without a line end; they are left out")
 
     def handle(self, table: Iterable[LineKind], line: str) -> bool:
         """Handle a line by all rows of a table that match it; return whether there is one."""
@@ -256,3 +277,13 @@ MESSAGES = (
     LineKind(re.compile(rf"(?!\S+: (WARNING|ERROR): )({ROW_START}|@\w+\b)").match, OpenRun.note_unreadable),
 )
 """Lines that belong to no map: messages of bpftrace's, and damaged rows and entries of maps."""
+
+
+def _weigh_all(value: Any) -> int:
+    """Weigh a map that JSON brought: each of its values."""
+    if isinstance(value, dict | list | tuple):
+        items = value.values() if isinstance(value, dict) else value
+        return _VALUE + sum(map(_weigh_all, items))
+    if isinstance(value, Entry):
+        return weigh("") + _weigh_all(value.key) + _weigh_all(value.value)
+    return weigh(value) if isinstance(value, str) else _VALUE

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import count
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from kproxylat.console import leave_out
 from kproxylat.results import Result
-from kproxylat.results_json import from_json
+from kproxylat.results_json import from_json, load_json
 from kproxylat.system.files import append, explain_errors, make_directory, read_own, save_file
 
 STATE_FORMAT = 2
@@ -61,21 +63,27 @@ class State:
     def _read(self, path: Path, options: dict[str, Any], seed: int | None) -> bool:
         """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
         try:
-            head, *lines = read_own(path).decode().splitlines()
-            begun = json.loads(head)
+            head, *lines = read_own(path).decode(errors="backslashreplace").splitlines()
+            begun = load_json(head)
             if begun["format"] != STATE_FORMAT or begun["options"] != options or seed not in (None, begun["seed"]):
                 return False
             self.path, self.seed = path, begun["seed"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            leave_out(f"{path}: line 1: not the head of a sweep's state: {error}")
             return False
-        for line in lines:
+        for number, line in enumerate(lines, 2):
             run = _read_line(line)
             if run is None:
+                if not _is_torn(line):
+                    leave_out(f"{path}: line {number}: not a run; it is measured again")
                 continue
             key, seconds, name = run
             try:
-                self.results[key] = from_json((path.parent / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError, KeyError, TypeError):
+                self.results[key] = from_json((path.parent / name).read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                leave_out(f"{path.parent / name}: {error}; it is measured again")
                 continue
             self.seconds[key] = seconds
         return True
@@ -94,7 +102,7 @@ class State:
         finished = set(keys)
         save_file(path, text + "\n")
         with explain_errors(self.path):
-            head, *lines = read_own(self.path).decode(errors="replace").splitlines()
+            head, *lines = read_own(self.path).decode(errors="backslashreplace").splitlines()
             unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]
             self.path.unlink()
         if unfinished:
@@ -102,12 +110,19 @@ class State:
         return path
 
 
+def _is_torn(line: str) -> bool:
+    """Return whether a line is the beginning of one, as a killed run leaves it."""
+    return line.startswith('{"point": ') and not line.endswith("}")
+
+
 def _read_line(line: str) -> tuple[Key, float, str] | None:
     """Return a run's key, its seconds and its result's file name from a line of a state; None for an invalid line."""
     try:
-        run = json.loads(line)
+        run = load_json(line)
         series, services, repeat = run["point"]
-        return Key(str(series), int(services), int(repeat)), float(run["seconds"]), Path(run["result"]).name
+        key, seconds = Key(str(series), int(services), int(repeat)), float(run["seconds"])
+        is_possible = isfinite(seconds) and min(seconds, key.services, key.repeat) >= 0
+        return (key, seconds, Path(run["result"]).name) if is_possible else None
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
 

@@ -9,7 +9,7 @@ Longer than 350 lines: the rules for which line belongs to which entry share one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from kproxylat.results import Map
@@ -25,14 +25,24 @@ _TIME = re.compile(r"\d\d:\d\d:\d\d")
 _VALUE_LINES, _NOTES = 10_000, 100
 _ENTRIES, _VALUE_SIZE = 100_000, 1 << 22
 """How many entries of a print are kept, and how many characters of the lines of a string."""
+BUDGET = 120_000_000
+"""Bytes that a text's maps and their output may take, so that all of ``parse`` stays below 200 MB."""
+_OBJECT, _CHAR, _ESCAPED = 800, 12, 100
+"""Bytes that an entry or a row takes beside its text, and each character; one that JSON escapes takes more."""
+
+
+def weigh(text: str) -> int:
+    """Return the bytes that a kept text takes with its output, at most."""
+    return _OBJECT + len(text) * (_CHAR if text.isascii() and text.isprintable() else _ESCAPED)
 
 
 class Print(NamedTuple):
-    """One print of a map; ``whole`` is False if the text ends inside it."""
+    """One print of a map; ``whole`` is False if the text ends inside it; ``weight``: as :func:`weigh` says."""
 
     name: str
     map: Map
     whole: bool = True
+    weight: int = 0
 
 
 def parse_dump(text: str) -> dict[str, Map]:
@@ -46,7 +56,7 @@ def parse_dump(text: str) -> dict[str, Map]:
         1024, ``None`` an open end, rows as printed (also those that count 0). A map that got no event may be absent.
     """
     maps: dict[str, Map] = {}
-    for name, parsed, whole in read_prints(text.removesuffix("\n").split("\n")):
+    for name, parsed, whole, _ in read_prints(text.removesuffix("\n").split("\n")):
         if whole or name not in maps:
             maps[name] = parsed
     return maps
@@ -82,9 +92,12 @@ class PrintAssembler:
     A string may hold line ends, blank lines and text, so often only the next lines decide what a line means.
 
     Format: see the module's docstring.
+
+    :param find_room: returns how much a print of a map of this name may weigh.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, find_room: Callable[[str], int] = lambda _: BUDGET) -> None:
+        self._find_room = find_room
         self._prints: list[Print] = []
         self._notes: list[str] = []
         self._multiline_maps: set[str] = set()  # maps whose values were not on one line
@@ -101,6 +114,7 @@ class PrintAssembler:
         self._is_separated = False  # does text since the print began separate it from the next one?
         self._row_count = 0  # rows, points and frames of the print
         self._is_full = False  # are entries of the print left out?
+        self._weight = 0  # of the print
         self._tail_size = 0  # characters of the tail
         self._first_text: str | None = None  # the first line of text in the dump; again, it separates prints
         self._blank = 0  # blank lines since the last other line
@@ -181,6 +195,8 @@ class PrintAssembler:
         is_late_row = self._blank == 1 and self._gap is None and entry.takes_row(line)
         if self._blank_after_entry and not is_late_row:
             return False
+        if not self._has_room(line, entry.name):
+            return True
         if self._row_count >= _ENTRIES:
             self._note_full(f"more than {_ENTRIES} rows or frames; those of @{entry.name} from here on are left out")
             return True
@@ -236,6 +252,15 @@ class PrintAssembler:
         for line in maps:
             self.feed(line)
 
+    def _has_room(self, text: str, name: str) -> bool:
+        """Return whether a text of a map can be kept; the weight of the print grows by it."""
+        weight = weigh(text)
+        if self._weight + weight > self._find_room(name):
+            self._note_full(f"the maps would take more than {BUDGET:,} bytes; @{name} is left out from here on")
+            return False
+        self._weight += weight
+        return True
+
     def _note_full(self, reason: str) -> None:
         """Note once for each print that a part of it is left out."""
         if not self._is_full:
@@ -258,7 +283,8 @@ class PrintAssembler:
         self._is_separated = self._is_separated or line == self._first_text or bool(_TIME.match(line))
         is_string = self._takes_text
         may_be_foreign = self._open and not self._blank_after_entry  # rows may follow
-        if (is_string or may_be_foreign) and len(self._tail) < _VALUE_LINES and self._tail_size < _VALUE_SIZE:
+        is_kept = (is_string or may_be_foreign) and len(self._tail) < _VALUE_LINES and self._tail_size < _VALUE_SIZE
+        if is_kept and self._has_room(line, self._entries[-1].name):
             self._tail += [""] * self._blank + [line]
             self._tail_size += len(line)
         elif not self._in_dump:
@@ -284,6 +310,8 @@ class PrintAssembler:
                 self._complete_print(followed=True)
             else:
                 self._finish_entry(followed=True)
+        if not self._has_room(entry.text if entry.key is None else entry.key + entry.text, entry.name):
+            return
         if len(self._entries) >= _ENTRIES:
             self._note_full(f"more than {_ENTRIES} entries; those of @{entry.name} from here on are left out")
             return
@@ -347,7 +375,7 @@ class PrintAssembler:
             for entry in self._entries:  # a blank line follows stats that are written like this
                 entry.read_as_string()
         entries, self._entries, self._keys, self._is_separated = self._entries, [], set(), False
-        self._is_full, self._row_count = False, 0
+        self._is_full, self._row_count, weight, self._weight = False, 0, self._weight, 0
         name, readable = entries[0].name, [entry for entry in entries if not entry.is_lost]
         if len(readable) < len(entries):
             self._note(f"no line of {len(entries) - len(readable)} of the values of @{name} can be read")
@@ -356,7 +384,7 @@ class PrintAssembler:
         built = build_map(readable)
         if built.kind in ("hist", "lhist", "stack", "tseries"):
             self._multiline_maps.add(name)
-        self._prints.append(Print(name, built, whole))
+        self._prints.append(Print(name, built, whole, weight))
 
 
 def _is_word(char: str) -> bool:

@@ -107,8 +107,9 @@ class PrintedEntry:
 
 def split_key(name: str, rest: str) -> PrintedEntry:
     """Split ``KEY]: VALUE``. If a key or a string holds ``]:`` too, split at the last one if a number follows it."""
-    ends = [end.start() for end in KEY_END.finditer(rest)]
-    early, late = ((rest[:end], rest[end + 3 :]) for end in (ends[0], ends[-1]))
+    first = next(KEY_END.finditer(rest)).start()
+    last = len(rest) - 2 if rest.endswith("]:") else rest.rfind("]: ")
+    early, late = ((rest[:end], rest[end + 3 :]) for end in (first, last))
     entry = PrintedEntry(name, *late)
     if early != late:
         entry.other = early

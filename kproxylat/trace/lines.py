@@ -25,7 +25,7 @@ _BLANKS = str.maketrans({"\t": " " * 8} | dict.fromkeys("\r\xa0\u2007\u202f", " 
 _BLANKS_FROM_HTML = re.compile(r"(?:@\w*|.*\]):[^\S ]|@\w*\[[^\]]*,[^\S ]|\s*[^\S \t]")
 _NUMBER = re.compile(r"@\w*(?:\[.*\])?: -?\d+\Z")
 _UNDERLINE = re.compile(r" +[~^]+\Z")
-_KEY_LINES, _DOUBTFUL_LINES = 1000, 9
+_KEY_LINES, _KEY_SIZE, _DOUBTFUL_LINES = 1000, 1 << 20, 9
 
 
 class BlankCleaner:
@@ -106,6 +106,7 @@ class KeyReader:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._lines: list[str] = []
+        self._size = 0
         self._doubtful_lines = 0  # lines since the first one that looks like a map
 
     @property
@@ -115,7 +116,7 @@ class KeyReader:
 
     def begin(self, line: str) -> None:
         """Begin a key with its first line, ``@NAME[...``."""
-        self._lines = [line]
+        self._lines, self._size = [line], len(line)
 
     def admits(self, line: str) -> bool:
         """Return whether the key may continue with this line; if not, :meth:`drop` it. Call it once for each line."""
@@ -124,7 +125,8 @@ class KeyReader:
             self._doubtful_lines += 1
         is_text = self._doubtful_lines > _DOUBTFUL_LINES or (self._doubtful_lines > 0 and not line)
         begins_key = head and head[2] and not KEY_END.search(line, head.end())
-        return not (is_text or begins_key or len(self._lines) > _KEY_LINES)
+        is_long = len(self._lines) > _KEY_LINES or self._size > _KEY_SIZE
+        return not (is_text or begins_key or is_long)
 
     def add(self, line: str) -> tuple[str, str] | None:
         """Add a line.
@@ -133,6 +135,7 @@ class KeyReader:
             ``KEY]: VALUE``.
         """
         self._lines.append(line)
+        self._size += len(line)
         if HEAD.match(line) or not KEY_END.search(line):
             return None
         if self._doubtful_lines:

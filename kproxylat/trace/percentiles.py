@@ -110,11 +110,12 @@ def _locate(histogram: Histogram, percent: float, minimum: float | None, maximum
 def _find(histogram: Histogram, index: int) -> tuple[int, Bucket]:
     """Find the bucket of the value number ``index`` (from 0, ascending), and how many values are before it."""
     before = 0
-    for bucket in histogram.buckets:
+    *buckets, last = histogram.buckets
+    for bucket in buckets:
         if index < before + bucket.count:
             return before, bucket
         before += bucket.count
-    raise IndexError(index)
+    return before, last
 
 
 def _width(percentile: Percentile) -> float:

@@ -23,7 +23,7 @@ ROW_START = rf" *(?:\[{_EDGE}\].*\d *\||\[{_EDGE}, *(?:\.\.\.|{_EDGE})(?:\)|\].*
 _ROW_START = re.compile(ROW_START)
 _ROW_INSIDE = re.compile(_ROW.pattern.removeprefix(" *"))
 _PAIRS = {")": "(", "]": "[", "}": "{"}
-_DEPTH = 50
+_DEPTH, _PARTS = 50, 100_000
 
 
 def parse_value(text: str) -> tuple[str, Any]:
@@ -74,7 +74,12 @@ def _parse_item(text: str, depth: int) -> Any:
 
 
 def split_parts(text: str, mark: str = ", ") -> list[str]:
-    """Split at each mark outside brackets; if the brackets do not pair (a string holds one), split at every mark."""
+    """Split at each mark outside brackets; if the brackets do not pair (a string holds one), split at every mark.
+
+    A text of over 100,000 parts stays whole: no script prints such a key or tuple.
+    """
+    if text.count(mark) > _PARTS:
+        return [text]
     parts = text.split(mark)
     if len(parts) == 1 or not any(bracket in text for bracket in "([{"):
         return parts

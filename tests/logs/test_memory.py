@@ -1,0 +1,27 @@
+"""``parse`` holds to 200 MB, whatever the text: bench/parse_memory.py measures all kinds and forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kproxylat.logs.reader import read_log
+from tests.support.bulky import KINDS, LIMIT_MB, measure_parse, write_bulky
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_peak_memory(tmp_path: Path, kind: str) -> None:
+    write_bulky(tmp_path / "bulky.log.gz", kind)
+    peak_mb, status, err = measure_parse(tmp_path / "bulky.log.gz", "csv")
+    assert status in (0, 1), err
+    assert peak_mb <= LIMIT_MB
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "long.log"
+    strings = "".join(f"@s[{key}]: {'x' * 900_000}\n" for key in range(20))
+    log.write_text(f"Attaching 1 probe...\n\n\n{strings}@t: 1\n")
+    [result] = read_log(str(log))
+    assert len(result.maps["s"].entries) == 11
+    assert any("@s is left out from here on" in warning for warning in result.quality.warnings)

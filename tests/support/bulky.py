@@ -1,0 +1,76 @@
+"""Texts that would take gigabytes if all of them were kept, and the memory that ``parse`` takes for them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support import ROOT
+
+LIMIT_MB = 200
+ATTACHED = b"Attaching 1 probe...\n\n\n"
+JSON = b'{"type": "attached_probes", "data": {"probes": 1}}\n'
+
+
+def repeat(text: str, times: int) -> Iterator[bytes]:
+    """Yield a text with its number, again and again."""
+    return (text.format(number).encode() for number in range(times))
+
+
+def nest(times: int, depth: int) -> Iterator[bytes]:
+    """Yield maps of JSON with nested values."""
+    value = "[" * depth + "]" * depth
+    values = ", ".join(f'"{key}": {value}' for key in range(400_000 // max(depth, 1)))
+    return (f'{{"type": "map", "data": {{"@m{number}": {{{values}}}}}}}\n'.encode() for number in range(times))
+
+
+LONG = "x" * 1_000_000
+KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
+    "long strings": (ATTACHED, lambda: repeat(f"@s[{{}}]: {LONG}\n", 40)),
+    "long strings that JSON escapes": (ATTACHED, lambda: repeat("@s[{}]: " + "\x01\U0001f600" * 200_000 + "\n", 40)),
+    "lines of one string": (ATTACHED, lambda: iter([b"@s: a\n", *repeat(f"{{}}{LONG}\n", 40)])),
+    "one key": (ATTACHED, lambda: iter([b"@k[", b"a, " * 350_000, b"]: 1\n@k[1, 2]: 2\n"])),
+    "one key of ends": (ATTACHED, lambda: iter([b"@k[", b"]: " * 350_000, b"]: 1\n"])),
+    "one key of brackets": (ATTACHED, lambda: iter([b"@k[", b"(1, " * 250_000, b"]: 1\n"])),
+    "300,000 keys": (ATTACHED, lambda: repeat("@n[{}]: 1\n", 300_000)),
+    "20 maps of 20,000 keys": (ATTACHED, lambda: (
+        b"@m%03d[%d]: 1\n" % (name, key) for name in range(20) for key in range(20_000))),
+    "lines of keys": (ATTACHED, lambda: repeat(f"@k[{{}}{LONG}\n", 40)),
+    "frames": (ATTACHED, lambda: iter([b"@f:\n", *repeat(f"    {{}}{LONG}\n", 40)])),
+    "rows": (ATTACHED, lambda: iter([b"@h:\n", *repeat("[{0}, {0}1)   5 |@@|\n", 200_000)])),
+    "a line without end": (ATTACHED, lambda: iter([b"@s: ", *repeat(LONG, 40)])),
+    "tuples": (ATTACHED, lambda: repeat(f"@t[{{}}]: ({'1, ' * 300_000}1)\n", 40)),
+    "signs of a dialect": (b"", lambda: repeat(f"kproxylat: {{}}{LONG}\n", 40)),
+    "slow lines of many engines": (b"", lambda: repeat("12:00:01 SLOW e{}: 500 us (tid=5)\n", 200_000)),
+    "sections of a report": (b"", lambda: repeat("  FINAL REPORT\n--- E{} MODE ---\nTotal invocations: 5\n", 30_000)),
+    "JSON strings": (JSON, lambda: repeat(f'{{{{"type": "map", "data": {{{{"@s{{}}": "{LONG}"}}}}}}}}\n', 40)),
+    "JSON maps": (JSON, lambda: nest(40, 1)),
+    "JSON nested": (JSON, lambda: nest(40, 30)),
+    "JSON too deep": (JSON, lambda: nest(40, 400)),
+    "JSON text without line ends": (JSON, lambda: repeat(f'{{{{"type": "printf", "data": "{LONG}"}}}}\n', 40)),
+}  # fmt: skip
+
+
+def write_bulky(path: Path, kind: str) -> None:
+    """Write a text of a kind, compressed: 40 MB are a few hundred kB."""
+    start, pieces = KINDS[kind]
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(start)
+        file.writelines(pieces())
+
+
+def measure_parse(path: Path, form: str) -> tuple[float, int, str]:
+    """Run ``parse``; return its peak memory in MB, its exit status and its stderr."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "kproxylat", "parse", "--format", form, str(path)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr
+        err = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss / 1024, process.returncode, err
