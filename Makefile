@@ -10,13 +10,14 @@ PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipv
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-.PHONY: help demo test test-long matrix check setup packages clean
+.PHONY: help demo test test-long matrix image check setup packages clean
 help:
 	@echo "make demo       measure 3 backends in real nanoseconds, then by bpftrace (about 5 minutes on 2 cores)"
 	@echo "make check      ruff, mypy, and the tests without a kernel"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (up to 25 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
 	@echo "make matrix     exact costs on 3 kernels with 2 versions of bpftrace (an hour; 2 GB of disk; root)"
+	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"
 	@echo "make clean      remove what the other targets created"
 
@@ -38,6 +39,10 @@ test test-long check: PACKAGES += chromium fonts-dejavu-core
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
+
+image: PACKAGES += buildah debian-archive-keyring mmdebstrap
+image: packages
+	deploy/image.sh archive
 
 check: setup
 	$(BIN)/ruff check .

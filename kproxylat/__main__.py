@@ -1,6 +1,6 @@
 """The entry point of ``python -m kproxylat``, the same as the console script."""
 
-from kproxylat.cli.app import main
+from kproxylat.cli import main
 
 if __name__ == "__main__":
     main()

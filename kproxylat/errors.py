@@ -8,6 +8,7 @@ number of the signal).
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from textwrap import shorten
 
@@ -110,6 +111,10 @@ def refuse_options(why: str, alternative: str = "", **options: object) -> None:
         names = ", ".join(passed)
         remedy = f"leave out {names}, or {alternative}" if alternative else f"leave out {names}"
         raise UsageError(f"{why}: {names} would have no effect", remedy)
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""The signals that end a command."""
 
 
 class Interrupted(BaseException):

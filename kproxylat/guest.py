@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any
 
 from kproxylat.cli import app
-from kproxylat.errors import Interrupted, KproxylatError
+from kproxylat.errors import ENDING, KproxylatError
 from kproxylat.measure import run, watch
 from kproxylat.measure.plan import load_modules
 from kproxylat.modes import find_mode
@@ -62,12 +62,10 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         finally:
-            try:
-                # The command has ended: a signal would only cut its last output short.
-                signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.ENDING)
-            except Interrupted as interrupt:
-                # A signal came first; later ones only remind.
-                status = interrupt.exit_code
+            # The command has ended: a signal would only cut its last output short.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            if signum := interrupts.pending():
+                status = 128 + signum
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

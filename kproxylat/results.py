@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, NamedTuple
+from typing import Any
 
 from kproxylat.modes import find_rows
 
@@ -101,6 +101,8 @@ class Run:
     :param script_sha256: of the probe script with fixed numbers for the sources and the network namespace.
     :param position_after: the rule's place when the run ended; ``chain_length_after`` likewise.
     :param sync_s: duration of kube-proxy's sync before the run, if the run changed Services.
+    :param load_s: how long the lab took to load its rules, or those on top of the ones that stood.
+    :param kube_proxy: the release whose rules the lab was asked for (None: the default one, or not a lab).
     """
 
     started: str | None = None
@@ -123,27 +125,17 @@ class Run:
     position_after: int | None = None
     chain_length_after: int | None = None
     sync_s: float | None = None
+    load_s: float | None = None
+    kube_proxy: str | None = None
     path: str | None = None
     masqueraded: bool | None = None
     cut_short: bool = False
     log: str | None = None
 
-
-@dataclass(frozen=True)
-class Target:
-    """The ClusterIP, port and protocol under test, and facts about it from the cluster's API.
-
-    :param service: ``namespace/name``.
-    :param ports: all of its ports of that number, e.g. ``grpc 50051/TCP``.
-    :param endpoints: the ready ones, ``IP:PORT`` each.
-    """
-
-    ip: str
-    port: int | None
-    protocol: str | None
-    service: str | None = None
-    ports: tuple[str, ...] = ()
-    endpoints: tuple[str, ...] = ()
+    @property
+    def rules(self) -> tuple[str, str]:
+        """Mode and backend, this with kube-proxy's release if one was asked for: what a series has in common."""
+        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", self.kube_proxy)))
 
 
 def join_host_port(ip: str, port: int | str) -> str:
@@ -151,12 +143,27 @@ def join_host_port(ip: str, port: int | str) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
-class Destination(NamedTuple):
-    """A complete target of packets."""
+@dataclass(frozen=True, order=True)
+class Target:
+    """A destination of packets, and what the cluster's API says about it. Equal ones have the same destination.
+
+    :param port: None only in logs of the old scripts; ``protocol`` likewise.
+    :param service: ``namespace/name``.
+    :param ports: all of the Service's ports of that number, e.g. ``grpc 50051/TCP``.
+    :param endpoints: the ready ones, ``IP:PORT`` each.
+    """
 
     ip: str
-    port: int
-    protocol: str
+    port: int | None
+    protocol: str | None
+    service: str | None = field(default=None, compare=False)
+    ports: tuple[str, ...] = field(default=(), compare=False)
+    endpoints: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def address(self) -> str:
+        """``IP:PORT``, or the IP alone if the port is unknown."""
+        return join_host_port(self.ip, self.port) if self.port else self.ip
 
     @property
     def element(self) -> str:
@@ -164,7 +171,7 @@ class Destination(NamedTuple):
         return f"{self.ip} . {self.protocol} . {self.port}"
 
     def __str__(self) -> str:
-        return f"{join_host_port(self.ip, self.port)}/{self.protocol}"
+        return self.address + (f"/{self.protocol}" if self.protocol else "")
 
 
 @dataclass(frozen=True)
@@ -368,7 +375,8 @@ class Accounting:
 class Quality:
     """The problems that may have spoiled the numbers.
 
-    :param missed_probes: calls without a traced exit; None: none known, but some are possible (fentry).
+    :param missed_probes: calls that the kernel did not pass to the probes, and those without a traced exit; None:
+        none known, but some are possible (fentry on kernels that do not count, before 5.12).
     :param stray_exits: exits of kretprobes without an entry, if the script counts them.
     """
 
@@ -529,8 +537,4 @@ def name_unit(unit: str | None, emulated: bool | None) -> str:
 
 def target_text(result: Result) -> str:
     """Write a result's target as ``IP:PORT/PROTOCOL``, without its unknown parts."""
-    target = result.target
-    if not target:
-        return ""
-    address = join_host_port(target.ip, target.port) if target.port else target.ip
-    return address + (f"/{target.protocol}" if target.protocol else "")
+    return str(result.target or "")

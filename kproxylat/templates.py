@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -17,7 +18,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from kproxylat.console import plain
 from kproxylat.errors import MachineError, TemplateError, find_page
-from kproxylat.system.trust import check_trusted
+from kproxylat.system.trust import read_trusted
 
 _PACKAGE = Path(__file__).parent
 DIRECTORIES = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
@@ -43,12 +44,21 @@ class _Marks(Extension):
 
 
 class _TrustedLoader(jinja2.FileSystemLoader):
-    """Loader of the user's templates, also by include and extends; as root it refuses files that others can change."""
+    """Loader of the user's template, and of those beside it that it includes or extends.
+
+    As root it refuses files that others can change. There a link must not lead an include out of the directory either:
+    the caller of sudo could read any file of root's by it.
+    """
+
+    def __init__(self, template: Path) -> None:
+        super().__init__(template.parent)
+        self._name = template.name
 
     def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
-        source = super().get_source(environment, template)
-        check_trusted(Path(source[1]))
-        return source
+        text, name, is_current = super().get_source(environment, template)
+        if os.geteuid() == 0:
+            text = read_trusted(Path(name), None if template == self._name else Path(self.searchpath[0])).decode()
+        return text, name, is_current
 
 
 @lru_cache
@@ -64,7 +74,7 @@ def environment(
         it slow. The rulesets' templates are our own and do without it.
     :param marks: whether to put a mark before every line, see :class:`_Marks`.
     """
-    loaders: list[jinja2.BaseLoader] = [_TrustedLoader(template.parent)] if template else []
+    loaders: list[jinja2.BaseLoader] = [_TrustedLoader(template)] if template else []
     return kind(
         loader=jinja2.ChoiceLoader([*loaders, jinja2.FileSystemLoader(DIRECTORIES)]),
         undefined=jinja2.StrictUndefined,

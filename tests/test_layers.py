@@ -15,7 +15,7 @@ PACKAGE = ROOT / "kproxylat"
 ORDER = (
     *("errors", "modes", "results", "results_json", "console"),
     *("system", "templates", "trace", "node", "logs", "traffic", "lab", "cluster"),
-    *("analysis", "measure", "sweep", "report", "cli", "guest", "__main__"),
+    *("analysis", "measure", "sweep", "report", "cli", "guest", "pod", "__main__"),
 )
 """Packages, and modules beside them, lowest first: each imports only what stands before it."""
 IMPORTERS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
 
 Key = tuple[str, str, str]
-"""Mode, backend, and the packets' protocol ("": unknown)."""
+"""Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Series:
 def find_key(result: Result) -> Key:
     """Return the key of the series that a result belongs to."""
     protocol = (result.target and result.target.protocol) or ""
-    return result.run.mode or "unknown", result.run.backend or "unknown", protocol.lower()
+    return *result.run.rules, protocol.lower()
 
 
 def name_key(key: Key) -> str:
@@ -267,6 +268,8 @@ def draw_medians(
     runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
     middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
     spread = drift(middles.values())
+    if not spread[1]:
+        spread = _scatter({size: middle for size, [middle] in middles.items()})
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
@@ -277,6 +280,19 @@ def draw_medians(
         points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
         drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
     return points, drawn
+
+
+def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
+    """Return the relative standard deviation of single runs around their line, and its degrees of freedom.
+
+    It stands for the drift from run to run, which single runs do not show, and holds what is no line, too.
+    """
+    if len(costs) < 3:
+        return 0.0, 0
+    slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
+    freedom = len(costs) - 2
+    squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs.items())
+    return math.sqrt(squares / freedom), freedom
 
 
 def _values_to_draw(result: Result) -> Distribution | None:
@@ -329,7 +345,7 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if all(point.runs == 1 for point in points):
-        evidence += "; single runs: drift from run to run is not in the bounds (--repeats)"
+        evidence += "; single runs: drift from run to run shows only as scatter around the line (--repeats)"
     return replace(
         series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence
     )

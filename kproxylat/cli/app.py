@@ -18,7 +18,7 @@ from kproxylat import __version__
 from kproxylat.cli.program import HELP_OPTIONS, Program, present
 from kproxylat.console import plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
-from kproxylat.system import interrupts
+from kproxylat.system import interrupts, streams
 
 COMMANDS = {
     "demo": "demo",
@@ -114,10 +114,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    interrupts.install()
     try:
-        app = build(arguments[0] if arguments else "")
-        sys.exit(app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments)) or 0)
+        streams.prepare()
+        with interrupts.raised():
+            try:
+                app = build(arguments[0] if arguments else "")
+                status = app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments))
+            finally:
+                sys.stdout.flush()
+        sys.exit(status or 0)
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)

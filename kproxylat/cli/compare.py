@@ -10,7 +10,7 @@ import typer
 
 from kproxylat.analysis import compare as comparing
 from kproxylat.analysis.comparison import check_worse, to_json
-from kproxylat.cli.options import Form, Format
+from kproxylat.cli.options import Form, Format, Overwrite
 from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import WORSE, refuse_options
 from kproxylat.report import plot as plotting
@@ -69,6 +69,7 @@ def plot(
         Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png, .svg or .pdf.")
     ] = Path("kproxylat.png"),
     title: Annotated[str | None, typer.Option("--title", help="Title (unless given, it says what is drawn).")] = None,
+    force: Overwrite = False,
     allow: Allow = "",
     seed: Seed = 0,
 ) -> None:
@@ -81,5 +82,5 @@ def plot(
     """
     if not b:
         refuse_options("without B nothing is compared", "name B", allow=allow or None)
-    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed, title)
+    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed, title, force)
     say(f"drawn: {output}")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Errand, Nodes, list_words, run_on_nodes
 from kproxylat.cli.options import Format
 from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
@@ -33,6 +34,7 @@ mode_app = typer.Typer(
 @mode_app.command("show")
 @spread
 def mode_show(
+    ctx: typer.Context,
     send_packet: Annotated[
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
@@ -41,6 +43,7 @@ def mode_show(
     *,
     cluster: Cluster,
     place: Place,
+    nodes: Nodes,
 ) -> None:
     """Show kube-proxy's mode and backend, how certain they are, and the answer of every source.
 
@@ -54,7 +57,11 @@ def mode_show(
     Examples:
       sudo kproxylat mode show
       sudo kproxylat mode show --send-packet --format json
+      kubectl kproxylat mode show --all-nodes
     """
+    if nodes.asked():
+        nodes.refuse(place)
+        run_on_nodes(nodes, cluster, lambda _: Errand("mode show", list_words(ctx)), form)
     evidence = gather(cluster.connect, send_packet, place.find())
     finding = decide(evidence)
     if form is Format.JSON:

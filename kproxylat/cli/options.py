@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,6 +137,7 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
+Overwrite = Annotated[bool, typer.Option("--force", help="Replace an existing file that kproxylat did not make.")]
 Form = Annotated[Format, typer.Option("--format", "-o", help="How the result is written to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")
@@ -173,6 +174,9 @@ class Measured:
         typer.Option("--others", help="Count other packets' calls, and why packets are freed: each costs a map write."),
     ] = False
 
+    kube_proxy: Annotated[
+        str, typer.Option("--kube-proxy", metavar="RELEASE", help="Release whose nftables rules the lab has (1.36).")
+    ] = ""
     first_packet: Annotated[
         bool, typer.Option("--first-packet", help="Open TCP connections, and time each from SYN to SYN-ACK.")
     ] = False
@@ -210,12 +214,13 @@ class Measured:
         """
         check_ruleset(
             self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports,
-            places=self.places, **own,
+            places=self.places, kube_proxy=self.kube_proxy or None, **own,
         )  # fmt: skip
         if not self.lab:
             refuse_options(
-                "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places
-            )
+                "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places,
+                kube_proxy=self.kube_proxy or None,
+            )  # fmt: skip
         if not self.first_packet:
             refuse_options("only connections go to several of them", "add --first-packet", places=self.places)
         node.check(self.lab, self.target)
@@ -244,12 +249,15 @@ class Measured:
             number(self.family),
             self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
         )
-        target = measuring.WORKER[family or 4]._replace(protocol=protocol)
+        target = replace(measuring.WORKER[family or 4], protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
         if self.places is not None and self.places < 1:
             raise UsageError(f"{self.places} places are not possible", "--places takes 1 or more")
-        lab = measuring.Lab(services, self.position or "last", self.worker_ports or "both", places=self.places or 0)
+        lab = measuring.Lab(
+            services, self.position or "last", self.worker_ports or "both", places=self.places or 0,
+            release=self.kube_proxy,
+        )  # fmt: skip
         on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
         source = measuring.parse_source(self.source) if self.source else None
         return measuring.Options(

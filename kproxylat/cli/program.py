@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import CommandInfo
 
+from kproxylat.cli.spread import spread
 from kproxylat.console import say, set_volume, show
 from kproxylat.errors import MachineError, UsageError
 
@@ -23,11 +25,21 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 GROUPS = {
     "Traffic": ("--from", "--generator", "--protocol", "--source", "--first-packet", "--places", "--packets", "--rate"),
     "Tracing": ("--probe", "--template", "--set", "--envelope", "--overhead", "--send-time", "--others"),
-    "Lab": ("--lab", "--services", "--position", "--worker-ports", "--ruleset", "--every-service", "--keep"),
+    "Lab": (
+        "--lab",
+        "--services",
+        "--position",
+        "--worker-ports",
+        "--ruleset",
+        "--every-service",
+        "--keep",
+        "--kube-proxy",
+    ),
     "Node and cluster": (
         *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
         *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),
     ),
+    "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
     "Output": ("--format", "--output", "--output-dir", "--plot", "--dry-run", "--quiet", "--verbose", "--help"),
@@ -36,11 +48,23 @@ GROUPS = {
 _MANY = 12
 _KINDS = {"integer": "a whole number", "number": "a number", "float": "a number"}
 """Word of the parser for what it takes -> ours."""
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print each program that is run.")]
-_Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="Write the result to FILE in place of stdout.")
-]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of all commands."""
+
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print each program that is run.")] = False
+
+
+@dataclass(frozen=True)
+class CommonWithFile(Common):
+    """Options of all commands that have a --format."""
+
+    file: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the result to FILE in place of stdout.")
+    ] = None
 
 
 class Page(TyperCommand):
@@ -114,33 +138,27 @@ def present(command: CommandInfo) -> None:
 
 def _add_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --quiet and --verbose to a command, and --output to one that has a --format."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
-    options = {name for parameter in own for name in _names(parameter)}
-    more: dict[str, Any] = {"quiet": _Quiet, "verbose": _Verbose}
-    if "--format" in options and "--output" not in options and command.__name__ != "trace":
-        more["file"] = _Output
-    defaults = {"quiet": False, "verbose": False, "file": None}
-    own += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
-        for name, annotation in more.items()
-    ]
 
     @wraps(command)
-    def called(**values: Any) -> None:
-        quiet, verbose, file = (values.pop(name, default) for name, default in defaults.items())
-        if quiet and verbose:
+    def called(common: Common, **values: Any) -> None:
+        if common.quiet and common.verbose:
             raise UsageError("--quiet and --verbose exclude each other", "leave out one of them")
-        set_volume(quiet, verbose)
+        set_volume(common.quiet, common.verbose)
         try:
-            with _write_to(file):
+            with _write_to(getattr(common, "file", None)):
                 command(**values)
         finally:
             set_volume()
 
-    called.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in own}
-    return called
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
+    options = {name for parameter in own for name in _names(parameter)}
+    has_file = "--format" in options and "--output" not in options and command.__name__ != "trace"
+    common = inspect.Parameter(
+        "common", inspect.Parameter.KEYWORD_ONLY, annotation=CommonWithFile if has_file else Common
+    )
+    called.__signature__ = signature.replace(parameters=[*own, common])  # type: ignore[attr-defined]
+    return spread(called)
 
 
 def _names(parameter: inspect.Parameter) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.console import say
+from kproxylat.cli.options import Overwrite
+from kproxylat.console import ESSENTIAL, say
 from kproxylat.errors import LogError, UsageError
 from kproxylat.system.files import save_file
 
@@ -22,6 +23,7 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page: .html, or .md for a pull request.")
     ] = Path("report.html"),
+    force: Overwrite = False,
     title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "kube-proxy latency",
 ) -> None:
     """Write results of any kind into one page that can be sent: sentences, charts, tables and the raw data.
@@ -47,7 +49,8 @@ def report(
         except LogError as error:
             status = 1
             problems.append(str(error))
-            say(f"kproxylat: {error}".replace("\n", "?") + (f"\n  {error.remedy}" if error.remedy else ""))
+            remedy = f"\n  {error.remedy}" if error.remedy else ""
+            say(f"kproxylat: {error}".replace("\n", "?") + remedy, ESSENTIAL)
     if not parts:
         raise typer.Exit(1)
     if output.suffix.lower() == ".md":
@@ -57,6 +60,7 @@ def report(
         for problem in missing:
             say(f"kproxylat: {problem}")
         text = page.write_html(title, parts, charts, [*problems, *missing])
-    save_file(output, text, "--output", replace=True)
+    mark = b"Made by kproxylat " if output.suffix.lower() == ".md" else b'<meta name="generator" content="kproxylat '
+    save_file(output, text, "--output, or --force", mark, force)
     say(f"saved: {output}")
     raise typer.Exit(status)

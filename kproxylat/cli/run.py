@@ -6,10 +6,12 @@ Each imports what it needs when it runs, so that none waits for another's import
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
 from kproxylat.cli.options import (
     DUMMIES,
     LOGS,
@@ -44,7 +46,6 @@ from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded,
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
-from kproxylat.results import join_host_port
 from kproxylat.system.kernel import detect_clock
 
 if TYPE_CHECKING:
@@ -127,7 +128,6 @@ def words(options: Options) -> list[str]:
         one, or all.
     """
     sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
-    host_port = join_host_port(options.target.ip, options.target.port)
     protocol = options.target.protocol
     if ruleset and options.targets:
         protocol = "" if set(options.targets) == set(ruleset.targets) else protocol
@@ -139,7 +139,7 @@ def words(options: Options) -> list[str]:
         "position": None if ruleset else options.where.position,
         "worker-ports": lab.worker_ports if lab and not ruleset else None,
         "ruleset": ruleset and ruleset.source,
-        "target": None if options.targets or (lab and not ruleset) else host_port,
+        "target": None if options.targets or (lab and not ruleset) else options.target.address,
         "netns": options.node.netns,
         "from": sending.origin,
         "generator": sending.generator.name,
@@ -148,6 +148,7 @@ def words(options: Options) -> list[str]:
         "template": tracing.template,
         "probe": tracing.probe,
         "places": (lab and lab.places) or None,
+        "kube-proxy": (lab and not ruleset and lab.release) or None,
         "output-dir": options.record.output_dir,
     }
     flags = {
@@ -186,16 +187,18 @@ def run(
     kernel: KernelImage = None,
     clock: VmClock = None,
     node: OnNode,
+    nodes: Nodes,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
     detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
     says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
-    and --position.
+    and --position. With --node, -l or --all-nodes a pod on each of these nodes measures.
 
     \b
     Examples:
+      kubectl kproxylat run --node worker-1 --node worker-2 5 1000
       sudo kproxylat run 30 10000 --kubeconfig ~/.kube/config
       kproxylat run --lab --mode nftables 2 1000
       kproxylat run --lab --vm --clock instructions --services 1000 2 1000
@@ -222,11 +225,18 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
+    if in_pods := nodes.asked():
+        own = {"lab": options.lab, "vm": vm, "vm_if_needed": vm_if_needed, "template": options.template}
+        nodes.refuse(node, dry_run, output_dir, **own, yes=dry_run and yes)
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
+    # With --target the Service is not looked up, but the Jobs still take a cluster.
+    local = replace(node, kubeconfig=None, context=None) if in_pods and options.target else node
+    plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)
+    if in_pods:
+        run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
     if dry_run:
         plan, _ = options.look_up(plan, node)
         machine = describe_vm(vm, vm_if_needed, clock, kernel)
@@ -249,6 +259,7 @@ def run(
 
 @spread
 def trace(
+    ctx: typer.Context,
     mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
     backend: Backend = None,
     target: Target = None,
@@ -263,6 +274,7 @@ def trace(
     form: Annotated[Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
+    nodes: Remote,
 ) -> None:
     """Attach and report every 5 s until Ctrl-C or --duration; the traffic is yours.
 
@@ -270,6 +282,7 @@ def trace(
     Examples:
       kproxylat trace --mode nftables
       kproxylat trace --mode nftables --target 10.96.0.10:53 --protocol tcp
+      kubectl kproxylat trace --mode nftables --duration 10 --all-nodes
     """
     from kproxylat.measure import options as plan
     from kproxylat.measure import watch
@@ -283,6 +296,9 @@ def trace(
     if target is None:
         refuse_options("all packets are traced", "add --target", protocol=protocol)
     destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
+    if nodes.asked():
+        nodes.refuse(place, dry_run, output_dir, template=template)
+        run_on_nodes(nodes, nodes, plan_trace(ctx, duration), form or Format.TABLE, dry_run, output_dir)
     row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
     if dry_run:
         tracing = plan.Tracing(probe, template=template, settings=read_settings(settings))
@@ -314,8 +330,8 @@ def render(
     """
     from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
-    from kproxylat.node.checks import check_kprobes
     from kproxylat.system.kernel import check_root
+    from kproxylat.trace.engine import KINDS
     from kproxylat.trace.script import render_script
 
     check_vm(vm, None, kernel)
@@ -326,8 +342,8 @@ def render(
     load_modules(plan.mode)
     script = plan_script(plan)
     try:
-        if script.kind == "kprobe":
-            check_kprobes()
+        if script.kind in KINDS:
+            KINDS[script.kind]()
     except MachineError as error:
         say(f"warning: this kernel cannot run the script: {error}")
     show(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

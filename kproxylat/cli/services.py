@@ -21,7 +21,7 @@ from kproxylat.errors import refuse_options
 
 if TYPE_CHECKING:
     from kproxylat.cluster.api import Api
-    from kproxylat.results import Destination
+    from kproxylat.results import Target
 
 services_app = typer.Typer(
     no_args_is_help=True,
@@ -108,7 +108,7 @@ def services_create(
         show(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 
-def _find_ports(api: Api, worker: bool) -> set[Destination]:
+def _find_ports(api: Api, worker: bool) -> set[Target]:
     """Return the Service ports that the rules should hold now: those of the dummies, and the worker's."""
     return service_ports(read_dummies(api), *filter(None, [find_service(api) if worker else None]))
 

@@ -89,6 +89,9 @@ class SweepOptions(Measured):
         str, typer.Option("--mode", metavar="MODE,...", help="Modes (lab: all; cluster: the present one).")
     ] = ""
     backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = ""
+    kube_proxy: Annotated[
+        str, typer.Option("--kube-proxy", metavar="RELEASE,...", help="Releases whose nftables rules the lab has.")
+    ] = ""
     overhead: WithOverhead = False
     protocol: Annotated[
         str, typer.Option("--protocol", help="tcp, udp or both (lab: tcp; else, or with --generator, as run).")
@@ -169,7 +172,7 @@ class SweepOptions(Measured):
             generator = self.generator or ("sockets" if protocol == "tcp" else "")
             asked = replace(self, protocol=protocol, generator=generator)
             base = asked.build(modes[0], counts[0], node, record, self.overhead, self._takes_send_time, **sending)
-            points += sweeping.plan_points(base, modes, counts)
+            points += sweeping.plan_points(base, modes, counts, self.kube_proxy.split(","))
         if self.ruleset:
             only = self.backends[0] if len(self.backends) == 1 else None
             rules = read_ruleset(self.ruleset, self.mode or None, only)
@@ -211,6 +214,7 @@ def sweep(
       kproxylat sweep --lab --vm --family 6 --services 10,100,1000
       kproxylat sweep --lab --vm --ruleset node.json --every-service
       kproxylat sweep --lab --services 10,100,1000 --dry-run
+      kproxylat sweep --lab --mode nftables --kube-proxy 1.36,1.37 --services 10
     """
     options.check(node, services=options.services or None, position=options.position)
     check_vm(vm or vm_if_needed, clock, kernel)
@@ -320,7 +324,7 @@ def save_csv(sweep: Sweep) -> None:
     """
     if sweep.saved:
         table = sweep.saved.with_suffix(".csv")
-        save_file(table, "".join(export_experiment(sweep.results)), replace=True)
+        save_file(table, "".join(export_experiment(sweep.results)))
         say(f"saved: {table}")
 
 

@@ -25,7 +25,7 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.console import say, show
-from kproxylat.modes import MODES
+from kproxylat.modes import MODES, find_mode
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_whatif
 from kproxylat.system.kernel import detect_clock
@@ -39,6 +39,10 @@ def whatif(
     mode: ModeName = None,
     backend: Backend = None,
     packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
+    kube_proxy: Annotated[
+        str,
+        typer.Option("--kube-proxy", metavar="RELEASE,...", help="Releases whose nftables rules to measure."),
+    ] = "",
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
     protocol: ProtocolOption = Protocol.BOTH,
     picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
@@ -61,7 +65,9 @@ def whatif(
       kproxylat whatif ruleset.json --vm
       kproxylat whatif iptables-save.txt --vm-if-needed --plot
       kproxylat whatif ruleset.json --dry-run
+      kproxylat whatif ruleset.json --vm --kube-proxy 1.36,1.37
     """
+    from kproxylat.lab.rules import check_release
     from kproxylat.lab.ruleset import read_ruleset
     from kproxylat.measure.expected import expect_s, say_expected
     from kproxylat.measure.options import Options, Record, Sending
@@ -69,19 +75,22 @@ def whatif(
     from kproxylat.sweep import whatif as alternatives
 
     check_vm(vm or vm_if_needed, clock, kernel)
+    releases = kube_proxy.split(",")
+    for release in releases:
+        check_release(release, find_mode("nftables", None))
     rules = read_ruleset(ruleset, mode, backend)
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
     only = "" if protocol is Protocol.BOTH else protocol
     if dry_run:
-        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets, only)]
+        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets, only, releases)]
         machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
         show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
-    plans = alternatives.plan_modes(options, rules, MODES, packets, only)
+    plans = alternatives.plan_modes(options, rules, MODES, packets, only, releases)
     say_expected(sum(expect_s(plan, detect_clock()[1]) for plan in plans))
-    answer, ended = alternatives.whatif(options, rules, MODES, packets, only)
+    answer, ended = alternatives.whatif(options, rules, MODES, packets, only, releases)
     path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
     if picture:

@@ -61,7 +61,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML, too."""
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
-_HEADERS = (("Accept", "application/json"), ("User-Agent", f"kproxylat/{__version__}"))
+_AGENT = ("User-Agent", f"kproxylat/{__version__}")
 """The server uses the first word of the User-Agent as the field manager's name in managedFields."""
 
 
@@ -173,6 +173,14 @@ class Api:
                 raise self._describe_invalid("the same continue token twice")
         raise self._describe_invalid(f"more than {MOST_PAGES} pages of a list")
 
+    def read_text(self, path: str, **query: str | int) -> str:
+        """Read a text that is not JSON, such as a pod's log.
+
+        :raises ApiError: the server refuses the request.
+        :raises MachineError: the server cannot be reached.
+        """
+        return self._send("GET", path, query=query, accept="*/*").decode(errors="replace")
+
     def request(
         self,
         method: str,
@@ -181,14 +189,27 @@ class Api:
         query: Mapping[str, str | int] | None = None,
         content_type: str = "application/json",
     ) -> Object:
+        """Send a request and return the object that answers it.
+
+        :raises ApiError: the server refuses the request.
+        :raises MachineError: the server cannot be reached, or the answer is not an object.
+        :raises CancelledError: :meth:`stop` was called.
+        """
+        return self._parse(self._send(method, path, body, query, content_type))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        query: Mapping[str, str | int] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> bytes:
         """Send a request; repeat it after an overload, a lost connection or a conflict (a DELETE not after a conflict).
 
         The server may have carried out a request whose answer was lost: the next POST may return AlreadyExists, the
         next DELETE NotFound. If the server rejects the credentials, they are read again, once.
-
-        :raises ApiError: the server refuses the request.
-        :raises MachineError: the server cannot be reached.
-        :raises CancelledError: :meth:`stop` was called.
         """
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         target = f"{path}?{urlencode(query)}" if query else path
@@ -197,7 +218,7 @@ class Api:
             if self._stopped.is_set():
                 raise CancelledError
             client = self._client
-            headers = [*self._read_credentials(client), *_HEADERS, ("Content-Type", content_type)]
+            headers = [*self._read_credentials(client), _AGENT, ("Accept", accept), ("Content-Type", content_type)]
             ends_s = min(started_s + self._patience_s, time.monotonic() + ANSWER_S)
             try:
                 answer = client.transport.exchange(method, target, headers, data, ends_s)
@@ -209,7 +230,7 @@ class Api:
                 continue
             self._answered = True
             if answer.status < 300:
-                return self._parse(answer.data)
+                return answer.data
             if answer.status == 401 and not renewed:
                 self._renew(client)
                 renewed = True

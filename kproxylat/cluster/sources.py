@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_network
 
 from kproxylat.cluster.api import Api
@@ -26,15 +26,37 @@ def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: 
     :param endpoints: endpoints of the Service under test, each ``IP:PORT``.
     :raises MachineError: no part is free, or the API does not permit the look-up; the message is the reason.
     """
+    return _choose_part(api, lambda: find_node_object(api, node, family), node, addresses, family, endpoints)
+
+
+def choose_remote_source(
+    api: Api, document: Object, addresses: int, family: int, endpoints: Iterable[str] = ()
+) -> IpNetwork:
+    """Return such a part for a node whose kernel cannot be asked from here; its pods are in the API.
+
+    :param document: the Node object.
+    :raises MachineError: likewise.
+    """
+    return _choose_part(api, lambda: document, None, addresses, family, endpoints)
+
+
+def _choose_part(
+    api: Api,
+    find_document: Callable[[], Object],
+    node: Node | None,
+    addresses: int,
+    family: int,
+    endpoints: Iterable[str],
+) -> IpNetwork:
     try:
-        document = find_node_object(api, node, family)
+        document = find_document()
         pods = list(api.list(PODS, fieldSelector=f"spec.nodeName={document['metadata']['name']}"))
     except ApiError as error:
         if error.status != 403:
             raise
         raise MachineError(f"cannot list nodes and pods: {error}", error.remedy) from None
     pod_cidr = read_pod_cidr(document, family)
-    taken = read_taken(node.netns, pod_cidr, bridged=True)
+    taken = read_taken(node.netns, pod_cidr, bridged=True) if node else {}
     pod_ips = [pod_ip.get("ip", "") for pod in pods for pod_ip in (pod.get("status") or {}).get("podIPs") or ()]
     hosts = [endpoint.rpartition(":")[0].strip("[]") for endpoint in endpoints]
     for user, ips in (("a pod", pod_ips), ("an endpoint", hosts)):

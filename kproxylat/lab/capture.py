@@ -1,6 +1,7 @@
 """A node's live ruleset as one document, which the lab of another machine can load. Reading changes nothing.
 
-Format ``kproxylat-ruleset/1``, JSON: ``mode`` and ``backend``; ``captured``, ``kernel``, ``anonymous``; ``texts``: kind
+Format ``kproxylat-ruleset/1``, JSON: ``mode`` and ``backend``; ``captured``, ``kernel``, ``anonymous``; ``tools``: tool
+-> its version; ``texts``: kind
 -> lines that the tool printed, for ``iptables-save`` (with counters), ``nft`` (``nft list table ip kube-proxy``),
 ``ipvsadm`` (``ipvsadm -Sn``) and ``ipset`` (``ipset save``). The texts imply the nfacct objects, which rules name, and
 the addresses of kube-ipvs0, which are those of the virtual servers. IPv4 only.
@@ -20,6 +21,7 @@ from kproxylat.lab.anonymous import Anonymizer
 from kproxylat.lab.ruleset import SCHEMA, Ruleset, build
 from kproxylat.modes import CHAIN, MAP, MODES, Mode, find_mode
 from kproxylat.node.live_rules import LiveRules, has_table, read_live_rules
+from kproxylat.node.service_rule import call_nft
 from kproxylat.system import kernel
 from kproxylat.system.files import save_file
 from kproxylat.system.processes import run
@@ -58,10 +60,18 @@ def capture(mode: str | None, backend: str | None, anonymous: bool, netns: str |
         "kernel": kernel.release(),
         "kproxylat": __version__,
         "anonymous": anonymous,
+        "tools": {tool: run(tool, "--version", netns=netns).splitlines()[0] for tool in _list_tools(ruleset)},
     }
     # The texts without lines of IPv6: the anonymizer does not change those.
     lines = {kind: text.splitlines() for kind, text in ruleset.texts.items()}
     return json.dumps({"schema": SCHEMA, **about, "texts": lines}, indent=1) + "\n", ruleset
+
+
+def _list_tools(ruleset: Ruleset) -> list[str]:
+    """Return the tools that printed a ruleset: their versions decide how it reads."""
+    words = {"nft": "nft", "ipset": "ipset", "ipvsadm": "ipvsadm"}
+    saved = [mode.iptables for mode in MODES if mode.form == CHAIN and mode.backend == ruleset.mode.backend]
+    return [words.get(kind) or (saved or ["iptables-nft"])[0] for kind, text in ruleset.texts.items() if text]
 
 
 def _print_rules(row: Mode, netns: str | None) -> str:
@@ -77,7 +87,7 @@ def _print_rules(row: Mode, netns: str | None) -> str:
 def _print(row: Mode, netns: str | None) -> dict[str, str]:
     """Return the output of the tools that print the rules: kind -> text."""
     if row.form == MAP:
-        return {"nft": run("nft", "list", "table", "ip", "kube-proxy", netns=netns)}
+        return {"nft": call_nft("list", "table", "ip", "kube-proxy", netns=netns)}
     texts = {"iptables-save": _print_rules(row, netns)}
     if "--match-set" in texts["iptables-save"]:
         texts["ipset"] = run("ipset", "save", netns=netns)
@@ -99,9 +109,10 @@ def _choose(live: tuple[LiveRules, ...], mode: str | None, backend: str | None) 
     return find_mode(rules.mode, rules.backend)
 
 
-def save(text: str, output: Path) -> None:
-    """Write the document to a new file.
+def save(text: str, output: Path, force: bool = False) -> None:
+    """Write the document to a file.
 
+    :param force: replace an existing file.
     :raises MachineError: the file exists or cannot be written.
     """
-    save_file(output, text, "--output")
+    save_file(output, text, "--output, or --force", force=force)

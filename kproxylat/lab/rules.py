@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+from kproxylat.errors import UsageError
 from kproxylat.lab.services import ADDRESSES, Addresses, Service
-from kproxylat.modes import Mode
+from kproxylat.modes import MAP, Mode
 from kproxylat.system import kernel
 from kproxylat.system.processes import run
 
 Command = tuple[tuple[str, ...], str]
 """A command that loads rules, and the text that it reads."""
+
+
+class Release(NamedTuple):
+    """How a release of kube-proxy writes the rules of mode nftables; those of the other modes are the same in all.
+
+    :param held: the real kube-proxy whose rules ours were compared with ("": they stand on its source alone).
+    :param endpoint_chains: a chain for each endpoint translates, in place of a map in the Service's chain.
+    :param map_from: the number of endpoints from which on a Service has a map.
+    """
+
+    held: str = ""
+    endpoint_chains: bool = False
+    map_from: int = 1
+
+
+RELEASES = {
+    "1.33": Release(endpoint_chains=True),
+    "1.36": Release(held="1.36.3"),
+    # kubernetes/kubernetes #140723 and #140960: a Service with one endpoint has no map.
+    "1.37": Release(map_from=2),
+}
+"""Release of kube-proxy -> its rules. Releases between two of them write as the older one does."""
+DEFAULT_RELEASE = "1.36"
+"""The newest release whose rules were held against a real kube-proxy."""
 SMALL = 50
 """Services of one transaction in a user namespace, where a netlink socket's buffer cannot be enlarged beyond
 net.core.wmem_max (kernel, net/core/sock.c, SO_SNDBUFFORCE needs CAP_NET_ADMIN of the initial namespace)."""
@@ -28,13 +53,29 @@ EMPTY_TRANSACTION = ("nft", "-f", "-"), "table ip kproxylat_commit\ndelete table
 """A transaction that changes no rule, for the parity of their number."""
 
 
+def check_release(release: str, mode: Mode) -> None:
+    """Check a release of kube-proxy ("": the default one) for a mode's rules.
+
+    :raises UsageError: the rules of this release are unknown, or the mode's are the same in every release.
+    """
+    if release and release not in RELEASES:
+        raise UsageError(f"unknown release {release!r}", f"--kube-proxy takes one of: {', '.join(RELEASES)}")
+    if release and mode.form != MAP:
+        raise UsageError(f"mode {mode.name} has the same rules in every release", "leave out --kube-proxy")
+
+
 def render_ruleset(
-    mode: Mode, services: Sequence[Service], cluster: Addresses | None = None, standing: Collection[Service] = ()
+    mode: Mode,
+    services: Sequence[Service],
+    cluster: Addresses | None = None,
+    standing: Collection[Service] = (),
+    release: str = "",
 ) -> list[Command]:
-    """Render the rules that kube-proxy 1.36 writes for these Services.
+    """Render the rules that kube-proxy writes for these Services.
 
     :param cluster: the cluster's addresses (None: the lab's own).
     :param standing: those of the Services whose rules are loaded already, in a mode that has ``growing``.
+    :param release: kube-proxy's, a key of :data:`RELEASES` ("": the default one).
     :return: the commands that load the rules.
     """
     from kproxylat.templates import render_rules  # for the sake of --help, because it imports jinja2
@@ -45,6 +86,7 @@ def render_ruleset(
         "ip": mode.ip,
         "bits": 128 if mode.family == 6 else 32,
         "services": services,
+        "release": RELEASES[release or DEFAULT_RELEASE],
     }
     old = {service.port_name for service in standing}
     new = [service for service in services if service.port_name not in old]

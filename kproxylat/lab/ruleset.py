@@ -36,7 +36,7 @@ from kproxylat.lab.ruleset_services import (
 )
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork, Target
 from kproxylat.system import kernel
 from kproxylat.system.processes import run
 
@@ -72,15 +72,16 @@ class Ruleset:
     cluster_cidr: IpNetwork | None = None
     notes: tuple[str, ...] = ()
     rewritten: bool = False
-    left_out: dict[Destination, str] = field(default_factory=dict, repr=False)
+    release: str = ""
+    left_out: dict[Target, str] = field(default_factory=dict, repr=False)
 
     @property
-    def targets(self) -> dict[Destination, Service]:
+    def targets(self) -> dict[Target, Service]:
         """The Services that can be measured: with TCP or UDP and an endpoint."""
         return {
             target: service
             for service in self.services
-            if (target := Destination(service.ip, service.port, service.protocol)) not in self.left_out
+            if (target := Target(service.ip, service.port, service.protocol)) not in self.left_out
             and service.endpoints
             and service.protocol != "sctp"
         }
@@ -101,7 +102,7 @@ class Ruleset:
         """The network of the pods, which the rules of kube-proxy or of a CNI name; else the lab's."""
         return self.cluster_cidr or self.pod.network
 
-    def find(self, text: str, protocol: str = "") -> Destination:
+    def find(self, text: str, protocol: str = "") -> Target:
         """Return the Service with an address ``IP:PORT``.
 
         :param protocol: "" prefers UDP over TCP.
@@ -118,15 +119,20 @@ class Ruleset:
                 f"{self.source} has no Service {text}{f'/{protocol}' if protocol else ''} with an endpoint",
                 f"it has {len(targets)}, such as {examples}; --every-service measures all of them",
             )
-        return max(matches, key=lambda target: target.protocol)
+        return max(matches, key=lambda target: target.protocol or "")
 
-    def rewrite(self, mode: Mode) -> Ruleset:
-        """Return a ruleset of the same Services in another mode or on another backend, without its other rules."""
+    def rewrite(self, mode: Mode, release: str = "") -> Ruleset:
+        """Return a ruleset of the same Services in another mode or on another backend, without its other rules.
+
+        :param release: kube-proxy's ("": the default one).
+        """
         lacking = ", ".join(
             f"{part} ({count} line{'s' * (count > 1)})" for part, count in count_left_out(self.texts).items()
         )
         notes = (f"rewritten rules leave out what the captured ones pay for: {lacking}",) if lacking else ()
-        return replace(self, mode=mode, rewritten=True, cluster_cidr=self.pods, notes=(*self.notes, *notes))
+        return replace(
+            self, mode=mode, release=release, rewritten=True, cluster_cidr=self.pods, notes=(*self.notes, *notes)
+        )
 
     def _render(self) -> list[Command]:
         addresses = [int(IPv4Address(service.ip)) for service in self.services]
@@ -138,7 +144,7 @@ class Ruleset:
             length += 1
         portals = IPv4Network((min(addresses), length), strict=False)
         cluster = replace(ADDRESSES[4], cluster_cidr=str(self.pods), service_cidr=str(portals))
-        return render_ruleset(self.mode, self.services, cluster)
+        return render_ruleset(self.mode, self.services, cluster, release=self.release)
 
     def commands(self) -> list[Command]:
         """Return the commands that load the rules."""
@@ -310,9 +316,9 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     kept = {kind: CHECKS[kind](source, text, added) for kind, text in texts.items() if text.strip()}
     if "iptables-save" in kept:
         _add_sets(kept, added)
-    services: dict[Destination, Service] = {}
+    services: dict[Target, Service] = {}
     for service in select_valid(PARSERS[mode.form.tool](kept.get(mode.form.tool, ""))):
-        services.setdefault(Destination(service.ip, service.port, service.protocol), service)
+        services.setdefault(Target(service.ip, service.port, service.protocol), service)
     foreign, certain = find_foreign(kept, services.values())
     if foreign:
         examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"

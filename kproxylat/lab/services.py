@@ -102,6 +102,13 @@ class Service:
         text = f"{name}/{self.protocol}/{port}"
         return f"service-{_hash(text, 8)}-{text}"
 
+    def endpoint_chain(self, ip: str, port: str) -> str:
+        """The chain that translates to one endpoint, in mode nftables up to kube-proxy 1.35."""
+        name, _, port_name = self.port_name.partition(":")
+        # A colon is not allowed in a chain's name.
+        text = f"{name}/{self.protocol}/{port_name}__{ip.replace(':', '.')}/{port}"
+        return f"endpoint-{_hash(text, 8)}-{text}"
+
     @property
     def address(self) -> str:
         """``IP:PORT``."""

@@ -19,7 +19,7 @@ from kproxylat.modes import Mode
 from kproxylat.results import Probe, Result
 from kproxylat.results_json import to_json
 from kproxylat.system import kernel
-from kproxylat.system.files import give_to_user, make_directory, write_new
+from kproxylat.system.files import create, make_directory, write_new
 from kproxylat.trace.engine import find_version
 from kproxylat.trace.histogram import draw_buckets
 
@@ -47,8 +47,7 @@ class RunLog:
                 if os.path.lexists(self.path.with_suffix(".json")):
                     continue
                 try:
-                    # "x" follows no symbolic link: the directory may be another user's.
-                    self._file = self.path.open("x", encoding="utf-8", buffering=1)
+                    self._file = os.fdopen(create(self.path), "w", encoding="utf-8", buffering=1)
                     break
                 except FileExistsError:
                     continue
@@ -58,7 +57,6 @@ class RunLog:
             raise MachineError(
                 f"no log can be written in {directory}: {error.strerror or error}", "pass another --output-dir"
             ) from None
-        give_to_user(self._file.fileno())
 
     def write(self, text: str) -> None:
         """Append lines or parts of lines. A full disk does not stop the run: ``error`` keeps the first failure."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from kproxylat.modes import Mode
 from kproxylat.node.drops import CLIENT_LINK, DROPS, NO_LOSS, OVERLOAD
 from kproxylat.node.service_rule import ServiceRule
-from kproxylat.results import Accounting, Result, Traffic
+from kproxylat.results import Accounting, Quality, Result, Traffic
 from kproxylat.traffic.generators import RATE_TOLERANCE
 
 
@@ -153,6 +153,8 @@ def reconcile(
         wrong.append("kube-proxy's rules changed during the run")
     if inner and not lookups:
         wrong.append("no packet of the target was seen")
+    if not (wrong or inner):
+        wrong = _list_losses(result.quality)
     return Accounting(
         sent,
         lookups,
@@ -192,6 +194,13 @@ def _count_own(result: Result) -> int:
     return sum(probe.count for probe in result.probes if (probe.table, probe.hook) == (lookup.table, "OUTPUT"))
 
 
+def _list_losses(quality: Quality) -> list[str]:
+    """Name what the probes missed or could not keep: the lookups may be whole, and other hooks' calls not."""
+    reasons = [f"map {name} was full" for name in quality.full_maps]
+    reasons += [f"{quality.missed_probes} calls missed, or without an exit"] if quality.missed_probes else []
+    return reasons + ([f"{quality.lost_events} lost events"] if quality.lost_events else [])
+
+
 def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: bool) -> list[str]:
     """Name the counters that explain why counts differ, and the number of packets that none explains."""
     quality, lookups = result.quality, counted.get("lookups")
@@ -209,9 +218,7 @@ def _explain(result: Result, counted: Mapping[str, int], total: int, is_hit: boo
         unexplained += max(lost - explained, 0)
     untraced = 0 if lookups is None else min(max(hits, end or 0), total) - lookups
     if untraced > 0:
-        reasons = [f"map {name} was full" for name in quality.full_maps]
-        reasons += [f"{quality.missed_probes} calls without an exit"] if quality.missed_probes else []
-        reasons += [f"{quality.lost_events} lost events"] if quality.lost_events else []
+        reasons = _list_losses(quality)
         causes += reasons
         unexplained += 0 if reasons else untraced
     beyond = max(hits, end or 0, lookups or 0) - total

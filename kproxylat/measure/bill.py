@@ -26,7 +26,7 @@ from kproxylat.node.drops import parse_counters
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.node.live_rules import has_table
 from kproxylat.node.node import Node
-from kproxylat.results import Bucket, Destination, Histogram, Map
+from kproxylat.results import Bucket, Histogram, Map, Target
 from kproxylat.system import bpf_stats, interrupts, kernel
 from kproxylat.system.bpf_stats import Used, read_used
 from kproxylat.system.processes import run
@@ -155,7 +155,7 @@ def plan_bill(mode: str | None, backend: str | None, node: Node, budget: float, 
         say(f"warning: the Services' names are unknown: {error}")
         return Billing(find_mode(mode, backend), node, {}, budget, period_s, probe)
     services = rules.services
-    names = {str(Destination(row.ip, row.port, row.protocol)): row.port_name for row in services}
+    names = {str(Target(row.ip, row.port, row.protocol)): row.port_name for row in services}
     return Billing(rules.mode, node, names, budget, period_s, probe)
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 from kproxylat.cluster.api import Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_mode import detect_mode
-from kproxylat.cluster.sources import choose_source, find_node_object
-from kproxylat.cluster.target import destination, find_hazards, miss_path, read_target
+from kproxylat.cluster.sources import choose_remote_source, choose_source, find_node_object
+from kproxylat.cluster.target import find_hazards, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.measure.options import Options, add_warnings
@@ -40,9 +41,9 @@ def look_up(
     read = None
     if not target:
         api = _open(open_api)
-        read = partial(read_target, api, *service, options.target.protocol, family)
+        read = partial(read_target, api, *service, options.target.protocol or "", family)
         found = read()
-        options = replace(options, target=destination(found), service=found)
+        options = replace(options, target=found)
         say(f"Service {found.service}: {found.ip}, ports {', '.join(found.ports)}; {len(found.endpoints)} endpoints")
         missing = miss_path(found)
         if missing:
@@ -80,14 +81,52 @@ def find_source(options: Options, api: Api) -> Options:
     """Choose the sources, if packets are to be sent and none were passed; without a free slice they are masqueraded."""
     if options.sending.source or not options.sending.generator.sends:
         return options
-    bursts = plan_bursts(options, Network(None, None, None))
-    needed = sum(each.addresses for each in bursts)
     try:
-        endpoints = options.service.endpoints if options.service else ()
-        source = choose_source(api, options.node, needed, options.family, endpoints)
+        source = choose_source(api, options.node, *_describe_need(options))
     except MachineError as error:
         warning = f"packets come from {options.sources} and are masqueraded: {error}"
         say(f"warning: {warning}")
         return add_warnings(options, warning)
     say(f"Sources: {source}, a free part of the node's podCIDR")
     return replace(options, sending=replace(options.sending, source=source))
+
+
+def _describe_need(options: Options) -> tuple[int, int, tuple[str, ...]]:
+    """Return how many addresses a run sends from, their family, and the endpoints that are none of them."""
+    needed = sum(burst.addresses for burst in plan_bursts(options, Network(None, None, None)))
+    return needed, options.family, options.target.endpoints
+
+
+def look_up_target(
+    options: Options, api: Api, service: tuple[str, str | None], family: int | None
+) -> tuple[Options, list[str]]:
+    """Look up the target for a run in a pod, which cannot ask the API.
+
+    :return: the options with the target, and the words of the pod's command line that name it.
+    :raises MachineError: as :func:`kproxylat.cluster.target.read_target`.
+    """
+    target = read_target(api, *service, options.target.protocol or "", family)
+    say(f"Service {target.service}: {target.ip}, ports {', '.join(target.ports)}; {len(target.endpoints)} endpoints")
+    if missing := miss_path(target):
+        say(missing)
+    options = replace(options, target=target)
+    return options, [f"--target={target.address}", f"--protocol={target.protocol}"]
+
+
+def look_up_source(options: Options, api: Api, node: Object) -> list[str]:
+    """Look up what depends on the node for a run in a pod on it.
+
+    :param options: with the target's Service. ``node``: its Node object.
+    :return: the words of the pod's command line that name the sources; none if packets are masqueraded.
+    """
+    name = node["metadata"]["name"]
+    if options.target.service:
+        for hazard in find_hazards(api, options.target, name):
+            say(f"{name}: warning: {hazard}")
+    if options.sending.source or not options.sending.generator.sends:
+        return []
+    try:
+        return [f"--source={choose_remote_source(api, node, *_describe_need(options))}"]
+    except MachineError as error:
+        say(f"{name}: warning: packets are masqueraded: {error}")
+        return []

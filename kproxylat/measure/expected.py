@@ -41,9 +41,11 @@ def announce(plan: Options, asks: bool) -> None:
     :param asks: ask, if there is a terminal.
     :raises DeclinedError: the answer is not yes.
     """
-    sending, service = plan.sending, plan.service
-    name, pods = (service.service or "it", service.endpoints) if service else (str(plan.target), ())
-    packets = "TCP connections, each closed at once" if sending.connects else f"{plan.target.protocol.upper()} packets"
+    sending, target = plan.sending, plan.target
+    name, pods = target.service or str(target), target.endpoints
+    packets = (
+        "TCP connections, each closed at once" if sending.connects else f"{(target.protocol or '').upper()} packets"
+    )
     more = f" and {len(pods) - 3} more" if pods[3:] else ""
     text = f"This sends {plan.packets_in_all + sending.warmup:,} {packets}, {sending.rate_pps:,} a second for "
     text += f"{sending.duration_s:g} s, each a new flow, to the pods of {name}"

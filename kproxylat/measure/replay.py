@@ -39,7 +39,7 @@ def plan_replay(
         mode=ruleset.mode,
         target=first,
         targets=matches if every else (),
-        where=Lab(len(ruleset.services), "as captured", ruleset=ruleset),
+        where=Lab(len(ruleset.services), "as captured", ruleset=ruleset, release=ruleset.release),
         sending=replace(base.sending, generator=find_generator(generator or usual)),
     )
     full = () if plan.sending.source else ruleset.pod.full

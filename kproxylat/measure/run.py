@@ -96,7 +96,7 @@ def measure(
         if options.tracing.send_time and not interrupted:
             result, interrupted = add_untraced(result, bursts[-1], log.write)
             result = replace(result, cross_check=cross_check(result))
-        result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
+        result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s, load_s=changes.load_s))
         unsaved = log.save(result)
         if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
             leave(options, network)

@@ -15,9 +15,10 @@ from kproxylat.node import addresses, counters, doctor
 from kproxylat.node import lock as node_lock
 from kproxylat.node import network as net
 from kproxylat.node.changes import FORWARD, Changes, clean_up
+from kproxylat.system import kernel
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
-from kproxylat.trace.engine import find_engine
+from kproxylat.trace.engine import check_probes
 from kproxylat.traffic.answering import answering
 
 
@@ -67,7 +68,9 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         built = net.take_over(keep) if standing else net.build_network(network, options.sources, endpoint, keep)
         stack.enter_context(built)
         if options.lab:
+            begun_s = kernel.user_clock_s()
             options.lab.load(mode, net.NODE, standing.services if standing else None)
+            changes.load_s = round(kernel.user_clock_s() - begun_s, 2)
         if options.lab and options.sending.connects:
             stack.enter_context(answering(network, options.endpoints))
         if standing:
@@ -121,7 +124,6 @@ def check_machine(mode: Mode, probe: str, *uses: str) -> None:
     :param uses: what for beside tracing, as :attr:`kproxylat.node.doctor.Check.use` names it.
     :raises MachineError: something is missing.
     """
-    doctor.require(mode, "trace", *uses)
+    doctor.require(mode, "trace", *uses, probe=probe)
     load_modules(mode)
-    _, kind = find_engine(mode, probe)
-    doctor.require(mode, kind)
+    check_probes(mode, probe)

@@ -32,7 +32,19 @@ def check_rights() -> str:
 
 
 def check_sending_rights() -> str:
-    """Check that this process is root, if only of its user namespace, with the rights to make network namespaces."""
+    """Check the rights to make network namespaces, as root or by a user namespace of one's own."""
+    if os.geteuid() != 0:
+        try:
+            run("unshare", "--user", "--map-root-user", "--net", "--mount", "true")
+        except MachineError:
+            pass
+        else:
+            return "an ordinary user, who may make namespaces: for a lab"
+    return check_node_rights()
+
+
+def check_node_rights() -> str:
+    """Check that this process is root, if only of its user namespace, with the rights over networks."""
     kernel.check_root(kernel.NETWORK)
     return "root, with the capabilities needed"
 
@@ -74,28 +86,49 @@ def check_btf() -> str:
     return f"of the kernel and of {len(typed)} of {len(loaded)} loaded modules"
 
 
-def check_tracing() -> str:
-    """Check function tracing: fentry and fexit patch the ftrace call site of a function."""
-    if not path_exists("proc/sys/kernel/ftrace_enabled"):
-        raise MachineError("no function tracing (CONFIG_FUNCTION_TRACER)")
-    if read_path("proc/sys/kernel/ftrace_enabled") == "0":
-        raise MachineError("function tracing is switched off (kernel.ftrace_enabled=0)")
-    return "on"
-
-
-def check_kprobes() -> str:
-    """Check that the kernel has kprobes."""
-    if not path_exists("sys/bus/event_source/devices/kprobe"):
-        raise MachineError("no kprobes (CONFIG_KPROBE_EVENTS)")
-    return "on"
-
-
 def check_lockdown() -> str:
     """Check lockdown: in the state "confidentiality" BPF cannot read kernel memory."""
     state = read_path("sys/kernel/security/lockdown") if path_exists("sys/kernel/security/lockdown") else "[none]"
     if "[confidentiality]" in state:
         raise MachineError("the kernel is locked down: confidentiality")
     return state[state.index("[") + 1 : state.index("]")]
+
+
+OPTIONS = {
+    "dummy": "CONFIG_DUMMY",
+    "ip6_tables": "CONFIG_IP6_NF_IPTABLES_LEGACY, before 6.17 CONFIG_IP6_NF_IPTABLES",
+    "ip6table_nat": "CONFIG_IP6_NF_NAT",
+    "ip_tables": "CONFIG_IP_NF_IPTABLES_LEGACY, before 6.17 CONFIG_IP_NF_IPTABLES",
+    "ip_vs": "CONFIG_IP_VS",
+    "ip_vs_rr": "CONFIG_IP_VS_RR",
+    "iptable_nat": "CONFIG_IP_NF_NAT",
+    "nf_conntrack": "CONFIG_NF_CONNTRACK",
+    "nf_tables": "CONFIG_NF_TABLES",
+    "nfnetlink_acct": "CONFIG_NETFILTER_NETLINK_ACCT",
+    "nft_compat": "CONFIG_NFT_COMPAT",
+    "pktgen": "CONFIG_NET_PKTGEN",
+    "veth": "CONFIG_VETH",
+    "xt_nfacct": "CONFIG_NETFILTER_XT_MATCH_NFACCT",
+    "xt_set": "CONFIG_NETFILTER_XT_SET",
+}
+"""Module -> the option that builds it (kernel, net/ipv4/netfilter/Kconfig and others). Since 6.17 the legacy tables
+also need CONFIG_NETFILTER_XTABLES_LEGACY, which is off by default."""
+
+
+def check_namespaces() -> str:
+    """Check that the kernel has network namespaces."""
+    if not path_exists("proc/self/ns/net"):
+        raise MachineError("no network namespaces (CONFIG_NET_NS)")
+    return "on"
+
+
+def check_rules(*names: str) -> str:
+    """Check that the modules of a mode's rules are loaded, or that a run can load them."""
+    if not kernel.is_initial_user_namespace():
+        for name in names:
+            if not kernel.has_module(name):
+                raise MachineError(f"module {name} is not loaded, and only root of the machine can: modprobe {name}")
+    return check_modules(*names)
 
 
 def check_modules(*names: str) -> str:
@@ -108,7 +141,8 @@ def check_modules(*names: str) -> str:
             except CommandError:
                 missing.append(name)
     if missing:
-        raise MachineError(f"module not found for this kernel: {', '.join(missing)}")
+        options = "; ".join(OPTIONS[name] for name in missing)
+        raise MachineError(f"module not found for this kernel: {', '.join(missing)} ({options})")
     return ", ".join(names)
 
 
@@ -182,3 +216,12 @@ def check_virtual_machine() -> str:
     virtual_machine.find_runner()
     accelerator = "with KVM" if virtual_machine.has_kvm() else "emulated"
     return f"{virtual_machine.find_kernel(None, None).name}, {accelerator}"
+
+
+def find_other_kernel() -> str:
+    """Return the release of the newest installed kernel that virtual machines boot, too; "" if it runs, or none is."""
+    try:
+        installed = virtual_machine.find_kernel(None, None).name.removeprefix("vmlinuz-")
+    except MachineError:
+        return ""
+    return "" if installed == kernel.release() else installed

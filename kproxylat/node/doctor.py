@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from kproxylat.node.checks import SuspiciousError
 from kproxylat.results import SCHEMA
 from kproxylat.system import kernel
 from kproxylat.system.processes import find, has_apt, install
-from kproxylat.trace.engine import find_engine, find_version
+from kproxylat.trace.engine import KINDS, check_probes, find_version
 
 _KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
 _MODULES = (
@@ -35,9 +34,9 @@ class Check:
     :param look: the check, a function as in :mod:`kproxylat.node.checks`.
     :param breaks: what does not work without it.
     :param use: which measurements need it: "trace" (all that trace), "send time" (those that don't), "fentry" or
-        "kprobe" (those with such probes), "run" (those that send), "node" (those outside the lab), a generator's module
-        or program, or "" (none: a failure is only a warning).
-    :param apt: the remedy on a system with apt; ``dnf``: on one with dnf, if it differs.
+        "kprobe" (those with such probes), "run" (those that send), "node" (those outside the lab), "vm" (those in a
+        virtual machine), a generator's module or program, or "" (none: a failure is only a warning).
+    :param apt: the remedy on a system with apt ("": the error names it); ``dnf``: on one with dnf, if it differs.
     :param mode: the only mode that needs it (None: all).
     :param in_vm: whether a virtual machine meets it by itself.
     """
@@ -58,7 +57,8 @@ class Finding:
 
     :param state: "ok", "warning" or "missing".
     :param found: the description of the check, or the message of its error.
-    :param breaks: as in :class:`Check`; so are ``name``, ``apt`` and ``dnf``.
+    :param breaks: as in :class:`Check`; so is ``name``.
+    :param apt: the remedy on a system with apt; ``dnf``: on one with dnf.
     """
 
     name: str
@@ -74,14 +74,6 @@ def _check_bpftrace() -> str:
     return find_version()[0]
 
 
-def _check_engine(mode: Mode) -> str:
-    modules = checks.check_modules(*mode.modules)
-    # The functions of a module can be looked up once it is loaded.
-    if os.geteuid() == 0 and kernel.has_module(mode.module):
-        find_engine(mode, "auto")
-    return modules
-
-
 def _check_tools(mode: Mode) -> str:
     return ", ".join(Path(find(tool)).name for tool in mode.tools)
 
@@ -90,9 +82,16 @@ def _program(name: str, use: str, breaks: str) -> Check:
     return Check(name, partial(find, name), breaks, use, *install(name))
 
 
-def _list_checks(mode: Mode) -> Iterator[Check]:
-    name, option = f"{mode.name} on {mode.backend}", f"--mode {mode.name} --backend {mode.backend}"
-    yield Check(f"{name}: kernel", partial(_check_engine, mode), option, "trace", *_MODULES, mode, in_vm=True)
+def _name(mode: Mode) -> str:
+    return f"{mode.name} on {mode.backend}"
+
+
+def _list_checks(mode: Mode, probe: str = "auto") -> Iterator[Check]:
+    name, option = _name(mode), f"--mode {mode.name} --backend {mode.backend}"
+    modules = partial(checks.check_rules, *mode.modules)
+    # A kernel without these modules has no rules to look up, traced or not.
+    yield Check(f"{name}: kernel", modules, option, "rules", *_MODULES, mode, in_vm=True)
+    yield Check(f"{name}: probes", partial(check_probes, mode, probe), option, "trace", "", "", mode, in_vm=True)
     yield Check(f"{name}: tools", partial(_check_tools, mode), option, "run", *install(*mode.tools), mode)
     if mode.raw_sockets:
         yield Check(f"{name}: rights", checks.check_raw_sockets, option, "run", _SUDO, mode=mode, in_vm=True)
@@ -102,17 +101,22 @@ _ALL = "every measurement"
 _check_pktgen = partial(checks.check_modules, "pktgen")
 _MAX_FLOWS = "sysctl -w net.netfilter.nf_conntrack_max=1048576"
 _SUDO = "sudo kproxylat ..."
-_PRIVILEGED = "docker run --privileged --userns=host --pid=host --network=host ..."
+_PRIVILEGED = (
+    "docker run --rm -it --privileged --userns=host --pid=host --network=host -v /lib/modules:/lib/modules:ro "
+    '-v /sys/kernel/debug:/sys/kernel/debug -v "$PWD":/kproxylat -w /kproxylat debian:12'
+)
 _MITIGATE = (
     "sed -i s/mitigations=off// /etc/default/grub && update-grub && reboot",
     "grubby --update-kernel=ALL --remove-args=mitigations=off && reboot",
 )
-_FTRACE = "sysctl -w kernel.ftrace_enabled=1"
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
     Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO, in_vm=True),
+    Check("rights on a node", checks.check_node_rights, "run --probe none on a node", "node", _SUDO),
+    Check("network namespaces", checks.check_namespaces, "every lab", "run", *_KERNEL, in_vm=True),
+    Check("veth", partial(checks.check_modules, "veth"), "sending", "run", *_MODULES, in_vm=True),
     _program("setpriv", "run", "running any program"),
     _program("modprobe", "run", "loading the kernel's modules"),
     _program("ip", "run", "namespaces and links"),
@@ -123,9 +127,9 @@ CHECKS: tuple[Check, ...] = (
     _program("conntrack", "node", "removing the connections of a run from a node"),
     Check("kernel", checks.check_release, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("BTF", checks.check_btf, _ALL, "trace", *_KERNEL, in_vm=True),
-    Check("function tracing", checks.check_tracing, "--probe fentry, the default", "fentry", _FTRACE, in_vm=True),
+    Check("function tracing", KINDS["fentry"], "--probe fentry, the default", "fentry", "", in_vm=True),
     Check("tracefs", kernel.find_tracefs, _ALL, "trace", "mount -t tracefs none /sys/kernel/tracing", in_vm=True),
-    Check("kprobes", checks.check_kprobes, "--probe kprobe, and kernel 5.10", "kprobe", *_KERNEL, in_vm=True),
+    Check("kprobes", KINDS["kprobe"], "--probe kprobe, and kernel 5.10", "kprobe", *_KERNEL, in_vm=True),
     Check("lockdown", checks.check_lockdown, _ALL, "trace", "mokutil --disable-validation", in_vm=True),
     Check("user namespace", checks.check_user_namespace, _ALL, "trace", _PRIVILEGED, in_vm=True),
     Check("pktgen", _check_pktgen, "sending, except from sockets", "pktgen", *_MODULES, in_vm=True),
@@ -144,79 +148,100 @@ CHECKS: tuple[Check, ...] = (
     Check("leftovers", checks.check_leftovers, "nothing: the next run removes them", "", "kproxylat cleanup"),
     Check("surroundings", checks.check_surroundings, "checks and programs that use them", "", _PRIVILEGED),
     Check("node containers", checks.check_node_containers, "these nodes", "", "kproxylat run --node-container NAME"),
-    Check("virtual machine", checks.check_virtual_machine, "--vm", "", *install("qemu-system-x86_64", "virtme-run")),
+    Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *install("qemu-system-x86_64", "virtme-run")),
 )
 
 
-def _look(check: Check) -> tuple[str, str]:
-    """Return the state and the description of a check."""
+def _look(check: Check) -> Finding:
+    """Return the result of a check."""
+    apt = check.apt
     try:
-        return "ok", check.look()
+        state, found = "ok", check.look()
     except (SuspiciousError, PermissionError) as error:
-        return "warning", str(error)
+        state, found = "warning", str(error)
     except (MachineError, OSError) as error:
-        return "missing" if check.use else "warning", str(error)
+        state, found = "missing" if check.use else "warning", str(error)
+        own = getattr(error, "remedy", "")
+        apt = apt or (own if own and kernel.IN_VM not in own else _KERNEL[0])
+    if apt in (_KERNEL[0], _MODULES[0]) and (installed := checks.find_other_kernel()):
+        apt = f"reboot # into kernel {installed}, which is installed"
+        return Finding(check.name, state, found, check.breaks, apt, apt)
+    return Finding(check.name, state, found, check.breaks, apt, check.dnf or apt)
 
 
 def examine() -> list[Finding]:
     """Return the results of all checks. Nothing is changed, and no module is loaded."""
-    return [Finding(check.name, *_look(check), check.breaks, check.apt, check.dnf or check.apt) for check in CHECKS]
+    return [_look(check) for check in CHECKS]
+
+
+CLOCKS = {
+    "lookup by bpftrace": ("rules", "trace", "run"),
+    "send time (--probe none)": ("rules", "send time", "run"),
+    "instructions (--vm)": ("rules", "trace", "run", "vm"),
+}
+"""Clock -> the uses (:class:`Check`) of a measurement by it. The last one runs in a virtual machine."""
+
+
+def find_lacking(findings: Iterable[Finding]) -> dict[str, dict[str, list[str]]]:
+    """Return for each mode, as ``MODE on BACKEND``, and each clock the names of what it lacks here."""
+    missing = {finding.name for finding in findings if finding.state == "missing"}
+    return {
+        _name(mode): {
+            clock: [
+                check.name
+                for check in CHECKS
+                if check.name in missing and check.mode in (None, mode) and check.use in uses
+                if not (check.in_vm and "vm" in uses)
+            ]
+            for clock, uses in CLOCKS.items()
+        }
+        for mode in MODES
+    }
 
 
 def possible_modes(findings: Iterable[Finding]) -> list[str]:
-    """Return the modes, as ``MODE on BACKEND``, that this machine's own kernel can measure in the lab."""
-    missing = {finding.name for finding in findings if finding.state == "missing"}
-    uses = "trace", "run", default_probe()
-    lacking = {check.mode for check in CHECKS if check.name in missing and check.use in uses}
-    return [f"{mode.name} on {mode.backend}" for mode in MODES if not lacking & {None, mode}]
+    """Return the modes, as ``MODE on BACKEND``, that bpftrace can measure on this machine's own kernel in the lab."""
+    traced = next(iter(CLOCKS))
+    return [name for name, lacking in find_lacking(findings).items() if not lacking[traced]]
 
 
-def require(mode: Mode, *uses: str) -> None:
+def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
     """Check the requirements of a measurement.
 
     :param mode: the mode to measure.
-    :param uses: the kinds of :attr:`Check.use` that apply.
+    :param uses: the kinds of :attr:`Check.use` that apply, beside those of every mode's rules.
+    :param probe: the kind of probe that traces: "fentry", "kprobe" or "auto".
     :raises MachineError: something is missing; the remedy is for this system.
     """
-    for check, message in _find_missing([mode], uses):
-        command = check.dnf if check.dnf and not has_apt() else check.apt
-        raise MachineError(message, command + (f"; or: {kernel.IN_VM}" if check.in_vm else ""))
+    for check, finding in _find_missing([mode], uses, probe):
+        command = finding.dnf if check.dnf and not has_apt() else finding.apt
+        in_vm = check.in_vm and kernel.IN_VM not in command
+        raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
 
 
-def _find_missing(modes: Iterable[Mode], uses: Sequence[str]) -> Iterator[tuple[Check, str]]:
-    """Yield each failed check that modes need, with its message."""
-    own = (check for mode in dict.fromkeys(modes) for check in _list_checks(mode))
+def _find_missing(modes: Iterable[Mode], uses: Sequence[str], probe: str) -> Iterator[tuple[Check, Finding]]:
+    """Yield each failed check that modes need, with its result."""
+    own = (check for mode in dict.fromkeys(modes) for check in _list_checks(mode, probe))
     for check in (*(check for check in CHECKS if check.mode is None), *own):
-        if check.use in uses:
-            state, message = _look(check)
-            if state == "missing":
-                yield check, message
+        if check.use in (*uses, "rules") and (finding := _look(check)).state == "missing":
+            yield check, finding
 
 
-def default_probe() -> str:
-    """Return the default kind of probe: "fentry", or "kprobe" on a kernel whose modules have no types."""
-    try:
-        checks.check_btf()
-    except SuspiciousError:
-        return "kprobe"
-    except (MachineError, OSError):
-        pass
-    return "fentry"
-
-
-def missing_to_trace(modes: Iterable[Mode] = (), probe: str = "auto") -> list[str]:
+def missing_to_trace(modes: Iterable[Mode] = MODES, probe: str = "auto") -> list[str]:
     """Return the names of the requirements for tracing and sending that only a virtual machine meets.
 
     :param modes: the modes to trace.
     :param probe: the kind of probe: "fentry", "kprobe" or "auto"; "none" traces nothing.
     """
-    uses: tuple[str, ...] = ("trace", "run", "pktgen", default_probe() if probe == "auto" else probe)
-    if probe == "none":
-        uses = ("send time", "run")
-    return [check.name for check, _ in _find_missing(modes, uses) if check.in_vm]
+    uses = ("send time", "run") if probe == "none" else ("trace", "run", "pktgen")
+    return [check.name for check, _ in _find_missing(modes, uses, probe) if check.in_vm]
 
 
-def to_json(findings: Iterable[Finding], modes: Iterable[str]) -> str:
-    """Return the findings as a JSON document: ``{"schema": ..., "possible": [MODE, ...], "checks": [...]}``."""
-    document = {"schema": SCHEMA, "possible": list(modes), "checks": [asdict(finding) for finding in findings]}
+def to_json(findings: Sequence[Finding], modes: Iterable[str]) -> str:
+    """Return the findings as a JSON document: ``{"schema": ..., "possible": [MODE, ...], "checks": [...]}``.
+
+    Its key "lacking" holds the result of :func:`find_lacking`.
+    """
+    document = {"schema": SCHEMA, "possible": list(modes), "lacking": find_lacking(findings),
+                "checks": [asdict(finding) for finding in findings]}  # fmt: skip
     return json.dumps(document, indent=2)

@@ -16,8 +16,9 @@ from ipaddress import ip_address
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import CHAIN, MODES, SERVERS, Mode
 from kproxylat.node.iptables_save import read_chain
-from kproxylat.node.service_rule import parse_elements
-from kproxylat.results import Destination
+from kproxylat.node.service_rule import call_nft, parse_elements
+from kproxylat.results import Target
+from kproxylat.system import kernel
 from kproxylat.system.processes import call_inside, run
 
 METRICS_PORT = 10249
@@ -38,7 +39,7 @@ class LiveRules:
     mode: str
     backend: str
     rules: int
-    services: Mapping[Destination, int | None] = field(default_factory=dict)
+    services: Mapping[Target, int | None] = field(default_factory=dict)
     owned: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
@@ -89,7 +90,7 @@ def parse_ip_vs(text: str, mode: Mode) -> LiveRules | None:
     server = r"^(TCP|UDP|SCTP) +([0-9A-F]{8}|\[[0-9a-f:]+\]):([0-9A-F]{4}) .*"
     lines = re.findall(server, text, re.M)
     services = {
-        Destination(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
+        Target(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
         for protocol, ip, port in re.findall(rf"{server}\n +->", text, re.M)
     }
     return LiveRules(mode.name, mode.backend, len(lines), services) if lines else None
@@ -126,7 +127,7 @@ def _read_rules(mode: Mode, netns: str | None) -> LiveRules | None:
     if mode.form == CHAIN:
         return parse_nat(run(f"{mode.iptables}-save", "-c", "-t", "nat", netns=netns), mode)
     try:
-        listed = run("nft", "--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
+        listed = call_nft("--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
     except CommandError as error:
         if "No such file" in error.output:
             return None
@@ -135,9 +136,11 @@ def _read_rules(mode: Mode, netns: str | None) -> LiveRules | None:
 
 
 def has_table(mode: Mode, netns: str | None) -> bool:
-    """Return whether the kernel has the mode's table; looking does not create it."""
+    """Return whether the kernel has the mode's table; looking neither creates it nor loads a module."""
+    if not kernel.has_module(mode.module):
+        return False
     if mode.module == "nf_tables":
-        return f"table {mode.ip} {mode.table}" in run("nft", "list", "tables", netns=netns).splitlines()
+        return f"table {mode.ip} {mode.table}" in call_nft("list", "tables", netns=netns).splitlines()
     return mode.table in run("cat", f"/proc/net/{mode.module}_names", netns=netns, ok=(0, 1)).split()
 
 

@@ -9,15 +9,15 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from kproxylat.errors import MachineError
 from kproxylat.system import interrupts
 
-LOCK = Path("/run/kproxylat.lock")
-"""The path of the lock."""
+LOCK = Path("/run/kproxylat/lock")
+"""The path of the lock. It has a directory of its own, which pods on the node mount."""
 
 
 class Lock:
@@ -76,11 +76,15 @@ def lock() -> Iterator[Lock]:
         finally:
             if not held.notes and _is_lock(file):
                 LOCK.unlink()
+                # A pod cannot remove the directory, which is mounted there.
+                with suppress(OSError):
+                    LOCK.parent.rmdir()
 
 
 def _take_lock() -> TextIO:
     while True:
         try:
+            LOCK.parent.mkdir(mode=0o755, exist_ok=True)
             # Do not follow a symbolic link, and do not wait for the other end of a pipe.
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             number = os.open(LOCK, flags, 0o600)
@@ -89,6 +93,8 @@ def _take_lock() -> TextIO:
                 os.close(number)
                 raise OSError(errno.EPERM, "not a regular file of this user")
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and LOCK.parent.parent.is_dir():
+                continue  # The run before removed the directory in between.
             raise MachineError(f"the lock {LOCK} cannot be taken: {error.strerror}", f"rm {LOCK}") from None
         file = os.fdopen(number, "r+", errors="replace")
         try:

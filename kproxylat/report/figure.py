@@ -149,18 +149,25 @@ def label_ends(axes: Axes, labels: Iterable[tuple[float, str, str]]) -> None:
                       va="center", color=color, fontsize="small", annotation_clip=False)  # fmt: skip
 
 
-def save_figure(figure: Figure, output: Path) -> None:
+_MARKS = {"svg": b"<dc:title>kproxylat<", "png": b"Software\0kproxylat", "pdf": b"/Creator (kproxylat)"}
+"""Format -> bytes that only pictures of kproxylat have, see :func:`_write`."""
+
+
+def save_figure(figure: Figure, output: Path, force: bool = False) -> None:
     """Save a figure; its suffix chooses the format. The same figure gives the same file.
 
+    :param force: replace any file, not only a picture of kproxylat.
     :raises MachineError: the file cannot be written.
     """
-    save_file(output, _write(figure, output.suffix[1:].lower()), "--output", replace=True)
+    form = output.suffix[1:].lower()
+    save_file(output, _write(figure, form), "--output, or --force", _MARKS[form], force)
 
 
 def _write(figure: Figure, form: str, transparent: bool = False) -> bytes:
     # No date, no version, no random names.
     metadata: dict[str, dict[str, Any]] = {
-        "svg": {"Date": None, "Title": figure.get_suptitle()}, "png": {"Software": None}, "pdf": {"CreationDate": None}
+        "svg": {"Date": None, "Title": figure.get_suptitle(), "Creator": "kproxylat"},
+        "png": {"Software": "kproxylat"}, "pdf": {"CreationDate": None, "Creator": "kproxylat"},
     }  # fmt: skip
     stream = BytesIO()
     with warnings.catch_warnings():

@@ -47,13 +47,22 @@ MANY = 300
 """More points than this show no values under the pointer: the tables have them."""
 MARKS = (0.5, 0.95, 0.99)
 """Quantiles that are marked in a distribution."""
-SUBJECTS = {"lookup": "per Service lookup", "first packet": "from SYN to SYN-ACK", "send time": "per packet sent"}
-"""What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> the same in an axis' label."""
+SUBJECTS = {
+    "lookup": ("Cost of a Service lookup", "per Service lookup"),
+    "first packet": ("Time of a first packet", "from SYN to SYN-ACK"),
+    "send time": ("Send time of a packet", "per packet sent"),
+}
+"""What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> the same in a title, and after a unit."""
 UNITS = {"ns": "nanoseconds", "us": "microseconds"}
 
 
 def plot(
-    files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0, title: str | None = None
+    files: Sequence[str],
+    output: Path,
+    allowed: Collection[str] = (),
+    seed: int = 0,
+    title: str | None = None,
+    force: bool = False,
 ) -> None:
     """Draw a picture of what the files hold: a run's distribution, a sweep's series, or two files compared.
 
@@ -61,6 +70,7 @@ def plot(
     :param output: name of the picture; its suffix chooses PNG, SVG or PDF.
     :param allowed: reasons not to compare that are ignored.
     :param title: None: one that says what is drawn.
+    :param force: replace any file, not only a picture of kproxylat.
     :raises UsageError: another suffix, or more than two files.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     :raises LogError: a file cannot be read, or holds nothing to draw.
@@ -76,7 +86,7 @@ def plot(
         figure = picture_comparisons(pairs, title)
     else:
         figure = picture_results(read_results(files[0]), title, seed)
-    save_figure(figure, output)
+    save_figure(figure, output, force)
 
 
 def picture_results(results: Sequence[Result], title: str | None = None, seed: int = 0) -> Figure:
@@ -89,7 +99,7 @@ def picture_results(results: Sequence[Result], title: str | None = None, seed: i
         return picture_runs([("", result) for result in results], title)
     before = any(map(counts_before, results))
     size = "the Services before it" if before else "the number of Services"
-    figure, [axes] = make_figure(title or f"{_name_cost(series[0])} by {size}", describe_origin(results))
+    figure, [axes] = make_figure(title or f"{SUBJECTS[series[0].measured][0]} by {size}", describe_origin(results))
     draw_series(axes, series, before, find_crossings(results, seed))
     return figure
 
@@ -97,9 +107,7 @@ def picture_results(results: Sequence[Result], title: str | None = None, seed: i
 def picture_runs(results: Sequence[tuple[str, Result]], title: str | None = None, statement: str = "") -> Figure:
     """Draw the distributions of runs; the parameters are those of :func:`draw_distributions`."""
     probe = next((probe for _, result in results if (probe := result.main_probe)), None)
-    subject = {"first packet": "First packets", "send time": "Send times"}.get(
-        probe.measured if probe else "", "Lookups"
-    )
+    subject = SUBJECTS[probe.measured if probe else "lookup"][0]
     names = list(dict.fromkeys(name_run(result) for _, result in results))
     title = title or f"{subject}, {' and '.join(names) if len(names) < 3 else f'{len(results)} runs'}"
     figure, [axes] = make_figure(title, describe_origin([result for _, result in results]))
@@ -112,10 +120,8 @@ def picture_comparisons(pairs: Sequence[Comparison], title: str | None = None) -
     first = pairs[0]
     names = ("B", "A") if first.a.name == "A" else (first.b.name, first.a.name)
     title = title or ("Modes compared" if pairs[1:] else f"{names[0]} compared with {names[1]}")
-    files = (
-        dict.fromkeys((f"A: {first.a.file}", f"B: {first.b.file}")) if first.a.file != first.b.file else [first.a.file]
-    )
-    figure, [axes] = make_figure(title, f"{'; '.join(files)}; clock: {name_unit(first.unit, first.emulated)}")
+    origin = f"A: {first.a.file}; B: {first.b.file}; clock: {name_unit(first.unit, first.emulated)}"
+    figure, [axes] = make_figure(title, origin)
     if any(len(pair.lookups) > 1 for pair in pairs):
         draw_ratios(axes, pairs)
     else:
@@ -136,7 +142,7 @@ def plot_clocks(every: Sequence[Sequence[Series]], output: Path, results: Sequen
     save_figure(figure, output)
 
 
-def picture_reproduction(reproduction: Reproduction, title: str | None = None) -> Figure:
+def picture_reproduction(reproduction: Reproduction) -> Figure:
     """Draw published and measured times over numbers of Services, one part for each percentile.
 
     :raises MachineError: matplotlib is missing, or nothing was measured that was published.
@@ -146,7 +152,7 @@ def picture_reproduction(reproduction: Reproduction, title: str | None = None) -
     if not names:
         raise MachineError("nothing was measured that was published", "measure again")
     origin = f"published: {published.date}, {published.address}; measured by the sender's clock"
-    figure, every = make_figure(title or published.title, origin, wide=len(names))
+    figure, every = make_figure(published.title, origin, wide=len(names))
     figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
     more = " more than with the fewest" if published.growth_only else ""
     for axes, percentile in zip(every, names, strict=True):
@@ -192,15 +198,9 @@ def describe_origin(results: Iterable[Result]) -> str:
     return "; ".join([*known[:3], *(["and others"] if known[3:] else [])]) or "unknown kernel, clock and date"
 
 
-def _name_cost(series: Series) -> str:
-    return {"first packet": "Time of a first packet", "send time": "Send time of a packet"}.get(
-        series.measured, "Cost of a Service lookup"
-    )
-
-
 def _name_axis(unit: str, emulated: bool | None, measured: str) -> str:
     name = f"{'emulated ' if emulated and unit in UNITS else ''}{UNITS.get(unit, unit)}"
-    return f"{name[:1].upper()}{name[1:]} {SUBJECTS.get(measured, SUBJECTS['lookup'])}"
+    return f"{name[:1].upper()}{name[1:]} {SUBJECTS[measured][1]}"
 
 
 def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]], statement: str = "") -> None:
@@ -467,7 +467,7 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
 
 def _label_ratio(pair: Comparison) -> str:
     sides = "B / A" if pair.a.name == "A" else "first / second"
-    return f"{sides}: {name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, '')}"
+    return f"{sides}: {name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
 
 
 def _name_bars(level: float) -> str:
@@ -509,4 +509,4 @@ def name_run(result: Result) -> str:
     """Write a run's mode, backend and number of Services."""
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
-    return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"
+    return f"{'/'.join(run.rules)}{size}"

@@ -72,9 +72,10 @@ def _draw_setting(result: Result) -> Iterator[str]:
     )
     machine = (run.kernel and f"Linux {run.kernel}", run.bpftrace and f"bpftrace {run.bpftrace}", run.started)
     target = f"target {target_text(result)}" if result.target else None
+    release = f"rules of kube-proxy {run.kube_proxy}" if run.kube_proxy else None
     place = f"rule {run.position} of {run.chain_length}" if run.position else None
     for facts in ("; ".join(filter(None, (mode, clock))), ", ".join(filter(None, machine)),
-                  ", ".join(filter(None, (target, run.path and f"{run.path} path", place)))):  # fmt: skip
+                  ", ".join(filter(None, (target, run.path and f"{run.path} path", place, release)))):  # fmt: skip
         if facts:
             yield fill(facts)
 
@@ -84,9 +85,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
     calls, emulated = add_percentiles(result, _SHOWN).calls, result.run.emulated
     for engine, unit in dict.fromkeys((probe.engine, probe.unit) for probe in calls):
         probes = [probe for probe in calls if (probe.engine, probe.unit) == (engine, unit)]
-        rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in probes]
+        rows = [(_place(probe), probe.hook or "?", *list_figures(probe)) for probe in probes]
         between = "" if engine == calls[0].engine else "\n"
-        yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
+        yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", name_figures(unit), rows)
         yield from filter(None, (_describe_percentiles(probe) for probe in result.calls if probe.engine == engine))
     if result.send_time:
         yield from _draw_send_time(result.send_time, result.run.clock, emulated)
@@ -101,9 +102,9 @@ def _draw_calls(result: Result) -> Iterator[str]:
     hooks = [probe for probe in add_percentiles(result, _SHOWN).probes if probe.envelope]
     if hooks:
         shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
-        rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
+        rows = [(probe.hook or "?", *list_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
         title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
-        yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
+        yield draw_table(title, ("hook", *name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
         yield from _draw_overhead(result.overhead, calls, emulated)
     if result.cross_check:
@@ -144,14 +145,14 @@ def _place(probe: Probe) -> str:
     return f"{probe.table or '-'}{' *' if probe.lookup else ''}{chain}"
 
 
-def _name_figures(unit: str) -> tuple[str, ...]:
-    """Name the columns of :func:`_figures`."""
+def name_figures(unit: str) -> tuple[str, ...]:
+    """Name the columns of :func:`list_figures`."""
     if unit == "instructions":
         return ("calls", "min", "commonest", "mean", "p99", "max")
     return ("calls", "min", *(f"p{percent}" for percent in _SHOWN), "max")
 
 
-def _figures(probe: Probe) -> list[str]:
+def list_figures(probe: Probe) -> list[str]:
     """Write a probe's figures: of a time percentiles, since a few long calls make its mean."""
     known = {name: percentile.estimate for name, percentile in probe.percentiles.items()}
     counted: tuple[float | None, ...] = (probe.mode, probe.mean, known.get("99"))

@@ -272,8 +272,9 @@ def build_reproduction(document: Mapping[str, Any]) -> Section:
     states = [verdict.state for verdict in reproduction.verdicts]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     sentences = [f"{published.title}: of {len(states)} shapes {counted or 'none was judged'}."]
+    more = " more than at the least number of Services" if published.growth_only else ""
     tables = [Table("Shape by shape", ("shape", "verdict", "evidence"), list_verdicts(reproduction), words=3),
-              Table("First packet, us", FIGURES, list_figures(reproduction)),
+              Table(f"First packet, us{more}", FIGURES, list_figures(reproduction)),
               Table("What each Service adds, ns", SLOPES, list_slopes(reproduction), words=2)]  # fmt: skip
     facts = {"published": f"{published.date}, {published.address}", "their method": published.method}
     facts |= {"this machine": str(document.get("machine", "unknown"))}

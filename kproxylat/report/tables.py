@@ -44,9 +44,9 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
     show(draw_table(f"lookup in each mode, {head}", header, rows, ("mode",)))
     show(
         fill(
-            "now: the rules as captured; others: what kube-proxy 1.36 would write for the same Services. equal at: "
-            "with so many Services before it, a lookup costs the same in both; before counts Services, not rules. per "
-            "Service, base and equal at are those of TCP, where it was measured.",
+            "now: the rules as captured; others: what kube-proxy 1.36, or the release that is named, would write for "
+            "the same Services. equal at: with so many Services before it, a lookup costs the same in both; before "
+            "counts Services, not rules. per Service, base and equal at are those of TCP, where it was measured.",
             indent="",
         )
     )
@@ -249,10 +249,13 @@ def _say_fact(value: object) -> list[str]:
     return [] if value is None else [f"{value:,g}" if isinstance(value, float) else str(value)]
 
 
-def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
-    """Print what each check found; for each problem also what it breaks, and how to fix it.
+def show_findings(
+    findings: Sequence[Finding], modes: Iterable[str], lacking: Mapping[str, Mapping[str, Sequence[str]]]
+) -> None:
+    """Print what each check found; for each problem also what it breaks, and how to fix it; then what works.
 
-    :param modes: those that can be measured.
+    :param modes: those that bpftrace can measure.
+    :param lacking: mode -> clock -> names of the checks that it fails.
     """
     header = ("check", "state", "found")
     rows = [(check.name, check.state, check.found) for check in findings]
@@ -262,5 +265,12 @@ def show_findings(findings: Sequence[Finding], modes: Iterable[str]) -> None:
             show(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
             if check.dnf != check.apt:
                 show(f"  {check.dnf}")
+    header = ("mode", "clock", "works here")
+    rows = [
+        (mode, clock, f"no: {', '.join(name.removeprefix(f'{mode}: ') for name in names)}" if names else "yes")
+        for mode, clocks in lacking.items()
+        for clock, names in clocks.items()
+    ]
+    show(f"\n{draw_table('which clock works for which mode', header, rows, left=header, fold=2)}")
     possible = ", ".join(modes)
     show(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")

@@ -19,7 +19,7 @@ from kproxylat.console import say, show
 from kproxylat.errors import BOOKS_OPEN, BUG, Interrupted, KproxylatError, MachineError
 from kproxylat.measure.options import Options
 from kproxylat.results_json import from_json
-from kproxylat.sweep.sweep import Done, Ended, Run, title
+from kproxylat.sweep.sweep import Done, Ended, Run, name_series, title
 from kproxylat.system import interrupts
 from kproxylat.system.files import make_directory
 from kproxylat.system.virtual_machine import POLL_S, Machine, boot
@@ -170,9 +170,9 @@ def _split(runs: Sequence[Run]) -> list[list[Run]]:
 
     The longest series comes first: begun last, it would keep one machine busy while the others idle.
     """
-    series: dict[tuple[str, str], list[Run]] = {}
+    series: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda each: (each[0].where.services or 0, each[1])):
-        series.setdefault((run[0].mode.name, run[0].mode.backend), []).append(run)
+        series.setdefault(name_series(run[0]), []).append(run)
     return sorted(series.values(), key=lambda runs: runs[0][0].mode.loading_cost, reverse=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import count
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kproxylat.results import Result
 from kproxylat.results_json import from_json
-from kproxylat.system.files import explain_errors, give_to_user, make_directory, save_file
+from kproxylat.system.files import append, explain_errors, make_directory, read_own, save_file
 
 STATE_FORMAT = 2
 """Format of a state file. Other formats are not resumed; those of the first, which has no number, had texts as keys."""
@@ -55,12 +56,12 @@ class State:
             seed = Random().getrandbits(32)  # noqa: S311 - chance for an order
         self.seed = seed
         self.path = _new_path(directory, ".state")
-        self._write({"format": STATE_FORMAT, "options": options, "seed": seed})
+        save_file(self.path, json.dumps({"format": STATE_FORMAT, "options": options, "seed": seed}))
 
     def _read(self, path: Path, options: dict[str, Any], seed: int | None) -> bool:
         """Take over a state of the same options, with what it names and is still there, whole; its end may be torn."""
         try:
-            head, *lines = path.read_text(encoding="utf-8").splitlines()
+            head, *lines = read_own(path).decode().splitlines()
             begun = json.loads(head)
             if begun["format"] != STATE_FORMAT or begun["options"] != options or seed not in (None, begun["seed"]):
                 return False
@@ -79,19 +80,13 @@ class State:
             self.seconds[key] = seconds
         return True
 
-    def _write(self, line: dict[str, Any]) -> None:
-        with explain_errors(self.path):
-            with self.path.open("a", encoding="utf-8") as file:
-                # The line before may be torn: begin a new one.
-                file.write(("\n" if file.tell() else "") + json.dumps(line))
-            give_to_user(self.path)
-
     def add(self, key: Key, result: Result, seconds: float) -> None:
         """Note a run that is measured and saved."""
         self.results[key], self.seconds[key] = result, seconds
         if not result.run.cut_short and result.run.log:
             name = Path(result.run.log).with_suffix(".json").name
-            self._write({"point": key, "seconds": round(seconds, 1), "result": name})
+            with explain_errors(self.path):
+                append(self.path, json.dumps({"point": key, "seconds": round(seconds, 1), "result": name}))
 
     def close(self, keys: Iterable[Key], text: str) -> Path:
         """Save the sweep's document, and forget the runs that are in it; also lines that cannot be read."""
@@ -99,12 +94,11 @@ class State:
         finished = set(keys)
         save_file(path, text + "\n")
         with explain_errors(self.path):
-            head, *lines = self.path.read_text(encoding="utf-8").splitlines()
+            head, *lines = read_own(self.path).decode(errors="replace").splitlines()
             unfinished = [line for line in lines if (run := _read_line(line)) and run[0] not in finished]
-            if unfinished:
-                self.path.write_text("\n".join([head, *unfinished]), encoding="utf-8")
-            else:
-                self.path.unlink()
+            self.path.unlink()
+        if unfinished:
+            save_file(self.path, "\n".join([head, *unfinished]))
         return path
 
 
@@ -119,7 +113,7 @@ def _read_line(line: str) -> tuple[Key, float, str] | None:
 
 
 def _new_path(directory: Path, suffix: str) -> Path:
-    """Name a file after the time; another one, where a sweep of the same second has that name."""
+    """Name a file after the time; another one, where a sweep of the same second has that name, or its table."""
     stamp = f"sweep_{datetime.now().astimezone():%Y%m%d_%H%M%S}"
     paths = (directory / f"{stamp}{f'_{number}' if number > 1 else ''}{suffix}" for number in count(1))
-    return next(path for path in paths if not path.exists())
+    return next(path for path in paths if not any(map(os.path.lexists, (path, path.with_suffix(".csv")))))

@@ -20,13 +20,14 @@ from kproxylat import __version__
 from kproxylat.analysis.series import Series, build_series, name_key
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.lab.rules import check_release
 from kproxylat.measure.expected import LONG_S, expect_s, write_duration
 from kproxylat.measure.options import Lab, Options, Tracing
 from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.standing_lab import clear
-from kproxylat.modes import MODES, Mode
+from kproxylat.modes import MAP, MODES, Mode
 from kproxylat.results import Result, Target
 from kproxylat.results_json import list_to_json
 from kproxylat.sweep.state import Key, State
@@ -160,13 +161,27 @@ def find_modes(modes: Iterable[str], backends: Iterable[str]) -> list[Mode]:
     return rows
 
 
-def plan_points(base: Options, modes: Iterable[Mode], services: Iterable[int]) -> list[Options]:
+def plan_points(
+    base: Options, modes: Sequence[Mode], services: Iterable[int], releases: Iterable[str] = ("",)
+) -> list[Options]:
     """Return what to measure, point by point: each mode at each number of Services.
 
     :param base: what all points have in common.
+    :param releases: kube-proxy's, whose rules a lab has one after the other, in the modes in which they differ.
+    :raises UsageError: one is named twice, or the modes' rules are the same in all.
     """
+    names = list(releases)
+    if len(set(names)) < len(names):
+        raise UsageError(f"--kube-proxy {','.join(names)} names a release twice", "name each once")
+    if names != [""] and not any(mode.form == MAP for mode in modes):
+        check_release(names[0], modes[0])
     places = [replace(base.where, services=count) for count in dict.fromkeys(services)]
-    return [replace(base, mode=mode, where=place) for mode in modes for place in places]
+    return [
+        replace(base, mode=mode, where=replace(place, release=release) if isinstance(place, Lab) else place)
+        for mode in modes
+        for release in (names if mode.form == MAP else [""])
+        for place in places
+    ]
 
 
 def check_points(points: Iterable[Options], repeats: int = 1) -> None:
@@ -191,20 +206,24 @@ def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> l
     return ordered
 
 
-def _series(point: Options) -> str:
-    """Name mode, backend and protocol; on a cluster the backend is known only once kube-proxy runs in the mode."""
+def name_series(point: Options) -> str:
+    """Name mode, backend, kube-proxy's release if one was asked for, and protocol.
+
+    On a cluster the backend is known only once kube-proxy runs in the mode.
+    """
     if not point.lab:
         return point.mode.name
-    return name_key((point.mode.name, point.mode.backend, "" if point.ruleset else point.target.protocol))
+    backend = " ".join(filter(None, (point.mode.backend, point.lab.release)))
+    return name_key((point.mode.name, backend, "" if point.ruleset else point.target.protocol or ""))
 
 
 def title(point: Options) -> str:
     """Name a point for people: ``iptables on nft, 100 Services``."""
-    return f"{_series(point).replace('/', ' on ')}, {point.where.services:,} Services"
+    return f"{name_series(point).replace('/', ' on ')}, {point.where.services:,} Services"
 
 
 def _key(point: Options, repeat: int) -> Key:
-    return Key(_series(point), point.where.services or 0, repeat)
+    return Key(name_series(point), point.where.services or 0, repeat)
 
 
 def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +266,7 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int, emulated: bool =
         return f"; this takes about {write_duration(left_s)}" if left_s > LONG_S else ""
     left_s = 0.0
     for point, _ in runs:
-        size, series = point.where.services or 0, _series(point)
+        size, series = point.where.services or 0, name_series(point)
         larger = [each for each in known if each[0] == series and each[1] >= size]
         left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
     most = max(each[1] for each in known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,14 +12,15 @@ from kproxylat.analysis.alternatives import Alternative, WhatIf
 from kproxylat.analysis.crossings import find_crossing
 from kproxylat.analysis.series import build_series, choose_lines
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, UsageError
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
-from kproxylat.modes import Mode
+from kproxylat.modes import MAP, Mode
+from kproxylat.node.doctor import require
 from kproxylat.results import Result, name_unit
 from kproxylat.system.files import save_file
 
@@ -39,17 +40,24 @@ def check(base: Options, packets: int) -> None:
 
 
 def whatif(
-    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
+    base: Options,
+    ruleset: Ruleset,
+    modes: Iterable[Mode],
+    packets: int,
+    protocol: str = "",
+    releases: Sequence[str] = ("",),
 ) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
     :param base: what all runs have in common.
     :param modes: the other modes. ``packets``: how many to send to each Service.
     :param protocol: measure only the Services of this protocol ("": all).
+    :param releases: kube-proxy's, as in :func:`plan_modes`.
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    plans = plan_modes(base, ruleset, modes, packets, protocol)
+    first, *others = plan_modes(base, ruleset, modes, packets, protocol, releases)
+    plans = [first, *keep_possible(others)]
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -71,13 +79,36 @@ def whatif(
     return judge(ruleset, measured), ended
 
 
+def keep_possible(plans: Iterable[Options]) -> Iterator[Options]:
+    """Yield the plans whose mode this machine has all that it takes to measure; name the others."""
+    for plan in plans:
+        try:
+            require(plan.mode, "trace", "run", probe=plan.tracing.probe)
+            yield plan
+        except MachineError as error:
+            say(f"{plan.mode.name} on {plan.mode.backend} is left out: {error}")
+
+
 def plan_modes(
-    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
+    base: Options,
+    ruleset: Ruleset,
+    modes: Iterable[Mode],
+    packets: int,
+    protocol: str = "",
+    releases: Sequence[str] = ("",),
 ) -> list[Options]:
-    """Plan a run of the ruleset as it is, and one in each other mode."""
-    others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
+    """Plan a run of the ruleset as it is, and one in each other mode.
+
+    :param releases: kube-proxy's, of which one run each is planned in the modes whose rules differ between them.
+    """
+    others = [
+        ruleset.rewrite(row, release)
+        for row in modes
+        for release in (releases if row.form == MAP else ("",))
+        if release or (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)
+    ]
     plans = []
-    for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
+    for rules in (ruleset, *others):
         options = plan_replay(base, rules, None, True, "", protocol)
         targets = options.targets[:: -(-len(options.targets) // MAX_MEASURED)]
         sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
@@ -90,10 +121,10 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
     lines = choose_lines(series)
-    now = lines.get((ruleset.mode.name, ruleset.mode.backend))
+    now = lines.get(measured[0].run.rules)
     alternatives = []
     for result in measured:
-        key = result.run.mode or "", result.run.backend or ""
+        key = result.run.rules
         costs = [each.cost for each in result.services]
         if not costs:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import sys
 import tempfile
 import traceback
@@ -15,7 +16,7 @@ from pathlib import Path
 from kproxylat import __version__
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError
-from kproxylat.system.files import give_to_user, make_directory
+from kproxylat.system.files import make_directory, write_new
 from kproxylat.system.trust import find_caller
 
 
@@ -60,9 +61,7 @@ def _save(report: str) -> Path | None:
         with suppress(OSError, RuntimeError, KeyError, KproxylatError):
             directory = Path(choose_directory())
             make_directory(directory)
-            descriptor, name = tempfile.mkstemp(".txt", prefix, directory)
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(report)
-                give_to_user(file.fileno())
-            return Path(name)
+            path = directory / f"{prefix}{secrets.token_hex(4)}.txt"
+            write_new(path, report.encode(errors="backslashreplace"), 0o600)
+            return path
     return None

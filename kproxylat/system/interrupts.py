@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from kproxylat.errors import Interrupted
+from kproxylat.errors import ENDING, Interrupted
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RUNNING: dict[int, str] = {}
 """The programs that run now, which a second signal names: an id -> the command."""
 
@@ -28,12 +27,15 @@ class _State:
     :param pending: the signal that is not raised yet (0: none).
     :param came: whether a signal came, raised or not.
     :param depth: how many blocks that defer signals are nested at the moment; ``shields``: that shield from them.
+    :param arrivals: the two ends of a pipe with the numbers of the signals as they came: Python calls the handlers of
+        those that come together in the order of their numbers.
     """
 
     pending: int = 0
     came: bool = False
     depth: int = 0
     shields: int = 0
+    arrivals: tuple[int, ...] = ()
 
 
 _state = _State()
@@ -43,18 +45,35 @@ def install() -> None:
     """Let the signals raise Interrupted from now on."""
     _state.pending = _state.depth = _state.shields = 0
     _state.came = False
+    for descriptor in _state.arrivals:
+        os.close(descriptor)
+    _state.arrivals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(_state.arrivals[1], warn_on_full_buffer=False)
     for signum in ENDING:
         signal.signal(signum, _handle)
 
 
-def _handle(signum: int, _frame: object) -> None:
+@contextmanager
+def raised() -> Iterator[None]:
+    """Let the signals raise Interrupted in the block, and none after it: the command has cleaned up and ends."""
+    install()
+    try:
+        yield
+    finally:
+        _state.depth += 1
+
+
+def _handle(signum: int, frame: object) -> None:
     """Raise the first signal or keep it. Later ones do not cut the clean-up short."""
+    if _state.came:
+        return _remind(signum, frame)
     _state.came = True
-    for ending in ENDING:
-        signal.signal(ending, _remind)
+    with suppress(BlockingIOError):
+        signum = os.read(_state.arrivals[0], 1)[0]
     if not _state.depth:
         raise Interrupted(signum)
     _state.pending = signum
+    return None
 
 
 def _remind(_signum: int, _frame: object) -> None:

@@ -113,6 +113,7 @@ FUNCTIONS = {
     "nfnetlink_acct": "nfnl_acct_find_get",
     "nft_compat": "nft_target_eval_xt",
     "pktgen": "pktgen_thread_worker",
+    "veth": "veth_xmit",
     "xt_nfacct": "nfacct_mt",
     "xt_set": "set_match_v4",
 }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ctypes import CDLL, get_errno
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,9 @@ from kproxylat.system import interrupts
 Answer = TypeVar("Answer")
 CLONE_NEWNET = 0x40000000
 """Kernel, include/uapi/linux/sched.h."""
+_PR_SET_PDEATHSIG = 1
+"""Kernel, include/uapi/linux/prctl.h."""
+_LIBC = CDLL(None, use_errno=True)
 _DIRECTORIES = [*os.environ.get("PATH", "").split(":"), "/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
 PATH = os.pathsep.join(directory for directory in _DIRECTORIES if directory.startswith("/"))
 """The search path for programs: PATH, and the directories that the PATH of an ordinary user lacks. Relative and empty
@@ -127,7 +131,7 @@ def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
     def enter() -> Answer:
         # os.setns() exists since Python 3.12.
         with netns_path(netns).open() as file:
-            if CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+            if _LIBC.setns(file.fileno(), CLONE_NEWNET):
                 raise MachineError(f"network namespace {netns} cannot be entered: {os.strerror(get_errno())}")
         return work()
 
@@ -163,6 +167,13 @@ def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ..
     if process.status not in ok:
         raise CommandError(list(argv), process.status, "".join(err or out))
     return "".join(out)
+
+
+def _die_with(parent: int) -> None:
+    """In a child, die with the parent, also if it has died since the fork, before setpriv(1) could see to that."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _read_lines(reader: int, take: Callable[[str], None]) -> None:
@@ -212,6 +223,7 @@ class Background:
                 _out=writers[0],
                 _err=writers[1],
                 _env={**os.environ, **(env or {})},
+                _preexec_fn=partial(_die_with, os.getpid()),
                 **_PIPES,
             )
         except BaseException:

@@ -1,7 +1,7 @@
 """A virtual machine with the kernel of a distribution and the root file system of this machine.
 
 virtme-ng boots the kernel under QEMU without root: with KVM where it works, else emulated (TCG). The guest reads the
-files of the host over 9p, and can write to the output directory only.
+files of the host over 9p, and can write to the output directory only. :mod:`kproxylat.system.launch` starts QEMU.
 
 On the instruction clock (QEMU ``-icount shift=0``) the guest's clock advances by 1 ns per executed instruction, so
 that a difference of ``nsecs`` counts instructions. ``sleep=on`` keeps that clock behind the real one while the guest
@@ -15,16 +15,17 @@ import os
 import queue
 import re
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.system import interrupts
+from kproxylat.system import interrupts, launch
 from kproxylat.system.processes import Background, find
 from kproxylat.system.trust import find_caller
 
@@ -34,6 +35,9 @@ BOOT_S = 45
 POLL_S = 0.2
 """How often a thread that waits for the guest checks for a signal, and for the end of the guest."""
 SHARE = "kproxylat"
+NAME = "kproxylat-"
+"""Begin of a machine's name; the process id of its kproxylat follows."""
+PROCESSES = Path("/proc")
 _GUEST = """\
 mkdir -p /run/host &&
 mount -t 9p -o ro,version=9p2000.L,trans=virtio,cache=loose,msize=512000 {share} /run/host &&
@@ -133,8 +137,9 @@ class Machine:
                 raise UsageError(f"invalid path for a virtual machine: {path} has a comma or =", "rename the directory")
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         caller = find_caller() if os.geteuid() == 0 else (os.getuid(), os.getgid())
+        runner = find_runner()
         self._process = Background(
-            find_runner(),
+            *(launch.find_python(runner) or "python3", launch.__file__, runner),
             *build_command(self, caller),
             on_out=self._read,
             on_err=self._console.append,
@@ -253,7 +258,7 @@ def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]
     command += [] if machine.kvm else ["--disable-kvm"]
     command += [word for option in options for word in ("--kopt", option)]
     command += [f"--rwdir={machine.writable}"] if machine.writable else []
-    command += ["--script-sh", guest, "--qemu-opts"]
+    command += ["--script-sh", guest, "--qemu-opts", "-name", f"{NAME}{os.getpid()}"]
     # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
     command += ["-cpu", "host" if machine.kvm else "Nehalem"]
     command += ["-icount", "shift=0,sleep=on"] if counting else []
@@ -282,3 +287,37 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     with waiting("booting", 5 if kvm else BOOT_S):
         for machine in machines:
             machine.wait_booted()
+
+
+def end_leftovers(dry_run: bool = False) -> list[str]:
+    """End the machines whose kproxylat no longer runs.
+
+    :param dry_run: end none.
+    :return: their names.
+    """
+    ended = []
+    for process, name in _find_leftovers():
+        # The id may be another process's by now: the descriptor of a process is not reused.
+        with suppress(OSError):
+            descriptor = os.pidfd_open(process)
+            try:
+                if (process, name) in _find_leftovers():
+                    if not dry_run:
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    ended.append(f"virtual machine {name}")
+            finally:
+                os.close(descriptor)
+    return ended
+
+
+def _find_leftovers() -> Iterator[tuple[int, str]]:
+    """Yield process id and name of each QEMU of a kproxylat that is not its parent any more."""
+    own = (PROCESSES / "self/ns/pid").readlink()
+    for directory in PROCESSES.glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            words = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            name = words[words.index("-name") + 1]
+            parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
+            # In another namespace of processes, numbers mean other processes.
+            if re.fullmatch(rf"{NAME}\d+", name) and (directory / "ns/pid").readlink() == own and name != NAME + parent:
+                yield int(directory.name), name

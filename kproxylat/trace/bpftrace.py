@@ -7,8 +7,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from kproxylat.console import waiting
 from kproxylat.errors import MachineError, TemplateError
@@ -39,6 +40,12 @@ REMEDIES = {
 
 _ERROR = re.compile(r"^\S*:(\d+):\d+(?:-\d+)?: ERROR: (.+)", re.M)
 """An error in the script, e.g. ``stdin:3:2-9: ERROR: Unknown function: 'foo'`` (bpftrace, src/log.cpp)."""
+
+
+FILES = "/proc/{}/fdinfo"
+_MISSES = re.compile(r"^(?:recursion_misses|missed):\s*(\d+)", re.M)
+"""Calls that the kernel did not pass to a BPF program (kernel, kernel/bpf/syscall.c, bpf_prog_show_fdinfo; since 5.12),
+or to a link of kprobes (kernel/trace/bpf_trace.c)."""
 
 
 class LineBuffer:
@@ -91,12 +98,14 @@ class Tracer(LineBuffer):
     :param script: the program's text; it goes in on stdin, so no file is left behind.
     :param on_line: see :class:`LineBuffer`; called from the threads that read the output.
     :ivar map_limit: how many keys a map may have.
+    :ivar skipped: after :meth:`stop`, how many calls the kernel did not pass to the script; None if it does not count.
     """
 
     def __init__(self, script: Script, on_line: Callable[[str], bool | None]) -> None:
         super().__init__(on_line)
         self._script = script
         limit_name, self.map_limit = find_map_limit(detect_clock()[0])
+        self.skipped: int | None = None
         self._attached = threading.Event()
         self._process = Background(
             "bpftrace",
@@ -175,6 +184,7 @@ class Tracer(LineBuffer):
         """
         if not self.alive:
             raise MachineError(f"bpftrace died while tracing (status {self._process.status}): {self.words}")
+        self.skipped = self._count_skipped()
         opened, waited_s = self._process.count_files(), 0.0
         while self._process.count_files() >= opened and waited_s < limit_s:
             self._process.signal(signal.SIGINT)
@@ -191,6 +201,14 @@ class Tracer(LineBuffer):
         """Raise MachineError if bpftrace, which has ended, failed: a script may end itself."""
         if self._process.status != 0:
             raise MachineError(f"bpftrace failed at its end (status {self._process.status}): {self.words}")
+
+    def _count_skipped(self) -> int | None:
+        """Add up what the kernel says of the files that bpftrace holds open, its programs and links among them."""
+        misses: list[str] = []
+        with suppress(OSError):
+            for file in Path(FILES.format(self._process.pid)).iterdir():
+                misses += _MISSES.findall(file.read_text())
+        return sum(map(int, misses)) if misses else None
 
     def end(self) -> None:
         """End bpftrace if it still runs."""

@@ -6,9 +6,11 @@ import os
 import platform
 import re
 from functools import lru_cache
+from pathlib import Path
 
 from kproxylat.errors import MachineError
 from kproxylat.modes import Engine, Mode
+from kproxylat.system import kernel
 from kproxylat.system.btf import btf_module
 from kproxylat.system.kernel import IN_VM, has_function, release, version_numbers
 from kproxylat.system.processes import run
@@ -45,6 +47,80 @@ def probe_words(version: tuple[int, int], kind: str = "fentry") -> tuple[str, st
     return ("fentry", "fexit", "args.") if version >= (0, 21) else ("kfunc", "kretfunc", "args->")
 
 
+def check_function_tracing() -> str:
+    """Check function tracing: fentry and fexit patch the ftrace call site of a function that tracefs lists.
+
+    :raises MachineError: it is missing, switched off, or its list cannot be read.
+    """
+    if not kernel.path_exists("proc/sys/kernel/ftrace_enabled"):
+        raise MachineError("no function tracing (CONFIG_FUNCTION_TRACER)")
+    _check_switch()
+    functions = Path(kernel.find_tracefs().lstrip("/")) / "available_filter_functions"
+    try:
+        with (kernel.ROOT / functions).open() as file:
+            file.read(1)
+    except OSError as error:
+        if os.geteuid() != 0:
+            raise
+        raise MachineError(f"/{functions}, the list for fentry, cannot be read: {error.strerror}") from None
+    return "on"
+
+
+def _check_switch() -> None:
+    """Check that function tracing, if the kernel has it, is switched on.
+
+    Otherwise a kprobe at a function's ftrace call site attaches, too, and never fires (seen on 6.1).
+    """
+    path = "proc/sys/kernel/ftrace_enabled"
+    if kernel.path_exists(path) and kernel.read_path(path) == "0":
+        raise MachineError(
+            "function tracing is switched off (kernel.ftrace_enabled=0)", "sysctl -w kernel.ftrace_enabled=1"
+        )
+
+
+def check_kprobes() -> str:
+    """Check that the kernel has kprobes.
+
+    :raises MachineError: it has not; or they are switched off with function tracing.
+    """
+    _check_switch()
+    if not kernel.path_exists("sys/bus/event_source/devices/kprobe"):
+        raise MachineError("no kprobes (CONFIG_KPROBE_EVENTS)")
+    return "on"
+
+
+KINDS = {"fentry": check_function_tracing, "kprobe": check_kprobes}
+"""Kind of probe -> the check whether this kernel has it, for any function. "auto" takes the first kind that works."""
+
+
+def check_probes(mode: Mode, probe_kind: str) -> str:
+    """Return the kind of probe that traces a mode here: both doctor and a run decide by this function.
+
+    :param probe_kind: as in :func:`find_engine`.
+    :raises MachineError: no such probe works.
+    """
+    working, lacking = _split_kinds(probe_kind)
+    if not working:
+        remedy = next((error.remedy for error in lacking.values() if error.remedy), IN_VM)
+        raise MachineError("; ".join(f"{kind}: {error}" for kind, error in lacking.items()), remedy)
+    # The functions of a module can be looked up once it is loaded.
+    if os.geteuid() == 0 and kernel.has_module(mode.module):
+        return find_engine(mode, probe_kind)[1]
+    return f"{working[0]}, once {mode.module} is loaded"
+
+
+def _split_kinds(probe_kind: str) -> tuple[list[str], dict[str, MachineError]]:
+    """Return the kinds of probe that this kernel has, and the others with their errors."""
+    working, lacking = list[str](), dict[str, MachineError]()
+    for kind in KINDS if probe_kind == "auto" else (probe_kind,):
+        try:
+            KINDS[kind]()
+            working.append(kind)
+        except MachineError as error:
+            lacking[kind] = error
+    return working, lacking
+
+
 @lru_cache
 def find_engine(mode: Mode, probe_kind: str) -> tuple[Engine, str]:
     """Return the functions that walk the rules on this kernel, and the kind of probe that can trace them.
@@ -53,14 +129,17 @@ def find_engine(mode: Mode, probe_kind: str) -> tuple[Engine, str]:
     :param probe_kind: "fentry", "kprobe", or "auto": fentry if the kernel has the types (BTF) that it needs.
     :raises MachineError: this kernel lacks the functions, or they have other arguments.
     """
-    for kind in ("fentry", "kprobe") if probe_kind == "auto" else (probe_kind,):
-        problems = []
+    working, lacking = _split_kinds(probe_kind)
+    problems = {kind: str(error) for kind, error in lacking.items()}
+    # Without any, a script can be rendered all the same: check_probes decides whether it can run.
+    for kind in working or lacking:
         for engine in mode.engines:
             problem = _check_typed(engine, mode) if kind == "fentry" else _check_untyped(engine)
             if not problem:
                 return engine, kind
-            problems.append(problem)
-    raise MachineError(problems[0], f"use another kernel; or: {IN_VM}")
+            problems.setdefault(kind, problem)
+    message = "; ".join(f"{kind}: {problem}" for kind, problem in problems.items())
+    raise MachineError(message, f"use another kernel; or: {IN_VM}")
 
 
 def _check_typed(engine: Engine, mode: Mode) -> str:
@@ -81,6 +160,8 @@ def _check_untyped(engine: Engine) -> str:
     if platform.machine() != "x86_64":
         # The script identifies a call by the address at which x86-64's call instruction stores the return address.
         return f"kprobes need x86-64; {platform.machine()} stores a call's return address elsewhere"
+    if re.match(r"v?0\.26\.0\b", find_version()[0]):
+        return "bpftrace 0.26.0 reads wrong arguments and results of kprobes where the kernel has sessions of them"
     if version_numbers() < engine.since:
         return f"this kernel ({release()}) is older than {'.'.join(map(str, engine.since))}"
     missing = [function for function in engine.functions if not has_function(function)]

@@ -97,8 +97,8 @@ def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer:
     if probes and not any(probe.lookup for probe in probes):
         warnings.append("no call was a Service lookup: are these the rules of the mode that was named?")
     warnings += check_envelopes(probes)
-    # The kernel counts what it skips of fentry (recursion_misses) only while the program is loaded.
-    known = missed if missed or kind == "kprobe" else None
+    missed += tracer.skipped or 0
+    known = missed if missed or kind == "kprobe" or tracer.skipped is not None else None
     return Quality(count_lost(output), known, _read_count(maps, "strays"), full, tuple(warnings))
 
 

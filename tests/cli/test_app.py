@@ -278,7 +278,7 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, internal_error: Path
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr("kproxylat.system.crash.give_to_user", given.append)
+    monkeypatch.setattr("kproxylat.system.files.give_to_user", given.append)
     status, out, err = call(capsys, *LAB, "--mode", "nftables", "7")
     (report,) = internal_error.glob("kproxylat/traceback_*.txt")
     line = "This takes about 13 s.\n"
@@ -293,7 +293,7 @@ def test_an_internal_error_is_one_line_and_its_traceback_a_file(
     ]
     assert trace.startswith("Traceback (most recent call last):\n")
     assert "in fail\n" in trace
-    assert (report.stat().st_mode & 0o777, len(given)) == (0o600, 1)
+    assert (report.stat().st_mode & 0o777, len(given)) == (0o600, 3), "the two directories and the report"
     call(capsys, *LAB)
     assert len(list(internal_error.glob("kproxylat/*"))) == 2, "a report replaces no other"
 

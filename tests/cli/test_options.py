@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from kproxylat.cluster.envelope import Envelope
+from kproxylat.cluster.nodes import Outcome
 from kproxylat.cluster.proxy_mode import Evidence, Finding
 from kproxylat.measure.expected import announce
 from kproxylat.measure.options import NodeUnderTest, Options, Sending
@@ -38,6 +40,8 @@ NODE = ("--target", "10.96.0.10:53", "--mode", "iptables")
 REPLAY = ("--lab", "--ruleset", RULES, "--every-service")
 POINTS = ("--services", "10,20")
 DRY = ("--dry-run",)
+NODES = ("--node", "n1")
+TRACED = ("--mode", "nftables", "--duration", "9", *NODES)
 PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "run": {
         "lab": LAB,
@@ -45,6 +49,8 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "vm": (*LAB, "--vm"),
         "node": NODE,
         "cluster": (),
+        "nodes": NODES,
+        "dry nodes": (*NODES, *DRY),
         "dry": (*LAB, *DRY),
         "dry ruleset": (*REPLAY, *DRY),
         "dry node": (*NODE, *DRY),
@@ -64,13 +70,15 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "all packets": ("--mode", "iptables", "--backend", "nft"),
         "target": (*NODE, "--backend", "nft"),
         "dry": (*NODE, "--backend", "nft", *DRY),
+        "nodes": TRACED,
+        "dry nodes": (*TRACED, *DRY),
     },
     "bill": {"here": (), "serve": ("--serve", ":9105")},
     "demo": {"here": ()},
     "reproduce": {"quick": ("k8s-blog-2025",)},
-    "capture": {"node": ()},
-    "cleanup": {"here": ()},
-    "doctor": {"here": ()},
+    "capture": {"node": (), "nodes": NODES},
+    "cleanup": {"here": (), "nodes": NODES},
+    "doctor": {"here": (), "nodes": NODES},
     "parse": {
         "table": (LOG,),
         "csv": (LOG, "--format", "csv"),
@@ -81,7 +89,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "compare": {"one": (str(COUNTED),), "two": (LOG, LOG), "forced": (LOG, LOG, "--force")},
     "plot": {"one": (LOG,), "two": (LOG, LOG)},
     "report": {"html": (LOG,), "markdown": (LOG, "-o", "x.md")},
-    "mode show": {"cluster": ()},
+    "mode show": {"cluster": (), "nodes": NODES},
     "mode set": {"cluster": ("nftables",)},
     "services create": {"cluster": ("--count", "5"), "worker": ("--count", "5", "--worker", "--wait", "7")},
     "services delete": {"cluster": (), "wait": ("--wait", "7")},
@@ -91,13 +99,20 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
 API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
-NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places"}
+NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
 NO_NODE = {"--netns", "--node-container"}
+NO_PODS = {"--parallel", "--job-namespace", "--image"}
+NO_OTHER = {"--selector", "--all-nodes"}
+NOT_DRY = {"--output-dir", "--parallel"}
 NO_PERCENTILES = {"--percentiles"}
-OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places"}
+NO_POD = NO_NODE | NO_OTHER | {"--template"}
+NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
+OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
+        "nodes": NO_POD_RUN | {"--keep"},
+        "dry nodes": NO_POD_RUN | NOT_DRY | {"--yes"},
         "lab": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
         "ruleset": IN_LAB
         | NO_VM
@@ -128,13 +143,25 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
+        "cluster": NO_VM
+        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "dry cluster": NO_VM | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places"},
+        "dry cluster": NO_VM
+        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
-    "trace": {"all packets": {"--protocol", "--format"}, "target": {"--family", "--format"}, "dry": {"--family"}},
     "bill": {"serve": {"--format", "--whatif"}},
+    "trace": {
+        "all packets": {"--protocol", "--format"},
+        "target": {"--family", "--format"},
+        "dry": {"--family"},
+        "nodes": NO_POD | {"--protocol", "--format"},
+        "dry nodes": NO_POD | {"--protocol", *NOT_DRY},
+    },
+    "capture": {"nodes": NO_POD - {"--template"}},
+    "cleanup": {"nodes": NO_OTHER},
+    "doctor": {"nodes": NO_OTHER},
+    "mode show": {"nodes": NO_POD - {"--template"}},
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -148,10 +175,19 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "services delete": {"cluster": NO_NODE},
 }
 """Command -> place -> the options that are refused there; all others are used."""
+for command in ("run", "trace", "capture", "cleanup", "doctor", "mode show"):
+    for place, base in PLACES[command].items():
+        if "--node" not in base:
+            local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
+            local |= set() if command in ("run", "mode show") else {"--kubeconfig", "--context"}
+            local |= set() if command != "trace" else {"--node", *NO_OTHER}
+            REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
+"""Without --node, options of pods are refused, and with the lab or without --duration --node is."""
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
     ("reproduce", "quick", "name"),
+    *((command, place, "--node") for command in PLACES for place in ("nodes", "dry nodes")),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -191,9 +227,15 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "parse prints --format": ("--format", "csv"),
     "parse intervals --format": ("--format", "csv"),
     "--kernel": ("--kernel", "/boot/vmlinuz-7"),
+    "--kube-proxy": ("--kube-proxy", "1.37"),
     "--kubeconfig": ("--kubeconfig", "/nowhere"),
     "--mode": ("--mode", "nftables"),
     "--namespace": ("--namespace", "prod"),
+    "--node": ("--node", "n2"),
+    "--selector": ("--selector", "a=b"),
+    "--parallel": ("--parallel", "2"),
+    "--job-namespace": ("--job-namespace", "jobs"),
+    "--image": ("--image", "other:1"),
     "--netns": ("--netns", "/run/netns/x"),
     "--node-container": ("--node-container", "kind-worker"),
     "--output": ("--output", "other.png"),
@@ -231,6 +273,8 @@ WITH = {
     "--family": ("--generator", "sockets"),
     "--ruleset": ("--every-service",),
     "--places": ("--first-packet",),
+    "--kube-proxy": ("--mode", "nftables"),
+    "whatif --kube-proxy": (),
 }
 """Option -> the words without which it cannot stand."""
 
@@ -330,6 +374,12 @@ ENTRIES: dict[str, Any] = {
     "measure.defaults.detect_mode": (find_mode("iptables", "nft"), ()),
     "measure.defaults.find_source": lambda options, _: options,
     "cluster.api.connect": Api(),
+    "cluster.nodes.find_nodes": lambda *_: [{"metadata": {"name": "n1"}}],
+    "cluster.nodes.check_namespace": None,
+    "cluster.nodes.run_jobs": [Outcome("n1", Envelope("1", 0, "{}", 0.0, {"x.log": "x"}))],
+    "system.files.save_file": None,
+    "cluster.job.make_name": "name",
+    "measure.defaults.choose_remote_source": "10.244.7.0/24",
     "node.node.find_node": lambda netns, container: Node(netns, container or "here"),
     "measure.run.measure": (RESULT, None),
     "sweep.sweep.sweep": sweep,
@@ -450,7 +500,7 @@ def test_the_readme_shows_what_is_printed(capsys: Captured) -> None:
     place = NodeUnderTest(Node(None, "here"))
     service = Target("10.96.0.10", 50051, "udp", "shop/my-service", (), ("10.244.1.10:50051",))
     mode = find_mode("iptables", "nft")
-    plan = Options(mode, where=place, sending=Sending(duration_s=5, rate_pps=1000), service=service)
+    plan = Options(mode, service, where=place, sending=Sending(duration_s=5, rate_pps=1000))
     announce(plan, False)
     assert capsys.readouterr().err.startswith(announced.rstrip())
 
@@ -470,7 +520,7 @@ def test_an_option_is_used_or_refused(capsys: Captured, command: str, place: str
     base, name = (*command.split(), *PLACES[command][place]), name_of(parameter)
     words = words_of(command, place, parameter)
     refused = name in REFUSED.get(command, {}).get(place, ())
-    extra = () if refused else WITH.get(name, ())
+    extra = () if refused else WITH.get(f"{command} {name}", WITH.get(name, ()))
     extra = (
         () if {*extra} & {*base} or not {*extra} & {each for one in PARAMETERS[command] for each in one.opts} else extra
     )

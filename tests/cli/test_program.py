@@ -16,6 +16,7 @@ from kproxylat import console
 from kproxylat.cli import app, program
 from kproxylat.errors import MachineError
 from kproxylat.system import virtual_machine
+from kproxylat.trace.engine import KINDS
 from tests.results import COUNTED
 from tests.support import ROOT
 from tests.support.command import PARAMETERS, Captured, call, name_of
@@ -151,7 +152,7 @@ def test_render_names_a_kernel_without_kprobes(capsys: Captured, monkeypatch: py
     class Script:
         kind = "kprobe"
 
-    monkeypatch.setattr("kproxylat.node.checks.check_kprobes", check)
+    monkeypatch.setitem(KINDS, "kprobe", check)
     monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
     monkeypatch.setattr("kproxylat.measure.plan.load_modules", lambda _: None)
     monkeypatch.setattr("kproxylat.measure.plan.plan_script", lambda _: Script())

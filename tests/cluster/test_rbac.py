@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import socket
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from kproxylat.cluster import dummies, sources
+from kproxylat.cluster import dummies, nodes, sources
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import Dummies, create, delete, paths, read_dummies
+from kproxylat.cluster.job import make_job
 from kproxylat.cluster.proxy_config import read_configured
 from kproxylat.cluster.rollout import apply_change, plan_change, wait_for_rollout
 from kproxylat.cluster.sources import choose_source
@@ -19,9 +22,10 @@ from kproxylat.cluster.worker import apply_worker, delete_worker
 from kproxylat.measure.options import Options
 from kproxylat.node.node import Node
 from tests.support.command import Captured, call
-from tests.support.fake_api import FakeApi
+from tests.support.fake_api import Call, FakeApi
 from tests.support.fixtures import cluster, measured  # noqa: F401
 from tests.support.kube_proxy import CONFIGMAP, DAEMONSET, RECORDED
+from tests.support.kubelet import Kubelet
 from tests.support.nodes import node_of
 from tests.support.rights import MANIFESTS, made, rights
 
@@ -98,9 +102,33 @@ def mode_set(api: Api, fake: FakeApi) -> None:
     wait_for_rollout(api, change)
 
 
+def run_on_nodes(api: Api, fake: FakeApi) -> None:
+    """On a node that measures, on one whose quota is exceeded, and on one that loses its pod."""
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch().context() as patch:
+        patch.setattr(nodes, "POLL_S", 0.02)
+        patch.setattr(nodes, "EVENTS_S", 0)
+        kubelet = Kubelet(fake, Path(directory), events={"n2": "exceeded quota"}, wrap=lambda _: ["sleep", "0.3"])
+
+        def lose(call: Call) -> None:
+            kubelet.note(call)
+            if call.resource == "pods/log" and "-n3-" in call.name:
+                fake.objects.pop(("", "pods", call.namespace, call.name), None)
+
+        fake.after = lose
+        for name in ("n1", "n2", "n3"):
+            fake.add(node_of(name, "192.0.2.2", "10.244.1.0/24"))
+        names = [node["metadata"]["name"] for node in nodes.find_nodes(api, [], "")]
+        jobs = {name: make_job("run", name, [], "kproxylat", "image", 1) for name in names}
+        errors = {outcome.node: outcome.error for outcome in nodes.run_jobs(api, jobs, 3)}
+        kubelet.end()
+    assert [errors[name][: len(text)] for name, text in zip(names, ENDS, strict=True)] == list(ENDS)
+
+
+ENDS = ("the pod ended", "the pod does not start: exceeded quota", "the pod was deleted")
 WAYS: dict[str, Callable[[Api, FakeApi], None]] = {
     "mode show": mode_show,
     "run": run,
+    "run --node": run_on_nodes,
     "sweep": sweep,
     "services list": services_list,
     "services create": services_create,

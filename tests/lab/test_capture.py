@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from kproxylat.errors import MachineError
+from kproxylat.errors import CommandError, MachineError
 from kproxylat.lab import capture
 from kproxylat.lab.anonymous import Anonymizer
 from kproxylat.lab.rules import render_ruleset
 from kproxylat.lab.ruleset import Ruleset, read_ruleset
 from kproxylat.lab.services import ADDRESSES, place_services
 from kproxylat.modes import MODES, Mode, find_mode
-from kproxylat.node import live_rules
+from kproxylat.node import live_rules, service_rule
 from kproxylat.node import node as nodes
 from kproxylat.system import kernel
 from tests.support import TESTS
@@ -45,6 +45,8 @@ class Node:
     def run(self, *argv: str, **_: object) -> str:
         self.ran.add(argv[0])
         match argv:
+            case (tool, "--version"):
+                return f"{tool} v1.2.3\n(more)\n"
             case ("cat", "/proc/net/ip_tables_names"):
                 return "nat\n" if ("iptables", "legacy") in self.modes else ""
             case ("cat", "/proc/net/ip6_tables_names"):
@@ -79,8 +81,9 @@ class Node:
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node()
-    for module in (capture, live_rules):
+    for module in (capture, live_rules, service_rule):
         monkeypatch.setattr(module, "run", node.run)
+    monkeypatch.setattr(kernel, "has_module", lambda _: True)
     monkeypatch.setattr(kernel, "check_root", lambda: None)
     monkeypatch.setattr(live_rules.os, "geteuid", lambda: 0)
     return node
@@ -101,8 +104,13 @@ def test_a_capture_can_be_loaded(live: Node, tmp_path: Path, mode: Mode, anonymo
     assert hidden is anonymous
     assert ("dummy-service" in text) is (not anonymous and mode.name != "ipvs")
     assert json.loads(text)["anonymous"] is anonymous
+    printed = {"nftables": ["nft"], "ipvs": ["iptables-nft", "ipset", "ipvsadm"]}
+    tools = printed.get(mode.name, [f"iptables-{mode.backend}"])
+    assert json.loads(text)["tools"] == {tool: f"{tool} v1.2.3" for tool in tools}
     with pytest.raises(MachineError, match="File exists"):
         capture.save(text, tmp_path / "ruleset.json")
+    capture.save("", tmp_path / "ruleset.json", force=True)
+    assert (tmp_path / "ruleset.json").read_text() == ""
 
 
 def test_reading_creates_no_table(live: Node) -> None:
@@ -111,6 +119,38 @@ def test_reading_creates_no_table(live: Node) -> None:
     capture.capture(None, None, False)
     assert "iptables-legacy-save" not in live.ran
     assert "ipset" not in live.ran, "no rule names a set"
+
+
+def test_nft_that_crashes_is_named(live: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nft 1.0.4 does on sets that nft 1.1.3 wrote."""
+    live.modes["nftables", "nft"] = find_mode("nftables", None)
+
+    def crash(*argv: str, **more: object) -> str:
+        if argv == ("nft", "list", "tables"):
+            raise CommandError([*argv], -11, "")
+        return "nftables v1.0.4 (Lester Gooch)\n" if argv == ("nft", "--version") else live.run(*argv, **more)
+
+    monkeypatch.setattr(service_rule, "run", crash)
+    with pytest.raises(MachineError, match=r"nftables v1.0.4 crashed \(status -11\) at nft list tables") as caught:
+        capture.capture(None, None, False)
+    assert "newest nft" in caught.value.remedy
+
+
+@pytest.mark.parametrize("lacks", ["nf_tables", "ip_tables"])
+def test_a_kernel_without_a_module_has_no_such_rules(live: Node, monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    """There nft refuses to list tables; the rules that the kernel has are read nevertheless."""
+    for backend in ("legacy", "nft"):
+        live.modes["iptables", backend] = find_mode("iptables", backend)
+    monkeypatch.setattr(kernel, "has_module", lambda name: name != lacks)
+
+    def refuse(*argv: str, **more: object) -> str:
+        if argv == ("nft", "list", "tables") and lacks == "nf_tables":
+            raise CommandError([*argv], 1, "netlink: Error: cache initialization failed: Protocol not supported")
+        return live.run(*argv, **more)
+
+    monkeypatch.setattr(service_rule, "run", refuse)
+    [rules] = live_rules.read_live_rules()
+    assert rules.backend == ("legacy" if lacks == "nf_tables" else "nft")
 
 
 def test_several_backends_require_a_choice(live: Node) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 
 from kproxylat.errors import UsageError
-from kproxylat.lab.rules import EMPTY_TRANSACTION, render_ruleset
+from kproxylat.lab.rules import DEFAULT_RELEASE, EMPTY_TRANSACTION, RELEASES, check_release, render_ruleset
+from kproxylat.lab.ruleset_services import _RELEASES
 from kproxylat.lab.services import Service, dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
+from tests.support import TESTS
 from tests.support.rules import ALWAYS, captured, iptables_chains, nft_blocks, text_of
 
 
@@ -39,6 +44,104 @@ def test_nftables_rules_equal_those_of_kube_proxy(dummies: int) -> None:
     rendered = nft_blocks(text_of(find_mode("nftables", None), services))
     assert len(real["table ip kube-proxy map service-ips"]) == 2 + 4 + dummies
     assert rendered == real
+
+
+SINGLE = Service("ns1/svc1:p80", "tcp", "172.30.0.41", 80, ("10.180.0.1:80",))
+DOUBLE = Service("ns4/svc4:p80", "tcp", "172.30.0.44", 80, ("10.180.0.4:80", "10.180.0.5:80"))
+SERVICE, OTHER = "chain service-ULMVA6XW-ns1/svc1/tcp/p80", "chain service-LAUZTJTB-ns4/svc4/tcp/p80"
+ENDPOINT = "chain endpoint-5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80"
+RELEASED: dict[str, dict[str, set[str]]] = {
+    "1.33": {
+        SERVICE: {
+            "ip daddr 172.30.0.41 tcp dport 80 ip saddr != 10.244.0.0/16 jump mark-for-masquerade",
+            "numgen random mod 1 vmap { 0 : goto endpoint-5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80 }",
+        },
+        ENDPOINT: {"ip saddr 10.180.0.1 jump mark-for-masquerade", "meta l4proto tcp dnat to 10.180.0.1:80"},
+        OTHER: {
+            "ip daddr 172.30.0.44 tcp dport 80 ip saddr != 10.244.0.0/16 jump mark-for-masquerade",
+            "numgen random mod 2 vmap { 0 : goto endpoint-UNZV3OEC-ns4/svc4/tcp/p80__10.180.0.4/80, "
+            "1 : goto endpoint-5RFCDDV7-ns4/svc4/tcp/p80__10.180.0.5/80 }",
+        },
+    },
+    "1.36": {
+        SERVICE: {"meta l4proto tcp dnat ip to numgen random mod 1 map { 0 : 10.180.0.1 . 80 }"},
+        OTHER: {
+            "meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 10.180.0.4 . 80, 1 : 10.180.0.5 . 80 }",
+        },
+    },
+    "1.37": {
+        SERVICE: {"meta l4proto tcp dnat to 10.180.0.1:80"},
+        OTHER: {
+            "meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 10.180.0.4 . 80, 1 : 10.180.0.5 . 80 }",
+        },
+    },
+}
+"""Release -> what it writes for these Services, with the names of chains that Kubernetes' own tests have
+(pkg/proxy/nftables/proxier_test.go)."""
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_has_its_own_chains(release: str) -> None:
+    [(_, text)] = render_ruleset(find_mode("nftables", None), [SINGLE, DOUBLE], release=release)
+    blocks = {name.removeprefix("table ip kube-proxy "): lines for name, lines in nft_blocks(text).items()}
+    assert {name: blocks.get(name) for name in RELEASED[release]} == RELEASED[release]
+    assert any(name.startswith("chain endpoint-") for name in blocks) == (release == "1.33")
+    assert ("set hairpin-connections" in blocks) == (release != "1.33")
+    assert (" random mod 1 map" in text) == (release == "1.36"), "a map for each Service is what costs in loading"
+    [written] = [words for words, pattern in _RELEASES if re.search(pattern, text, re.M) and (
+        words.startswith(release) or words == "1.29 to 1.35")]  # fmt: skip
+    assert written
+
+
+@pytest.mark.parametrize("release", [name for name in RELEASES if RELEASES[name].held])
+def test_the_default_release_is_the_newest_held_against_a_real_one(release: str) -> None:
+    assert release <= DEFAULT_RELEASE
+    assert RELEASES[DEFAULT_RELEASE].held
+
+
+def test_1_33_differs_from_1_35_captured_in_no_base_chain() -> None:
+    """tests/rulesets/kube-proxy-1.35-nft.txt has the chains of endpoints, too, as all releases before 1.36."""
+    captured_text = (TESTS / "rulesets/kube-proxy-1.35-nft.txt").read_text()
+    real = nft_blocks(captured_text[captured_text.index("table ip kube-proxy") :])
+    [(_, text)] = render_ruleset(find_mode("nftables", None), [SINGLE], release="1.33")
+    rendered = nft_blocks(text)
+    base = {name for name in real if "chain " in name and not re.search(r"-[A-Z0-9]{8}-", name)}
+    assert len(base) > 15
+    for name in base:
+        lines = {line.replace("10.43.0.0/16", "10.96.0.0/12") for line in real[name]}
+        assert rendered[name] == lines, name
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft"), reason="needs root and nft")
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("release", RELEASES)
+def test_nft_loads_each_release_and_more_on_top(release: str, family: int) -> None:
+    mode = find_mode("nftables", None).for_family(family)
+    first, more = (place_services(count, "last", "both", family) for count in (2, 7))
+    double = replace(first[0], endpoints=(*first[0].endpoints, *first[1].endpoints))
+    first, more = [double, *first[1:]], [double, *more[1:]]
+    steps = render_ruleset(mode, first, release=release) + render_ruleset(mode, more, standing=first, release=release)
+    script = "set -e\n" + "".join(f"nft -f - <<'END'\n{text}\nEND\n" for _, text in steps) + "nft list ruleset\n"
+    argv = ["unshare", "--net", "sh", "-c", script]
+    texts = (
+        subprocess.run(argv, check=True, capture_output=True, text=True).stdout,
+        render_ruleset(mode, more, release=release)[0][1],
+    )
+    # nft_blocks reads tables of family ip.
+    listed, rendered = (nft_blocks(text.replace("table ip6 ", "table ip ")) for text in texts)
+    assert len(rendered) > 25
+    assert {name: len(lines) for name, lines in listed.items() if len(name.split()) > 3} == {
+        name: len(lines) for name, lines in rendered.items() if len(name.split()) > 3
+    }
+
+
+@pytest.mark.parametrize(("release", "mode", "message"), [
+    ("1.38", "nftables", "unknown release '1.38'"), ("1.37", "iptables", "the same rules in every release"),
+    ("x", "ipvs", "unknown release"),
+])  # fmt: skip
+def test_a_release_that_cannot_be(release: str, mode: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_release(release, find_mode(mode, None, usual=True))
 
 
 RULES_PER_SERVICE = {

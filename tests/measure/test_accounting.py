@@ -112,6 +112,7 @@ class Traced:
     stdout = ("Lost 3 events\n", "@n[1, 0, 5]: 7\n")
     stderr = ("x: WARNING: y\n",)
     map_limit, forgotten, unlogged = 16, 0, 0
+    skipped: int | None = None
 
 
 def judged(text: str, kind: str = "kprobe", **more: int) -> Quality:
@@ -141,6 +142,33 @@ def test_calls_without_an_exit_and_exits_without_a_call(
 ) -> None:
     quality = judged(text, kind)
     assert (quality.missed_probes, quality.stray_exits) == (missed, strays)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "text", "kind", "missed"),
+    [
+        (0, "@n[1, 0, 5]: 7\n", "fentry", 0),
+        (3, "@n[1, 0, 5]: 7\n", "fentry", 3),
+        (3, "@start[11]: 99\n", "fentry", 4),
+        (3, "@missed: 4\n", "kprobe", 7),
+    ],
+)
+def test_what_the_kernel_skips_is_missed(skipped: int, text: str, kind: str, missed: int) -> None:
+    assert judged(text, kind, skipped=skipped).missed_probes == missed
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        (Quality(missed_probes=4), "4 calls missed, or without an exit"),
+        (Quality(full_maps=("@n",)), "map @n was full"),
+        (Quality(lost_events=9), "9 lost events"),
+    ],
+)
+def test_losses_leave_the_books_open_though_every_lookup_was_seen(quality: Quality, words: str) -> None:
+    books = hit(replace(looked_up(SENT), quality=quality))
+    assert (books.closed, books.difference) == (False, words)
+    assert hit(replace(looked_up(SENT), quality=Quality(missed_probes=0))).closed
 
 
 def test_truncated_output_is_a_warning() -> None:
@@ -233,7 +261,7 @@ FAULTS = [
     (hit(after=replace(HIT, packets=105 + SENT), others=5), "5 of other senders"),
     (hit(after=replace(HIT, packets=105 + SENT), others=3), "3 of other senders, 2 unexplained"),
     (hit(replace(looked_up(300), quality=Quality(full_maps=("@n",)))), "map @n was full"),
-    (hit(replace(looked_up(SENT - 4), quality=Quality(missed_probes=4))), "4 calls without an exit"),
+    (hit(replace(looked_up(SENT - 4), quality=Quality(missed_probes=4))), "4 calls missed, or without an exit"),
     (hit(replace(looked_up(SENT - 4), quality=Quality(lost_events=9))), "9 lost events"),
     (miss(untranslated=SENT - 5, **{"conntrack insert_failed": 5}), "conntrack insert_failed 5"),
 ]

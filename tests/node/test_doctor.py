@@ -51,8 +51,9 @@ PLAIN = (
     "qemu-system-x86_64",
     *{t for mode in MODES for family in (4, 6) for t in mode.for_family(family).tools},
 )
-USES = ("trace", "fentry", "kprobe", "run", "hping3", "node")
+USES = ("trace", "fentry", "kprobe", "run", "hping3", "node", "rules", "vm")
 COMMANDS = {"apt-get", "dnf", "docker", "echo", "grubby", "kproxylat", "mokutil", "mount", "sed", "sudo", "sysctl"}
+UNNEEDED = {"kprobe", "fentry", "hping3"}
 LEGACY = find_mode("iptables", "legacy")
 Edit = Callable[[Path], object]
 
@@ -65,7 +66,7 @@ def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "proc/self/ns").mkdir()
-    for name in ("user", "pid"):
+    for name in ("user", "pid", "net"):
         (tmp_path / "proc/self/ns" / name).touch()
     monkeypatch.setattr(kernel, "INITIAL_USER", (tmp_path / "proc/self/ns/user").stat().st_ino)
     monkeypatch.setattr(checks, "INITIAL_PID", (tmp_path / "proc/self/ns/pid").stat().st_ino)
@@ -174,8 +175,8 @@ def write(name: str, text: str) -> Edit:
         ("surroundings", write(".dockerenv", ""), "warning", "/.dockerenv"),
         ("surroundings", remove("sys/fs/bpf"), "warning", "no /sys/fs/bpf"),
         ("surroundings", remove("sys/kernel/debug"), "warning", "no /sys/kernel/debug"),
-        ("virtual machine", remove("bin/qemu-system-x86_64"), "warning", "qemu-system-x86_64 not found"),
-        ("virtual machine", remove("bin/virtme-run"), "warning", "virtme-run not found"),
+        ("virtual machine", remove("bin/qemu-system-x86_64"), "missing", "qemu-system-x86_64 not found"),
+        ("virtual machine", remove("bin/virtme-run"), "missing", "virtme-run not found"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
@@ -192,7 +193,9 @@ def test_a_missing_requirement_stops_the_measurements_that_need_it(
     assert finding.dnf
     check = next(each for each in CHECKS if each.name == name)
     if state == "missing":
-        assert doctor.possible_modes(examine()) == [] or check.mode or check.use in ("node", "kprobe", "hping3")
+        assert doctor.possible_modes(examine()) == [] or check.mode or check.use in UNNEEDED | {"vm", "node"}
+        if check.name == "function tracing":
+            assert (doctor.possible_modes(examine()) == []) == (message == "switched off"), "kprobes need no tracer"
         with pytest.raises(MachineError) as caught:
             require(LEGACY, *USES)
         assert message in str(caught.value)
@@ -201,32 +204,141 @@ def test_a_missing_requirement_stops_the_measurements_that_need_it(
         require(LEGACY, *USES)
 
 
-def test_a_kind_of_probe_has_its_own_requirements(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LIST = "sys/kernel/tracing/available_filter_functions"
+LACKS: dict[str, tuple[Edit, ...]] = {
+    "no tracer": (remove("proc/sys/kernel/ftrace_enabled"),),
+    "no kprobes": (remove("sys/bus/event_source/devices/kprobe"),),
+    "neither": (remove("proc/sys/kernel/ftrace_enabled"), remove("sys/bus/event_source/devices/kprobe")),
+    "switched off": (write("proc/sys/kernel/ftrace_enabled", "0\n"),),
+    "unreadable": (remove(LIST), lambda root: (root / LIST).mkdir()),
+    "unreadable, no kprobes": (
+        remove(LIST),
+        lambda root: (root / LIST).mkdir(),
+        remove("sys/bus/event_source/devices/kprobe"),
+    ),
+}
+"""What a kernel lacks; its kinds of probe that work follow in KINDS_LEFT. A directory in the list's place cannot be
+read, even by root."""
+KINDS_LEFT = {
+    "no tracer": {"kprobe"},
+    "no kprobes": {"fentry"},
+    "neither": set[str](),
+    "switched off": set[str](),
+    "unreadable": {"kprobe"},
+    "unreadable, no kprobes": set[str](),
+}
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.parametrize("probe", ["auto", "fentry", "kprobe"])
+def test_doctor_and_run_give_the_same_answer(
+    good: Path, monkeypatch: pytest.MonkeyPatch, lack: str, probe: str
+) -> None:
     monkeypatch.setattr(stage, "load_modules", lambda _: None)
-    monkeypatch.setattr(stage, "find_engine", lambda mode, probe: (mode.engines[0], probe))
-    write("proc/sys/kernel/ftrace_enabled", "0\n")(good)
-    stage.check_machine(LEGACY, "kprobe", "run")
-    assert missing_to_trace([LEGACY], "kprobe") == []
-    assert missing_to_trace([LEGACY]) == ["function tracing"]
-    with pytest.raises(MachineError, match="function tracing is switched off"):
-        stage.check_machine(LEGACY, "fentry", "run")
-    write("proc/sys/kernel/ftrace_enabled", "1\n")(good)
-    remove("sys/bus/event_source/devices/kprobe")(good)
-    stage.check_machine(LEGACY, "fentry", "run")
-    assert len(possible_modes(examine())) == len(MODES)
-    with pytest.raises(MachineError, match="CONFIG_KPROBE_EVENTS"):
-        stage.check_machine(LEGACY, "kprobe", "run")
-    # In Debian's 5.10 modules have no types: probes are kprobes.
-    remove("sys/kernel/btf/nf_tables")(good)
+    for edit in LACKS[lack]:
+        edit(good)
+    left = KINDS_LEFT[lack]
+    works = bool(left if probe == "auto" else left & {probe})
+    findings = states()
+    assert bool(possible_modes(findings.values())) == bool(left)
+    assert (findings["nftables on nft: probes"].state == "ok") == bool(left)
+    for kind, name in (("fentry", "function tracing"), ("kprobe", "kprobes")):
+        assert (findings[name].state == "ok") == (kind in left)
+    assert missing_to_trace([LEGACY], probe) == ([] if works else ["iptables on legacy: probes"])
+    if works:
+        stage.check_machine(LEGACY, probe, "run")
+    else:
+        with pytest.raises(MachineError) as caught:
+            stage.check_machine(LEGACY, probe, "run")
+        for message in str(caught.value).split("; "):
+            assert message in findings["iptables on legacy: probes"].found or probe != "auto"
+        assert caught.value.remedy
+    lacking = doctor.find_lacking(findings.values())["nftables on nft"]
+    assert lacking["send time (--probe none)"] == []
+    assert lacking["instructions (--vm)"] == []
+    assert lacking["lookup by bpftrace"] == ([] if left else ["nftables on nft: probes"])
+
+
+def test_modules_without_types_leave_kprobes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Debian's 5.10; whether fentry can trace a function, the module's types say once it is loaded."""
     monkeypatch.setattr(kernel, "release", lambda: "5.10.0-32-amd64")
+    remove("sys/kernel/btf/nf_tables")(good)
+    write("proc/kallsyms", "0 T nft_do_chain\n")(good)
+    kernel._is_built_in.cache_clear()
+    engine.find_engine.cache_clear()
+    monkeypatch.setattr(engine, "has_function", lambda name: name == "nft_do_chain")
+    monkeypatch.setattr(engine, "version_numbers", lambda: (5, 10))
+    nft = find_mode("nftables", None)
+    require(nft, "trace")
+    remove("sys/bus/event_source/devices/kprobe")(good)
+    engine.find_engine.cache_clear()
+    assert "nftables on nft" not in possible_modes(examine())
+    with pytest.raises(MachineError, match="no kprobes"):
+        require(nft, "trace")
+    engine.find_engine.cache_clear()
+    kernel._is_built_in.cache_clear()
+
+
+def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove("proc/sys/kernel/ftrace_enabled")(good)
+    assert states()["function tracing"].apt == "apt-get install linux-image-amd64"
+    monkeypatch.setattr(checks.virtual_machine, "find_kernel", lambda *_: Path("vmlinuz-6.12.9-amd64"))
+    reboot = "reboot # into kernel 6.12.9-amd64, which is installed"
+    assert states()["function tracing"].apt == states()["function tracing"].dnf == reboot
+    with pytest.raises(MachineError) as caught:
+        require(LEGACY, "trace", probe="fentry")
+    assert caught.value.remedy == f"{reboot}; or: kproxylat run --lab --vm measures in a virtual machine"
+
+
+@pytest.mark.parametrize(
+    ("absent", "option", "left"),
+    [
+        ("iptable_nat", "CONFIG_IP_NF_NAT", {"nftables on nft", "iptables on nft", "ipvs on ipvs"}),
+        ("ip_tables", "CONFIG_IP_NF_IPTABLES_LEGACY", {"nftables on nft", "iptables on nft", "ipvs on ipvs"}),
+        ("nf_tables", "CONFIG_NF_TABLES", {"iptables on legacy"}),
+        ("ip_vs", "CONFIG_IP_VS", {"iptables on legacy", "nftables on nft", "iptables on nft"}),
+        ("veth", "CONFIG_VETH", set()),
+    ],
+)
+@pytest.mark.usefixtures("good")
+def test_a_kernel_without_an_option_names_it(
+    monkeypatch: pytest.MonkeyPatch, absent: str, option: str, left: set[str]
+) -> None:
+    monkeypatch.setenv("ABSENT", absent)
+    findings = examine()
+    assert set(possible_modes(findings)) == left
+    assert any(option in finding.found for finding in findings)
+    for mode in MODES:
+        for uses in (("trace", "run"), ("send time", "run")):
+            if f"{mode.name} on {mode.backend}" in left:
+                require(mode, *uses)
+            else:
+                with pytest.raises(MachineError, match=f"module not found for this kernel: .*{option}"):
+                    require(mode, *uses)
+
+
+def test_a_kernel_without_network_namespaces(good: Path) -> None:
+    remove("proc/self/ns/net")(good)
     assert possible_modes(examine()) == []
-    assert missing_to_trace() == ["kprobes"]
+    with pytest.raises(MachineError, match="CONFIG_NET_NS"):
+        require(LEGACY, "send time", "run")
+
+
+def test_an_ordinary_user_sends_where_namespaces_are_allowed(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary(monkeypatch)
+    assert states()["rights to send"].state == "missing"
+    write("bin/unshare", "#!/bin/sh\nexit 0\n")(good)
+    findings = states()
+    assert findings["rights to send"].state == "ok"
+    assert findings["rights on a node"].state == "missing"
+    assert doctor.find_lacking(findings.values())["nftables on nft"]["send time (--probe none)"] == []
+    assert possible_modes(findings.values()) == []
 
 
 def test_a_built_in_module_is_not_missing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a kernel whose modules are not installed; a module's own symbols have its name behind them."""
     monkeypatch.setenv("ABSENT", "nf_tables nf_conntrack xt_set")
-    monkeypatch.setattr(doctor, "find_engine", lambda *_: None)
+    monkeypatch.setattr(doctor, "check_probes", lambda *_: "fentry")
     nft = find_mode("nftables", None)
     with pytest.raises(MachineError, match="module not found for this kernel: nf_tables, nf_conntrack"):
         require(nft, "trace")
@@ -343,10 +455,10 @@ def test_each_row_has_a_unique_name_a_consequence_and_a_remedy() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
     for check in CHECKS:
         assert check.breaks
-        assert check.apt
+        assert check.apt or check.in_vm, "the error names the remedy, else it is another kernel"
         assert check.use in (*USES, "pktgen", "send time", "")
         for command in (check.apt, check.dnf or check.apt):
-            assert command.split()[0] in COMMANDS
+            assert not command or command.split()[0] in COMMANDS
 
 
 def test_modules_without_types_are_traced_where_offsets_are_known(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_it_fits_a_telephone(opened: Browser) -> None:
 
 
 def test_headings_names_and_tables_are_accessible(opened: Browser) -> None:
-    levels = opened.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(heading => +heading.tagName[1])")
+    levels = opened.evaluate("[...document.querySelectorAll('h1,h2,h3,h4,h5,h6')].map(heading => +heading.tagName[1])")
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -163,6 +163,16 @@ def test_labels_do_not_overlap(tmp_path: Path, sizes: Sequence[int], kind: str) 
     assert max(box.x1 for box in ends) <= figure.bbox.x1 + 1
 
 
+def test_labels_of_lines_that_end_together_stand_apart() -> None:
+    figure, [axes] = make_figure("title", "origin")
+    results = [with_values(base, {1000 + size: 100}, size) for base in (LEGACY, NFT, NFTABLES) for size in (10, 100)]
+    draw_series(axes, build_series(results))
+    figure.draw_without_rendering()
+    ends = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(ends) == 3
+    assert all(one.y1 <= other.y0 + 1 for one, other in pairwise(ends))
+
+
 def test_a_legend_covers_nothing() -> None:
     for side in (load(COUNTED)[:2], SLOW[:2]):
         figure, [axes] = make_figure("title", "origin")
@@ -221,6 +231,17 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert status == 1
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "no" / "x.png"))
     assert (status, len(err.splitlines())) == (1, 2)
+    for suffix in ("png", "svg"):
+        picture = tmp_path / f"own.{suffix}"
+        for _ in range(2):
+            assert call(capsys, str(COUNTED), "--output", str(picture)) == (0, f"drawn: {picture}\n")
+        picture.write_text("precious")
+        status, err = call(capsys, str(COUNTED), "--output", str(picture))
+        remedy = "pass another --output, or --force"
+        assert (status, err) == (1, f"kproxylat: {picture} cannot be written: File exists\n  {remedy}\n")
+        assert picture.read_text() == "precious"
+        assert call(capsys, str(COUNTED), "--output", str(picture), "--force")[0] == 0
+        assert picture.read_bytes() != b"precious"
     status, err = call(capsys, str(COUNTED), str(TIMED), "--output", output)
     assert status == 1
     assert "clock" in err

@@ -74,6 +74,7 @@ class FakeApi:
     :param denied: verb and resource -> answered by 403. ``permitted``: verb, group, resource, namespace and name, ""
         being any, outside of which all is denied (None: all is permitted).
     :param after: called with each request that was carried out.
+    :param logs: a pod's name -> returns its log so far.
     """
 
     delay_s: float = 0
@@ -90,6 +91,7 @@ class FakeApi:
     queries: list[dict[str, str]] = field(default_factory=list)
     expire_continue: int = 0
     missing_namespaces: set[str] = field(default_factory=set)
+    logs: dict[str, Callable[[], str]] = field(default_factory=dict)
     port: int = 0
     version: int = 100
 
@@ -143,7 +145,7 @@ class FakeApi:
             seconds = f"{datetime.fromtimestamp(1.8e9 + self.version, UTC):%Y-%m-%dT%H:%M:%SZ}"
             meta["managedFields"] = [{"manager": "fake", "operation": "Update", "time": seconds}]
 
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Object, str]:
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Object | str, str]:
         """Carry a request out: status, answer, further headers."""
         try:
             return *self._answer(method, target, headers, body), ""
@@ -151,7 +153,7 @@ class FakeApi:
             status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": str(error)}
             return error.status, {**status, "reason": error.reason, "code": error.status}, error.headers
 
-    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Object]:
+    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Object | str]:
         url = urlsplit(target)
         if url.path in DISCOVERY:
             return 200, DISCOVERY[url.path]
@@ -163,7 +165,7 @@ class FakeApi:
         namespace = ""
         if rest[0] == "namespaces" and len(rest) > 2:
             namespace, rest = rest[1], rest[2:]
-        resource, name = rest[0], rest[1] if len(rest) > 1 else ""
+        resource, name = "/".join([rest[0], *rest[2:]]), rest[1] if len(rest) > 1 else ""
         verb = VERBS[method] if name or method != "GET" else "list"
         call = Call(verb, group, resource, namespace, name)
         self.calls.append(call)
@@ -177,7 +179,14 @@ class FakeApi:
             where = f' in the namespace "{namespace}"' if namespace else " at the cluster scope"
             user = 'User "fake" cannot'
             raise Refused(403, f'{about}: {user} {verb} resource "{resource}" in API group "{group}"{where}')
-        if resource == "namespaces" and verb == "get" and name not in self.missing_namespaces:
+        if resource == "pods/log":
+            if name not in self.logs:
+                raise Refused(404, f'pods "{name}" not found')
+            text = self.logs[name]()
+            if self.after:
+                self.after(call)
+            return 200, text
+        if resource == "namespaces" and verb == "get" and name not in self.missing_namespaces and not self.holds(call):
             return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         if verb == "create" and namespace in self.missing_namespaces:
             raise Refused(404, f'namespaces "{namespace}" not found')
@@ -208,6 +217,10 @@ class FakeApi:
         if self.after:
             self.after(call)
         return 201 if verb == "create" else 200, result
+
+    def holds(self, call: Call) -> bool:
+        """Return whether an object of this name was put there."""
+        return call[1:] in self.objects
 
     def _permits(self, call: Call) -> bool:
         wanted = {
@@ -326,8 +339,8 @@ class FakeApi:
                     status, answer, more = self.answer(method, target, headers, body)
                 if fault == "lost after":
                     break
-                data = json.dumps(answer).encode()
-                kind = "Content-Type: application/json\r\n"
+                data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                kind = f"Content-Type: {'text/plain' if isinstance(answer, str) else 'application/json'}\r\n"
                 writer.write(f"HTTP/1.1 {status} x\r\n{kind}{more}Content-Length: {len(data)}\r\n\r\n".encode() + data)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):

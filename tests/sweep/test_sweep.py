@@ -15,10 +15,12 @@ import pytest
 from kproxylat.cli import sweep as cli_sweep
 from kproxylat.cli.options import Kind, WorkerPorts
 from kproxylat.cli.places import OnNode
+from kproxylat.cli.run import words
 from kproxylat.errors import Interrupted, MachineError, UsageError
+from kproxylat.measure import standing_lab
 from kproxylat.measure.options import WORKER, Lab, Options, Record, Sending, Tracing
 from kproxylat.measure.replay import plan_backends
-from kproxylat.results import Result, Target
+from kproxylat.results import Result
 from kproxylat.results_json import list_from_json, to_json
 from kproxylat.sweep import state as sweep_state
 from kproxylat.sweep import sweep
@@ -51,9 +53,10 @@ class Machine:
         ended = Interrupted(2) if not self.fail and self.end_after == len(self.measured) else None
         result = change_run(
             with_values(load(COUNTED)[0], {value: 2000}, services),
-            mode=mode.name, backend=mode.backend, script_sha256=mode.engine, log=str(log), cut_short=bool(ended),
+            mode=mode.name, backend=mode.backend, kube_proxy=options.lab.release or None,
+            script_sha256=mode.engine, log=str(log), cut_short=bool(ended),
         )  # fmt: skip
-        result = replace(result, target=Target(*options.target))
+        result = replace(result, target=options.target)
         log.with_suffix(".json").write_text(to_json(result))
         return result, ended
 
@@ -77,6 +80,33 @@ def points(directory: Path, *sizes: int, rate: int = 1000) -> list[Options]:
     sending = Sending(duration_s=2, rate_pps=rate)
     base = Options(modes[0], where=Lab(), sending=sending, record=Record(directory))
     return sweep.plan_points(base, modes, sizes or (10, 100, 1000))
+
+
+def test_releases_of_kube_proxy_are_series_of_their_own(tmp_path: Path) -> None:
+    base = points(tmp_path)[0]
+    planned = sweep.plan_points(base, sweep.find_modes(("iptables", "nftables"), ("nft",)), (10, 20), ("1.33", "1.37"))
+    names = [sweep.title(point) for point in planned]
+    assert names == [
+        f"{series}, {count} Services"
+        for series in ("iptables on nft", "nftables on nft 1.33", "nftables on nft 1.37")
+        for count in (10, 20)
+    ]
+    assert len({sweep._key(point, 0) for point in planned}) == 2 * len({standing_lab._kind(point) for point in planned})
+    [first, *_] = [point for point in planned if point.lab and point.lab.release]
+    assert "--kube-proxy=1.33" in words(first)
+    with pytest.raises(UsageError, match="names a release twice"):
+        sweep.plan_points(base, sweep.find_modes(("nftables",), ()), (10,), ("1.33", "1.33"))
+    with pytest.raises(UsageError, match="the same rules in every release"):
+        sweep.plan_points(base, sweep.find_modes(("ipvs",), ()), (10,), ("1.33",))
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_sweep_of_two_releases_has_a_series_for_each(tmp_path: Path) -> None:
+    base = points(tmp_path)[0]
+    planned = sweep.plan_points(base, sweep.find_modes(("nftables",), ()), (10, 100, 1000), ("", "1.37"))
+    found, _ = sweep.sweep(planned)
+    assert [series.name for series in found.series] == ["nftables/nft", "nftables/nft 1.37"]
+    assert {result.run.kube_proxy for result in list_from_json(found.to_json())} == {None, "1.37"}
 
 
 def states(directory: Path) -> list[str]:
@@ -361,7 +391,7 @@ def test_the_labs_usual_protocol_is_that_of_most_services(asked: dict[str, Any],
 
 def test_a_sweep_of_both_protocols_has_a_line_for_each_and_is_resumed(tmp_path: Path, machine: Machine) -> None:
     base = points(tmp_path)[:2]
-    both = [replace(each, target=each.target._replace(protocol=name)) for name in ("tcp", "udp") for each in base]
+    both = [replace(each, target=replace(each.target, protocol=name)) for name in ("tcp", "udp") for each in base]
     machine.end_after = 3
     sweep.sweep(both)
     machine.end_after = None
@@ -380,7 +410,7 @@ SOCKETS = Sending(GENERATORS["sockets"], 2, 1000)
     ({}, {"tracing": Tracing(template=TEMPLATE)}),
     ({}, {"sending": SOCKETS}),
     ({"sending": SOCKETS}, {"sending": replace(SOCKETS, origin="node")}),
-    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": WORKER[4]._replace(protocol="tcp")}),
+    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": replace(WORKER[4], protocol="tcp")}),
 ])  # fmt: skip
 def test_a_sweep_with_other_options_is_not_resumed(
     tmp_path: Path, machine: Machine, before: dict[str, Any], after: dict[str, Any]

@@ -18,14 +18,15 @@ from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, make_flow, plan_bursts
 from kproxylat.measure.ranking import rank_services
 from kproxylat.measure.replay import plan_replay
-from kproxylat.modes import MODES, find_mode
+from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
 from kproxylat.results import Probe, Result, Traffic
 from kproxylat.results_json import from_json, to_json
-from kproxylat.sweep.whatif import judge, save, whatif
+from kproxylat.sweep.whatif import judge, plan_modes, save, whatif
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.probes import build_probes, split_maps
+from tests.results import change_run
 from tests.support import TESTS
 from tests.support.costs import RULES, measured
 
@@ -115,6 +116,20 @@ def test_a_replay_sends_from_pods_to_endpoints_of_the_rules() -> None:
     assert every.lab == Lab(105, "as captured", ruleset=RULES)
 
 
+def test_releases_of_kube_proxy_are_put_side_by_side() -> None:
+    plans = plan_modes(BASE, RULES, MODES, 20, "", ("1.36", "1.37"))
+    assert [(plan.mode.name, plan.lab and plan.lab.release) for plan in plans] == [
+        ("iptables", ""), ("iptables", ""), ("nftables", "1.36"), ("nftables", "1.37"), ("ipvs", "")]  # fmt: skip
+    texts = ["".join(text for _, text in plan.ruleset.commands()) for plan in plans if plan.ruleset]
+    assert [" random mod 1 map" in text for text in texts] == [False, False, True, False, False]
+    runs = [measured(plan.mode) for plan in plans]
+    named = [
+        change_run(run, kube_proxy=plan.lab.release or None) for run, plan in zip(runs, plans, strict=True) if plan.lab
+    ]
+    answer = judge(RULES, named)
+    assert [each.backend for each in answer.alternatives if each.mode == "nftables"] == ["nft 1.36", "nft 1.37"]
+
+
 def test_the_flow_of_many_targets_is_told_by_its_sources() -> None:
     flow = make_flow(None, BASE.sources)
     assert flow.match("$conn") == replace(make_flow(BASE.target, BASE.sources), daddr=(), port_protocol=None).match(
@@ -146,6 +161,7 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
         return measured(options.mode), None
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", measure)
+    monkeypatch.setattr("kproxylat.sweep.whatif.require", lambda *_, **__: None)
     found, ended = whatif(BASE, RULES, MODES, 20)
     assert ended is error
     assert [each.backend for each in found.alternatives] == ["legacy", "nft"]
@@ -155,6 +171,22 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
     tried[:] = ["x", "y"]
     with pytest.raises(type(error)):
         whatif(BASE, RULES, MODES, 20)
+
+
+def test_modes_that_this_kernel_lacks_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def require(mode: Mode, *_: str, probe: str) -> None:
+        assert probe == "auto"
+        if mode.module == "nf_tables":
+            raise MachineError("module not found for this kernel: nf_tables (CONFIG_NF_TABLES)")
+
+    monkeypatch.setattr("kproxylat.sweep.whatif.measure", lambda options: (measured(options.mode), None))
+    monkeypatch.setattr("kproxylat.sweep.whatif.require", require)
+    answer, ended = whatif(BASE, RULES, MODES, 20)
+    assert ended is None
+    assert [each.mode for each in answer.alternatives] == ["iptables", "ipvs"]
+    assert "nftables on nft is left out: module not found for this kernel: nf_tables" in capsys.readouterr().err
 
 
 def test_what_rewritten_rules_leave_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,9 +41,17 @@ def test_after_the_first_signal_a_program_has_a_limit(capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
     for signum in interrupts.ENDING:
         os.kill(os.getpid(), signum)
-    assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * 3
+    assert capfd.readouterr().err == "kproxylat: still cleaning up; running: no program\n" * len(interrupts.ENDING)
 
 
 def test_output_does_not_extend_the_limit() -> None:
     with interrupts.shielded(), pytest.raises(MachineError, match="did not end within"):
         processes.run("sh", "-c", "echo some; trap '' TERM; sleep 60")
+
+
+def test_the_first_of_two_signals_is_raised() -> None:
+    """Python calls the handlers of signals that came together in the order of their numbers."""
+    os.write(interrupts._state.arrivals[1], bytes([signal.SIGTERM, signal.SIGINT]))
+    with pytest.raises(Interrupted) as caught:
+        interrupts._handle(signal.SIGINT, None)
+    assert caught.value.exit_code == 128 + signal.SIGTERM

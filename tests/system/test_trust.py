@@ -26,8 +26,8 @@ from kproxylat.modes import find_mode
 from kproxylat.node import lock, network, service_rule
 from kproxylat.node.service_rule import read_service_rule
 from kproxylat.report.tables import show_result
-from kproxylat.results import Destination, Probe, Quality, Result, Run
-from kproxylat.system import files, processes
+from kproxylat.results import Probe, Quality, Result, Run, Target
+from kproxylat.system import files, processes, trust
 from kproxylat.system.trust import check_trusted, find_caller
 from kproxylat.trace import bpftrace, engine
 from kproxylat.trace.script import render_script
@@ -176,7 +176,7 @@ def test_bpftrace_never_runs_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
 ], ids=["honest", "port-in-comment", "escaped-quote"])  # fmt: skip
 def test_a_comment_is_not_parsed_as_a_rule(monkeypatch: pytest.MonkeyPatch, rule: str, position: int | None) -> None:
     monkeypatch.setattr(service_rule, "run", lambda *_, **__: f"-N KUBE-SERVICES\n{rule}\n")
-    result = read_service_rule(find_mode("iptables", "nft"), Destination("10.0.0.1", 53, "udp"), None)
+    result = read_service_rule(find_mode("iptables", "nft"), Target("10.0.0.1", 53, "udp"), None)
     assert result.position == position
     assert result.packets == (7 if position else 0)
 
@@ -233,8 +233,27 @@ def linked_into_open_directory(root: Path) -> Path:
     return path
 
 
+def linked_through_open_directory(root: Path) -> Path:
+    """The first and the last directory are safe, the link between them is not."""
+    in_open_directory(root)
+    (root / "open/second").symlink_to(template_in(root / "good"))
+    path = root / "first"
+    path.symlink_to("open/second")
+    return path
+
+
+def owned_by_group(root: Path) -> Path:
+    """Group 0 is a group as any other."""
+    path = template_in(root, mode=0o664)
+    if os.getuid() == 0:
+        os.chown(path, 0, 0)
+    return path
+
+
 @pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize("make", [
+    pytest.param(linked_through_open_directory, id="second-link-that-others-may-turn"),
+    pytest.param(owned_by_group, id="file-of-group-0"),
     pytest.param(lambda root: template_in(root, mode=0o646), id="file-of-everybody"),
     pytest.param(in_open_directory, id="directory-of-everybody"),
     pytest.param(below_open_directory, id="directory-further-up"),
@@ -256,6 +275,43 @@ def test_root_refuses_an_untrusted_base_template(tmp_path: Path) -> None:
     template_in(tmp_path, "base.j2", 0o646)
     with pytest.raises(MachineError, match=r"base\.j2 is not read as root"):
         render_script(PLAN, main)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("kind", ["soft", "hard", "directory"])
+def test_an_include_cannot_leave_the_directory_of_the_template(tmp_path: Path, kind: str) -> None:
+    """Root would show the caller of sudo any file."""
+    main, secret = template_in(tmp_path / "mine"), template_in(tmp_path / "elsewhere", "secret.j2", 0o600)
+    name = "link/secret.j2" if kind == "directory" else "link.j2"
+    if kind == "soft":
+        (main.parent / name).symlink_to(secret)
+    elif kind == "hard":
+        (main.parent / name).hardlink_to(secret)
+    else:
+        (main.parent / "link").symlink_to(secret.parent)
+    main.write_text(f"{{% include '{name}' %}}")
+    with pytest.raises(MachineError, match=rf"{name} is not read as root: it is a link out of {main.parent}$"):
+        render_script(PLAN, main)
+    (main.parent / "own.j2").write_text("BEGIN { }")
+    (main.parent / "inner.j2").symlink_to("own.j2")
+    main.write_text("{% include 'inner.j2' %}")
+    assert render_script(PLAN, main) == "BEGIN { }"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_root_reads_the_file_that_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may stand for another file by then."""
+    path, other = template_in(tmp_path), template_in(tmp_path, "other")
+    other.write_text("another")
+    original = trust.open_path
+
+    def replace_opened(opened: Path, check: trust.Check) -> int:
+        descriptor = original(opened, check)
+        other.rename(path)
+        return descriptor
+
+    monkeypatch.setattr(trust, "open_path", replace_opened)
+    assert trust.read_trusted(path) == b"BEGIN { }\n"
 
 
 def test_root_refuses_a_template_of_another_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +372,7 @@ def test_a_lock_that_is_not_a_file(lock_path: Path, kind: str, monkeypatch: pyte
     elif kind == "directory":
         lock_path.mkdir()
     else:
-        monkeypatch.setattr(lock, "LOCK", lock_path / "nowhere")
+        monkeypatch.setattr(lock, "LOCK", lock_path / "nowhere/lock")
     with pytest.raises(MachineError, match="cannot be taken"), lock.lock():
         pass
 

@@ -74,6 +74,7 @@ def test_the_command_line_of_a_counting_machine_over_another_root(root: Path) ->
     (root / "out").mkdir()
     command = build_command(Machine("instructions", root / "out", root=root), (1000, 100))
     guest = command.pop(command.index("--script-sh") + 1)
+    assert command.pop(command.index("-name") + 1) == f"kproxylat-{os.getpid()}"
     assert guest.splitlines()[3:] == [
         "mount --bind /run /run/host/run && mount --bind /out /run/host/out &&",
         "{ cp /etc/protocols /run/protocols && mount --bind /run/protocols /run/host/etc/protocols; true; } &&",
@@ -87,7 +88,16 @@ def test_the_command_line_of_a_counting_machine_over_another_root(root: Path) ->
         *("--kopt", "kproxylat.clock=instructions", "--kopt", "kproxylat.accelerator=tcg"),
         *("--kopt", "pti=off", "--kopt", "norandmaps"),
         *("--kopt", "tsc_early_khz=1000000", "--kopt", "hpet=disable", "--kopt", "pmtmr=0"),
-        *(f"--rwdir={root}/out", "--script-sh", "--qemu-opts", "-cpu", "Nehalem", "-icount", "shift=0,sleep=on"),
+        *(
+            f"--rwdir={root}/out",
+            "--script-sh",
+            "--qemu-opts",
+            "-name",
+            "-cpu",
+            "Nehalem",
+            "-icount",
+            "shift=0,sleep=on",
+        ),
         *("-fsdev", f"local,id=kproxylat,path={root},security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=kproxylat,mount_tag=kproxylat"),
     ]
@@ -98,6 +108,7 @@ def test_the_command_line_of_a_timing_machine_over_this_root(root: Path, monkeyp
     monkeypatch.setattr(virtual_machine, "find_kernel", lambda *_: root / "boot/vmlinuz-6.1.0-56-amd64")
     command = build_command(Machine("ns"), None)
     guest = command.pop(command.index("--script-sh") + 1)
+    assert command.pop(command.index("-name") + 1) == f"kproxylat-{os.getpid()}"
     assert guest.splitlines()[-2:] == [
         f"export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run PYTHONPATH={ROOT}  &&",
         f"exec chroot /run/host {sys.executable} -m kproxylat.guest",
@@ -107,7 +118,7 @@ def test_the_command_line_of_a_timing_machine_over_this_root(root: Path, monkeyp
         *("--cpus", "2", "--force-9p", "--disable-monitor"),
         *("--kopt", "kproxylat.clock=ns", "--kopt", "kproxylat.accelerator=kvm"),
         *("--kopt", "pti=off", "--kopt", "norandmaps"),
-        *("--script-sh", "--qemu-opts", "-cpu", "host"),
+        *("--script-sh", "--qemu-opts", "-name", "-cpu", "host"),
         *("-fsdev", "local,id=kproxylat,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=kproxylat,mount_tag=kproxylat"),
     ]
@@ -166,13 +177,24 @@ def test_a_machine_that_does_not_boot_names_a_remedy(root: Path, monkeypatch: py
         assert "--kernel IMAGE" in caught.value.remedy
 
 
+RUNNER = """#!{python}
+import os, sys, tempfile
+assert sys.argv[1] == "--kimg"
+file = tempfile.mkstemp(prefix="virtme_ret")[1]
+if os.fork():
+    raise AssertionError("QEMU has a process of its own")
+os.environ.update(PYTHONPATH="{root}", FILE=file)
+os.execv("{python}", ["{python}", "-m", "kproxylat.guest"])
+"""
+"""A virtme-run that starts the agent on this machine, in the place of QEMU."""
+
+
 @pytest.fixture
 def machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Make a machine whose virtme-run boots no kernel, but starts the agent on this machine."""
     monkeypatch.setattr(virtual_machine, "find", lambda program: program)
     monkeypatch.setattr(virtual_machine, "find_runner", lambda: str(root / "virtme-run"))
-    (root / "virtme-run").write_text(f"#!/bin/sh\nexec env PYTHONPATH={ROOT} {sys.executable} -m kproxylat.guest\n")
-    (root / "virtme-run").chmod(0o755)
+    (root / "virtme-run").write_text(RUNNER.format(python=sys.executable, root=ROOT))
     return Machine("ns", root=root)
 
 

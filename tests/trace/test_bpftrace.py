@@ -76,6 +76,31 @@ def test_attached_is_read_and_the_maps_come_at_the_end(fake: Fake, ready: str) -
     assert not tracer.alive
 
 
+@pytest.mark.parametrize(
+    ("files", "skipped"),
+    [
+        ([], None),
+        (["pos:\t0\nflags:\t02\n"], None),
+        (["prog_type:\t26\nrun_cnt:\t600\nrecursion_misses:\t0\n"], 0),
+        (["prog_type:\t26\nrecursion_misses:\t3\n", "link_type:\tkprobe\nmissed:\t4\n", "pos:\t9\n"], 7),
+    ],
+)
+def test_the_kernels_count_of_skipped_calls_is_read_while_the_programs_are_loaded(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], skipped: int | None
+) -> None:
+    """Formats: fdinfo of Linux 6.1 and 6.12."""
+    script = fake(f"{PRINTS_AT_SIGINT}; echo {NOTIFY}; {WAIT}")
+    directory = tmp_path / "fdinfo"
+    directory.mkdir()
+    for number, text in enumerate(files):
+        (directory / str(number)).write_text(text)
+    monkeypatch.setattr(bpftrace, "FILES", str(directory))
+    with trace(script, lambda _: None) as tracer:
+        assert tracer.skipped is None
+        tracer.stop()
+    assert tracer.skipped == skipped
+
+
 def test_attaching_is_not_attached(fake: Fake) -> None:
     tracer, lines = start(fake(f"echo Attaching 3 probes...; {WAIT}"))
     wait_for_line(lines)
@@ -347,7 +372,9 @@ NOTHING = "echo 'stdin:1:1-2: WARNING: nothing' >&2; exit 1"
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Be another kernel, of which all is built in."""
+    """Be another kernel, of which all is built in, with probes of each kind."""
+    for kind in engine.KINDS:
+        monkeypatch.setitem(engine.KINDS, kind, lambda: "on")
     monkeypatch.setattr(engine, "btf_module", lambda _: "vmlinux")
     monkeypatch.setattr(engine, "has_function", lambda name: name == "ipt_do_table")
     return lambda *version: monkeypatch.setattr(engine, "version_numbers", lambda: version)
@@ -369,6 +396,19 @@ def test_kprobes_are_for_x86_64(
     assert engine.find_engine.__wrapped__(LEGACY, "fentry")[1] == "fentry"
     with pytest.raises(MachineError, match="kprobes need x86-64; aarch64 stores"):
         engine.find_engine.__wrapped__(LEGACY, "kprobe")
+
+
+@pytest.mark.parametrize(("version", "refused"), [("v0.26.0", True), ("v0.26.1", False), ("v0.27.1", False)])
+def test_a_version_that_reads_kprobes_wrongly_is_refused_for_them(
+    fake: Fake, kernel: Callable[[int, int], None], version: str, refused: bool
+) -> None:
+    kernel(6, 12)
+    fake(LISTED.format(last="state"), f"bpftrace {version}")
+    if refused:
+        with pytest.raises(MachineError, match=r"bpftrace 0\.26\.0 reads wrong"):
+            engine.find_engine(LEGACY, "kprobe")
+    else:
+        assert engine.find_engine(LEGACY, "kprobe")[1] == "kprobe"
 
 
 def test_an_older_engine_is_found_by_its_arguments(fake: Fake, kernel: Callable[[int, int], None]) -> None:

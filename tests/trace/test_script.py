@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +60,37 @@ def test_golden_scripts(name: str, mode: Mode, version: str, shape: str) -> None
         SCRIPTS.mkdir(exist_ok=True)
         (SCRIPTS / name).write_text(script)
     assert script == (SCRIPTS / name).read_text()
+
+
+def as_kprobes(script: str, mode: Mode) -> str:
+    """Rewrite a script of fentry probes, which only kernels that allow them check, to kprobes with the same types."""
+    types = {"skb": "(struct sk_buff *)", "state": "(struct nf_hook_state *)", "pkt": "(struct nft_pktinfo *)"}
+    names = mode.engines[0].layout
+    for name in ("skb", "state", *names):
+        number = names.index(name) if name in names else ("skb", "state").index(name)
+        script = re.sub(rf"args(?:->|\.){name}\b", f"({types.get(name, '')}arg{number})", script)
+    return re.sub(r"^(?:kretfunc|kfunc|fexit|fentry|kretprobe):(?:\w+:)?", "kprobe:", script, flags=re.M).replace(
+        "retval", "arg5"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("bpftrace"), reason="needs root and bpftrace")
+@pytest.mark.parametrize("version", KINDS)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
+def test_bpftrace_has_no_warning_of_a_script(mode: Mode, version: str, tmp_path: Path) -> None:
+    """bpftrace checks the scripts without attaching them; that this kernel lacks a function is no concern here."""
+    rows = [mode, mode.from_node()] if version != "kprobe" else [mode]
+    for row in rows:
+        for shape in SHAPES.values():
+            script = as_kprobes(render_script(plan_of(row, version, *shape)), row)
+            (tmp_path / "script.bt").write_text(script)
+            done = subprocess.run(
+                ["bpftrace", "-d", str(tmp_path / "script.bt")], check=False, capture_output=True, text=True
+            )
+            if "Unknown struct" in done.stderr or "Cannot resolve unknown type" in done.stderr:
+                pytest.skip("this kernel has no types of the module")
+            said = [line for line in done.stderr.splitlines() if "WARNING" in line and "not traceable" not in line]
+            assert (done.returncode, said) == (0, []), done.stderr[-2000:]
 
 
 def test_there_is_no_golden_script_too_many() -> None:

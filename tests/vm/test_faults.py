@@ -98,7 +98,7 @@ def test_map_limit_of_16_keys(clean: Guest) -> None:
 
 
 def test_two_runs_at_once(clean: Guest) -> None:
-    script = """"$@" --output-dir $OUT & first=$!; until [ -e /run/kproxylat.lock ]; do sleep 0.1; done
+    script = """"$@" --output-dir $OUT & first=$!; until [ -e /run/kproxylat/lock ]; do sleep 0.1; done
     "$@" --output-dir $OUT >/dev/null; second=$?; wait $first; [ $? = 0 ] && exit $second"""
     done = in_shell(clean, script, *RUN)
     assert done.status == 1, done.err

@@ -63,6 +63,7 @@ def test_books_close(sweep: list[dict[str, Any]], mode: str, backend: str, servi
     assert result["traffic"]["asked"] == result["traffic"]["sent"] == 2000
     assert result["traffic"]["pps"] == pytest.approx(1000, rel=0.05)
     assert result["quality"]["lost_events"] == 0
+    assert result["quality"]["missed_probes"] == 0
     assert result["quality"]["full_maps"] == []
 
 

@@ -74,7 +74,7 @@ def test_cleanup_removes_what_sigkill_left(timing: Guest) -> None:
 
 
 def test_second_run_is_refused(timing: Guest) -> None:
-    script = 'exec 9>/run/kproxylat.lock; flock 9; "$@"'
+    script = 'mkdir -p /run/kproxylat; exec 9>/run/kproxylat/lock; flock 9; "$@"'
     done = timing.program(
         "bash",
         "-c",
@@ -92,7 +92,7 @@ def test_second_run_is_refused(timing: Guest) -> None:
     )
     assert done.status == 1
     assert "another run is under way" in done.err
-    timing.program("rm", "-f", "/run/kproxylat.lock")
+    timing.program("rm", "-r", "/run/kproxylat")
 
 
 @pytest.mark.parametrize(("text", "said"), [

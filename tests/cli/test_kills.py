@@ -1,0 +1,172 @@
+"""Kills at random moments of commands that wait for others: a sweep in machines, Services, the mode. Nothing is left.
+
+tests/measure/test_faults.py kills runs. The virtual machine is a fake that answers each order with the same result.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kproxylat.errors import ENDING
+from kproxylat.results_json import to_json
+from tests.results import COUNTED, load
+from tests.support import ROOT
+from tests.support.fake_api import FakeApi
+from tests.support.kube_proxy import CONFIGMAP, DAEMONSET
+from tests.support.processes import find_marked
+
+TIMES = max(1, int(os.environ.get("KPROXYLAT_MOMENTS", "12")) // 12)
+"""Kills of each command by each signal."""
+RUNNER = f"""#!{sys.executable}
+import os, sys, tempfile
+tempfile.mkstemp(prefix="virtme_ret")
+os.fork() or os.execv({sys.executable!r}, [{sys.executable!r}, {{guest!r}}])
+os.wait()
+"""
+"""virtme-run in short."""
+GUEST = """
+import json, sys, time
+print(json.dumps({"ready": "6.1.0-fake"}), flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if order.get("mode"):
+        time.sleep(0.1)
+        print(json.dumps({"out": open("result.json").read()}))
+    if "argv" in order:
+        print(json.dumps({"status": 0}), flush=True)
+"""
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from kproxylat.cli import main
+
+def prepare():
+    from kproxylat.system import virtual_machine
+    virtual_machine.find = lambda program: program
+    virtual_machine.find_runner = lambda: os.environ["RUNNER"]
+    virtual_machine.find_kernel = lambda *_: Path("/boot/vmlinuz-6.1.0-fake")
+
+if sys.argv[1] == "sweep":
+    prepare()
+print("begins", flush=True)
+main()
+"""
+COMMANDS = {
+    "sweep": ("sweep", "--lab", "--vm", "--mode", "iptables,nftables", "--services", "1,2", "0.1", "100"),
+    "create": ("services", "create", "--count", "80"),
+    "delete": ("services", "delete"),
+    "mode": ("mode", "set", "nftables", "--yes", "--timeout", "1"),
+}
+
+
+class Place:
+    """A directory for all that a command makes, and a cluster."""
+
+    def __init__(self, path: Path, fake: FakeApi) -> None:
+        self.path, self.fake = path, fake
+        for name in ("tmp", "state"):
+            (path / name).mkdir()
+        (path / "result.json").write_text(to_json(load(COUNTED)[0]))
+        (path / "guest.py").write_text(GUEST)
+        (path / "virtme-run").write_text(RUNNER.format(guest=str(path / "guest.py")))
+        fake.delay_s = 0.002
+        for document in (CONFIGMAP, DAEMONSET):
+            fake.add(copy.deepcopy(document))
+        self.mark = f"KPROXYLAT_TEST={path}"
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "KPROXYLAT_TEST": str(path),
+            "TMPDIR": str(path / "tmp"),
+            "XDG_STATE_HOME": str(path / "state"),
+            "RUNNER": str(path / "virtme-run"),
+            "KUBECONFIG": str(fake.kubeconfig(path)),
+        }
+
+    def prepare(self, name: str) -> None:
+        """Make a cluster with the Services that a command deletes, or without those that it creates."""
+        shutil.rmtree(self.path / "out", ignore_errors=True)
+        if name == "create":
+            kept = [key for key in self.fake.objects if key[1] not in ("services", "endpointslices")]
+            self.fake.objects = {key: self.fake.objects[key] for key in kept}
+        elif name == "delete":
+            self.start("create").communicate(timeout=60)
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        """Start a command; its first words come before it handles signals."""
+        words = [sys.executable, "-c", PROGRAM, *COMMANDS[name]]
+        words += ["--output-dir", str(self.path / "out")] if name == "sweep" else []
+        process = subprocess.Popen(
+            words, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout
+        assert process.stdout.readline() == "begins\n"
+        return process
+
+    def kill(self, name: str, signals: tuple[int, ...], delay_s: float) -> bool:
+        """Kill a command; return whether it had not ended before."""
+        process = self.start(name)
+        time.sleep(delay_s)
+        for signum in signals:
+            process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+        moment = f"{name}, {[signal.Signals(signum).name for signum in signals]} after {delay_s:.3f} s: {err[-300:]}"
+        # The kernel delivers two that are pending at once in an order of its own.
+        killed = {-signum if signum == signal.SIGKILL else 128 + signum for signum in signals}
+        # "mode set" waits in vain for a rollout.
+        assert process.returncode in {0, 1 if name == "mode" else 0, *killed}, (process.returncode, moment)
+        assert "Traceback" not in err, moment
+        self.check(moment)
+        return process.returncode in killed
+
+    def check(self, moment: str) -> None:
+        """Check that no process and no temporary file is left, and that what is saved can be read."""
+        ends_s = time.monotonic() + 10
+        while (left := find_marked(self.mark)) and time.monotonic() < ends_s:
+            time.sleep(0.01)
+        assert left == [], moment
+        assert list((self.path / "tmp").iterdir()) == [], moment
+        assert list((self.path / "state").iterdir()) == [], moment
+        for path in (self.path / "out").glob("*"):
+            assert path.suffix in (".state", ".json", ".csv"), moment
+            if path.suffix == ".state":
+                [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def place(tmp_path: Path, fake: FakeApi) -> Place:
+    return Place(tmp_path, fake)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_kills(place: Place, name: str, record_property: pytest.RecordProperty) -> None:
+    seed = int(os.environ.get("KPROXYLAT_SEED", time.time_ns() % 10**6))
+    print(f"KPROXYLAT_SEED={seed}")
+    dice = random.Random(seed)
+    place.prepare(name)
+    began_s = time.monotonic()
+    process = place.start(name)
+    _, err = process.communicate(timeout=60)
+    took_s, hits = time.monotonic() - began_s, 0
+    place.check(f"without a signal: {err}")
+    struck = (*ENDING, signal.SIGKILL) * TIMES
+    for number, signum in enumerate(struck):
+        place.prepare(name)
+        more = (dice.choice((*ENDING, signal.SIGKILL)),) if number % 2 else ()
+        hit = place.kill(name, (signum, *more), dice.random() * took_s * 0.8)
+        hits += hit
+        # Others may have kept the machine busy while the command was timed.
+        took_s *= 1 if hit else 0.8
+    record_property("note", f"{hits} of {len(struck)} within the command")
+    assert hits > len(struck) / 3

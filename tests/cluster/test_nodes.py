@@ -1,0 +1,454 @@
+"""Commands on nodes: Jobs, their pods' logs, many nodes, and all that can go wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kproxylat import __version__
+from kproxylat.cluster import envelope, nodes
+from kproxylat.cluster.envelope import Envelope, read_log, write_begin, write_envelope
+from kproxylat.cluster.job import COMMANDS, PROFILES, find_changes, make_job, make_name
+from kproxylat.results_json import list_from_json, to_json
+from tests.results import COUNTED
+from tests.support import ROOT
+from tests.support.command import Captured, call
+from tests.support.fake_api import FakeApi
+from tests.support.kube_proxy import RECORDED
+from tests.support.kubelet import Kubelet, Pod, find_command, find_node
+from tests.support.nodes import node_of
+from tests.support.rights import MANIFESTS, rights
+
+NAMES = ("n1", "n2", "n3")
+TARGET = ("--target", "10.96.0.10:53", "1", "100")
+RESULTS = list_from_json(COUNTED.read_text())
+
+
+def write_log(stdout: str, status: int = 0, progress: str = "", version: str = __version__, **more: Any) -> str:
+    """Return the log of a pod that printed a text."""
+    text = write_envelope(Envelope(version, status, stdout, more.pop("time_s", time.time()), **more))
+    return write_begin(version) + progress + text
+
+
+class Cluster:
+    """A cluster whose pods print given logs."""
+
+    def __init__(self, fake: FakeApi, directory: Path) -> None:
+        self.fake, self.directory = fake, directory
+        self.kubelet = Kubelet(fake, directory, wrap=self.wrap)
+        self.texts: dict[str, tuple[str, int]] = {}
+        fake.after = self.kubelet.note
+        for number, name in enumerate(NAMES):
+            fake.add(node_of(name, f"192.0.2.{number}", f"10.244.{number}.0/24"))
+
+    def wrap(self, pod: Pod) -> list[str]:
+        """Return a command that prints the log of a pod's node."""
+        text, status = self.texts[find_node(pod.job)]
+        file = self.directory / f"{pod.name}.text"
+        file.write_text(text)
+        return ["sh", "-c", 'cat "$0"; exit "$1"', str(file), str(status)]
+
+    def print(self, node: str, text: str, status: int = 0) -> None:
+        """Let the pods of a node print this log."""
+        self.texts[node] = (text, status)
+
+    def left(self) -> list[str]:
+        """Return the Jobs and pods that stay; the garbage collector takes the pods of a Job some time after it."""
+        ends_s = time.monotonic() + 10
+        while self._list() and time.monotonic() < ends_s:
+            threading.Event().wait(0.02)
+        return self._list()
+
+    def _list(self) -> list[str]:
+        return [key[3] for key in self.fake.objects if key[1] in ("jobs", "pods")]
+
+
+@pytest.fixture
+def pods(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three nodes; the pod of each prints a result, those of n2 and n3 a slower one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path)))
+    monkeypatch.setattr("kproxylat.cli.app.signal.signal", lambda *_: None)
+    monkeypatch.setattr(nodes, "POLL_S", 0.02)
+    monkeypatch.setattr(nodes, "EVENTS_S", 0.1)
+    cluster = Cluster(fake, tmp_path)
+    slow, *_, fast = sorted(RESULTS, key=lambda result: -((result.headline and result.headline.middle) or 0))
+    for name, result in zip(NAMES, (fast, slow, RESULTS[1]), strict=True):
+        cluster.print(
+            name, write_log(to_json(result), progress="[1/7] Checks\n", files={"x.log": "raw", "x.json": "{}"})
+        )
+    yield cluster
+    cluster.kubelet.end()
+
+
+def test_each_right_has_a_reason() -> None:
+    for profile in PROFILES.values():
+        assert all(profile.capabilities.values())
+        assert all(mount.reason for mount in profile.mounts)
+    assert "SYS_MODULE" not in PROFILES["measure"].capabilities
+    assert set(PROFILES["observe"].capabilities) < set(PROFILES["measure"].capabilities)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_job(command: str) -> None:
+    job = make_job(command, "node.example", ["x"], "ns", "image:1", 30)
+    spec = job["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    security = container["securityContext"]
+    assert find_node(job) == "node.example"
+    assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (0, 150)
+    assert (spec["automountServiceAccountToken"], spec["hostNetwork"], spec["restartPolicy"]) == (False, True, "Never")
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert not {"hostPID", "hostIPC"} & set(spec)
+    assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
+    assert security["capabilities"] == {"drop": ["ALL"], "add": sorted(PROFILES[COMMANDS[command]].capabilities)}
+    assert "cpu" not in container["resources"]["limits"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    writable = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
+    assert ("/run/kproxylat" in writable) == (COMMANDS[command] == "measure")
+
+
+@given(st.text(max_size=80))
+def test_a_jobs_name_is_a_label(node: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])", make_name("mode show", node))
+
+
+def test_what_admission_rewrites() -> None:
+    job = make_job("run", "n", [], "ns", "image:1", 30)
+    answer = json.loads(json.dumps(job))
+    spec = answer["spec"]["template"]["spec"]
+    spec["schedulerName"] = "added"
+    spec["tolerations"].append({"key": "added"})
+    for mount in spec["containers"][0]["volumeMounts"]:
+        mount["readOnly"] or mount.pop("readOnly")
+    assert find_changes(job, answer) == []
+    spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("BPF")
+    spec["hostNetwork"] = False
+    assert {change.rpartition(".")[2].partition("[")[0] for change in find_changes(job, answer)} == {
+        "hostNetwork",
+        "add",
+    }
+
+
+@given(st.text(), st.integers(-1, 300), st.lists(st.text(st.characters(exclude_characters="\n")), max_size=5))
+def test_a_log_is_read_back(stdout: str, status: int, lines: list[str]) -> None:
+    progress = "".join(f"{line}\n" for line in lines if not line.startswith(envelope.RESULT))
+    log = read_log(write_log(stdout, status, progress, time_s=1.5, files={"a.log": stdout}))
+    assert log.envelope == Envelope(__version__, status, stdout, 1.5, {"a.log": stdout})
+    assert "".join(f"{line}\n" for line in log.progress) == progress
+
+
+TEXT = write_log("x" * 50 + "".join(map(str, range(3000))), progress="one\ntwo\n")
+
+
+@given(st.integers(1, len(TEXT) - 1), st.booleans())
+def test_a_log_that_is_cut_holds_no_result(place: int, is_head: bool) -> None:
+    """The kubelet keeps the end of a rotated log; of a log that is read too early there is only the head."""
+    text = TEXT[:place] if is_head else TEXT[place:]
+    log = read_log(text)
+    whole = TEXT.index(envelope.RESULT)
+    if is_head and text.endswith(envelope.END):
+        assert log.envelope
+    elif is_head or place > whole:
+        assert log.envelope is None
+        assert log.problem
+    else:
+        assert log.envelope
+        assert log.version is None
+
+
+@given(st.integers(TEXT.index(envelope.RESULT), len(TEXT) - len(envelope.END) - 3), st.characters(codec="ascii"))
+def test_a_log_with_another_character_holds_no_other_result(place: int, character: str) -> None:
+    log = read_log(TEXT[:place] + character + TEXT[place + 1 :])
+    assert log.envelope in (None, read_log(TEXT).envelope)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\0b", "a" * 300])
+def test_a_file_of_an_envelope_stays_in_its_directory(name: str) -> None:
+    assert read_log(write_log("", files={name: "x"})).envelope is None
+
+
+def test_a_result_that_unpacks_to_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelope, "LARGEST", 1000)
+    assert "more than" in read_log(write_log("x" * 2000)).problem
+
+
+def test_many_nodes(capsys: Captured, pods: Cluster) -> None:
+    status, out, err = call(capsys, "run", "--all-nodes", *TARGET)
+    assert status == 0, err
+    rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0] in NAMES]
+    assert [row[0] for row in rows] == ["n2", "n3", "n1"], "the slowest first"
+    assert "n1: [1/7] Checks" in err
+    assert Path("logs/ebpf/n2/x.log").read_text() == "raw"
+    assert pods.left() == []
+    commands = [find_command(pod.job) for pod in pods.kubelet.ran]
+    assert commands[0][:5] == ["python3", "-m", "kproxylat.pod", __version__, "run"]
+    assert {"--target=10.96.0.10:53", "--format=json", "1.0", "100"} <= set(commands[0])
+    sources = {word.rpartition(".")[0] for command in commands for word in command if word.startswith("--source")}
+    assert sources == {f"--source=10.244.{number}" for number in range(3)}
+
+
+def test_a_failing_node_spoils_no_other(capsys: Captured, pods: Cluster) -> None:
+    pods.print("n1", write_log("", 1, "kproxylat: no kube-proxy\n  start it\n"), 1)
+    status, out, err = call(capsys, "run", "--all-nodes", *TARGET, "--format", "json")
+    document = json.loads(out)
+    assert (status, document["schema"], document["command"]) == (1, "kproxylat-nodes/1", "run")
+    assert [(node["node"], node["status"], node["error"]) for node in document["nodes"]] == [
+        ("n2", 0, None), ("n3", 0, None), ("n1", 1, "no kube-proxy"),
+    ]  # fmt: skip
+    assert document["nodes"][0]["result"]["schema"] == "kproxylat/1"
+    assert err.endswith("kproxylat: node n1: no kube-proxy\n  start it\n")
+
+
+def test_the_result_is_the_pods_own(capsys: Captured, pods: Cluster) -> None:
+    _, out, _ = call(capsys, "run", "--node", "n1", *TARGET, "--format", "json")
+    text = read_log(pods.texts["n1"][0]).envelope
+    assert text
+    assert json.loads(out)["nodes"][0]["result"] == json.loads(text.stdout)
+
+
+def test_open_books_are_no_failure(capsys: Captured, pods: Cluster) -> None:
+    pods.print("n1", write_log(to_json(RESULTS[0]), 4), 4)
+    assert call(capsys, "run", "--all-nodes", *TARGET)[0] == 4
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_few_nodes_at_a_time(capsys: Captured, pods: Cluster, parallel: int) -> None:
+    assert call(capsys, "run", "--all-nodes", *TARGET, "--parallel", str(parallel))[0] == 0
+    assert pods.kubelet.most <= parallel
+    assert len(pods.kubelet.ran) == 3
+
+
+def test_a_dry_run_prints_the_jobs(capsys: Captured, pods: Cluster) -> None:
+    status, out, _ = call(
+        capsys, "run", "--node", "n1", "--node", "n3", *TARGET, "--dry-run", "--job-namespace", "jobs"
+    )
+    jobs = list(yaml.safe_load_all(out))
+    assert (status, [find_node(job) for job in jobs], pods.kubelet.ran) == (0, ["n1", "n3"], [])
+    assert {job["metadata"]["namespace"] for job in jobs} == {"jobs"}
+    _, out, _ = call(capsys, "run", "--node", "n1", *TARGET, "--dry-run", "--format", "json")
+    assert json.loads(out)["items"][0]["kind"] == "Job"
+
+
+def test_a_selector(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.objects["", "nodes", "", "n2"]["metadata"]["labels"] = {"zone": "a"}
+    assert call(capsys, "run", "-l", "zone=a", *TARGET)[0] == 0
+    assert [find_node(pod.job) for pod in pods.kubelet.ran] == ["n2"]
+    status, _, err = call(capsys, "run", "-l", "zone=b", *TARGET)
+    assert (status, "no node matches zone=b" in err) == (2, True)
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    """Return the status of a pod whose container waits."""
+    return {"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "Insufficient cpu"}
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "image": (
+        waiting("ImagePullBackOff", 'Back-off pulling image "x"'),
+        "the pod does not start: ImagePullBackOff: Back-off",
+    ),
+    "unschedulable": ({"phase": "Pending", "conditions": [UNSCHEDULED]}, "Unschedulable: Insufficient cpu"),
+    "pending": ({"phase": "Pending"}, "the pod does not start: the cluster names no reason"),
+    "evicted": (
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        "without a result: Evicted, The node was low on resource: memory.",
+    ),
+    "oom": (
+        {"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]},
+        "without a result: OOMKilled; exit status 137",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_pod_that_does_not_run(capsys: Captured, pods: Cluster, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(nodes, "START_S", 0.3)
+    pods.kubelet.status["n1"], expected = BROKEN[name]
+    status, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert status == 1
+    assert expected in err
+    assert pods.left() == []
+
+
+LOGS: dict[str, tuple[str, str]] = {
+    "rotated": (TEXT[TEXT.index(envelope.RESULT) + 100 :], "the log lacks kproxylat's first line"),
+    "cut": (TEXT[:-20], "the log ends in the middle of the result"),
+    "damaged": (TEXT.replace("\neN", "\neA"), "the result in the log is damaged"),
+    "empty": ("", "the log lacks kproxylat's first line"),
+    "no result": (write_begin(__version__) + "Killed\n", "the log holds no result"),
+    "another version": (write_log("", version="9.9.9"), f"has kproxylat 9.9.9, and this client is {__version__}"),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_that_is_not_whole(capsys: Captured, pods: Cluster, name: str) -> None:
+    text, expected = LOGS[name]
+    pods.print("n1", text)
+    status, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert (status, expected in err) == (1, True), err
+    assert pods.left() == []
+
+
+def test_quota_and_admission_of_pods(capsys: Captured, pods: Cluster) -> None:
+    message = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1'
+    pods.kubelet.events["n1"] = message
+    status, _, err = call(capsys, "run", "--node", "n1", "--node", "n2", *TARGET)
+    assert (status, f"node n1: the pod does not start: {message}" in err) == (1, True), err
+
+
+def test_a_node_that_is_not_ready(capsys: Captured, pods: Cluster) -> None:
+    condition = {"type": "Ready", "status": "Unknown", "message": "Kubelet stopped posting node status."}
+    pods.fake.objects["", "nodes", "", "n1"]["status"]["conditions"] = [condition]
+    status, out, err = call(capsys, "run", "--all-nodes", *TARGET)
+    assert status == 1
+    assert "node n1: the node is NotReady: Kubelet stopped posting node status." in err
+    assert "n2" in out
+    assert [find_node(pod.job) for pod in pods.kubelet.ran] == ["n2", "n3"]
+
+
+def test_no_such_node(capsys: Captured, pods: Cluster) -> None:
+    status, _, err = call(capsys, "run", "--node", "n9", *TARGET)
+    assert (status, err) == (2, "kproxylat: no such node: n9\n  the cluster has n1, n2, n3\n")
+    assert pods.kubelet.ran == []
+
+
+def test_the_namespace(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.missing_namespaces.add("kproxylat")
+    _, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    label = "kubectl label --overwrite namespace kproxylat pod-security.kubernetes.io/enforce=privileged"
+    assert err.endswith(f"namespace kproxylat does not exist\n  kubectl create namespace kproxylat && {label}\n")
+    pods.fake.missing_namespaces.clear()
+    labels = {nodes.ENFORCE: "baseline"}
+    pods.fake.add({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kproxylat", "labels": labels}})
+    status, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert (status, err.endswith(f"enforces Pod Security level baseline, without hostNetwork\n  {label}\n")) == (
+        1,
+        True,
+    )
+    assert pods.kubelet.ran == []
+
+
+def test_jobs_that_are_forbidden(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.denied.add(("create", "jobs"))
+    status, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert status == 1
+    assert "kubectl debug node/n1 -it --profile=sysadmin --image=kproxylat:" in err
+    assert "-- python3 -m kproxylat run " in err
+
+
+def test_a_clock_that_differs(capsys: Captured, pods: Cluster) -> None:
+    pods.print("n1", write_log(to_json(RESULTS[0]), time_s=time.time() - 100))
+    status, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert (status, bool(re.search("n1: warning: its clock is (99|100|101) s behind", err))) == (0, True), err
+
+
+def test_an_overloaded_server(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.fault_rate = 0.3
+    status, _, err = call(capsys, "run", "--all-nodes", *TARGET)
+    pods.fake.fault_rate = 0
+    assert (status, pods.left()) == (0, []), err
+    assert len(pods.kubelet.ran) == 3
+
+
+def test_ctrl_c_waits_for_the_pods(pods: Cluster, tmp_path: Path) -> None:
+    """The client deletes the Jobs; each pod gets SIGTERM, cleans up, and its last lines are shown."""
+    script = 'trap "echo cleaned; cat $0; exit 143" TERM; echo "$1"; while :; do sleep 0.05; done'
+    last = tmp_path / "last"
+    last.write_text(write_envelope(Envelope(__version__, 143, "", time.time())))
+    pods.kubelet.wrap = lambda _: ["sh", "-c", script, str(last), write_begin(__version__) + "working"]
+    argv = [sys.executable, "-m", "kproxylat", "run", "--all-nodes", "--parallel", "2", *TARGET]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as client:
+        assert client.stderr
+        seen = ""
+        while seen.count("working") < 2:
+            line = client.stderr.readline()
+            assert line, seen
+            seen += line
+        client.send_signal(signal.SIGINT)
+        seen += client.stderr.read()
+        assert client.wait(60) == 130, seen
+    assert seen.count("cleaned") == 2, seen
+    assert "not seen" not in seen
+    assert "Traceback" not in seen
+    assert pods.left() == []
+    assert [pod.process.poll() for pod in pods.kubelet.ran if pod.process] == [143, 143]
+
+
+def test_a_pod_that_is_killed_in_its_clean_up(pods: Cluster, tmp_path: Path) -> None:
+    script = 'trap "exit 137" TERM; echo "$0"; while :; do sleep 0.05; done'
+    pods.kubelet.wrap = lambda _: ["sh", "-c", script, write_begin(__version__) + "working"]
+    argv = [sys.executable, "-m", "kproxylat", "run", "--node", "n1", *TARGET]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as client:
+        assert client.stderr
+        while "working" not in client.stderr.readline():
+            assert client.poll() is None
+        client.send_signal(signal.SIGTERM)
+        seen = client.stderr.read()
+        assert client.wait(60) == 143
+    assert "n1: the end of the pod's clean-up was not seen\n  kproxylat cleanup --node n1\n" in seen
+    assert pods.left() == []
+
+
+def test_the_documented_permissions_suffice(capsys: Captured, pods: Cluster) -> None:
+    """From the first word to the last, against a server that permits what the manifests have, and no more."""
+    for file in RECORDED.glob("*worker-dual.json"):
+        pods.fake.add(file)
+    pods.fake.permitted = set().union(*(rights(MANIFESTS[name]) for name in ("run", "run --node")))
+    status, _, err = call(capsys, "run", "--all-nodes", "--service", "worker-dual", "1", "100")
+    assert (status, "orbidden" in err) == (0, False), err
+    command = find_command(pods.kubelet.ran[0].job)
+    assert any(word.startswith("--target=10.") for word in command)
+    assert not any(word.startswith(("--service", "--kubeconfig", "--all-nodes")) for word in command)
+
+
+NEEDED = [("list", "nodes"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log"), ("delete", "jobs")]
+
+
+@pytest.mark.parametrize(("verb", "resource"), NEEDED)
+def test_a_permission_that_is_missing(capsys: Captured, pods: Cluster, verb: str, resource: str) -> None:
+    pods.fake.denied.add((verb, resource))
+    _, _, err = call(capsys, "run", "--node", "n1", *TARGET)
+    assert "403 Forbidden" in err
+    assert f'cannot {verb} resource "{resource}"' in err
+
+
+def test_the_manifest_for_kubectl() -> None:
+    """deploy/nodes.yaml has the namespace with its label, and the roles of docs/rbac.md."""
+    namespace, *roles = yaml.safe_load_all((ROOT / "deploy/nodes.yaml").read_text())
+    assert namespace["metadata"] == {"name": "kproxylat", "labels": {nodes.ENFORCE: "privileged"}}
+    assert roles == list(yaml.safe_load_all(MANIFESTS["run --node"]))
+
+
+@pytest.mark.parametrize("line", ["doctor", "cleanup", "mode show", "trace --mode ipvs --duration 1"])
+def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Cluster, line: str) -> None:
+    words = line.split()
+    pods.print("n1", write_log("text of n1\n"))
+    status, out, err = call(capsys, *words, "--node", "n1")
+    assert (status, out) == (0, "== node n1\ntext of n1\n"), err
+    assert find_command(pods.kubelet.ran[0].job)[4] == words[0]
+
+
+def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:
+    for name in NAMES:
+        pods.print(name, write_log("", files={"rules.json": name}))
+    assert call(capsys, "capture", "--all-nodes", "--anonymous", "--output", "saved/rules.json")[0] == 0
+    assert [Path("saved", name, "rules.json").read_text() for name in NAMES] == list(NAMES)
+    assert find_command(pods.kubelet.ran[0].job)[4:] == ["capture", "--anonymous", "--output=/tmp/kproxylat/rules.json"]
