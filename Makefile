@@ -34,6 +34,7 @@ test-long: setup
 	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k test_signals --ignore=tests/vm
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
+test test-long check: PACKAGES += chromium fonts-dejavu-core
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py

@@ -156,7 +156,9 @@ def measure(kernel: str, root: str) -> dict[str, Any]:
         results: list[dict[str, Any]] = []
         for probe in ("kprobe",) if kernel in UNTYPED else ("fentry", "kprobe"):
             out, err = io.StringIO(), io.StringIO()
-            words = f"sweep --lab --fresh --format json --services {SERVICES} --probe {probe} --output-dir"
+            words = (
+                f"sweep --lab --fresh --format json --services {SERVICES} --probe {probe} --protocol udp --output-dir"
+            )
             status = machine.run([*words.split(), machine.inside], out, err)
             if status:
                 said = " ".join(err.getvalue().splitlines()[-2:])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -29,17 +33,56 @@ def plain_line(text: object) -> str:
     return plain(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def show(text: object = "", end: str = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
+def show(
+    text: object = "",
+    end: str = "\n",
+    file: IO[str] | None = None,
+    flush: bool = False,
+    style: Callable[[str], str] = str,
+) -> None:
     """Print a text without what controls a terminal. All output passes here, but for bars and colours of our own.
 
     :param file: stdout if None.
+    :param style: adds colours of our own.
     """
-    print(plain(text), end=end, file=file, flush=flush)
+    print(style(plain(text)), end=end, file=file, flush=flush)
 
 
-def say(message: str) -> None:
-    """Print a line on stderr; stdout is for results."""
-    show(message, file=sys.stderr, flush=True)
+ESSENTIAL, NORMAL, DETAIL = range(3)
+"""How much a message matters: an error; progress; each program that is run."""
+_volume = NORMAL
+
+
+def set_volume(quiet: bool = False, verbose: bool = False) -> None:
+    """Choose which messages are printed.
+
+    :param quiet: errors only; ``verbose``: details, too.
+    """
+    global _volume
+    _volume = ESSENTIAL if quiet else DETAIL if verbose else NORMAL
+
+
+def say(message: str, level: int = NORMAL) -> None:
+    """Print a line on stderr; stdout is for results.
+
+    :param level: :data:`ESSENTIAL`, :data:`NORMAL` or :data:`DETAIL`.
+    """
+    if level <= _volume:
+        lines = map(_wrap, message.split("\n")) if sys.stderr.isatty() else [message]
+        show("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _wrap(line: str) -> str:
+    """Break a line between words where a terminal ends; remedies, which are indented, are left to be copied."""
+    if line.startswith("  "):
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def can_ask() -> bool:
+    """Return whether a person can answer a question: stdin is a terminal."""
+    return bool(sys.stdin) and sys.stdin.isatty()
 
 
 def leave_out(reason: str) -> None:
@@ -56,7 +99,7 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
     :raises UsageError: stdin is not a terminal, so no person can answer.
     :raises DeclinedError: the answer is not yes.
     """
-    if not sys.stdin or not sys.stdin.isatty():
+    if not can_ask():
         raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
     show(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -67,9 +110,11 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
 def waiting(text: str, expected_s: float) -> Iterator[None]:
     """Show a bar with the time left while the block runs, if stderr is a terminal and the block takes long.
 
+    After the expected time the bar goes on moving, with the machine's load as the likely reason.
+
     :param expected_s: expected duration.
     """
-    if expected_s < 2 or not sys.stderr.isatty():
+    if expected_s < 2 or not sys.stderr.isatty() or _volume < NORMAL:
         yield
         return
     from rich.console import Console
@@ -78,12 +123,20 @@ def waiting(text: str, expected_s: float) -> Iterator[None]:
     label = TextColumn("      {task.description}", markup=False)
     columns = label, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     ended = threading.Event()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task(plain_line(text), total=expected_s)
 
         def advance() -> None:
+            started_s = time.monotonic()
             while not ended.wait(0.25):
-                progress.advance(task, min(0.25, max(expected_s - progress.tasks[0].completed, 0)))
+                elapsed_s = time.monotonic() - started_s
+                if elapsed_s < expected_s:
+                    progress.update(task, completed=elapsed_s)
+                    continue
+                # A bar without a total moves on; the clock of a full one stops.
+                progress.tasks[0].total = None
+                load = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs"
+                progress.update(task, description=f"{plain_line(text)}, longer than usual ({load})")
 
         thread = threading.Thread(target=advance, daemon=True)
         thread.start()
@@ -100,7 +153,7 @@ def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
 
     :return: a function to call after each step.
     """
-    if not total or not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty() or _volume < NORMAL:
         yield lambda: None
         return
     from rich.console import Console
@@ -108,6 +161,6 @@ def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
 
     label = TextColumn("      {task.description}", markup=False)
     columns = label, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task(plain_line(text), total=total)
         yield lambda: progress.advance(task)

@@ -8,12 +8,21 @@ number of the signal).
 
 from __future__ import annotations
 
+from pathlib import Path
+from textwrap import shorten
+
 BUG = 3
 """Exit status: an internal error."""
 BOOKS_OPEN = 4
 """Exit status: the packet accounting does not balance."""
 WORSE = 5
 """Exit status: B is worse than allowed."""
+
+
+def find_page(name: str) -> str:
+    """Return the path of a page of the documentation: in an installed wheel, or in a checkout."""
+    pages = [directory / "docs" / name for directory in Path(__file__).parents[:2]]
+    return str(next((page for page in pages if page.exists()), name))
 
 
 class KproxylatError(Exception):
@@ -54,7 +63,7 @@ class CommandError(MachineError):
     """
 
     def __init__(self, argv: list[str], status: int, output: str, remedy: str = "") -> None:
-        message = " ".join(output.split())[:300] or "(it printed nothing)"
+        message = shorten(output, 300, placeholder=" ...") or "(it printed nothing)"
         super().__init__(f"{' '.join(argv)[:120]} ended with status {status}: {message}", remedy)
         self.status = status
         self.output = output

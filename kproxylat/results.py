@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, NamedTuple
+from typing import Any
 
 from kproxylat.modes import find_rows
 
@@ -129,34 +129,32 @@ class Run:
     log: str | None = None
 
 
-@dataclass(frozen=True)
-class Target:
-    """The ClusterIP, port and protocol under test, and facts about it from the cluster's API.
+def join_host_port(ip: str, port: int | str) -> str:
+    """Write ``IP:PORT``, an IPv6 address in brackets (RFC 3986, section 3.2.2), as Kubernetes does."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """A destination of packets, and what the cluster's API says about it. Equal ones have the same destination.
+
+    :param port: None only in logs of the old scripts; ``protocol`` likewise.
     :param service: ``namespace/name``.
-    :param ports: all of its ports of that number, e.g. ``grpc 50051/TCP``.
+    :param ports: all of the Service's ports of that number, e.g. ``grpc 50051/TCP``.
     :param endpoints: the ready ones, ``IP:PORT`` each.
     """
 
     ip: str
     port: int | None
     protocol: str | None
-    service: str | None = None
-    ports: tuple[str, ...] = ()
-    endpoints: tuple[str, ...] = ()
+    service: str | None = field(default=None, compare=False)
+    ports: tuple[str, ...] = field(default=(), compare=False)
+    endpoints: tuple[str, ...] = field(default=(), compare=False)
 
-
-def join_host_port(ip: str, port: int | str) -> str:
-    """Write ``IP:PORT``, an IPv6 address in brackets (RFC 3986, section 3.2.2), as Kubernetes does."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
-class Destination(NamedTuple):
-    """A complete target of packets."""
-
-    ip: str
-    port: int
-    protocol: str
+    @property
+    def address(self) -> str:
+        """``IP:PORT``, or the IP alone if the port is unknown."""
+        return join_host_port(self.ip, self.port) if self.port else self.ip
 
     @property
     def element(self) -> str:
@@ -164,7 +162,7 @@ class Destination(NamedTuple):
         return f"{self.ip} . {self.protocol} . {self.port}"
 
     def __str__(self) -> str:
-        return f"{join_host_port(self.ip, self.port)}/{self.protocol}"
+        return self.address + (f"/{self.protocol}" if self.protocol else "")
 
 
 @dataclass(frozen=True)
@@ -271,6 +269,26 @@ class SendTime:
         """Where the packets went, in words -> their times."""
         kinds = {"the target": self.target, "the endpoint": self.endpoint, "no Service": self.no_service}
         return {kind: probe for kind, probe in kinds.items() if probe}
+
+
+@dataclass(frozen=True)
+class LookupCheck:
+    """What two clocks say at one number of Services, where a part and the whole of a packet's way are all they share.
+
+    Only a sweep tells what each Service adds by either clock.
+
+    :param unit: of both.
+    :param lookup: the untraced lookup's cost by the probe, within the bounds of :meth:`Overhead.untraced`.
+    :param way: the time of untraced packets' whole way, which includes the lookup, by the sender's clock.
+    :param over_endpoint: as in :class:`SendTime`: the endpoint's packets are looked up, too, and match nothing.
+    :param agrees: whether the part is no longer than the whole.
+    """
+
+    unit: str
+    lookup: Bounded
+    way: Bounded
+    over_endpoint: Bounded | None
+    agrees: bool
 
 
 @dataclass(frozen=True)
@@ -461,6 +479,7 @@ class Result:
     services: tuple[ServiceCost, ...] = ()
     send_time: SendTime | None = None
     first_packet: FirstPacket | None = None
+    cross_check: LookupCheck | None = None
 
     def warn(self, *warnings: str) -> Result:
         """Return the result with further warnings."""
@@ -501,10 +520,11 @@ class Result:
         return probes[-1] if probes else self.headline
 
 
+def name_unit(unit: str | None, emulated: bool | None) -> str:
+    """Return the unit of a figure, e.g. ``emulated ns``."""
+    return f"{'emulated ' if emulated else ''}{unit}"
+
+
 def target_text(result: Result) -> str:
     """Write a result's target as ``IP:PORT/PROTOCOL``, without its unknown parts."""
-    target = result.target
-    if not target:
-        return ""
-    address = join_host_port(target.ip, target.port) if target.port else target.ip
-    return address + (f"/{target.protocol}" if target.protocol else "")
+    return str(result.target or "")

@@ -15,13 +15,14 @@ from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 from jinja2.sandbox import SandboxedEnvironment
 
-from kproxylat.errors import MachineError, TemplateError
+from kproxylat.console import plain
+from kproxylat.errors import MachineError, TemplateError, find_page
 from kproxylat.system.trust import check_trusted
 
 _PACKAGE = Path(__file__).parent
 DIRECTORIES = (_PACKAGE / "templates", _PACKAGE.parent / "templates")
 """Directories of the templates: in an installed wheel, and in a checkout."""
-_SYNTAX = "correct that line; see docs/templates.md for examples, jinja2's documentation for the syntax"
+_SYNTAX = f"correct that line; {find_page('templates.md')} has examples, jinja2's documentation the syntax"
 _MARK = re.compile("\ue000([^\ue001]*):(\\d+)\ue001")
 """Mark with a template's name and line, in characters for private use."""
 
@@ -140,6 +141,28 @@ def split_marks(marked: str) -> tuple[str, tuple[tuple[str, int], ...]]:
             origin = mark[1], int(mark[2])
         origins.append(origin)
     return _MARK.sub("", marked), tuple(origins)
+
+
+def _show(value: object) -> str:
+    """Write a value into HTML, which jinja2 escapes; nothing in it controls a terminal or cannot be encoded."""
+    return plain(str(value))
+
+
+def render_page(name: str, variables: Mapping[str, Any], escape: Callable[[object], str] = _show) -> str:
+    """Render a page of our own, in which every value is escaped but for those that the template calls safe.
+
+    :param escape: escapes a value for a language other than HTML.
+    """
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(DIRECTORIES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=escape is _show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else escape(value),
+    )
+    return pages.get_template(name).render(variables)
 
 
 def render_rules(name: str, variables: Mapping[str, Any]) -> str:

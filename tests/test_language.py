@@ -26,6 +26,7 @@ DOCUMENTS = sorted(
         *(path for path in (ROOT / "templates").rglob("*") if path.is_file()),
         *(ROOT / name for name in ("Makefile", "pyproject.toml", ".pre-commit-config.yaml")),
         *(ROOT / ".github").rglob("*.yml"),
+        *(ROOT / "deploy/ci").iterdir(),
     ]
 )
 MODULES = sorted((ROOT / "kproxylat").rglob("*.py"))

@@ -26,7 +26,7 @@ IMPORTERS = {
     "kubernetes": {"cluster"},
     "urllib3": {"cluster"},
     "prometheus_client": {"cluster", "report.openmetrics"},
-    "matplotlib": {"report.plot"},
+    "matplotlib": {"report.figure", "report.plot"},
     "virtme": set(),
 }
 """A dependency -> the modules that import it, or their package."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import email
 import importlib
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 from hatchling import build
 
+import hatch_build
+from kproxylat import __version__
 from tests.support import ROOT
 
 DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "yaml": "pyyaml"}
@@ -44,7 +47,8 @@ def test_the_wheel_has_the_templates_and_works(make: Callable[[str], Path], tmp_
     with zipfile.ZipFile(make("wheel")) as wheel:
         wheel.extractall(tmp_path)  # noqa: S202 - it is our own
         names = set(wheel.namelist())
-    for directory, inside in (("templates", "kproxylat/templates"), ("kproxylat", "kproxylat")):
+    places = {"templates": "kproxylat/templates", "docs": "kproxylat/docs", "kproxylat": "kproxylat"}
+    for directory, inside in places.items():
         ours = {each.name for each in (ROOT / directory).glob("*.*") if each.is_file()}
         assert ours
         assert {f"{inside}/{each}" for each in ours} <= names
@@ -98,3 +102,90 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
         requirements = project["optional-dependencies"][extra] if extra else project["dependencies"]
         declared = {re.split(r"[^\w.-]", requirement)[0] for requirement in requirements}
         assert DISTRIBUTIONS.get(package, package) in declared
+
+
+@pytest.fixture(scope="module")
+def installed(make: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel as pip does, and return the prefix."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    words = ["install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", "--prefix", str(prefix)]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(make("wheel"))], check=True)
+    return prefix
+
+
+def run_installed(prefix: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of the installed wheel, far from the checkout."""
+    [packages] = prefix.glob("lib/python*/site-packages")
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    return subprocess.run(
+        [prefix / "bin" / program, *words], cwd=prefix, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("program", ["kproxylat", "kubectl-kproxylat"])
+def test_both_programs_are_installed(installed: Path, program: str) -> None:
+    done = run_installed(installed, program, "--version")
+    assert (done.returncode, done.stdout) == (0, f"kproxylat {__version__}\n"), done.stderr
+
+
+def test_the_readmes_links_reach_both_programs(tmp_path: Path) -> None:
+    [command] = re.findall(r"^ln -s .+$", (ROOT / "README.md").read_text(), re.M)
+    programs = [tmp_path / ".venv/bin" / name for name in ("kproxylat", "kubectl-kproxylat")]
+    programs[0].parent.mkdir(parents=True)
+    for program in programs:
+        program.touch()
+    (tmp_path / "bin").mkdir()
+    line = command.replace("/usr/local/bin", str(tmp_path / "bin"))
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, env={"PATH": os.environ["PATH"], "PWD": str(tmp_path)}, check=True)
+    assert sorted(link.resolve() for link in (tmp_path / "bin").iterdir()) == programs
+
+
+def test_the_pages_that_messages_cite_are_installed(installed: Path) -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "kproxylat").rglob("*.py"))
+    cited = set(re.findall(r"find_page\(.(\S+\.md).\)", sources))
+    assert {"rbac.md", "templates.md"} <= cited
+    [packages] = installed.glob("lib/python*/site-packages")
+    code = f"from kproxylat.errors import find_page; print(*map(find_page, {sorted(cited)}), sep='\\n')"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=installed, env={**os.environ, "PYTHONPATH": str(packages)}, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert shown == [str(packages / "kproxylat/docs" / name) for name in sorted(cited)]
+    assert all(Path(page).is_file() for page in shown)
+
+
+def read_messages() -> str:
+    """Return the texts of kproxylat, without docstrings and comments."""
+    texts = []
+    for path in (ROOT / "kproxylat").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements)
+        texts += [str(node.value) for node in constants if isinstance(node.value, str)]
+    return "\n".join(texts)
+
+
+def test_messages_cite_no_file_that_the_wheel_lacks() -> None:
+    assert re.findall(r"\b(?:docs/\S+|README\S*|CONTRIBUTING\S*|CHANGELOG\S*|SECURITY\S*)", read_messages()) == []
+
+
+def test_the_metadata_are_complete(installed: Path) -> None:
+    [file] = installed.glob("lib/python*/site-packages/*.dist-info/METADATA")
+    metadata = email.message_from_string(file.read_text())
+    assert metadata["Author"] == "kproxylat contributors"
+    assert len(metadata.get_all("Classifier") or []) > 5
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    description = str(metadata.get_payload())
+    assert "# kproxylat" in description
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", description) if not target.startswith("https://")] == []
+
+
+def test_links_become_absolute_where_the_owner_writes_an_address() -> None:
+    text = "![A graph](docs/demo.png)\n[page](docs/x.md), [site](https://k.example), [part](#use)"
+    absolute = hatch_build.make_absolute(text, "https://host.example/kproxylat")
+    assert absolute.split() == [
+        *("![A", "graph](https://host.example/kproxylat/raw/HEAD/docs/demo.png)"),
+        "[page](https://host.example/kproxylat/blob/HEAD/docs/x.md),",
+        *("[site](https://k.example),", "[part](#use)"),
+    ]
+    assert hatch_build.make_absolute(text, "") == "page, [site](https://k.example), [part](#use)"

@@ -26,7 +26,7 @@ from kproxylat.node import live_rules, service_rule
 from kproxylat.node.live_rules import LiveRules, read_live_rules
 from kproxylat.node.service_rule import read_service_rule
 from kproxylat.report.export import EXPORTERS
-from kproxylat.results import Destination, Result, Run
+from kproxylat.results import Result, Run, Target
 from kproxylat.sweep.sweep import check_points, find_modes, plan_points, title
 from kproxylat.trace import plan
 from kproxylat.trace.dump import parse_dump
@@ -101,9 +101,9 @@ def test_a_modes_rule_is_read(own: Mode, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(live_rules.os, "geteuid", lambda: 0)
     for module in (service_rule, live_rules):
         monkeypatch.setattr(module, "run", lambda *argv, **_: texts.get(argv, ""))
-    service = Destination("10.96.100.50", 50051, "udp")
+    service = Target("10.96.100.50", 50051, "udp")
     assert read_service_rule(own, service, None).found
-    assert not read_service_rule(own, service._replace(protocol="tcp"), None).found
+    assert not read_service_rule(own, replace(service, protocol="tcp"), None).found
     assert read_live_rules() == (LiveRules("own", "nft", 1, {service: None}),)
 
 
@@ -143,7 +143,9 @@ def test_a_generator_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS, "own", Generator("own", ("udp",), start, stop_program, read))
     sending = Sending(generator=find_generator("own"))
     check_points(plan_points(Options(NFTABLES, where=Lab(), sending=sending), [NFTABLES], (10,)))
-    burst = Burst(7, 1000, IPv4Network("10.244.128.0/29"), "10.96.100.50", 50051, None, "pod0", "02:00:00:00:00:01")
+    burst = Burst(
+        7, 1000, IPv4Network("10.244.128.0/29"), Target("10.96.100.50", 50051, "udp"), None, "pod0", "02:00:00:00:00:01"
+    )
     assert send(burst, sending.generator) == (Sent(7), None)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from kproxylat.analysis.stats import Distribution
-from kproxylat.results import Probe, Result
+from kproxylat.errors import LogError
+from kproxylat.results import Probe, Result, name_unit
 from kproxylat.trace.percentiles import estimate_percentiles
 
 REASONS = ("clock", "probe", "sender", "kernel", "bpftrace", "mitigations", "script", "books", "events")
@@ -31,9 +34,23 @@ def distribution(probe: Probe) -> Distribution | None:
     return Distribution(rows, estimate) if rows else None
 
 
+def refuse_mixed_time(results: Iterable[Result]) -> Iterator[Result]:
+    """Yield results for one axis or column.
+
+    :raises LogError: some times are real, and some are emulated, which do not belong together.
+    """
+    kinds = set[bool]()
+    for result in results:
+        if result.main_probe and result.main_probe.unit != "instructions":
+            kinds.add(bool(result.run.emulated))
+        if len(kinds) > 1:
+            raise LogError("emulated ns and real ns have no common axis or column", "take them one by one")
+        yield result
+
+
 def find_differences(a: Result, b: Result) -> dict[str, str]:
     """Return why the numbers of two results must not be compared: a name for the reason -> what differs."""
-    clocks = [f"{'emulated ' if x.run.emulated else ''}{x.run.clock or _unit(x)}" for x in (a, b)]
+    clocks = [name_unit(x.run.clock or _unit(x), x.run.emulated) for x in (a, b)]
     facts: dict[str, tuple[str | None, str | None]] = {
         "clock": (clocks[0], clocks[1]),
         "probe": (_describe_probe(a), _describe_probe(b)),

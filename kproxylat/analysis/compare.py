@@ -13,11 +13,14 @@ from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.series import (
+    Key,
     Series,
     build_series,
     draw_lines,
     draw_medians,
+    find_key,
     group_results,
+    name_key,
 )
 from kproxylat.analysis.stats import Interval, bounds, crossing
 from kproxylat.console import leave_out
@@ -25,10 +28,9 @@ from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
 from kproxylat.modes import is_ordered
-from kproxylat.results import Probe, Result, target_text
+from kproxylat.results import Probe, Result, name_unit, target_text
 from kproxylat.results_json import list_from_json
 
-Key = tuple[str, str]
 Cells = dict[int | None, list[Result]]
 _FACTS = ("mode", "backend", "position", "chain_length", "path", "services", "duration_s", "kproxylat", "cut_short")
 
@@ -79,7 +81,7 @@ def find_allowed(words: str, force: bool) -> set[str]:
 
 
 def compare(a: str, b: str | None, allowed: Collection[str] = (), seed: int = 0) -> tuple[Comparison, ...]:
-    """Compare two files, series by series; or the series of one with each other.
+    """Compare two files, series by series; or the series of one with each other, where they share a protocol.
 
     :param allowed: reasons to overrule, as :data:`kproxylat.analysis.comparable.REASONS` names them.
     :param seed: for the bootstrap.
@@ -88,38 +90,34 @@ def compare(a: str, b: str | None, allowed: Collection[str] = (), seed: int = 0)
     """
     one = _group(a)
     if b is None:
-        combined = list(combinations(one.items(), 2))
+        every = list(combinations(one.items(), 2))
+        combined = [pair for pair in every if pair[0][0][2] == pair[1][0][2]] or every
         if not combined:
-            raise UsageError(f"{a} holds only {_say_key(next(iter(one)))}", "name a second file to compare it with")
+            raise UsageError(f"{a} holds only {name_key(next(iter(one)))}", "name a second file to compare it with")
         return tuple(_compare_pair((a, *x), (a, *y), allowed, seed, ()) for x, y in combined)
     other = _group(b)
     if len(one) == len(other) == 1:
         return (_compare_pair((a, *next(iter(one.items()))), (b, *next(iter(other.items()))), allowed, seed, ()),)
     common = [key for key in one if key in other]
     if not common:
-        names = [", ".join(map(_say_key, side)) for side in (one, other)]
+        names = [", ".join(map(name_key, side)) for side in (one, other)]
         raise CompareError(f"nothing is in both: A has {names[0]}, B has {names[1]}", "name one that both have")
-    only = [f"{_say_key(key)} only in {name}" for name, side, rest in (("A", one, other), ("B", other, one))
+    only = [f"{name_key(key)} only in {name}" for name, side, rest in (("A", one, other), ("B", other, one))
             for key in side if key not in rest]  # fmt: skip
     pairs = [_compare_pair((a, key, one[key]), (b, key, other[key]), allowed, seed, tuple(only)) for key in common]
-    lost = tuple(_say_key(key) for key in one if key not in other)
+    lost = tuple(name_key(key) for key in one if key not in other)
     return (replace(pairs[0], missing=lost + pairs[0].missing), *pairs[1:])
 
 
 def _group(name: str) -> dict[Key, Cells]:
-    """Read a file's results by mode and backend, and by number of Services; skip those without a call."""
+    """Read a file's results by series, and by number of Services; skip those without a call."""
     groups: dict[Key, Cells] = {}
     for result in sorted(read_results(name), key=lambda result: result.run.services or 0):
         if result.main_probe:
-            key = result.run.mode or "unknown", result.run.backend or "unknown"
-            groups.setdefault(key, {}).setdefault(result.run.services, []).append(result)
+            groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
     if not groups:
         raise LogError(f"{name}: no call was measured in it")
     return groups
-
-
-def _say_key(key: Key) -> str:
-    return "/".join(key)
 
 
 def _compare_pair(
@@ -130,7 +128,7 @@ def _compare_pair(
     only: tuple[str, ...],
 ) -> Comparison:
     (file_a, key_a, cells_a), (file_b, key_b, cells_b) = one, other
-    names = ("A", "B") if key_a == key_b else (_say_key(key_a), _say_key(key_b))
+    names = ("A", "B") if key_a == key_b else (name_key(key_a), name_key(key_b))
     if len(cells_a) == len(cells_b) == 1:
         sizes = [(next(iter(cells_a)), next(iter(cells_b)))]
     else:
@@ -142,22 +140,26 @@ def _compare_pair(
     a = [result for size, _ in sizes for result in cells_a[size]]
     b = [result for _, size in sizes for result in cells_b[size]]
     overruled = _check_comparable(a, b, allowed)
-    rng, hashed = Random(seed), key_a == key_b and key_a[0] != "unknown" and not is_ordered(key_a[0])  # noqa: S311
+    same = key_a[:2] == key_b[:2]
+    rng, hashed = Random(seed), same and key_a[0] != "unknown" and not is_ordered(key_a[0])  # noqa: S311
     lookups = []
     for x, y in sizes:
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
         measured = probes[0][0].measured
         name = measured if x is None or x != y else f"{x:,} Services"
         lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
-    calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and key_a == key_b else ()
-    series, where = _cross(a, b, seed) if len(sizes) > 1 else ((), None)
-    units = dict.fromkeys(probe.unit for result in (a[0], b[0]) if (probe := result.main_probe))
+    calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and same else ()
+    series, where = cross(a, b, seed) if len(sizes) > 1 else ((), None)
+    mixed = bool(a[0].run.emulated) != bool(b[0].run.emulated)
+    units = dict.fromkeys(
+        name_unit(probe.unit, mixed and result.run.emulated) for result in (a[0], b[0]) if (probe := result.main_probe)
+    )
     known = [lookup.differs for lookup in lookups]
     comparison = Comparison(
-        Side(names[0], file_a, *key_a, len(a)),
-        Side(names[1], file_b, *key_b, len(b)),
+        Side(names[0], file_a, *key_a[:2], len(a), key_a[2]),
+        Side(names[1], file_b, *key_b[:2], len(b), key_b[2]),
         unit=" against ".join(units),
-        emulated=bool(a[0].run.emulated),
+        emulated=bool(a[0].run.emulated) and not mixed,
         changed=_find_changed(a, b),
         overruled=overruled,
         unknown=_find_unknown(a, b),
@@ -169,7 +171,7 @@ def _compare_pair(
         differs=True if any(known) else None if None in known else False,
         worse_pct=_find_worse(lookups),
         only=(*only, *(f"{size} only in {name}" for name, side in zip("AB", alone, strict=True) for size in side)),
-        missing=tuple(f"{_say_key(key_a)} at {size}" for size in alone[0]),
+        missing=tuple(f"{name_key(key_a)} at {size}" for size in alone[0]),
         measured=measured,
     )
     return replace(comparison, statement=state(comparison))
@@ -242,7 +244,7 @@ def _find_unknown(a: Sequence[Result], b: Sequence[Result]) -> tuple[str, ...]:
     return tuple(name for name, fact in facts.items() if fact is None)
 
 
-def _cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Interval | None]:
+def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Interval | None]:
     """Fit a line to each side, and find the point where they certainly meet."""
     series = (*build_series(a, seed), *build_series(b, seed))
     lines = [line for one in series if (line := one.line)]

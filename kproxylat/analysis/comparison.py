@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil, floor
 
 from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
@@ -25,13 +26,15 @@ class Side:
     mode: str
     backend: str
     runs: int
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two sides compared.
 
-    :param unit: of all figures ("ns against us" if the user allowed it); ``emulated`` as in a result.
+    :param unit: of all figures ("ns against us" or "emulated ns against ns" if the user allowed it); ``emulated`` as in
+        a result, of both.
     :param changed: conditions that differ: name -> A's and B's value.
     :param overruled: reasons not to compare that the user overruled; ``unknown``: facts unknown on both sides.
     :param lookups: the lookup, by number of Services; ``calls``: the other engine calls of a single pair.
@@ -63,10 +66,15 @@ class Comparison:
     measured: str = "lookup"
 
 
-def state(comparison: Comparison) -> str:
-    """State the outcome of a comparison in a few sentences."""
+def state(comparison: Comparison, on_screen: bool = False) -> str:
+    """State the outcome of a comparison in a few sentences.
+
+    :param on_screen: in words for a screen; those of a document stay as its schema began.
+    """
     last = max(comparison.lookups, key=lambda lookup: lookup.services[0] or 0)
-    text = _state_one(comparison, last)
+    if on_screen and " against " in comparison.unit:
+        return f"The figures are {comparison.unit}: their difference means nothing."
+    text = _state_one(comparison, last, on_screen)
     if comparison.lookups[0].level < 1 and comparison.a.runs == comparison.b.runs == len(comparison.lookups):
         text += " Of single runs: what drifts from run to run is not in it."
     if len(comparison.lookups) == 1:
@@ -77,10 +85,10 @@ def state(comparison: Comparison) -> str:
     if comparison.a.name == "A":
         differing = [lookup for lookup in comparison.lookups if lookup.differs is not False]
         text += f" They differ at {len(differing)} of {len(comparison.lookups)} numbers of Services."
-    return text + _state_crossing(comparison)
+    return text + _state_crossing(comparison, on_screen)
 
 
-def _state_one(comparison: Comparison, lookup: Contrast) -> str:
+def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str:
     a, b, unit = comparison.a.name, comparison.b.name, comparison.unit
     size, size_b = lookup.services
     where = f" at {size:,} Services" if size is not None and size == size_b else ""
@@ -104,12 +112,16 @@ def _state_one(comparison: Comparison, lookup: Contrast) -> str:
     ratios = [main.ratio.lo, main.ratio.hi] if main.b > main.a else [1 / main.ratio.hi, 1 / main.ratio.lo]
     low, high = sorted((main.a, main.b))
     exact = f" ({low:,.0f} against {high:,.0f} {unit}, exactly)" if lookup.level == 1 else ""
+    verb = "costs" if comparison.measured == "lookup" else "takes"
+    if ratios[0] >= _TWICE and on_screen:
+        times = _range(ratios[0], ratios[1], ".2g")
+        exact = f" ({high:,.0f} against {low:,.0f} {unit}, exactly)" if lookup.level == 1 else ""
+        return f"{dearer}'s {comparison.measured} {verb} {times} times as much as {cheaper}'s{where}{exact}."
     if ratios[0] >= _TWICE:
         times = _range(ratios[0], ratios[1], ".3g")
         return f"{cheaper}'s {comparison.measured} is {times} times cheaper than {dearer}'s{where}{exact}."
     apart = sorted(map(abs, (main.difference.lo, main.difference.hi)))
     more, percent = _range(apart[0], apart[1], ",.0f"), _range(100 * (ratios[0] - 1), 100 * (ratios[1] - 1), ".2g")
-    verb = "costs" if comparison.measured == "lookup" else "takes"
     return f"{dearer}'s {comparison.measured} {verb} {more} {unit} more than {cheaper}'s{where}, {percent}%{exact}."
 
 
@@ -118,7 +130,7 @@ def _range(lo: float, hi: float, form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _state_crossing(comparison: Comparison) -> str:
+def _state_crossing(comparison: Comparison, on_screen: bool) -> str:
     """State where the lines of two sweeps meet, and which side is cheaper below."""
     if len(comparison.series) != 2 or not all(series.per_service for series in comparison.series):
         return ""
@@ -133,6 +145,10 @@ def _state_crossing(comparison: Comparison) -> str:
         return ""
     cheap = comparison.a.name if first.per_service.estimate > second.per_service.estimate else comparison.b.name
     text = f" They are equal at {_range(where.lo, where.hi, ',.3g')} Services; {cheap} is cheaper below"
+    if on_screen:
+        low, high = (where.lo, where.hi) if where.lo == where.hi else (floor(where.lo), ceil(where.hi))
+        place = f"at {low:,.3g}" if low == high else f"between {low:,} and {high:,}"
+        text = f" The lines cross {place} Services; {cheap} is cheaper below"
     if not min(measured) <= where.estimate <= max(measured):
         text += f", as far as the lines hold outside of what was measured ({min(measured):,} to {max(measured):,})"
     return f"{text}."

@@ -41,8 +41,8 @@ FLAT = 0.25
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
 
-Key = tuple[str, str]
-"""Mode and backend."""
+Key = tuple[str, str, str]
+"""Mode, backend, and the packets' protocol ("": unknown)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Series:
     :param verdict: "O(1)", "O(n)" or "unclear"; ``evidence`` says why in one sentence.
     :param measured: as :attr:`kproxylat.results.Probe.measured`.
     :param cross_check: what another clock says, if the runs took the send time beside the probe's.
+    :param protocol: the packets' ("": unknown). A rule of mode iptables on nft compares the protocol first.
     """
 
     mode: str
@@ -106,11 +107,12 @@ class Series:
     evidence: str
     cross_check: CrossCheck | None = None
     measured: str = "lookup"
+    protocol: str = ""
 
     @property
     def name(self) -> str:
-        """Mode and backend in one word."""
-        return f"{self.mode}/{self.backend}"
+        """Mode, backend and protocol, e.g. ``iptables/nft tcp``."""
+        return name_key((self.mode, self.backend, self.protocol))
 
     @property
     def line(self) -> tuple[float, float] | None:
@@ -118,14 +120,31 @@ class Series:
         return (self.per_service.estimate, self.base.estimate) if self.per_service and self.base else None
 
 
+def find_key(result: Result) -> Key:
+    """Return the key of the series that a result belongs to."""
+    protocol = (result.target and result.target.protocol) or ""
+    return result.run.mode or "unknown", result.run.backend or "unknown", protocol.lower()
+
+
+def name_key(key: Key) -> str:
+    """Name a series, e.g. ``iptables/nft tcp``; UDP, which pktgen sends, has no word."""
+    return "/".join(key[:2]) + (f" {key[2]}" if key[2] not in ("", "udp") else "")
+
+
+def choose_lines(series: Iterable[Series]) -> dict[tuple[str, str], Series]:
+    """Return one series for each mode and backend: that of TCP where several protocols were measured.
+
+    Most Services are of TCP, and an iptables-nft rule costs their packets more.
+    """
+    return {(line.mode, line.backend): line for line in sorted(series, key=lambda line: line.protocol == "tcp")}
+
+
 def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]]]:
-    """Sort results with a lookup by mode and backend, and by the number of Services, ascending."""
+    """Sort results with a lookup by series, and by the number of Services, ascending."""
     groups: dict[Key, dict[int, list[Result]]] = {}
     for result in sorted(results, key=lambda result: result.run.services or 0):
-        run = result.run
-        if result.headline and run.services is not None:
-            cells = groups.setdefault((run.mode or "unknown", run.backend or "unknown"), {})
-            cells.setdefault(run.services, []).append(result)
+        if result.headline and result.run.services is not None:
+            groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
     return groups
 
 
@@ -152,8 +171,8 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
     unit = lookups[0].unit
     counting = unit == "instructions"
     series = Series(
-        *key, unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
-        1.0 if counting else LEVEL, "unclear", "", measured=lookups[0].measured
+        *key[:2], unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
+        1.0 if counting else LEVEL, "unclear", "", measured=lookups[0].measured, protocol=key[2]
     )  # fmt: skip
     differing = next((facts for result in runs if (facts := find_differences(runs[0], result))), None)
     flaws = next((facts for result in runs if (facts := find_flaws(result))), None)
@@ -265,9 +284,9 @@ def _values_to_draw(result: Result) -> Distribution | None:
 
     What slows a sender down lasts for many packets, so that a bootstrap of packets would be too sure.
     """
-    if result.lookup:
-        return distribution(result.lookup)
-    return Distribution((block, block, 1) for block in result.blocks) if result.blocks else None
+    if result.blocks:
+        return Distribution((block, block, 1) for block in result.blocks)
+    return distribution(result.headline) if result.headline else None
 
 
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

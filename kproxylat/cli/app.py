@@ -15,7 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from kproxylat import __version__
-from kproxylat.console import left_out, plain, plain_line, say
+from kproxylat.cli.program import HELP_OPTIONS, Program, present
+from kproxylat.console import left_out, plain_line, say
 from kproxylat.errors import BUG, Interrupted, KproxylatError
 from kproxylat.system import interrupts
 
@@ -33,12 +34,11 @@ COMMANDS = {
     "parse": "logs",
     "compare": "compare",
     "plot": "compare",
+    "report": "report",
     "mode": "mode",
     "services": "services",
 }
 """Command, or group of commands (``NAME_app``) -> its module in :mod:`kproxylat.cli`."""
-_BadCommandLine: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
-"""The base of typer's errors, which older versions take from click."""
 HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove the number.
 
     \b
@@ -86,7 +86,8 @@ def build(name: str = "") -> typer.Typer:
     :param name: the command's name.
     """
     app = typer.Typer(
-        add_completion=False,
+        cls=Program,
+        context_settings=HELP_OPTIONS,
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -95,10 +96,14 @@ def build(name: str = "") -> typer.Typer:
     )
     for command in [name] if name in COMMANDS else COMMANDS:
         module = import_module(f"kproxylat.cli.{COMMANDS[command]}")
-        if hasattr(module, f"{command}_app"):
-            app.add_typer(getattr(module, f"{command}_app"), name=command)
+        group = getattr(module, f"{command}_app", None)
+        if group:
+            short = group.info.help.split("\n\n")[0]
+            app.add_typer(group, name=command, context_settings=HELP_OPTIONS, short_help=short)
         else:
             app.command()(getattr(module, command))
+        for info in group.registered_commands if group else app.registered_commands[-1:]:
+            present(info)
     return app
 
 
@@ -127,11 +132,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
         say(f"kproxylat: {plain_line(error)}")
         _forget_output()
         sys.exit(1)
-    except _BadCommandLine as error:
-        # It names the arguments, and a pattern such as * makes any file's name one.
-        error.message = plain(error.message)
-        error.show()
-        sys.exit(error.exit_code)
     except Exception as error:
         from kproxylat.system.crash import report_bug
 

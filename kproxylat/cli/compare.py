@@ -11,7 +11,7 @@ import typer
 from kproxylat.analysis import compare as comparing
 from kproxylat.analysis.comparison import check_worse, to_json
 from kproxylat.cli.options import Form, Format
-from kproxylat.console import say, show
+from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import WORSE, refuse_options
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_comparison
@@ -58,7 +58,7 @@ def compare(
     if worse:
         missing = ", ".join(name for comparison in comparisons for name in comparison.missing)
         costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
-        say(f"kproxylat: B lacks what A has: {missing}" if missing else costs)
+        say(f"kproxylat: B lacks what A has: {missing}" if missing else costs, ESSENTIAL)
         sys.exit(WORSE)
 
 
@@ -66,8 +66,9 @@ def plot(
     a: Annotated[str, typer.Argument(metavar="A", help="A result, sweep or comparison (.json), or a log.")],
     b: Annotated[str | None, typer.Argument(metavar="B", help="Second file, to compare A with.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png or .svg.")
+        Path, typer.Option("--output", metavar="FILE", help="File for the picture: .png, .svg or .pdf.")
     ] = Path("kproxylat.png"),
+    title: Annotated[str | None, typer.Option("--title", help="Title (unless given, it says what is drawn).")] = None,
     allow: Allow = "",
     seed: Seed = 0,
 ) -> None:
@@ -80,5 +81,5 @@ def plot(
     """
     if not b:
         refuse_options("without B nothing is compared", "name B", allow=allow or None)
-    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed)
+    plotting.plot([a, b] if b else [a], output, comparing.find_allowed(allow, False), seed, title)
     say(f"drawn: {output}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import Kind, OutputDir, end
+from kproxylat.cli.options import Kind, OutputDir, Protocol, ProtocolOption, end
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import Finished, SweepOptions, keep_possible, sweep_in_vms
 from kproxylat.cli.virtual import Clock, wants_vm
@@ -26,6 +26,7 @@ def demo(
     traced: Annotated[
         str, typer.Option("--traced-services", metavar="N,...", help="Those of the sweep that traces.")
     ] = "10,100,1000",
+    protocol: ProtocolOption = Protocol.TCP,
     output_dir: OutputDir = Path("logs/demo"),
 ) -> None:
     """Show what kube-proxy's rules cost, by two clocks: real nanoseconds here, then every instruction by bpftrace.
@@ -39,7 +40,7 @@ def demo(
       kproxylat demo
       kproxylat demo --services 10,1000
     """
-    base = SweepOptions(lab=True, mode="iptables,nftables", output_dir=output_dir)
+    base = SweepOptions(lab=True, mode="iptables,nftables", protocol=protocol, output_dir=output_dir)
     parts = {
         "1. Real nanoseconds: the sender's clock, nothing traced": replace(
             base, services=services, probe=Kind.NONE, duration=0.5, rate=2000
@@ -63,13 +64,14 @@ def demo(
     if not done and problem:
         raise problem
     every = [sweep.series for sweep, _ in done]
+    results = [result for sweep, _ in done for result in sweep.results]
     show_clocks(every)
     try:
-        plot_clocks(every, output_dir / "demo.png")
+        plot_clocks(every, output_dir / "demo.png", results)
         show(f"picture: {output_dir / 'demo.png'}")
     except KproxylatError as error:
         say(f"no picture: {error}\n  {error.remedy}")
-    end([result for sweep, _ in done for result in sweep.results], next((ended for _, ended in done if ended), None))
+    end(results, next((ended for _, ended in done if ended), None))
 
 
 def _sweep_untraced(options: SweepOptions) -> Finished:

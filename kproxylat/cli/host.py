@@ -18,6 +18,7 @@ from kproxylat.errors import MachineError
 from kproxylat.node import doctor as checks
 from kproxylat.node import lock as node_lock
 from kproxylat.node.changes import clean_up, describe
+from kproxylat.node.network import find_leftovers
 from kproxylat.report.tables import show_findings
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
@@ -52,15 +53,22 @@ def capture(
     say(f"mode {read.mode.name}, backend {read.mode.backend}: {len(read.services)} Services in {output}")
 
 
-def cleanup() -> None:
+def cleanup(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed and restored.")] = False,
+) -> None:
     """Remove the namespaces and links, and restore the settings, that an interrupted run or run --keep left.
 
     \b
-    Example:
+    Examples:
+      sudo kproxylat cleanup --dry-run
       sudo kproxylat cleanup
     """
     check_root()
     with node_lock.lock() as lock:
+        if dry_run:
+            left = [*find_leftovers(), *map(describe, lock.notes)]
+            show(f"would remove or restore: {', '.join(left)}" if left else "nothing is left")
+            return
         removed = clean_up(lock)
         if removed or not lock.notes:
             say(f"removed {', '.join(removed)}" if removed else "nothing was left")

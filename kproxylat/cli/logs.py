@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kproxylat.console import plain_line, say, show
+from kproxylat.console import ESSENTIAL, plain_line, say, show
 from kproxylat.errors import LogError, MachineError, UsageError, refuse_options
 from kproxylat.logs.reader import read_intervals, read_log
+from kproxylat.report.columns import paint
 from kproxylat.report.export import CSV_DIALECTS, EXPORTERS, csv_row, export_csv
 from kproxylat.results import Result
 from kproxylat.results_json import to_data
@@ -111,8 +112,9 @@ def parse_logs(names: Iterable[str], options: ParseOptions, complain: Callable[[
         pieces = _stream_intervals(read_all(_read_intervals), options.output == "csv")
     else:
         pieces = _export(read_all(read_log), options)
+    style = paint if options.output in (None, "table") and not (options.intervals or options.prints == "all") else str
     for piece in pieces:
-        show(piece, end="")
+        show(piece, end="", style=style)
     sys.stdout.flush()
     return status
 
@@ -152,7 +154,7 @@ def _stream_intervals(rows: Iterable[dict[str, Any]], as_csv: bool) -> Iterator[
 def parse(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Logs, also compressed by gzip; - is stdin.")],
     output: Annotated[
-        str | None, typer.Option("--format", help="table (unless given), json, csv or openmetrics.")
+        str | None, typer.Option("--format", "-o", help="table (unless given), json, csv or openmetrics.")
     ] = None,
     csv_dialect: Annotated[str, typer.Option(help="Header of the CSV: run, or experiment (the old one).")] = "run",
     percentiles: Annotated[str | None, typer.Option(help="Which ones, 0 to 100 (50,95,99).")] = None,
@@ -169,4 +171,4 @@ def parse(
       kproxylat parse --format csv --csv-dialect experiment old.log.gz
     """
     options = ParseOptions(output, csv_dialect, percentiles, prints, intervals)
-    raise typer.Exit(parse_logs(files, options, say))
+    raise typer.Exit(parse_logs(files, options, partial(say, level=ESSENTIAL)))

@@ -37,7 +37,7 @@ def mode_show(
         bool,
         typer.Option("--send-packet", help="If several backends hold rules, open one TCP connection to a Service."),
     ] = False,
-    form: Annotated[Format, typer.Option("--format", help="How the answer is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the answer is written to stdout.")] = Format.TABLE,
     *,
     cluster: Cluster,
     place: Place,
@@ -94,8 +94,10 @@ def mode_set(
 ) -> None:
     """Set kube-proxy's mode: patch its ConfigMap, restart its pods by a rollout, and wait until they run in the mode.
 
-    On a node, as root, also wait for its rules. To resume after an interruption, run the same command again. Rules of
-    the old mode may stay behind in the nodes' kernels: kproxylat mode show, on a node, names them.
+    It changes the cluster: all nodes get rules in the new mode, and existing connections may break. It asks first,
+    and prints the command that restores the old mode. On a node, as root, also wait for its rules. To resume after
+    an interruption, run the same command again. Rules of the old mode may stay behind in the nodes' kernels:
+    kproxylat mode show, on a node, names them.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kproxylat.cli.places import OnNode
-from kproxylat.console import say, show
+from kproxylat.console import ESSENTIAL, say, show
 from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, UsageError, refuse_options
 from kproxylat.modes import mode_names
 from kproxylat.system import interrupts
@@ -66,6 +66,14 @@ class Family(StrEnum):
     IPV6 = "6"
 
 
+class Protocol(StrEnum):
+    """Protocols of the packets that are compared."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    BOTH = "both"
+
+
 class Format(StrEnum):
     """How a result is written to stdout."""
 
@@ -99,6 +107,7 @@ Target = Annotated[str | None, typer.Option("--target", metavar="IP:PORT", help=
 FamilyOption = Annotated[
     Family | None, typer.Option("--family", help="IPv4 or IPv6: of the lab, or of a Service that has both.")
 ]
+ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="tcp (its SYNs), udp or both, apart.")]
 Source = Annotated[
     str | None,
     typer.Option("--source", metavar="CIDR", help="Free part of clusterCIDR to send from (one of the node's)."),
@@ -116,7 +125,7 @@ Envelope = Annotated[
     typer.Option("--envelope", help="Trace the whole hook (nf_hook_slow) around the engine, too: the rules' share."),
 ]
 WithOverhead = Annotated[
-    bool, typer.Option("--overhead", help="Measure what tracing adds to a call, with three further bursts.")
+    bool, typer.Option("--overhead", help="Measure what tracing adds, and take the send time: four further bursts.")
 ]
 SendTime = Annotated[
     bool, typer.Option("--send-time", help="After the run, take the send time of further packets, too, untraced.")
@@ -128,7 +137,7 @@ RulesetFile = Annotated[
 EveryService = Annotated[
     bool, typer.Option("--every-service", help="Measure all Services of --ruleset, and rank them.")
 ]
-Form = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+Form = Annotated[Format, typer.Option("--format", "-o", help="How the result is written to stdout.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be measured and what would change, and do nothing.")
 ]
@@ -235,7 +244,7 @@ class Measured:
             number(self.family),
             self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
         )
-        target = measuring.WORKER[family or 4]._replace(protocol=protocol)
+        target = replace(measuring.WORKER[family or 4], protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
         if self.places is not None and self.places < 1:
@@ -307,5 +316,5 @@ def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> No
     interrupts.check()
     open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
     if open_books:
-        say(f"kproxylat: the books don't close: {open_books[0]}")
+        say(f"kproxylat: the books don't close: {open_books[0]}", ESSENTIAL)
         sys.exit(BOOKS_OPEN)

@@ -17,7 +17,9 @@ from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import SweepOptions, keep_possible
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError
-from kproxylat.report.plot import plot_reproduction
+from kproxylat.report.columns import paint
+from kproxylat.report.figure import save_figure
+from kproxylat.report.plot import picture_reproduction
 from kproxylat.report.reproduction import draw_reproduction
 from kproxylat.results import SCHEMA
 from kproxylat.sweep import sweep as sweeping
@@ -71,14 +73,14 @@ def show_reproduction(reproduction: Reproduction, form: Format, directory: Path)
     """Write a reproduction to stdout, and save its picture in a directory."""
     picture = directory / f"reproduce_{reproduction.name}_{datetime.now().astimezone():%Y%m%d_%H%M%S}.png"
     try:
-        plot_reproduction(reproduction, picture)
+        save_figure(picture_reproduction(reproduction), picture)
     except MachineError as error:
         say(f"no picture: {error}\n  {error.remedy}")
     machine = describe_machine()
     if form is Format.JSON:
         show(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
         return
-    show("\n".join(draw_reproduction(reproduction, machine)))
+    show("\n".join(draw_reproduction(reproduction, machine)), style=paint)
     if picture.exists():
         show(f"picture: {picture}")
 

@@ -41,10 +41,10 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
-from kproxylat.console import show
-from kproxylat.errors import UsageError, refuse_options
+from kproxylat.console import say, show
+from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
-from kproxylat.results import join_host_port
+from kproxylat.system.kernel import detect_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +126,6 @@ def words(options: Options) -> list[str]:
         one, or all.
     """
     sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
-    host_port = join_host_port(options.target.ip, options.target.port)
     protocol = options.target.protocol
     if ruleset and options.targets:
         protocol = "" if set(options.targets) == set(ruleset.targets) else protocol
@@ -138,7 +137,7 @@ def words(options: Options) -> list[str]:
         "position": None if ruleset else options.where.position,
         "worker-ports": lab.worker_ports if lab and not ruleset else None,
         "ruleset": ruleset and ruleset.source,
-        "target": None if options.targets or (lab and not ruleset) else host_port,
+        "target": None if options.targets or (lab and not ruleset) else options.target.address,
         "netns": options.node.netns,
         "from": sending.origin,
         "generator": sending.generator.name,
@@ -176,6 +175,7 @@ def run(
     overhead: WithOverhead = False,
     send_time: SendTime = False,
     keep: Keep = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending to a live Service.")] = False,
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
@@ -188,7 +188,9 @@ def run(
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
-    detected, where they are not passed.
+    detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
+    says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
+    and --position.
 
     \b
     Examples:
@@ -208,6 +210,7 @@ def run(
       kproxylat run --lab --ruleset node.json --every-service --dry-run
       kproxylat run --lab --keep --services 1000 2 1000
     """
+    from kproxylat.measure.expected import announce, expect_s, say_expected
     from kproxylat.measure.options import Record
     from kproxylat.measure.preview import preview
     from kproxylat.measure.run import measure
@@ -217,14 +220,23 @@ def run(
     check_vm(vm or vm_if_needed, clock, kernel)
     if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time, keep)
+    if options.lab:
+        refuse_options("a lab has no live Service", yes=yes)
+    plan = options.plan(node, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
+    # DURATION comes before RATE, so a call with RATE has both.
+    asks = options.rate is None and not (yes or options.lab)
     if dry_run:
         plan, _ = options.look_up(plan, node)
-        show_runs("run", [preview(plan)], form, virtual_machine=describe_vm(vm, vm_if_needed, clock, kernel))
+        machine = describe_vm(vm, vm_if_needed, clock, kernel)
+        show_runs("run", [preview(plan)], form, virtual_machine=machine, asks_first=asks)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
+    if options.lab or not plan.sending.generator.sends:
+        say_expected(expect_s(plan, detect_clock()[1]))
+    else:
+        announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
     if form is Format.JSON:
         show(to_json(result))
@@ -246,7 +258,7 @@ def trace(
     probe: ProbeKind = Kind.AUTO,
     output_dir: OutputDir = LOGS,
     dry_run: DryRun = False,
-    form: Annotated[Format | None, typer.Option("--format", help="How --dry-run is written to stdout.")] = None,
+    form: Annotated[Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")] = None,
     *,
     place: Place,
 ) -> None:
@@ -289,8 +301,9 @@ def render(
 ) -> None:
     """Print the bpftrace script that run would use on this kernel, and take run's arguments for it.
 
-    Without --lab and --target, it is for the cluster's Service, as in run. Except with --vm, it needs root: the kernel
-    tells only root which functions fentry can trace.
+    Without --lab and --target, it is for the cluster's Service, as in run. It needs root: the kernel tells only root
+    which functions fentry can trace. --vm needs no root: it boots a virtual machine to ask its kernel, which takes
+    about a minute without KVM.
 
     \b
     Examples:
@@ -299,6 +312,7 @@ def render(
     """
     from kproxylat.measure.options import Record
     from kproxylat.measure.plan import load_modules, plan_script
+    from kproxylat.node.checks import check_kprobes
     from kproxylat.system.kernel import check_root
     from kproxylat.trace.script import render_script
 
@@ -308,4 +322,10 @@ def render(
     check_root()
     plan, _ = options.look_up(plan, node)
     load_modules(plan.mode)
-    show(render_script(plan_script(plan), plan.tracing.template, plan.tracing.settings), end="")
+    script = plan_script(plan)
+    try:
+        if script.kind == "kprobe":
+            check_kprobes()
+    except MachineError as error:
+        say(f"warning: this kernel cannot run the script: {error}")
+    show(render_script(script, plan.tracing.template, plan.tracing.settings), end="")

@@ -21,7 +21,7 @@ from kproxylat.errors import refuse_options
 
 if TYPE_CHECKING:
     from kproxylat.cluster.api import Api
-    from kproxylat.results import Destination
+    from kproxylat.results import Target
 
 services_app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +71,10 @@ def services_create(
     cluster: Namespaced,
     place: Place,
 ) -> None:
-    """Create dummy Services with one EndpointSlice each. To resume after an interruption, run the same command again.
+    """Create dummy Services with one EndpointSlice each.
+
+    It changes the cluster: each node's kube-proxy writes rules for them. To undo it: kproxylat services delete. To
+    resume after an interruption, run the same command again.
 
     \b
     Examples:
@@ -105,7 +108,7 @@ def services_create(
         show(f"kube-proxy's rules hold them: {took_s:.1f} s")
 
 
-def _find_ports(api: Api, worker: bool) -> set[Destination]:
+def _find_ports(api: Api, worker: bool) -> set[Target]:
     """Return the Service ports that the rules should hold now: those of the dummies, and the worker's."""
     return service_ports(read_dummies(api), *filter(None, [find_service(api) if worker else None]))
 
@@ -122,6 +125,8 @@ def services_delete(
     place: Place,
 ) -> None:
     """Delete the Services dummy-service-N that have the label type=dummy, and their EndpointSlices.
+
+    It changes the cluster. No other Service is deleted.
 
     \b
     Examples:
@@ -150,7 +155,7 @@ def services_delete(
 @services_app.command("list")
 @spread
 def services_list(
-    form: Annotated[Format, typer.Option("--format", help="How the list is written to stdout.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--format", "-o", help="How the list is written to stdout.")] = Format.TABLE,
     *,
     cluster: Namespaced,
 ) -> None:

@@ -16,9 +16,11 @@ from kproxylat.cli.options import (
     Kind,
     Measured,
     OutputDir,
+    Protocol,
     Rate,
     Warmup,
     WithOverhead,
+    WorkerPorts,
     end,
     number,
     show_runs,
@@ -88,6 +90,9 @@ class SweepOptions(Measured):
     ] = ""
     backend: Annotated[str, typer.Option("--backend", metavar="BACKEND,...", help="Backends (all).")] = ""
     overhead: WithOverhead = False
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="tcp, udp or both (lab: tcp; else, or with --generator, as run).")
+    ] = ""
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Measure each point so many times.")] = 1
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of the order, random on the ns clock; another does not resume.")
@@ -121,6 +126,19 @@ class SweepOptions(Measured):
         return counts
 
     @property
+    def _protocols(self) -> list[str]:
+        """The protocols to send, one after another; "" is the generator's, or a ruleset's own.
+
+        :raises UsageError: a cluster is to be swept by both.
+        """
+        if self.protocol == Protocol.BOTH:
+            if not self.lab:
+                raise UsageError("a cluster is swept with one protocol at a time", "pass --protocol tcp, then udp")
+            return [""] if self.ruleset else ["tcp", "udp"]
+        is_open = self.lab and not (self.ruleset or self.protocol or self.generator)
+        return ["tcp" if is_open and self.worker_ports is not WorkerPorts.UDP else self.protocol]
+
+    @property
     def _takes_send_time(self) -> bool:
         """Whether the send time checks the probes: in a lab, wherever its sender can send what the run sends."""
         sends = self.generator != "none" and not self.first_packet
@@ -146,13 +164,17 @@ class SweepOptions(Measured):
             "warmup": self.warmup,
         }
         record = Record(self.output_dir, arguments)
-        base = self.build(modes[0], counts[0], node, record, self.overhead, self._takes_send_time, **sending)
-        points = sweeping.plan_points(base, modes, counts)
+        points = []
+        for protocol in self._protocols:
+            generator = self.generator or ("sockets" if protocol == "tcp" else "")
+            asked = replace(self, protocol=protocol, generator=generator)
+            base = asked.build(modes[0], counts[0], node, record, self.overhead, self._takes_send_time, **sending)
+            points += sweeping.plan_points(base, modes, counts)
         if self.ruleset:
             only = self.backends[0] if len(self.backends) == 1 else None
             rules = read_ruleset(self.ruleset, self.mode or None, only)
             points = plan_backends(
-                base, rules, self.backends, self.target, self.every_service, self.generator, self.protocol
+                base, rules, self.backends, self.target, self.every_service, self.generator, self._protocols[0]
             )
         sweeping.check_points(points, self.repeats)
         return points
@@ -166,7 +188,7 @@ def sweep(
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
     dry_run: DryRun = False,
     form: Annotated[
-        SweepFormat, typer.Option("--format", help="How it is written to stdout; csv is the old experiment's.")
+        SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
     vm: InVm = False,
     vm_if_needed: VmIfNeeded = False,
@@ -176,9 +198,9 @@ def sweep(
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
-    Without --lab, on a node, it creates so many dummy Services, waits for kube-proxy, and deletes them at the end. With
-    several modes, it sets kube-proxy's mode and restores it at the end. To resume after an interruption, run the same
-    command again with the same --output-dir.
+    Without --lab, on a node, it changes the cluster: it creates so many dummy Services, waits for kube-proxy, and
+    deletes them at the end. With several modes, it sets kube-proxy's mode on all nodes and restores it at the end.
+    To resume after an interruption, run the same command again with the same --output-dir.
 
     \b
     Examples:
@@ -313,6 +335,8 @@ def show_sweep(finished: Sweep, form: str) -> None:
         show("".join(export_experiment(finished.results)), end="")
         if any(result.run.clock == "instructions" for result in finished.results):
             say("The old CSV has microseconds only: its figures are empty on the instruction clock")
+        elif any(result.run.emulated for result in finished.results):
+            say("The old CSV has no place for it: these are emulated microseconds; compare shapes, not values")
     else:
         show_series(finished.series)
         if any(result.services for result in finished.results):

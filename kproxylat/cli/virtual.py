@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import ExitStack
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.console import say
+from kproxylat.console import say, show, waiting
 from kproxylat.errors import refuse_options
 from kproxylat.system import interrupts
 
@@ -31,7 +32,9 @@ InVm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; need
 VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="Run in one only if this machine cannot trace.")]
 KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
 VmClock = Annotated[Clock | None, typer.Option("--clock", help="Clock of --vm (ns); instructions counts them exactly.")]
-_VM_FLAGS = {"--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
+RUN_S = 45
+"""About how long an emulated machine takes for a short run."""
+_VM_FLAGS = {"--output": 1, "--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
 
 
 def check_vm(vm: bool, clock: Clock | None, kernel: Path | None) -> None:
@@ -96,7 +99,13 @@ def relay_if(
     if output_dir:
         make_directory(output_dir)
     machine = Machine(clock, output_dir, image)
-    with interrupts.deferred(), ExitStack() as stack:
-        boot([machine], stack)
-        status = machine.run(inside, sys.stdout, sys.stderr)
+    out = io.StringIO()
+    try:
+        with interrupts.deferred(), ExitStack() as stack:
+            boot([machine], stack)
+            # The bar moves what is printed on stderr above itself; the result follows it.
+            with waiting("the command in the virtual machine", RUN_S):
+                status = machine.run(inside, out, sys.stderr)
+    finally:
+        show(out.getvalue(), end="", flush=True)
     sys.exit(status)

@@ -10,12 +10,25 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import LOGS, Backend, DryRun, Form, Format, ModeName, OutputDir, end, show_runs
+from kproxylat.cli.options import (
+    LOGS,
+    Backend,
+    DryRun,
+    Form,
+    Format,
+    ModeName,
+    OutputDir,
+    Protocol,
+    ProtocolOption,
+    end,
+    show_runs,
+)
 from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
 from kproxylat.console import say, show
 from kproxylat.modes import MODES
 from kproxylat.report import plot as plotting
 from kproxylat.report.tables import show_whatif
+from kproxylat.system.kernel import detect_clock
 
 
 def whatif(
@@ -27,6 +40,7 @@ def whatif(
     backend: Backend = None,
     packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
+    protocol: ProtocolOption = Protocol.BOTH,
     picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
@@ -49,6 +63,7 @@ def whatif(
       kproxylat whatif ruleset.json --dry-run
     """
     from kproxylat.lab.ruleset import read_ruleset
+    from kproxylat.measure.expected import expect_s, say_expected
     from kproxylat.measure.options import Options, Record, Sending
     from kproxylat.measure.preview import preview
     from kproxylat.sweep import whatif as alternatives
@@ -57,13 +72,16 @@ def whatif(
     rules = read_ruleset(ruleset, mode, backend)
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
+    only = "" if protocol is Protocol.BOTH else protocol
     if dry_run:
-        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets)]
+        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets, only)]
         machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
         show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
-    answer, ended = alternatives.whatif(options, rules, MODES, packets)
+    plans = alternatives.plan_modes(options, rules, MODES, packets, only)
+    say_expected(sum(expect_s(plan, detect_clock()[1]) for plan in plans))
+    answer, ended = alternatives.whatif(options, rules, MODES, packets, only)
     path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
     if picture:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from kproxylat import __version__
 from kproxylat.cluster.kubeconfig import Client, Object, load_client
 from kproxylat.cluster.transport import TransportError
-from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.errors import ApiError, MachineError, UsageError, find_page
 from kproxylat.system import interrupts
 
 PATIENCE_S = 120.0
@@ -51,7 +51,7 @@ MESSAGE_REMEDIES = {
 """Text in the message of a refusal -> remedy."""
 STATUS_REMEDIES = {
     401: "log in again, or look at the user of context {context}: kubectl auth whoami",
-    403: "docs/rbac.md lists the permissions that each command needs",
+    403: f"{find_page('rbac.md')} lists the permissions that each command needs",
     404: "check the namespace, and that the cluster's version is recent: kubectl get namespaces",
     409: "another client changes the same object: try again",
     **dict.fromkeys(OVERLOADED, "the API server is overloaded; run the same command again later to resume"),

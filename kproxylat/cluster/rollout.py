@@ -26,7 +26,7 @@ from kproxylat.cluster.proxy_config import (
 from kproxylat.cluster.proxy_mode import Finding, decide, gather
 from kproxylat.cluster.sync import keep_existing, mode_ports, wait_for_rules
 from kproxylat.console import waiting
-from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.errors import ApiError, MachineError, UsageError, find_page
 from kproxylat.modes import DEFAULT_MODE, mode_names
 from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
@@ -88,7 +88,7 @@ def plan_change(api: Api, mode: str) -> Change:
         if forbidden:
             raise MachineError(
                 f"cannot set kube-proxy's mode: not permitted to read {forbidden[0]}",
-                "docs/rbac.md lists the permissions that mode set needs",
+                f"{find_page('rbac.md')} lists the permissions that mode set needs",
             )
         if configured.problems:
             raise MachineError(f"cannot set kube-proxy's mode: {'; '.join(configured.problems)}", BY_HAND)

@@ -18,7 +18,7 @@ from kproxylat.errors import ApiError, MachineError
 from kproxylat.modes import find_rows, only_backend
 from kproxylat.node.live_rules import read_proxy
 from kproxylat.node.node import Node
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from kproxylat.system import interrupts
 from kproxylat.system.processes import run
 
@@ -29,7 +29,7 @@ PAUSE_S = 0.2
 """Shortest pause between two reads of the rules; after a longer read, the pause is as long as the read."""
 
 
-def service_ports(dummies: Dummies, *more: Object) -> set[Destination]:
+def service_ports(dummies: Dummies, *more: Object) -> set[Target]:
     """Return the ports of Services that the rules should hold; only the IPv4 ones of dual-stack Services.
 
     A dummy Service without endpoints has no rules.
@@ -39,14 +39,14 @@ def service_ports(dummies: Dummies, *more: Object) -> set[Destination]:
     idle = {*dummies.without_endpoints}
     services = [service for number, service in dummies.services.items() if number not in idle]
     return {
-        Destination(ip, port["port"], port["protocol"].lower())
+        Target(ip, port["port"], port["protocol"].lower())
         for service in (*services, *more)
         for ip in _cluster_ips(service["spec"])
         for port in service["spec"]["ports"]
     }
 
 
-def keep_existing(api: Api, ports: Set[Destination]) -> set[Destination]:
+def keep_existing(api: Api, ports: Set[Target]) -> set[Target]:
     """Return those of the ports that a Service with endpoints still has; all, if the Services must not be listed.
 
     :raises MachineError: the API cannot be reached.
@@ -62,7 +62,7 @@ def keep_existing(api: Api, ports: Set[Destination]) -> set[Destination]:
             raise
         return {*ports}
     existing = {
-        Destination(ip, port["port"], port["protocol"].lower())
+        Target(ip, port["port"], port["protocol"].lower())
         for service in services
         if choose_endpoints(slices.get((service["metadata"]["namespace"], service["metadata"]["name"]), []))
         for ip in _all_ips(service)
@@ -84,7 +84,7 @@ def _cluster_ips(spec: Object) -> list[str]:
     return [ip for ip in ips if "." in ip] or [ip for ip in ips if ":" in ip]
 
 
-def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Destination]:
+def live_ports(node: Node | None = None, mode: str | None = None, backend: str | None = None) -> set[Target]:
     """Return the Service ports of the rules that kube-proxy writes, without those of leftover rules.
 
     :param node: the node (None: this machine).
@@ -104,7 +104,7 @@ def live_ports(node: Node | None = None, mode: str | None = None, backend: str |
     return {port for live in evidence.rules if (live.mode, live.backend) == (mode, backend) for port in live.services}
 
 
-def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Destination]] = set.union) -> set[Destination]:
+def mode_ports(node: Node | None, mode: str, combine: Callable[..., set[Target]] = set.union) -> set[Target]:
     """Return the Service ports that a mode's rules translate, on any backend; none if the rules cannot be read.
 
     NodePorts do not count: a mode whose link holds the Services' addresses has them, too, on the node's own addresses.
@@ -158,13 +158,13 @@ def proxy_is_idle(node: Node | None = None) -> bool:
 
 
 def wait_for_rules(
-    required: Set[Destination],
-    removed: Set[Destination] = frozenset(),
+    required: Set[Target],
+    removed: Set[Target] = frozenset(),
     limit_s: float = LIMIT_S,
     node: Node | None = None,
-    read: Callable[[Node | None], Set[Destination]] = live_ports,
+    read: Callable[[Node | None], Set[Target]] = live_ports,
     idle: Callable[[Node | None], bool] = proxy_is_idle,
-    look_up: Callable[[], Set[Destination]] | None = None,
+    look_up: Callable[[], Set[Target]] | None = None,
 ) -> float:
     """Wait until the rules hold every required Service port and no removed one, and kube-proxy has no sync to do.
 
@@ -200,7 +200,7 @@ def wait_for_rules(
             interrupts.wait(pause, max(PAUSE_S, ended_s - begun_s))
 
 
-def _describe_delay(missing: Set[Destination], left: Set[Destination], limit_s: float) -> MachineError:
+def _describe_delay(missing: Set[Target], left: Set[Target], limit_s: float) -> MachineError:
     counts = [
         f"{len(ports)} Service ports are {state}, such as {min(ports)}"
         for ports, state in ((missing, "missing"), (left, "still there"))

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from kproxylat.cluster.api import Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.errors import MachineError
-from kproxylat.results import Destination, Target, join_host_port
+from kproxylat.results import Target, join_host_port
 
 SERVICE = "worker"
 
@@ -70,11 +70,6 @@ def find_hazards(api: Api, target: Target, node_name: str) -> list[str]:
         policy = "internalTrafficPolicy Local and no endpoint on this node"
         hazards.append(f"Service {target.service} has {policy} ({node_name}): kube-proxy drops its packets here")
     return hazards
-
-
-def destination(target: Target) -> Destination:
-    """Return the target's address, port and protocol."""
-    return Destination(target.ip, target.port or 0, target.protocol or "")
 
 
 def miss_path(target: Target) -> str | None:

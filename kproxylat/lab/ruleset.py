@@ -35,7 +35,7 @@ from kproxylat.lab.ruleset_services import (
 )
 from kproxylat.lab.services import ADDRESSES, Service
 from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork, Target
 from kproxylat.results_json import load_json
 from kproxylat.system import kernel
 from kproxylat.system.processes import run
@@ -72,15 +72,15 @@ class Ruleset:
     cluster_cidr: IpNetwork | None = None
     notes: tuple[str, ...] = ()
     rewritten: bool = False
-    left_out: dict[Destination, str] = field(default_factory=dict, repr=False)
+    left_out: dict[Target, str] = field(default_factory=dict, repr=False)
 
     @property
-    def targets(self) -> dict[Destination, Service]:
+    def targets(self) -> dict[Target, Service]:
         """The Services that can be measured: with TCP or UDP and an endpoint."""
         return {
             target: service
             for service in self.services
-            if (target := Destination(service.ip, service.port, service.protocol)) not in self.left_out
+            if (target := Target(service.ip, service.port, service.protocol)) not in self.left_out
             and service.endpoints
             and service.protocol != "sctp"
         }
@@ -101,7 +101,7 @@ class Ruleset:
         """The network of the pods, which the rules of kube-proxy or of a CNI name; else the lab's."""
         return self.cluster_cidr or self.pod.network
 
-    def find(self, text: str, protocol: str = "") -> Destination:
+    def find(self, text: str, protocol: str = "") -> Target:
         """Return the Service with an address ``IP:PORT``.
 
         :param protocol: "" prefers UDP over TCP.
@@ -118,7 +118,7 @@ class Ruleset:
                 f"{self.source} has no Service {text}{f'/{protocol}' if protocol else ''} with an endpoint",
                 f"it has {len(targets)}, such as {examples}; --every-service measures all of them",
             )
-        return max(matches, key=lambda target: target.protocol)
+        return max(matches, key=lambda target: target.protocol or "")
 
     def rewrite(self, mode: Mode) -> Ruleset:
         """Return a ruleset of the same Services in another mode or on another backend, without its other rules."""
@@ -311,9 +311,9 @@ def build(source: str, mode: Mode, texts: dict[str, str], notes: Iterable[str] =
     kept = {kind: CHECKS[kind](source, text, added) for kind, text in texts.items() if text.strip()}
     if "iptables-save" in kept:
         _add_sets(kept, added)
-    services: dict[Destination, Service] = {}
+    services: dict[Target, Service] = {}
     for service in select_valid(PARSERS[mode.form.tool](kept.get(mode.form.tool, ""))):
-        services.setdefault(Destination(service.ip, service.port, service.protocol), service)
+        services.setdefault(Target(service.ip, service.port, service.protocol), service)
     foreign, certain = find_foreign(kept, services.values())
     if foreign:
         examples = f"{min(foreign)}{f' and {len(foreign) - 1} more' if len(foreign) > 1 else ''}"

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from kproxylat.lab.ipvs_rules import PROTOCOL_OPTIONS
 from kproxylat.lab.services import Service
 from kproxylat.node.iptables_save import Rule, read_chain, read_tables, strip_quoted
-from kproxylat.results import Destination
+from kproxylat.results import Target
 
 _SERVICE_JUMP = re.compile(r"KUBE-SV[CL]-|(?:REJECT|DROP)$")
 _OTHER_JUMP = re.compile(r"KUBE-(?:EXT|FW|XLB)-")
@@ -94,7 +94,7 @@ def parse_iptables(text: str) -> list[Service]:
         if jump not in endpoints:
             endpoints[jump] = _follow_chain(nat, jump)
         name = rule.comment.partition(" ")[0]
-        services.append(_make_service(name, port.protocol, port.ip, port.port, *endpoints[jump]))
+        services.append(_make_service(name, port.protocol or "", port.ip, port.port or 0, *endpoints[jump]))
     return services
 
 
@@ -242,7 +242,7 @@ def find_release(text: str) -> str | None:
     return next((release for release, sign in _RELEASES if re.search(sign, text, re.M)), None)
 
 
-def find_untracked(texts: Mapping[str, str], services: Iterable[Service]) -> dict[Destination, str]:
+def find_untracked(texts: Mapping[str, str], services: Iterable[Service]) -> dict[Target, str]:
     """Find Services whose packets a rule takes out of conntrack, so that no rule translates them.
 
     Samples: ``-A PREROUTING -d 10.96.0.10/32 -p udp -m udp --dport 53 -j NOTRACK`` of NodeLocal DNSCache; ``ip daddr
@@ -256,7 +256,7 @@ def find_untracked(texts: Mapping[str, str], services: Iterable[Service]) -> dic
     matches += [match for line in lines if (match := _NFT_NOTRACK.match(line))]
     conditions = [condition for match in matches if (condition := _read_condition(match))]
     return {
-        Destination(service.ip, service.port, service.protocol): f"a rule takes its packets out of conntrack: {rule}"
+        Target(service.ip, service.port, service.protocol): f"a rule takes its packets out of conntrack: {rule}"
         for service in services
         for network, protocol, ports, rule in conditions
         if IPv4Address(service.ip) in network

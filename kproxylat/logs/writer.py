@@ -1,4 +1,4 @@
-"""Run logs in the form of the old scripts: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>.log``.
+"""Run logs in the form of the old scripts: ``logs/ebpf/ebpf_<mode>_<YYYYmmdd_HHMMSS>*.log``.
 
 A log holds the old header, bpftrace's unchanged text, and the FINAL REPORT; the result lies beside it as ``.json``.
 Raw output goes to disk first and is parsed second.
@@ -21,10 +21,10 @@ from kproxylat.results_json import to_json
 from kproxylat.system import kernel
 from kproxylat.system.files import give_to_user, make_directory, write_new
 from kproxylat.trace.engine import find_version
+from kproxylat.trace.histogram import draw_buckets
 
 RULE = "============================================"
 WIDE_RULE = "===================================================="
-_BAR = 52
 
 
 class RunLog:
@@ -32,12 +32,13 @@ class RunLog:
 
     :param directory: the directory of the log; created if it does not exist.
     :param mode: the middle of the file's name.
-    :param started: the end of the file's name.
+    :param started: the end of the old scripts' file names.
+    :param facts: more words for the end of the name.
     :raises MachineError: the directory or the file cannot be written.
     """
 
-    def __init__(self, directory: Path, mode: str, started: datetime) -> None:
-        stem = f"ebpf_{mode}_{started:%Y%m%d_%H%M%S}"
+    def __init__(self, directory: Path, mode: str, started: datetime, *facts: str) -> None:
+        stem = "_".join(("ebpf", mode, f"{started:%Y%m%d_%H%M%S}", *facts))
         self.error: OSError | None = None
         make_directory(directory)
         try:
@@ -144,24 +145,7 @@ def render_report(mode: Mode, probe: Probe | None) -> str:
 
 
 def _histogram(values: Mapping[int, int], bounds: Callable[[int], tuple[int, int | None]]) -> list[str]:
-    """Draw a histogram as bpftrace does (bpftrace, src/output.cpp)."""
     counts: Counter[tuple[int, int | None]] = Counter()
     for value, count in values.items():
         counts[bounds(value)] += count
-    most = max(counts.values())
-    rows = sorted(counts.items(), key=lambda item: item[0][0])
-    return [f"{_label(*edges):<16} {count:>8} |{'@' * (count * _BAR // most):<{_BAR}}|" for edges, count in rows]
-
-
-def _label(lo: int, hi: int | None) -> str:
-    """Label a bucket: ``[512, 1K)``, ``[100, ...)``; 0 and 1 have a bucket of their own."""
-    if hi is not None and hi - lo == 1:
-        return f"[{lo}]"
-    return f"[{_number(lo)}, {'...' if hi is None else _number(hi)})"
-
-
-def _number(value: int) -> str:
-    for shift, suffix in ((30, "G"), (20, "M"), (10, "K")):
-        if value and value % (1 << shift) == 0:
-            return f"{value >> shift}{suffix}"
-    return str(value)
+    return draw_buckets((*edges, count) for edges, count in sorted(counts.items(), key=lambda item: item[0][0]))

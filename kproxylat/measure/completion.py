@@ -36,9 +36,9 @@ def complete(
         cut_short=interrupted is not None,
     )
     late = () if interrupted or not result.traffic else check_rate(result.traffic, run.clock)
-    changed = check_target(options.service, read_target) if options.service and read_target else ()
+    changed = check_target(options.target, read_target) if read_target else ()
     quality = replace(result.quality, warnings=options.record.warnings + result.quality.warnings + late + changed)
-    return replace(result, run=run, target=options.service or Target(*options.target), quality=quality)
+    return replace(result, run=run, target=options.target, quality=quality)
 
 
 def check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def check_target(before: Target, read_target: Callable[[], Target]) -> tuple[str
         now = read_target()
     except MachineError as error:
         return (f"the target could not be looked up after the run: {error}",)
-    if now == before:
+    if vars(now) == vars(before):
         return ()
     then = f"{before.ip}, endpoints {', '.join(before.endpoints)}"
     return (f"the target changed during the run: {then}; now {now.ip}, endpoints {', '.join(now.endpoints)}",)

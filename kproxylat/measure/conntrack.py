@@ -105,7 +105,7 @@ def _count_warmup(options: Options) -> int:
 
 def name_timeout(options: Options) -> str:
     """Return the setting of how long conntrack keeps the flows of a run."""
-    return RESET_TIMEOUT if options.sending.connects else TIMEOUTS[options.target.protocol]
+    return RESET_TIMEOUT if options.sending.connects else TIMEOUTS[options.target.protocol or ""]
 
 
 def forget_flows(network: Network, source: IpNetwork) -> None:

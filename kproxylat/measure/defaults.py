@@ -9,7 +9,7 @@ from functools import partial
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.proxy_mode import detect_mode
 from kproxylat.cluster.sources import choose_source, find_node_object
-from kproxylat.cluster.target import destination, find_hazards, miss_path, read_target
+from kproxylat.cluster.target import find_hazards, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
 from kproxylat.measure.options import Options, add_warnings
@@ -40,9 +40,9 @@ def look_up(
     read = None
     if not target:
         api = _open(open_api)
-        read = partial(read_target, api, *service, options.target.protocol, family)
+        read = partial(read_target, api, *service, options.target.protocol or "", family)
         found = read()
-        options = replace(options, target=destination(found), service=found)
+        options = replace(options, target=found)
         say(f"Service {found.service}: {found.ip}, ports {', '.join(found.ports)}; {len(found.endpoints)} endpoints")
         missing = miss_path(found)
         if missing:
@@ -83,8 +83,7 @@ def find_source(options: Options, api: Api) -> Options:
     bursts = plan_bursts(options, Network(None, None, None))
     needed = sum(each.addresses for each in bursts)
     try:
-        endpoints = options.service.endpoints if options.service else ()
-        source = choose_source(api, options.node, needed, options.family, endpoints)
+        source = choose_source(api, options.node, needed, options.family, options.target.endpoints)
     except MachineError as error:
         warning = f"packets come from {options.sources} and are masqueraded: {error}"
         say(f"warning: {warning}")

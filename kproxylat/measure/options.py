@@ -16,7 +16,7 @@ from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Mode
 from kproxylat.node.network import POD_LINK, name_addresses
 from kproxylat.node.node import Node
-from kproxylat.results import Destination, IpNetwork, Target
+from kproxylat.results import IpNetwork, Target
 from kproxylat.traffic.generators import GENERATORS, Generator
 
 LAB_SOURCE = {family: ip_network(addresses.source) for family, addresses in lab.ADDRESSES.items()}
@@ -24,9 +24,7 @@ NODE_SOURCE: dict[int, IpNetwork] = {4: OUTSIDE, 6: ip_network("2001:2::/48")}
 """IP family -> addresses to send from: in the lab a free part of its clusterCIDR; elsewhere those for benchmarks
 (RFC 2544, RFC 5180)."""
 ANY_SOURCE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
-WORKER = {
-    family: Destination(addresses.worker_ip, lab.WORKER_PORT, "udp") for family, addresses in lab.ADDRESSES.items()
-}
+WORKER = {family: Target(addresses.worker_ip, lab.WORKER_PORT, "udp") for family, addresses in lab.ADDRESSES.items()}
 REPLAY_BACKEND = "169.254.78.10"
 """The backend's own address where a ruleset brings the endpoints: no cluster has it, nor the node's beside it."""
 OVERHEAD_PACKETS = 2000
@@ -53,10 +51,8 @@ class Lab:
     places: int = 0
 
     def list_places(self) -> list[int]:
-        """Return the numbers of the dummy Services that are targets: evenly spread, the last one among them.
-
-        As npinaeva/conntrack-metrics chooses them (workload/client.yaml).
-        """
+        """Return the numbers of the dummy Services that are targets, spread evenly, as npinaeva/conntrack-metrics does
+        (workload/client.yaml); the last one is among them."""
         return [number * self.services // self.places - 1 for number in range(1, self.places + 1)]
 
     def name_taken(self, family: int) -> Iterator[tuple[str, str]]:
@@ -167,15 +163,14 @@ class Options:
     """What to measure: mode and target, where, with which packets, how to trace them, and how to record it.
 
     :param mode: the row is changed to the target's IP family and to the origin of the packets.
-    :param target: the destination on this node; in a lab the lab's worker, or a Service of its ruleset.
+    :param target: the destination on this node, with what the cluster's API says about it, if that was asked; in a lab
+        the lab's worker, or a Service of its ruleset.
     :param targets: all destinations, the target first, if packets go to several in turn.
-    :param service: the target as the cluster's API described it (None: the API was not asked).
     """
 
     mode: Mode
-    target: Destination = WORKER[4]
-    targets: tuple[Destination, ...] = ()
-    service: Target | None = None
+    target: Target = WORKER[4]
+    targets: tuple[Target, ...] = ()
     where: Lab | NodeUnderTest = field(default_factory=NodeUnderTest)
     sending: Sending = Sending()
     tracing: Tracing = Tracing()
@@ -186,7 +181,7 @@ class Options:
         object.__setattr__(self, "mode", row.from_node() if self.sending.origin == "node" else row)
         if self.lab and self.lab.places:
             services = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
-            targets = tuple(Destination(service.ip, service.port, service.protocol) for service in services)
+            targets = tuple(Target(service.ip, service.port, service.protocol) for service in services)
             object.__setattr__(self, "targets", targets)
             object.__setattr__(self, "target", targets[0])
 
@@ -235,18 +230,19 @@ class Options:
     @property
     def packets_in_all(self) -> int:
         """The number of packets that a run sends after the warm-up, control packets among them."""
-        return self.packets * self.round_packets + 3 * self.overhead_packets + self.timed_packets
+        timed = self.timed_packets * (1 + len(self.controls))
+        return self.packets * self.round_packets + 3 * self.overhead_packets + timed
 
     @property
     def round_packets(self) -> int:
-        """The number of packets of a round: one to the target, and one to each control."""
-        return 1 + len(self.controls)
+        """The number of packets of a round: one to the target, and, untraced, one to each control."""
+        return 1 if self.tracing.traces else 1 + len(self.controls)
 
     @property
-    def controls(self) -> tuple[Destination, ...]:
+    def controls(self) -> tuple[Target, ...]:
         """Where packets go beside each to the target if the sender takes the time: the endpoint itself, and an address
         of no Service. On a node there are none: they would reach pods, which serve others."""
-        if self.tracing.traces or not self.lab or self.targets or self.sending.connects:
+        if (self.tracing.traces and not self.tracing.overhead) or not self.lab or self.targets or self.sending.connects:
             return ()
         taken = {endpoint.ip for endpoint in self.endpoints}
         if self.ruleset:
@@ -254,7 +250,7 @@ class Options:
         unused = ip_address(self.endpoints[0].ip) + 1
         while str(unused) in taken:
             unused += 1
-        return self.endpoints[0], self.endpoints[0]._replace(ip=str(unused))
+        return self.endpoints[0], replace(self.endpoints[0], ip=str(unused))
 
     @property
     def sources(self) -> IpNetwork:
@@ -287,16 +283,16 @@ class Options:
         return on_node or self.masquerade is not None
 
     @property
-    def endpoints(self) -> tuple[Destination, ...]:
+    def endpoints(self) -> tuple[Target, ...]:
         """Where the targets' packets are delivered in the lab."""
         if self.lab and self.lab.places:
             dummies = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
-            return tuple(Destination(ip, int(port), "tcp") for dummy in dummies for ip, port in dummy.pairs)
+            return tuple(Target(ip, int(port), "tcp") for dummy in dummies for ip, port in dummy.pairs)
         if not self.ruleset:
-            return (self.target._replace(ip=lab.ADDRESSES[self.family].endpoint_ip),)
+            return (Target(lab.ADDRESSES[self.family].endpoint_ip, self.target.port, self.target.protocol),)
         services = self.ruleset.targets
         return tuple(
-            Destination(ip, int(port), target.protocol)
+            Target(ip, int(port), target.protocol)
             for target in self.targets or (self.target,)
             for ip, port in services[target].pairs
         )
@@ -307,7 +303,7 @@ def add_warnings(options: Options, *warnings: str) -> Options:
     return replace(options, record=replace(options.record, warnings=(*options.record.warnings, *warnings)))
 
 
-def parse_destination(text: str, protocol: str, family: int | None = None) -> Destination:
+def parse_destination(text: str, protocol: str, family: int | None = None) -> Target:
     """Read ``IP:PORT`` or ``[IPv6]:PORT``.
 
     :param family: the required IP family (None: any).
@@ -331,10 +327,10 @@ def parse_destination(text: str, protocol: str, family: int | None = None) -> De
         )
     if family not in (None, ip.version):
         raise UsageError(f"target {text} is IPv{ip.version}, and --family {family} is passed", "leave out --family")
-    return Destination(str(ip), number, protocol)
+    return Target(str(ip), number, protocol)
 
 
-def match_family(mode: Mode, target: Destination | None, family: int | None) -> Mode:
+def match_family(mode: Mode, target: Target | None, family: int | None) -> Mode:
     """Return a mode's row for the target's IP family; without a target for ``family``, by default IPv4."""
     return mode.for_family(ip_address(target.ip).version if target else family or 4)
 

@@ -17,8 +17,9 @@ from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.logs.record import OVERHEAD_MARK
 from kproxylat.measure.completion import add_further
+from kproxylat.measure.send_time import bound_median
 from kproxylat.modes import Mode
-from kproxylat.results import HOOKS, Bounded, Map, Overhead, Result
+from kproxylat.results import HOOKS, Bounded, LookupCheck, Map, Overhead, Result
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.plan import Plan
@@ -89,6 +90,18 @@ def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequen
         stored.update({entry.key[0]: entry.value for entry in each["stored"].entries})
     empty, script = (_difference(hooks[0], each, calls, unit) for each in hooks[1:])
     return Overhead(unit, HOOKS[hook], min(sent), calls, empty, script, _middle(stored, unit))
+
+
+def cross_check(result: Result) -> LookupCheck | None:
+    """Hold the lookup by the probe against the sender's clock; None where a figure is missing."""
+    overhead, times, lookup = result.overhead, result.send_time, result.lookup
+    if not (overhead and times and lookup and lookup.middle is not None):
+        return None
+    values = Counter({int(value): count for value, count in (times.target.values or {}).items()})
+    way = bound_median(values, times.blocks, overhead.unit)
+    lo, hi = overhead.untraced(lookup.middle)
+    part = Bounded((lo + hi) / 2, lo, hi)
+    return LookupCheck(overhead.unit, part, way, times.over_endpoint, lo <= way.hi) if way else None
 
 
 def _check_stored(found: Overhead, result: Result) -> None:

@@ -14,7 +14,7 @@ from kproxylat.measure.send_time import time_sends
 from kproxylat.modes import Mode
 from kproxylat.node.changes import ALLOWABLE
 from kproxylat.node.network import MAC, POD_LINK, Network
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork, Target
 from kproxylat.system import kernel
 from kproxylat.system.trust import check_trusted
 from kproxylat.trace.plan import PORT_STEP, Flow, Plan, make_plan, network_words
@@ -44,7 +44,7 @@ def check_options(options: Options) -> None:
         if name not in ALLOWABLE:
             raise UsageError(f"--allow {name} is never needed", f"it takes: {', '.join(ALLOWABLE)}")
     generator = options.sending.generator
-    check_generator(generator, options.target.protocol, options.family)
+    check_generator(generator, options.target.protocol or "", options.family)
     if options.sources.version != options.family:
         raise UsageError(
             f"source {options.sources} is not IPv{options.family}, as the target is",
@@ -161,13 +161,13 @@ def plan_script(options: Options) -> Plan:
     return make_plan(options.mode, flow, tracing.probe, 0, tracing.envelope, inode, stepping, tracing.others)
 
 
-def make_flow(target: Destination | None, source: IpNetwork) -> Flow:
+def make_flow(target: Target | None, source: IpNetwork) -> Flow:
     """Describe the target's packets (None: all from our sources) as the kernel's conntrack tuple has them.
 
     Kernel, include/net/netfilter/nf_conntrack_tuple.h: dst.u (port, 16 bits in network order), dst.protonum, dst.dir
     (IP_CT_DIR_ORIGINAL is 0).
     """
-    port_protocol = target and target.port.to_bytes(2, "big") + bytes([PROTOCOLS[target.protocol], 0])
+    port_protocol = target and (target.port or 0).to_bytes(2, "big") + bytes([PROTOCOLS[target.protocol or ""], 0])
     return Flow(
         daddr=network_words(ip_address(target.ip).packed) if target else (),
         port_protocol=network_words(port_protocol)[0] if port_protocol else None,
@@ -185,10 +185,9 @@ def plan_bursts(options: Options, network: Network) -> list[Burst]:
     # The warm-up loads code and caches and need not take longer than a tenth of a second.
     rate = min(options.sending.rate_pps, max(options.sending.warmup, 1) * 10)
     count = options.sending.warmup if options.sending.generator.sends else 0
-    ip, port, protocol = options.target
     netns = network.node if options.mode.origin == "node" else network.client
     link = "pod0", MAC[POD_LINK]
-    warmup = Burst(count, rate, options.sources, ip, port, netns, *link, network.skip, protocol, options.targets)
+    warmup = Burst(count, rate, options.sources, options.target, netns, *link, network.skip, options.targets)
     timed = [options.timed_packets] if options.tracing.send_time else []
     if options.sending.connects:
         bursts = [replace(warmup, connects=True)]

@@ -12,7 +12,7 @@ from kproxylat.measure.plan import plan_bursts
 from kproxylat.modes import Mode
 from kproxylat.node import network as net
 from kproxylat.node.node import Node
-from kproxylat.results import Destination
+from kproxylat.results import Target
 
 SCHEMA = "kproxylat-preview/1"
 Preview = dict[str, Any]
@@ -55,7 +55,7 @@ def preview(options: Options) -> Preview:
 
 
 def preview_trace(
-    mode: Mode, target: Destination | None, duration_s: float | None, tracing: Tracing, output_dir: Path, node: Node
+    mode: Mode, target: Target | None, duration_s: float | None, tracing: Tracing, output_dir: Path, node: Node
 ) -> Preview:
     """Describe what trace would do."""
     return {
@@ -117,9 +117,9 @@ def _name_modules(mode: Mode, more: Sequence[str]) -> str:
 def _list_left_out(options: Options) -> Iterator[Mapping[str, str]]:
     """Name the Services of the ruleset that are not measured, with the reason."""
     ruleset = options.ruleset
-    reasons: Mapping[Destination, str] = ruleset.left_out if ruleset else {}
+    reasons: Mapping[Target, str] = ruleset.left_out if ruleset else {}
     for service in ruleset.services if ruleset else ():
-        target = Destination(service.ip, service.port, service.protocol)
+        target = Target(service.ip, service.port, service.protocol)
         if target in (options.targets or (options.target,)):
             continue
         if target in reasons:

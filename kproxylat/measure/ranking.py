@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import median
 
 from kproxylat.lab.services import Service
-from kproxylat.results import Destination, Probe, Result, ServiceCost, Target
+from kproxylat.results import Probe, Result, ServiceCost, Target
 from kproxylat.trace.probes import build_histogram
 
 
@@ -18,7 +18,7 @@ def rank_services(lookup: Probe, services: Sequence[Service]) -> tuple[ServiceCo
     """
     costs = []
     for before, service in enumerate(services):
-        target = str(Destination(service.ip, service.port, service.protocol))
+        target = str(Target(service.ip, service.port, service.protocol))
         values = {int(value): count for value, count in (lookup.targets or {}).get(target, {}).items()}
         if values:
             every = [value for value, count in sorted(values.items()) for _ in range(count)]

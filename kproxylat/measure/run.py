@@ -18,7 +18,7 @@ from kproxylat.measure.completion import complete, rank
 from kproxylat.measure.conntrack import Room, forget_flows, make_room
 from kproxylat.measure.first_packet import add_first_packet
 from kproxylat.measure.options import Options, add_warnings
-from kproxylat.measure.overhead import add_overhead
+from kproxylat.measure.overhead import add_overhead, cross_check
 from kproxylat.measure.plan import check_options, plan_bursts, plan_script
 from kproxylat.measure.send_time import add_send_time, add_untraced
 from kproxylat.measure.stage import begin, build, open_node
@@ -95,6 +95,7 @@ def measure(
             result, interrupted = add_overhead(result, options.mode, plan, bursts[2:5], send_again, log.write)
         if options.tracing.send_time and not interrupted:
             result, interrupted = add_untraced(result, bursts[-1], log.write)
+            result = replace(result, cross_check=cross_check(result))
         result = replace(result, run=replace(result.run, log=str(log.path), sync_s=sync_s))
         unsaved = log.save(result)
         if not (interrupted or unsaved) and result.accounting and result.accounting.closed:
@@ -149,7 +150,8 @@ def _warm_up(options: Options, network: Network, changes: Changes, stack: ExitSt
 
 
 def _open_log(options: Options, rule: ServiceRule, started: datetime, stack: ExitStack) -> RunLog:
-    log = RunLog(options.record.output_dir, options.mode.name, started)
+    facts = [options.mode.backend, *([f"{options.lab.services}services"] if options.lab else [])]
+    log = RunLog(options.record.output_dir, options.mode.name, started, *facts)
     stack.callback(log.close)
     version = None if options.tracing.traces else "not used"
     log.write(log_header(options.mode, _header(options, rule), started, version))

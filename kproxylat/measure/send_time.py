@@ -54,7 +54,7 @@ def build_send_time(found: Mapping[str, Any], unit: str) -> SendTime:
         )
     probes = [exact_probe("sendto", (None, None, None), values, unit, percents=PERCENTILES) for values in times]
     apart = [
-        _bound(Counter({int(value): count for value, count in part.items()}), medians, unit)
+        bound_median(Counter({int(value): count for value, count in part.items()}), medians, unit)
         for part, medians in zip(found["apart"], found["blocks"][len(times) :], strict=True)
     ]
     has_controls = len(probes) > 1
@@ -73,8 +73,8 @@ def build_send_time(found: Mapping[str, Any], unit: str) -> SendTime:
     )
 
 
-def _bound(values: Counter[int], medians: Sequence[float], unit: str) -> Bounded | None:
-    """Return the median of differences, with bounds from the medians of the parts of the run.
+def bound_median(values: Counter[int], medians: Sequence[float], unit: str) -> Bounded | None:
+    """Return the median of times or differences, with bounds from the medians of the parts of the run.
 
     Packets next to each other share what slows the machine down, so that a bootstrap of packets would be too sure.
     """

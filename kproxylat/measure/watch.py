@@ -19,7 +19,7 @@ from kproxylat.measure.stage import check_machine
 from kproxylat.modes import Mode
 from kproxylat.node import lock
 from kproxylat.node.node import Node
-from kproxylat.results import Destination, Probe, Result, Target
+from kproxylat.results import Probe, Result, Target
 from kproxylat.system import interrupts
 from kproxylat.trace.bpftrace import trace
 from kproxylat.trace.dump import parse_dump
@@ -35,7 +35,7 @@ _TAIL = "--\n"
 
 def watch(
     mode: Mode,
-    target: Destination | None,
+    target: Target | None,
     duration_s: float | None,
     output_dir: Path,
     template: Path | None,
@@ -84,7 +84,7 @@ def watch(
         same = render_script(plan.anonymous, template, settings)
         result = assemble(mode, plan.kind, started, same, tracer)
         about = replace(result.run, duration_s=duration_s, log=str(log.path))
-        result = replace(result, run=about, target=Target(*target) if target else None)
+        result = replace(result, run=about, target=target)
         final = render_report(mode, result.lookup if target else merge_probes(result.probes))
         log.write(final)
         unsaved = log.save(result)

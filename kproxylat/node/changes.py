@@ -15,7 +15,7 @@ from kproxylat.node import network
 from kproxylat.node.lock import Lock
 from kproxylat.node.node import Node
 from kproxylat.node.service_rule import is_rule_of, list_rules
-from kproxylat.results import Destination, join_host_port
+from kproxylat.results import Target, join_host_port
 from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
 
@@ -75,7 +75,7 @@ class Changes:
         limit = int(run("sysctl", "-n", CONNTRACK_MAX, netns=self._node.netns))
         self.set(CONNTRACK_MAX, str(limit + flows))
 
-    def move_rule(self, iptables: str, target: Destination, position: str) -> None:
+    def move_rule(self, iptables: str, target: Target, position: str) -> None:
         """Move the target's rule within KUBE-SERVICES.
 
         :param iptables: the program of family and backend, e.g. ``ip6tables-nft``.
@@ -91,7 +91,7 @@ class Changes:
         moved = place_rules([rule for rule in rules if rule not in own], own, position)
         if moved == rules:
             return
-        self._note("rule", iptables, *map(str, target), str(home), digest(moved))
+        self._note("rule", iptables, *map(str, (target.ip, target.port, target.protocol, home)), digest(moved))
         _move(iptables, netns, own, moved.index(own[0]))
         if list_rules(iptables, netns) != moved:
             raise MachineError("kube-proxy wrote KUBE-SERVICES while its rule was moved", "try again")
@@ -212,7 +212,7 @@ def _restore_sysctl(netns: str | None, name: str, old: str, new: str) -> None:
 
 def _restore_rule(netns: str | None, iptables: str, ip: str, port: str, protocol: str, home: str, order: str) -> None:
     """Move the target's rule back, unless kube-proxy has rewritten the chain since."""
-    target = Destination(ip, int(port), protocol)
+    target = Target(ip, int(port), protocol)
     try:
         rules = list_rules(iptables, netns)
     except CommandError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kproxylat.errors import MachineError
 from kproxylat.node.network import Network
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork, Target
 from kproxylat.system.processes import run
 
 _DROPPED = "counter name delivered drop", "counter name masqueraded drop"
@@ -49,7 +49,7 @@ table inet kproxylat {{
 def place_counters(
     network: Network,
     source: IpNetwork,
-    endpoints: Iterable[Destination],
+    endpoints: Iterable[Target],
     targets: Iterable[str],
     own: str,
     answered: bool = False,

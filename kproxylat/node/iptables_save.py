@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from kproxylat.results import Destination
+from kproxylat.results import Target
 
 _RULE = re.compile(r"(?:\[(\d{1,20}):\d+\] )?-A (\S+) ?(.*)")
 _COUNTERS = re.compile(r"(?:^| )-c (\d{1,20}) \d+(?= |$)")
@@ -53,10 +53,10 @@ class Rule(NamedTuple):
         return match[1] if match else ""
 
     @property
-    def service(self) -> Destination | None:
+    def service(self) -> Target | None:
         """The Service port that the rule matches; None if it matches anything else, or has further conditions."""
         match = _SERVICE.match(self.bare)
-        return Destination(match[1], int(match[3]), match[2]) if match else None
+        return Target(match[1], int(match[3]), match[2]) if match else None
 
 
 def strip_quoted(text: str) -> str:

@@ -17,7 +17,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import CHAIN, MODES, SERVERS, Mode
 from kproxylat.node.iptables_save import read_chain
 from kproxylat.node.service_rule import parse_elements
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from kproxylat.system.processes import call_inside, run
 
 METRICS_PORT = 10249
@@ -38,7 +38,7 @@ class LiveRules:
     mode: str
     backend: str
     rules: int
-    services: Mapping[Destination, int | None] = field(default_factory=dict)
+    services: Mapping[Target, int | None] = field(default_factory=dict)
     owned: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def parse_ip_vs(text: str, mode: Mode) -> LiveRules | None:
     server = r"^(TCP|UDP|SCTP) +([0-9A-F]{8}|\[[0-9a-f:]+\]):([0-9A-F]{4}) .*"
     lines = re.findall(server, text, re.M)
     services = {
-        Destination(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
+        Target(str(ip_address(ip[1:-1] if ip[0] == "[" else int(ip, 16))), int(port, 16), protocol.lower()): None
         for protocol, ip, port in re.findall(rf"{server}\n +->", text, re.M)
     }
     return LiveRules(mode.name, mode.backend, len(lines), services) if lines else None

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 from kproxylat.errors import CommandError, MachineError, UsageError
 from kproxylat.system import processes
@@ -86,7 +87,7 @@ def _find_process(container: str) -> int:
         try:
             answer = processes.run(program, *RUNTIMES[program], container).strip()
         except CommandError as error:
-            failures.append(f"{program}: {' '.join(error.output.split())[:80]}")
+            failures.append(f"{program}: {shorten(error.output, 200, placeholder=' ...')}")
             continue
         # A container that does not run has process id 0.
         if answer.isdecimal() and int(answer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import MAP, SERVERS, Mode
 from kproxylat.node.iptables_save import parse_rule
-from kproxylat.results import Destination, join_host_port
+from kproxylat.results import Target
 from kproxylat.system.processes import run
 
 _READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
@@ -41,7 +41,7 @@ class ServiceRule:
 
 
 def read_service_rule(
-    mode: Mode, target: Destination, netns: str | None, further: Sequence[Destination] = (), at_rest: bool = True
+    mode: Mode, target: Target, netns: str | None, further: Sequence[Target] = (), at_rest: bool = True
 ) -> ServiceRule:
     """Find the target's rule in the live ruleset.
 
@@ -59,7 +59,7 @@ def read_service_rule(
     if mode.form == SERVERS:
         return _read_virtual_servers(targets, netns, _ADDED_UP if at_rest else 1)
     lines = list_rules(mode.iptables, netns, "-v")
-    matches: dict[Destination, tuple[int, int]] = {}
+    matches: dict[Target, tuple[int, int]] = {}
     # Most rules are of other Services: to skip them unparsed takes a tenth of the time.
     address = "" if further else f"-d {target.ip}/"
     for position, line in enumerate(lines, 1):
@@ -72,7 +72,7 @@ def read_service_rule(
     return ServiceRule(True, None if further else matches[target][0], len(lines), packets)
 
 
-def parse_elements(text: str) -> list[Destination]:
+def parse_elements(text: str) -> list[Target]:
     """Parse the keys of map service-ips, as ``nft --json list map ip kube-proxy service-ips`` prints it.
 
     An element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
@@ -84,7 +84,7 @@ def parse_elements(text: str) -> list[Destination]:
         keys = [element[0] for listed in maps for element in listed.get("elem", ())]
         # An element with a comment or counter is wrapped once more.
         plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
-        return [Destination(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
+        return [Target(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
     except (ValueError, LookupError, TypeError):
         raise MachineError(f"cannot parse nft's list of map service-ips: {text[:100]!r}") from None
 
@@ -101,13 +101,13 @@ def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
     return [line for line in listed.split("\n") if line.startswith("-A ")]
 
 
-def is_rule_of(target: Destination, line: str) -> bool:
+def is_rule_of(target: Target, line: str) -> bool:
     """Return whether a rule of KUBE-SERVICES, as ``-A KUBE-SERVICES ...``, matches the target."""
     rule = parse_rule(line)
     return rule is not None and rule.service == target
 
 
-def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, readings: int) -> ServiceRule:
+def _read_virtual_servers(targets: Sequence[Target], netns: str | None, readings: int) -> ServiceRule:
     """Find the targets' virtual servers in ipvs. They count connections: one for each lookup.
 
     :param readings: how many readings in a row must be equal.
@@ -120,8 +120,7 @@ def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, rea
         UDP  10.96.100.50:50051               2000     2000        0    92000        0
           -> 10.244.1.10:50051                2000     2000        0    92000        0
     """
-    server = join_host_port(targets[0].ip, targets[0].port)
-    one = (f"--{targets[0].protocol}-service", server) if len(targets) == 1 else ()
+    one = (f"--{targets[0].protocol}-service", targets[0].address) if len(targets) == 1 else ()
     argv = ("ipvsadm", "-L", "-n", "--stats", "--exact", *one)
     counts: list[int] = []
     # Readings must stay equal for longer than ipvs takes to sum its counters.
@@ -132,7 +131,7 @@ def _read_virtual_servers(targets: Sequence[Destination], netns: str | None, rea
             listed = re.findall(r"^(TCP|UDP|SCTP)\s+\[?([\da-f.:]+?)\]?:(\d+)\s+(\d+)", run(*argv, netns=netns), re.M)
         except CommandError:
             listed = []
-        connections = {Destination(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
+        connections = {Target(ip, int(port), name.lower()): int(count) for name, ip, port, count in listed}
         if not set(targets) <= set(connections):
             run("ipvsadm", "-L", "-n", "--timeout", netns=netns)
             return ServiceRule(False, packets=0)

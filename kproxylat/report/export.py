@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple
 from typing import Any
 
+from kproxylat.analysis.comparable import refuse_mixed_time
 from kproxylat.console import plain, plain_line
 from kproxylat.report.openmetrics import export_openmetrics
 from kproxylat.report.run_table import draw_result
-from kproxylat.results import SCHEMA, Percentile, Probe, Result, target_text
+from kproxylat.results import SCHEMA, Percentile, Probe, Result, name_unit, target_text
 from kproxylat.results_json import to_data
 from kproxylat.trace.percentiles import PERCENTILES
 
@@ -79,19 +80,25 @@ def _describe(result: Result, probe: Probe | None) -> list[Any]:
         "rate_pps": result.traffic.rate_pps if result.traffic else None,
         "probes": len(result.probes),
     }
+    call = {name: getattr(probe, name, None) for name in _PROBE_FIELDS}
+    for facts, name in ((known, "clock"), (call, "unit")):
+        if facts[name] == "ns":
+            facts[name] = name_unit("ns", result.run.emulated)
     source = [getattr(result.source, name, None) for name in _SOURCE_FIELDS]
-    return [*source, *map(known.get, _RUN_FIELDS), *(getattr(probe, name, None) for name in _PROBE_FIELDS)]
+    return [*source, *map(known.get, _RUN_FIELDS), *call.values()]
 
 
 def export_experiment(results: Iterable[Result]) -> Iterator[str]:
     """Write the old full experiment's CSV, one row a run.
 
     Its percentiles are estimates in us with a decimal point; those of the old scripts have none.
+
+    :raises LogError: as :func:`kproxylat.analysis.comparable.refuse_mixed_time`.
     """
     from kproxylat.logs.legacy import EXPERIMENT_HEADER
 
     yield EXPERIMENT_HEADER + "\n"
-    for result in results:
+    for result in refuse_mixed_time(results):
         probe, run = result.main_probe, result.run
         row: list[Any] = [run.services, run.mode or run.backend, run.position, run.chain_length]
         scale = _SECONDS.get(probe.unit, 0) * 1e6 if probe else 0
@@ -117,7 +124,7 @@ def _write_cell(text: str) -> str:
 
 
 def export_table(results: Iterable[Result]) -> Iterator[str]:
-    """Write tables for people, 80 columns wide (wider for long file names and warnings), as ``run`` prints them."""
+    """Write tables for people, as wide as the terminal, as ``run`` prints them."""
     for result in results:
         source = result.source
         if source:

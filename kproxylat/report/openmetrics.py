@@ -38,31 +38,32 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
 
     merged: dict[_Labels, list[tuple[Histogram, float | None]]] = {}
     maps: dict[_Labels, Map] = {}
-    lasts: dict[_Labels, Result] = {}
+    lasts: dict[tuple[str, _Labels], Result] = {}
     for result in results:
+        time = "emulated_" if result.run.emulated and result.run.clock != "instructions" else ""
         target = plain(target_text(result))
-        lasts[*_label(result.run), target] = result
+        lasts[time, (*_label(result.run), target)] = result
         for probe in result.probes:
             if probe.histogram.buckets:
                 run = _label(result.run, _BACKENDS.get(probe.engine))
                 labels = (*run, *_clean(probe.table, probe.hook), target)
                 subject = "envelope" if probe.envelope else "latency"
-                merged.setdefault((subject, probe.unit, *labels), []).append((probe.histogram, probe.sum))
+                merged.setdefault((time, subject, probe.unit, *labels), []).append((probe.histogram, probe.sum))
         for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
             labels = (*_label(result.run), kind, target)
-            merged.setdefault(("send_time", probe.unit, *labels), []).append((probe.histogram, probe.sum))
+            merged.setdefault((time, "send_time", probe.unit, *labels), []).append((probe.histogram, probe.sum))
         if result.first_packet:
             probe, labels = result.first_packet.probe, (*_label(result.run), target)
-            merged.setdefault(("first_packet", probe.unit, *labels), []).append((probe.histogram, probe.sum))
+            merged.setdefault((time, "first_packet", probe.unit, *labels), []).append((probe.histogram, probe.sum))
         for name, content in result.maps.items():
             maps[plain(name), *_label(result.run)] = content
     families: dict[str, HistogramMetricFamily] = {}
-    for (subject, unit, *values), parts in merged.items():
+    for (time, subject, unit, *values), parts in merged.items():
         scale = _SECONDS.get(unit)
-        name = f"kproxylat_{subject}_{'seconds' if scale else unit}"
+        name = f"kproxylat_{subject}_{f'{time}seconds' if scale else unit}"
         place, names = _SUBJECTS[subject]
         if name not in families:
-            text = f"{'Time' if scale else f'Executed {unit}'} {place}"
+            text = f"{('Emulated time' if time else 'Time') if scale else f'Executed {unit}'} {place}"
             families[name] = HistogramMetricFamily(name, text, labels=[*_RUN, *names, "target"])
         sums = [value for _, value in parts if value is not None]
         total = sum(sums) * (scale or 1) if len(sums) == len(parts) else None
@@ -80,25 +81,29 @@ def _clean(*facts: object) -> _Labels:
     return tuple("" if fact is None else plain(fact) for fact in facts)
 
 
-def _build_around_families(results: Mapping[_Labels, Result]) -> list[Metric]:
+def _build_around_families(results: Mapping[tuple[str, _Labels], Result]) -> list[Metric]:
     """Build the metrics of the rules' share of each hook and of what tracing adds, by run and target."""
     from prometheus_client.core import GaugeMetricFamily
 
-    labels = [*_RUN, "target"]
-    shares = GaugeMetricFamily("kproxylat_rules_share", "Engine's part of the hook's time", labels=[*labels, "hook"])
-    added: dict[str, GaugeMetricFamily] = {}
-    for where, result in results.items():
+    families: dict[str, GaugeMetricFamily] = {}
+
+    def add(name: str, text: str, last_label: str, values: Sequence[str], value: float) -> None:
+        family = GaugeMetricFamily(name, text, labels=[*_RUN, "target", last_label])
+        families.setdefault(name, family).add_metric(values, value)
+
+    for (time, where), result in results.items():
         for probe in result.probes:
             if probe.share is not None:
-                shares.add_metric([*where, *_clean(probe.hook)], probe.share)
+                name = f"kproxylat_{time}rules_share"
+                add(name, "Engine's part of the hook's time", "hook", [*where, *_clean(probe.hook)], probe.share)
         overhead = result.overhead
         if overhead:
             scale = _SECONDS.get(overhead.unit)
-            name = f"kproxylat_added_{'seconds' if scale else overhead.unit}"
-            family = GaugeMetricFamily(name, "What tracing adds to a call", labels=[*labels, "probes"])
+            name = f"kproxylat_added_{f'{time}seconds' if scale else overhead.unit}"
             for probes, cost in (("empty", overhead.empty), ("script", overhead.script)):
-                added.setdefault(name, family).add_metric([*where, probes], cost.estimate * (scale or 1))
-    return [family for family in (shares, *added.values()) if family.samples]
+                value = cost.estimate * (scale or 1)
+                add(name, "What tracing adds to a call", "probes", [*where, probes], value)
+    return list(families.values())
 
 
 def _build_map_families(maps: Mapping[_Labels, Map]) -> list[Metric]:

@@ -1,205 +1,233 @@
-"""Pictures of results, sweeps and comparisons, as PNG or SVG. The only importer of matplotlib.
+"""Pictures of results, sweeps, comparisons and reproductions.
 
-The colours are Okabe and Ito's, which colour-blind people can distinguish; markers and line styles do without colour.
-Longer than 350 lines: matplotlib has one importer.
+Longer than 350 lines: the kinds of pictures share their axes, marks and words.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
-from io import BytesIO
-from itertools import cycle
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations, cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from kproxylat.analysis.comparable import counts_before, distribution
-from kproxylat.analysis.compare import compare, read_comparisons, read_results
+from kproxylat.analysis.comparable import counts_before, distribution, refuse_mixed_time
+from kproxylat.analysis.compare import compare, cross, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.published import Reproduction
-from kproxylat.analysis.series import Series, build_series
+from kproxylat.analysis.series import Key, Series, build_series, find_key
 from kproxylat.analysis.stats import Distribution, Interval
 from kproxylat.errors import LogError, MachineError, UsageError
-from kproxylat.report.run_table import name_unit
-from kproxylat.results import Result
-from kproxylat.system.files import save_file
+from kproxylat.report.figure import (
+    INK,
+    STYLES,
+    Style,
+    add_value,
+    check_output,
+    label_ends,
+    make_figure,
+    save_figure,
+    write_below,
+    write_beside,
+)
+from kproxylat.results import Result, name_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
 Line = tuple[float, float]
-
-
-class Style(NamedTuple):
-    """The look of a series or a run, in matplotlib's words."""
-
-    color: str
-    line: Any
-    marker: str
-
-
-STYLES = (
-    Style("#0072B2", "-", "o"),
-    Style("#D55E00", "--", "s"),
-    Style("#009E73", "-.", "^"),
-    Style("#CC79A7", ":", "D"),
-    Style("#000000", (0, (5, 1, 1, 1, 1, 1)), "v"),
-)
-"""The styles of series or runs, in turn."""
 FEW = 20
 """Up to this number of distinct values are drawn one by one."""
 SMALL = 100
 """If the numbers of Services begin at 0 and do not exceed this, their axis is linear."""
-LABELLED = 0.02
-"""A single value has a label if at least this part of the calls has it."""
+DECADE = 10
+"""An axis is logarithmic if its greatest value is more than this many times its least."""
+MANY = 300
+"""More points than this show no values under the pointer: the tables have them."""
+MARKS = (0.5, 0.95, 0.99)
+"""Quantiles that are marked in a distribution."""
+SUBJECTS = {
+    "lookup": ("Cost of a Service lookup", "per Service lookup"),
+    "first packet": ("Time of a first packet", "from SYN to SYN-ACK"),
+    "send time": ("Send time of a packet", "per packet sent"),
+}
+"""What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> the same in a title, and after a unit."""
+UNITS = {"ns": "nanoseconds", "us": "microseconds"}
 
 
-def plot(files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0) -> None:
+def plot(
+    files: Sequence[str], output: Path, allowed: Collection[str] = (), seed: int = 0, title: str | None = None
+) -> None:
     """Draw a picture of what the files hold: a run's distribution, a sweep's series, or two files compared.
 
     :param files: one result, log, sweep or comparison; or two results, logs or sweeps, to be compared.
-    :param output: name of the picture; its suffix chooses PNG or SVG.
+    :param output: name of the picture; its suffix chooses PNG, SVG or PDF.
     :param allowed: reasons not to compare that are ignored.
+    :param title: None: one that says what is drawn.
     :raises UsageError: another suffix, or more than two files.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     :raises LogError: a file cannot be read, or holds nothing to draw.
     """
-    check_output(files, output)
-    figure, [axes] = _make_figure()
+    check_output(output)
+    if len(files) > 2:
+        raise UsageError(f"{len(files)} files are too many for a picture", "name one, or two to compare")
     pairs = compare(files[0], files[1], allowed, seed) if len(files) == 2 else read_comparisons(files[0])
-    if pairs and len(pairs[0].lookups) > 1:
-        draw_ratios(axes, pairs)
-    elif pairs and len(files) == 1:
-        draw_figures(axes, pairs[0])
-    elif pairs:
+    if len(files) == 2 and len(pairs[0].lookups) == 1:
         sides = [(f"{side}: ", result) for side, name in zip("AB", files, strict=True) for result in read_results(name)]
-        draw_distributions(axes, sides)
-        _write_statement(axes, pairs[0])
+        figure = picture_runs(sides, title, pairs[0].statement)
+    elif pairs:
+        figure = picture_comparisons(pairs, title)
     else:
-        results = read_results(files[0])
-        series = [line for line in build_series(results, seed) if len(line.points) > 1]
-        if series:
-            draw_series(axes, series, any(map(counts_before, results)))
-        else:
-            draw_distributions(axes, [("", result) for result in results])
-    _save(figure, output)
+        figure = picture_results(read_results(files[0]), title, seed)
+    save_figure(figure, output)
 
 
-def plot_clocks(every: Sequence[Sequence[Series]], output: Path) -> None:
+def picture_results(results: Sequence[Result], title: str | None = None, seed: int = 0) -> Figure:
+    """Draw a sweep's series, or the distributions of runs at one number of Services.
+
+    :raises LogError: the runs hold nothing to draw, or both real and emulated times.
+    """
+    series = [line for line in build_series(refuse_mixed_time(results), seed) if len(line.points) > 1]
+    if not series:
+        return picture_runs([("", result) for result in results], title)
+    before = any(map(counts_before, results))
+    size = "the Services before it" if before else "the number of Services"
+    figure, [axes] = make_figure(title or f"{SUBJECTS[series[0].measured][0]} by {size}", describe_origin(results))
+    draw_series(axes, series, before, find_crossings(results, seed))
+    return figure
+
+
+def picture_runs(results: Sequence[tuple[str, Result]], title: str | None = None, statement: str = "") -> Figure:
+    """Draw the distributions of runs; the parameters are those of :func:`draw_distributions`."""
+    probe = next((probe for _, result in results if (probe := result.main_probe)), None)
+    subject = SUBJECTS[probe.measured if probe else "lookup"][0]
+    names = list(dict.fromkeys(name_run(result) for _, result in results))
+    title = title or f"{subject}, {' and '.join(names) if len(names) < 3 else f'{len(results)} runs'}"
+    figure, [axes] = make_figure(title, describe_origin([result for _, result in results]))
+    draw_distributions(axes, results, statement)
+    return figure
+
+
+def picture_comparisons(pairs: Sequence[Comparison], title: str | None = None) -> Figure:
+    """Draw B's costs by A's: over numbers of Services, or in each figure of a single pair."""
+    first = pairs[0]
+    names = ("B", "A") if first.a.name == "A" else (first.b.name, first.a.name)
+    title = title or ("Modes compared" if pairs[1:] else f"{names[0]} compared with {names[1]}")
+    origin = f"A: {first.a.file}; B: {first.b.file}; clock: {name_unit(first.unit, first.emulated)}"
+    figure, [axes] = make_figure(title, origin)
+    if any(len(pair.lookups) > 1 for pair in pairs):
+        draw_ratios(axes, pairs)
+    else:
+        draw_figures(axes, first)
+    return figure
+
+
+def plot_clocks(every: Sequence[Sequence[Series]], output: Path, results: Sequence[Result] = ()) -> None:
     """Draw the same sweep by several clocks, side by side.
 
     :param every: the series of each clock.
+    :param results: all runs, which tell where the numbers are from.
     :raises MachineError: matplotlib is missing, or the file cannot be written.
     """
-    figure, axes = _make_figure(wide=len(every))
+    figure, axes = make_figure("What kube-proxy's rules cost, by two clocks", describe_origin(results), wide=len(every))
     for one, series in zip(axes, every, strict=True):
         draw_series(one, sorted(series, key=lambda line: line.name))
-    _save(figure, output)
+    save_figure(figure, output)
 
 
-def plot_reproduction(reproduction: Reproduction, output: Path) -> None:
+def picture_reproduction(reproduction: Reproduction) -> Figure:
     """Draw published and measured times over numbers of Services, one part for each percentile.
 
-    :raises MachineError: matplotlib is missing, or the file cannot be written.
+    :raises MachineError: matplotlib is missing, or nothing was measured that was published.
     """
+    published = reproduction.published
     names = list(dict.fromkeys(figure.percentile for figure in reproduction.figures))
     if not names:
         raise MachineError("nothing was measured that was published", "measure again")
-    figure, every = _make_figure(wide=len(names))
+    origin = f"published: {published.date}, {published.address}; measured by the sender's clock"
+    figure, every = make_figure(published.title, origin, wide=len(names))
     figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
-    more = " more than at the least number" if reproduction.published.growth_only else ""
+    more = " more than with the fewest" if published.growth_only else ""
     for axes, percentile in zip(every, names, strict=True):
         rows = [row for row in reproduction.figures if row.percentile == percentile]
         theirs = {mode: [row for row in rows if row.mode == mode] for mode in dict.fromkeys(row.mode for row in rows)}
         for (mode, own), marker in zip(theirs.items(), "sD", strict=False):
             points = sorted({(row.services, row.published) for row in own})
-            axes.plot(*zip(*points, strict=True), color="#000000", linestyle=":", marker=marker, markerfacecolor="none",
+            axes.plot(*zip(*points, strict=True), color=INK, linestyle=":", marker=marker, markerfacecolor="none",
                       markersize=9, label=f"{mode}, published")  # fmt: skip
+            for size, value in points:
+                add_value(axes, size, value, f"{mode}, published, {size:,} Services: {value:,.1f} us")
         series = {name: [row for row in rows if f"{row.mode}/{row.backend}" == name]
                   for name in dict.fromkeys(f"{row.mode}/{row.backend}" for row in rows)}  # fmt: skip
         for (name, own), style in zip(series.items(), STYLES, strict=False):
             values = [Interval(row.measured.estimate, row.measured.lo, row.measured.hi) for row in own]
             sizes = [row.services for row in own]
-            _draw_points(axes, style, f"{name}, measured", sizes, values)
-            axes.plot(sizes, [value.estimate for value in values], color=style.color, linestyle=style.line)
-        axes.set_title(f"p{percentile}; bars: 95% bounds", fontsize="small", loc="left")
-        axes.set_xlabel("Services")
+            _draw_points(axes, style, f"{name}, measured", sizes, values, ",.1f", "us")
+            axes.plot(sizes, [value.estimate for value in values], color=style.color, linestyle=style.line,
+                      marker=style.marker, label=f"{name}, measured")  # fmt: skip
+        write_below(axes, f"p{percentile}; bars: 95% bounds")
+        axes.set_xlabel("Number of Services")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_ylim(bottom=0)
-        axes.set_ylabel(f"first packet, us{more}")
+        axes.set_ylabel(f"Microseconds from SYN to SYN-ACK{more}")
         _write_legend(axes)
-    _save(figure, output)
+    return figure
 
 
-def _save(figure: Figure, output: Path) -> None:
-    # The same picture gives the same file: without date, version and random names.
-    no_date: dict[str, Any] = {"Date": None} if output.suffix.lower() == ".svg" else {"Software": None}
-    picture = BytesIO()
-    figure.savefig(picture, format=output.suffix[1:].lower(), metadata=no_date)
-    save_file(output, picture.getvalue(), "--output", replace=True)
+def describe_origin(results: Iterable[Result]) -> str:
+    """Write where the numbers are from: kernel, bpftrace, clock, date and version."""
+    origins: dict[str, None] = {}
+    for result in results:
+        run = result.run
+        facts = (
+            run.kernel and f"Linux {run.kernel}",
+            f"bpftrace {run.bpftrace}" if run.bpftrace else "not traced" if run.probe_kind == "none" else None,
+            run.clock and f"clock: {name_unit(run.clock, run.emulated)}",
+            (run.started or "")[:10],
+            run.kproxylat and f"kproxylat {run.kproxylat}",
+        )
+        origins[", ".join(filter(None, facts))] = None
+    known = list(filter(None, origins))
+    return "; ".join([*known[:3], *(["and others"] if known[3:] else [])]) or "unknown kernel, clock and date"
 
 
-def check_output(files: Sequence[str], output: Path) -> None:
-    """Check the arguments of :func:`plot` before any file is read.
-
-    :raises UsageError: another suffix than PNG's or SVG's, or more than two files.
-    """
-    if output.suffix.lower() not in FORMATS:
-        raise UsageError(f"{output} is neither PNG nor SVG", "--output takes a name that ends with .png or .svg")
-    if len(files) > 2:
-        raise UsageError(f"{len(files)} files are too many for a picture", "name one, or two to compare")
+def _name_axis(unit: str, emulated: bool | None, measured: str) -> str:
+    name = f"{'emulated ' if emulated and unit in UNITS else ''}{UNITS.get(unit, unit)}"
+    return f"{name[:1].upper()}{name[1:]} {SUBJECTS[measured][1]}"
 
 
-def _make_figure(wide: int = 0) -> tuple[Figure, list[Axes]]:
-    """Return a figure with one pair of axes; or with ``wide`` parts side by side, each with its own axes and legend."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MachineError(f"plot needs matplotlib: {error}", "pip install 'kproxylat[plot]'") from None
-    matplotlib.rcParams["svg.hashsalt"] = "kproxylat"
-    figure = Figure(figsize=(7.5 * max(wide, 1), 5.2), dpi=150, layout="constrained")
-    parts: list[Any] = [*figure.subfigures(1, wide, squeeze=False)[0]] if wide else [figure]
-    every: list[Axes] = [part.subplots() for part in parts]
-    for axes in every:
-        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-    return figure, every
-
-
-def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]]) -> None:
-    """Draw the lookups of runs: the calls of each value if the values are few, else the distribution function.
+def draw_distributions(axes: Axes, results: Sequence[tuple[str, Result]], statement: str = "") -> None:
+    """Draw the lookups of runs: a bar for each value if the values are few, else the distribution function.
 
     Repeats share a style and an entry of the legend.
 
-    :param results: each with a prefix of its name in the legend.
+    :param results: each with a prefix of its name.
+    :param statement: above the axes, in place of an explanation.
     :raises LogError: none of the runs kept values.
     """
     drawn: dict[str, list[Distribution]] = {}
-    units: set[str] = set()
-    measured = "lookup"
+    names: dict[str, None] = {}
     for prefix, result in results:
         probe = result.main_probe
         if probe and (calls := distribution(probe)):
-            units.add(name_unit(probe.unit, result.run.emulated))
-            measured = probe.measured
-            drawn.setdefault(prefix + _name_run(result), []).append(calls)
+            names[_name_axis(probe.unit, result.run.emulated, probe.measured)] = None
+            drawn.setdefault(prefix + name_run(result), []).append(calls)
     if not drawn:
         raise LogError("nothing to draw: the runs kept no values")
-    axes.set_xlabel(f"{'cost of a lookup' if measured == 'lookup' else measured}, {' and '.join(sorted(units))}")
     merged = {name: _merge(runs) for name, runs in drawn.items()}
-    labels = [
-        f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
+    labels = {
+        name: f"{name} ({f'{len(runs)} runs, ' if runs[1:] else ''}{merged[name].count:,} calls)"
         for name, runs in drawn.items()
-    ]
-    if all(calls.exact and len(calls.lows) <= FEW for calls in merged.values()):
-        _draw_stems(axes, dict(zip(labels, merged.values(), strict=True)))
-        _write_legend(axes)
+    }
+    axis = " and ".join(names)
+    rows = sum(len(calls.lows) for calls in merged.values())
+    if all(calls.exact for calls in merged.values()) and rows <= FEW:
+        _draw_bars(axes, {labels[name]: calls for name, calls in merged.items()}, axis)
+        note = "each bar: one value, and the calls that had it"
     else:
-        _draw_shares(axes, dict(zip(labels, drawn.values(), strict=True)))
-        _write_legend(axes, "marks: 50, 95 and 99 %")
+        note = _draw_shares(axes, {labels[name]: runs for name, runs in drawn.items()}, axis)
+    write_below(axes, statement or note)
 
 
 def _merge(runs: Sequence[Distribution]) -> Distribution:
@@ -211,94 +239,160 @@ def _merge(runs: Sequence[Distribution]) -> Distribution:
     return Distribution((lo, hi, count) for (lo, hi), count in counts.items())
 
 
-def _write_legend(axes: Axes, title: str | None = None) -> None:
+def _write_legend(axes: Axes, below: float = -0.13) -> None:
     """Write the legend below the axes, so that it covers nothing."""
-    labels = axes.get_legend_handles_labels()[1]
+    axes.legend(loc="upper left", bbox_to_anchor=(0, below), fontsize="small", frameon=False, borderaxespad=0)
+
+
+def _draw_bars(axes: Axes, drawn: Mapping[str, Distribution], axis: str) -> None:
+    """Draw a bar for each distinct value of each run: its part of the calls."""
+    ticks: list[str] = []
+    for (label, calls), style in zip(drawn.items(), cycle(STYLES), strict=False):
+        for value, end, count in zip(calls.lows, calls.ends, calls.counts, strict=True):
+            at = len(ticks)
+            marks = [f"p{100 * p:g}" for p in MARKS if calls.quantile(p)[0] == value]
+            words = f"{count:,} call{'s' * (count > 1)}, {count / calls.count:.2%}"
+            if len(calls.lows) == 1:
+                words = f"all {count:,} calls"
+            [bar] = axes.barh([at], [count / calls.count], color=style.color, height=0.6,
+                              label=label if end == count else "_")  # fmt: skip
+            bar.set_gid(f"value: {label}: {value:,.0f}: {words}")
+            axes.annotate(f"{words}{f' ({chr(32).join(marks)})' if marks else ''}", (count / calls.count, at),
+                          xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")  # fmt: skip
+            ticks.append(f"{value:,.0f}")
+    axes.set_yticks(range(len(ticks)), ticks)
+    axes.set_ylim(len(ticks) - 0.4, -0.6)
     figure: Any = axes.figure
-    columns = 2 if len(labels) > 2 and max(map(len, labels)) < 50 else 1
-    figure.legend(loc="outside lower left", ncols=columns, fontsize="small", title=title, title_fontsize="small")
+    figure.set_size_inches(7.5, 2.5 + 0.35 * len(ticks))
+    axes.set_xlim(0, 1.45)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel("Fraction of lookups" if "lookup" in axis else "Fraction of packets")
+    axes.set_ylabel(textwrap.fill(axis, 16 + 8 * len(ticks)))
+    axes.grid(visible=False, axis="y")
+    if len(drawn) > 1:
+        _write_legend(axes, -0.55 / len(ticks) - 0.1)
 
 
-def _draw_stems(axes: Axes, drawn: Mapping[str, Distribution]) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]], axis: str) -> str:
+    """Draw the distribution functions up to their p99.9, and mark percentiles.
 
-    low, high = (edge(value for calls in drawn.values() for value in calls.lows) for edge in (min, max))
-    for number, ((label, calls), style) in enumerate(zip(drawn.items(), cycle(STYLES), strict=False)):
-        axes.vlines(calls.lows, 0.5, calls.counts, color=style.color, linestyle=style.line, linewidth=1.5)
-        # Hollow, and smaller from run to run, so that equal values show each other.
-        axes.plot(calls.lows, calls.counts, label=label, color=style.color, linestyle="none", marker=style.marker,
-                  markerfacecolor="none", markersize=max(11 - 2 * number, 4), markeredgewidth=1.6)  # fmt: skip
-        for value, count in zip(calls.lows, calls.counts, strict=True):
-            if count >= LABELLED * calls.count:
-                left, up = value > (low + high) / 2, 5 + 12 * number
-                axes.annotate(f"{value:,.0f}: {count:,} calls", (value, count), xytext=(-9 if left else 9, up),
-                              ha="right" if left else "left", textcoords="offset points", color=style.color,
-                              fontsize="small")  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_ylim(0.5, 8 * max(calls.count for calls in drawn.values()))
-    axes.set_ylabel("calls (logarithmic)")
-    axes.set_xlim(low - max(2, 0.06 * (high - low)), high + max(2, 0.06 * (high - low)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    _number_plainly(axes.yaxis, (1,))
-
-
-def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]]) -> None:
+    :return: a note on the marks, and on what is beyond.
+    """
+    every = [calls for runs in drawn.values() for calls in runs]
     for (label, runs), style in zip(drawn.items(), cycle(STYLES), strict=False):
         for number, calls in enumerate(runs):
             shares = [end / calls.count for end in calls.ends]
-            axes.step([calls.highs[0], *calls.highs], [0, *shares], where="post", label="_" if number else label,
+            axes.step([calls.lows[0], *calls.highs], [0, *shares], where="post", label="_" if number else label,
                       color=style.color, linestyle=style.line, linewidth=1 if runs[1:] else 1.8)  # fmt: skip
-            for p in (0.5, 0.95, 0.99):
-                axes.plot(calls.quantile(p)[1], p, marker=style.marker, color=style.color, markersize=7)
-    axes.set_xscale("log")
-    _number_plainly(axes.xaxis)
-    axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
-    axes.set_ylabel("share of the calls that cost at most so much")
+            for p in MARKS:
+                x, name = calls.quantile(p)[1], f"p{100 * p:g}"
+                axes.plot(x, p, marker=style.marker, color=style.color, markersize=7)
+                if len(every) < 3:
+                    left = every.index(calls) == 0 and len(every) > 1
+                    axes.annotate(f"{name} {x:,.0f}", (x, p), xytext=(-9 if left else 9, -9), va="center",
+                                  textcoords="offset points", ha="right" if left else "left", color=style.color,
+                                  fontsize="small")  # fmt: skip
+                if len(every) < FEW:
+                    add_value(axes, x, p, f"{label}: {name} {x:,.0f}")
+    low, most = min(calls.lows[0] for calls in every), max(calls.highs[-1] for calls in every)
+    high = max(calls.quantile(0.999)[1] for calls in every)
+    log = "" if low <= 0 or high / low <= DECADE else " (log scale)"
+    if log:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.1, high * 1.3)
+        _number_plainly(axes.xaxis)
+    else:
+        axes.set_xlim(low - 0.1 * (high - low) - 1, high + 0.15 * (high - low) + 1)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(axis + log)
+    axes.set_ylabel(f"Fraction of {'lookups' if 'lookup' in axis else 'packets'} ≤ x")
     axes.set_ylim(0, 1.03)
+    _write_legend(axes)
+    beyond = f"; the axis ends at p99.9, the greatest value is {most:,.0f}" if most > axes.get_xlim()[1] else ""
+    return f"marks: p50, p95 and p99{beyond}"
 
 
-def draw_series(axes: Axes, every: Sequence[Series], before: bool = False) -> None:
+def find_crossings(results: Sequence[Result], seed: int = 0) -> tuple[tuple[str, Interval], ...]:
+    """Find the numbers of Services at which two series of one protocol certainly cost the same, with both names."""
+    groups: dict[Key, list[Result]] = {}
+    for result in results:
+        groups.setdefault(find_key(result), []).append(result)
+    alike = ((a, b) for a, b in combinations(groups, 2) if a[2] == b[2])
+    pairs = (cross(groups[a], groups[b], seed) for a, b in alike)
+    return tuple((" and ".join(line.name for line in series), where) for series, where in pairs if where)
+
+
+def draw_series(
+    axes: Axes, every: Sequence[Series], before: bool = False, crossings: Sequence[tuple[str, Interval]] = ()
+) -> None:
     """Draw the cost of a lookup over numbers of Services, the lines through it, and the bounds of each point.
 
     :param before: the points are one ruleset's Services, each with the number of Services before it.
+    :param crossings: as :func:`find_crossings` returns them.
     """
+    labels = []
+    first = every[0]
+    unit = name_unit(first.unit, first.emulated)
     for series, style in zip(every, cycle(STYLES), strict=False):
-        label = f"{series.name}: {series.verdict}"
+        label = series.verdict
         slope, base = series.per_service, series.base
         # A slope that hash effects cause in counts of instructions is not a Service's cost.
         if slope and not (series.verdict == "O(1)" and series.level == 1):
             label += f", {slope.estimate:.4g} per Service"
-            label += f" ({slope.lo:.4g} to {slope.hi:.4g})" if series.level < 1 else ""
+            label += f"\n({slope.lo:.4g} to {slope.hi:.4g})" if series.level < 1 else ""
         costs = [Interval(point.cost, point.lo, point.hi) for point in series.points]
         sizes = [point.services for point in series.points]
-        _draw_points(axes, style, label, sizes, costs)
+        _draw_points(axes, style, series.name, sizes, costs, ",.0f", unit)
         if slope and base:
             _draw_curve(axes, style, sizes, (slope.estimate, base.estimate))
-    first = every[0]
-    marks = f"bars: {first.level:.0%} bounds of the median"
+        labels.append((costs[-1].estimate, f"{series.name}\n{label}", style.color))
+    marks = f"marks: {first.figure}, with {first.level:.0%} bounds"
     if first.level == 1:
         repeated = any(point.runs > 1 for series in every for point in series.points)
-        marks = "bars: least and greatest of the repeats" if repeated else "marks: exact values"
+        marks = f"marks: {first.figure} value{', with the least and greatest of the repeats' if repeated else ''}"
     scale = _scale_sizes(axes, [point.services for series in every for point in series.points])
-    axes.set_xlabel(f"Services{' before the one that is looked up' if before else ''}{scale}")
-    axes.set_ylabel(f"{first.figure} {first.measured}, {name_unit(first.unit, first.emulated)}{scale}")
-    axes.set_title(f"{marks}; lines: base + cost per Service", fontsize="small", loc="left")
-    _write_legend(axes)
-    if scale:
+    axes.set_xlabel(f"{'Services before the one that is looked up' if before else 'Number of Services'}{scale}")
+    costs_drawn = [point.cost for series in every for point in series.points]
+    log = " (log scale)" if scale and min(costs_drawn) > 0 and max(costs_drawn) / min(costs_drawn) > DECADE else ""
+    axes.set_ylabel(f"{_name_axis(first.unit, first.emulated, first.measured)}{log}")
+    write_below(axes, f"{marks}; lines: base + cost per Service")
+    if log:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
     else:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
+    _mark_crossings(axes, crossings)
+    label_ends(axes, labels)
 
 
-def _draw_points(axes: Axes, style: Style, label: str, sizes: Sequence[int], values: Sequence[Interval]) -> None:
-    """Draw values over numbers of Services with their bounds, and an entry of the legend."""
+def _mark_crossings(axes: Axes, crossings: Sequence[tuple[str, Interval]], height: float = 0.97) -> None:
+    """Mark where two lines cross, with a label below ``height``; leave out what is not on the axes."""
+    left, right = axes.get_xlim()
+    shown = [(names, where) for names, where in crossings if left < where.lo <= where.hi < right]
+    for number, (names, where) in enumerate(shown):
+        span = f"{where.lo:,.3g} to {where.hi:,.3g}" if where.lo < where.hi else f"{where.estimate:,.3g}"
+        axes.axvspan(where.lo, where.hi, color=INK, alpha=0.15, linewidth=1)
+        axes.axvline(
+            where.estimate, color=INK, linestyle=":", linewidth=1, gid=f"value: {names}: equal at {span} Services"
+        )
+        write_beside(axes, where.estimate, height - 0.12 * number, f"{names}:\nequal at {span} Services")
+
+
+def _draw_points(
+    axes: Axes, style: Style, name: str, sizes: Sequence[int], values: Sequence[Interval], form: str, unit: str
+) -> None:
+    """Draw values over numbers of Services, with their bounds where they have some.
+
+    :param form: of the values in words, before ``unit``.
+    """
     bars = [[value.estimate - value.lo for value in values], [value.hi - value.estimate for value in values]]
-    axes.errorbar(sizes, [value.estimate for value in values], yerr=bars, linestyle="none", capsize=4,
-                  color=style.color, marker=style.marker, markersize=3 if len(sizes) > FEW else None)  # fmt: skip
-    axes.plot([], [], color=style.color, linestyle=style.line, marker=style.marker, label=label)
+    axes.errorbar(sizes, [value.estimate for value in values], yerr=bars if any(map(any, bars)) else None,
+                  linestyle="none", capsize=4, color=style.color, marker=style.marker,
+                  markersize=3 if len(sizes) > FEW else None)  # fmt: skip
+    for size, value in zip(sizes, values, strict=True) if len(sizes) <= MANY else ():
+        bounds = f" ({value.lo:{form}} to {value.hi:{form}})" if value.lo < value.hi else ""
+        add_value(axes, size, value.estimate, f"{name}, {size:,} Services: {value.estimate:{form}}{bounds} {unit}")
 
 
 def _draw_curve(axes: Axes, style: Style, sizes: Sequence[int], line: Line, divisor: Line = (0, 1)) -> None:
@@ -324,7 +418,7 @@ def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> str:
     if known[0] > 0:
         axes.set_xscale("log")
         _number_plainly(axes.xaxis)
-        return " (logarithmic)"
+        return " (log scale)"
     # Up to the least number above 0 the axis is linear; matplotlib's own ticks would crowd there.
     axes.set_xscale("symlog", linthresh=known[1], linscale=0.5)
     axes.set_xlim(left=-known[1] / 5)
@@ -334,34 +428,40 @@ def _scale_sizes(axes: Axes, sizes: Sequence[int]) -> str:
     _number_plainly(axes.xaxis)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    return " (logarithmic)"
+    return " (log scale)"
 
 
 def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
     """Draw the ratio of B's cost to A's over numbers of Services, with the bounds."""
+    labels = []
     for pair, style in zip(pairs, cycle(STYLES), strict=False):
-        label = f"{pair.a.mode}/{pair.a.backend}" if pair.a.name == "A" else f"{pair.b.name} by {pair.a.name}"
+        name = f"{pair.a.mode}/{pair.a.backend}" if pair.a.name == "A" else f"{pair.b.name} / {pair.a.name}"
         rows = [(lookup.services[0] or 0, lookup.main.ratio) for lookup in pair.lookups if lookup.main.ratio]
         sizes = [size for size, _ in rows]
-        _draw_points(axes, style, label, sizes, [ratio for _, ratio in rows])
+        _draw_points(axes, style, name, sizes, [ratio for _, ratio in rows], ".3f", "")
         lines = [line for side in pair.series if (line := side.line)]
-        if len(lines) == 2:
+        if len(lines) == 2 and sizes:
             _draw_curve(axes, style, sizes, lines[1], divisor=lines[0])
-    axes.axhline(1, color="black", linewidth=1)
+        last = rows[-1][1].estimate if rows else 1
+        labels.append((last, f"{name}\n{f'× {last:.3g}' if rows else 'unknown'}", style.color))
+    axes.axhline(1, color=INK, linewidth=1)
     lookups = [lookup for pair in pairs for lookup in pair.lookups]
     ratios = [lookup.main.ratio.estimate for lookup in lookups if lookup.main.ratio]
     if ratios and min(ratios) > 0 and max(ratios) / min(ratios) > 2:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
-    axes.set_xlabel(f"Services{_scale_sizes(axes, [lookup.services[0] or 0 for lookup in lookups])}")
+    axes.set_xlabel(f"Number of Services{_scale_sizes(axes, [lookup.services[0] or 0 for lookup in lookups])}")
     axes.set_ylabel(_label_ratio(pairs[0]))
-    title = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: of the lines through both sweeps"
-    axes.set_title(title, fontsize="small", loc="left")
-    _write_legend(axes)
+    different = any(lookup.differs is not False for lookup in lookups)
+    note = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: of the lines through both sweeps"
+    write_below(axes, note if different else f"no difference beyond chance; {_name_bars(lookups[0].level)}")
+    _mark_crossings(axes, [(f"{pair.b.name} and {pair.a.name}", pair.crossing) for pair in pairs if pair.crossing], 0.2)
+    label_ends(axes, labels)
 
 
 def _label_ratio(pair: Comparison) -> str:
-    return f"B's {pair.measured} by A's (both in {name_unit(pair.unit, pair.emulated)})"
+    sides = "B / A" if pair.a.name == "A" else "first / second"
+    return f"{sides}: {name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
 
 
 def _name_bars(level: float) -> str:
@@ -371,20 +471,21 @@ def _name_bars(level: float) -> str:
 def draw_figures(axes: Axes, pair: Comparison) -> None:
     """Draw the ratio of B's cost to A's in each figure of a single pair, with the bounds."""
     contrast, style = pair.lookups[0], STYLES[0]
-    rows = [(figure.name, figure.ratio) for figure in contrast.figures if figure.ratio]
-    for at, (_, ratio) in enumerate(rows):
+    rows = [(figure, figure.ratio) for figure in contrast.figures if figure.ratio]
+    for at, (figure, ratio) in enumerate(rows):
         bars = [[ratio.estimate - ratio.lo], [ratio.hi - ratio.estimate]]
-        axes.errorbar([ratio.estimate], [at], xerr=bars, capsize=4, color=style.color, marker=style.marker)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(rows)), ["median" if name == "p50" else name for name, _ in rows])
-    axes.invert_yaxis()
+        axes.errorbar([ratio.estimate], [at], xerr=bars if any(map(any, bars)) else None, capsize=4,
+                      color=style.color, marker=style.marker)  # fmt: skip
+        sides = f"{figure.a or 0:,.0f} → {figure.b or 0:,.0f}"
+        axes.annotate(f"× {ratio.estimate:.3g}", (ratio.estimate, at), xytext=(0, 7), textcoords="offset points",
+                      ha="center", fontsize="small", color=style.color)  # fmt: skip
+        add_value(axes, ratio.estimate, at, f"{figure.name}: {sides} {pair.unit}, × {ratio.estimate:.3f}")
+    axes.axvline(1, color=INK, linewidth=1)
+    names = {"p50": "median", "commonest": "commonest value"}
+    axes.set_yticks(range(len(rows)), [names.get(figure.name, figure.name) for figure, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.set_xlabel(f"{_label_ratio(pair)}; {_name_bars(contrast.level)}")
-    axes.set_ylabel("figure")
-    _write_statement(axes, pair)
-
-
-def _write_statement(axes: Axes, pair: Comparison) -> None:
-    axes.set_title("\n".join(textwrap.wrap(pair.statement, 100)), fontsize="small", loc="left")
+    write_below(axes, pair.statement)
 
 
 def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
@@ -398,7 +499,8 @@ def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_run(result: Result) -> str:
+def name_run(result: Result) -> str:
+    """Write a run's mode, backend and number of Services."""
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
     return f"{run.mode or 'unknown mode'}/{run.backend or 'unknown'}{size}"

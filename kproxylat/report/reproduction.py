@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kproxylat.analysis.published import Reproduction, Slope
-from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import fill
+from kproxylat.analysis.published import Reproduction
+from kproxylat.report.columns import draw_table, fill
 from kproxylat.results import Bounded
+
+FIGURES = ("series", "Services", "figure", "published", "measured", "bounds", "ratio")
+SLOPES = ("series", "of", "published", "measured", "bounds", "ratio")
 
 
 def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]:
@@ -19,32 +21,42 @@ def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]
     yield fill(f"{published.title} ({published.date}, {published.address})")
     yield fill(f"method: {published.method}")
     kind = "us more than at the least number of Services" if published.growth_only else "us"
-    rows = [
+    yield draw_table(f"\nfirst packet, {kind}", FIGURES, list_figures(reproduction), FIGURES[:1])
+    yield draw_table("\nwhat each Service adds, ns", SLOPES, list_slopes(reproduction), SLOPES[:2])
+    yield "\nwhat may differ:"
+    for reason in (f"this machine: {machine}", *published.differs):
+        yield fill(f"- {reason}")
+    yield "\nshape by shape:"
+    for subject, state, evidence in list_verdicts(reproduction):
+        yield fill(f"{subject}: {state} ({evidence})")
+
+
+def list_figures(reproduction: Reproduction) -> list[tuple[str, ...]]:
+    """Return a row of :data:`FIGURES` for each published figure."""
+    return [
         (
             f"{figure.mode}/{figure.backend}", f"{figure.services:,}", f"p{figure.percentile}",
             f"{figure.published:,.1f}", *_write(figure.measured), _write_ratio(figure.ratio),
         )
         for figure in reproduction.figures
     ]  # fmt: skip
-    header = ("series", "Services", "figure", "published", "measured", "bounds", "ratio")
-    yield draw_table(f"\nfirst packet, {kind}", header, rows, header[:1])
-    slopes = []
-    for slope in reproduction.slopes:
-        published_ns = "-" if slope.published is None else f"{slope.published:,.1f}"
-        figures = (published_ns, *_write(slope.measured), _write_ratio(slope.ratio))
-        slopes.append((f"{slope.mode}/{slope.backend}", _name(slope), *figures))
-    columns = ("series", "of", "published", "measured", "bounds", "ratio")
-    yield draw_table("\nwhat each Service adds, ns", columns, slopes, columns[:2])
-    yield "\nwhat may differ:"
-    for reason in (f"this machine: {machine}", *published.differs):
-        yield fill(f"- {reason}")
-    yield "\nshape by shape:"
-    for verdict in reproduction.verdicts:
-        yield fill(f"{verdict.subject}: {verdict.state.upper()} ({verdict.evidence})")
 
 
-def _name(slope: Slope) -> str:
-    return f"p{slope.percentile}" if slope.percentile else "each before it"
+def list_slopes(reproduction: Reproduction) -> list[tuple[str, ...]]:
+    """Return a row of :data:`SLOPES` for each slope."""
+    return [
+        (
+            f"{slope.mode}/{slope.backend}", f"p{slope.percentile}" if slope.percentile else "each before it",
+            "-" if slope.published is None else f"{slope.published:,.1f}", *_write(slope.measured),
+            _write_ratio(slope.ratio),
+        )
+        for slope in reproduction.slopes
+    ]  # fmt: skip
+
+
+def list_verdicts(reproduction: Reproduction) -> list[tuple[str, str, str]]:
+    """Return subject, state and evidence of each verdict."""
+    return [(verdict.subject, verdict.state.upper(), verdict.evidence) for verdict in reproduction.verdicts]
 
 
 def _write(figure: Bounded) -> tuple[str, str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 
 from kproxylat.console import plain, plain_line
-from kproxylat.report.columns import draw_table
+from kproxylat.report.columns import draw_table, fill, width, write_figure
 from kproxylat.report.first_packet import draw_first_packet
+from kproxylat.report.sentences import describe_result
 from kproxylat.results import (
     Accounting,
-    Map,
+    Entry,
+    LookupCheck,
     Overhead,
     Percentile,
     Probe,
@@ -19,25 +20,34 @@ from kproxylat.results import (
     SendTime,
     ServiceCost,
     Traffic,
+    name_unit,
     target_text,
 )
-from kproxylat.trace.percentiles import PERCENTILES
+from kproxylat.trace.histogram import draw_buckets
+from kproxylat.trace.percentiles import PERCENTILES, add_percentiles
 
 _ENTRIES = 10
+"""Most entries of a map, and """
+_BUCKETS = 40
+"""most rows of a histogram on the screen; JSON has all."""
+_SHOWN = (50, 90, 99)
+"""Percentiles in the table of a time."""
 
 
 def draw_result(result: Result) -> Iterator[str]:
-    """Draw a run: its setting, tables of its calls, maps, the packet accounting, and warnings.
+    """Draw a run: a sentence, its setting, tables of its calls, maps, the packet accounting, and warnings.
 
     ``run`` and ``parse`` print the same for the same run.
     """
+    if sentence := describe_result(result):
+        yield f"{fill(sentence, indent='')}\n"
     yield from _draw_setting(result)
     yield from _draw_calls(result)
     yield from _draw_maps(result)
     for engine, slow in result.slow.items():
         yield f"slow {engine}: {slow.lines:,}, worst {slow.worst[0].max:,} us at {slow.worst[0].time}"
     if result.services:
-        yield draw_services(result.services, name_unit(result.probes[0].unit, result.run.emulated))
+        yield draw_services(result.services, head_unit(result.probes[0].unit, result.run.emulated))
     if result.accounting and result.traffic:
         yield from _draw_accounting(result.accounting, result.traffic)
     for warning in result.quality.warnings:
@@ -48,22 +58,9 @@ def draw_result(result: Result) -> Iterator[str]:
         yield plain(f"log: {result.run.log}")
 
 
-def name_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit of a figure for a title, e.g. ``emulated ns``."""
-    return f"{'emulated ' if emulated else ''}{unit}"
-
-
 def head_unit(unit: str | None, emulated: bool | None) -> str:
-    """Return the unit for a table's head, with a warning if it is emulated time."""
+    """Return the unit for the head of any table, with a warning if it is emulated time."""
     return name_unit(unit, emulated) + (": compare shapes, not values" if emulated and unit == "ns" else "")
-
-
-def fill(text: str, indent: str = "  ") -> str:
-    """Break a text into lines of 80 columns.
-
-    :param indent: before the second line and those after it.
-    """
-    return textwrap.fill(plain(text), 80, subsequent_indent=indent)
 
 
 def _draw_setting(result: Result) -> Iterator[str]:
@@ -79,53 +76,60 @@ def _draw_setting(result: Result) -> Iterator[str]:
     for facts in ("; ".join(filter(None, (mode, clock))), ", ".join(filter(None, machine)),
                   ", ".join(filter(None, (target, run.path and f"{run.path} path", place)))):  # fmt: skip
         if facts:
-            yield plain(facts)
+            yield fill(facts)
 
 
 def _draw_calls(result: Result) -> Iterator[str]:
     """Yield the tables of the engines' calls, of the whole hooks, and of what tracing adds."""
-    calls, emulated = result.calls, result.run.emulated
+    calls, emulated = add_percentiles(result, _SHOWN).calls, result.run.emulated
     for engine, unit in dict.fromkeys((probe.engine, probe.unit) for probe in calls):
         probes = [probe for probe in calls if (probe.engine, probe.unit) == (engine, unit)]
         rows = [(_place(probe), probe.hook or "?", *_figures(probe)) for probe in probes]
         between = "" if engine == calls[0].engine else "\n"
         yield _draw_places(f"{between}{engine}, {head_unit(unit, emulated)}", _name_figures(unit), rows)
-        yield from filter(None, map(_describe_percentiles, probes))
+        yield from filter(None, (_describe_percentiles(probe) for probe in result.calls if probe.engine == engine))
     if result.send_time:
-        yield from _draw_send_time(result.send_time, name_unit(result.run.clock, result.run.emulated))
+        yield from _draw_send_time(result.send_time, result.run.clock, emulated)
     if result.first_packet:
-        yield from draw_first_packet(result.first_packet, name_unit(result.run.clock, result.run.emulated))
+        yield from draw_first_packet(result.first_packet, head_unit(result.run.clock, emulated))
     if not calls and not result.maps and not result.headline:
         yield "no calls were traced"
     if result.path and result.path.per_packet is not None:
-        yield f"* the Service lookup; all hooks together: {result.path.per_packet:,.1f} {result.path.unit} a packet"
-    hooks = [probe for probe in result.probes if probe.envelope]
+        per_packet = write_figure(result.path.per_packet, result.path.unit)
+        counted = " instructions" if result.path.unit == "instructions" else ""
+        yield f"* the Service lookup; all hooks together: {per_packet}{counted} a packet"
+    hooks = [probe for probe in add_percentiles(result, _SHOWN).probes if probe.envelope]
     if hooks:
         shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
         rows = [(probe.hook or "?", *_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
         title = f"\nthe whole hook, {hooks[0].engine}, {head_unit(hooks[0].unit, emulated)}"
         yield draw_table(title, ("hook", *_name_figures(hooks[0].unit), "rules'\nshare"), rows, ("hook",))
     if result.overhead:
-        yield from _draw_overhead(result.overhead, calls)
+        yield from _draw_overhead(result.overhead, calls, emulated)
+    if result.cross_check:
+        yield _say_cross_check(result.cross_check, emulated)
 
 
-def _draw_send_time(times: SendTime, unit: str) -> Iterator[str]:
+def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) -> Iterator[str]:
     """Yield how long a packet's whole way took, and what it takes longer to the target than elsewhere."""
     names = list(times.target.percentiles)
     rows = []
     for kind, probe in times.by_kind.items():
-        figures = (probe.count, *(probe.percentiles[name].estimate for name in names), probe.max)
-        rows.append((kind, *("-" if figure is None else f"{figure:,.0f}" for figure in figures)))
+        figures = (*(probe.percentiles[name].estimate for name in names), probe.max)
+        rows.append((kind, f"{probe.count:,}", *(write_figure(figure, probe.unit) for figure in figures)))
     header = ("packets to", "packets", *(f"p{name}" for name in names), "max")
-    yield draw_table(f"time of the system call that carries a packet its whole way, {unit}", header, rows, header[:1])
+    title = f"a packet's whole way (system call), {head_unit(unit, emulated)}"
+    yield draw_table(title, header, rows, header[:1])
     for kind, over in (("the endpoint", times.over_endpoint), ("no Service", times.over_no_service)):
         if over:
-            bounds = f" ({over.lo:,.0f} to {over.hi:,.0f})" if over.lo < over.hi else ""
-            yield f"a packet to the target takes {over.estimate:,.0f}{bounds} {unit} longer than one to {kind}"
+            estimate, lo, hi = (write_figure(figure, times.target.unit) for figure in astuple(over))
+            bounds = f" ({lo} to {hi})" if over.lo < over.hi else ""
+            time = "emulated: " if emulated else ""
+            yield fill(f"{time}a packet to the target takes {estimate}{bounds} longer than one to {kind}")
     lost, arrived = sum(times.preempted.values()), times.checked - times.late
     yield fill(
-        f"reading the clock adds {times.clock:,} to each; the sender lost the CPU during {lost:,} packets, which are "
-        f"left out; {arrived:,} of {times.checked:,} checked packets arrived within the call",
+        f"reading the clock adds {write_figure(times.clock, unit)} to each; the sender lost the CPU during {lost:,} "
+        f"packets, which are left out; {arrived:,} of {times.checked:,} checked packets arrived within the call",
         indent="",
     )
 
@@ -141,60 +145,79 @@ def _place(probe: Probe) -> str:
 
 
 def _name_figures(unit: str) -> tuple[str, ...]:
-    """Name the columns of :func:`_figures`; the commonest value represents only counts of instructions."""
-    return ("calls", "min", "commonest" if unit == "instructions" else "median", "mean", "p99", "max")
+    """Name the columns of :func:`_figures`."""
+    if unit == "instructions":
+        return ("calls", "min", "commonest", "mean", "p99", "max")
+    return ("calls", "min", *(f"p{percent}" for percent in _SHOWN), "max")
 
 
 def _figures(probe: Probe) -> list[str]:
-    p99 = probe.percentiles.get("99")
-    return [
-        "-" if value is None else _short(value)
-        for value in (probe.count, probe.min, probe.middle, probe.mean, p99.estimate if p99 else None, probe.max)
-    ]
-
-
-def _short(number: float) -> str:
-    """Write a figure with its first decimal if it is small."""
-    return f"{number:,.1f}" if number % 1 and number < 1000 else f"{number:,.0f}"
+    """Write a probe's figures: of a time percentiles, since a few long calls make its mean."""
+    known = {name: percentile.estimate for name, percentile in probe.percentiles.items()}
+    counted: tuple[float | None, ...] = (probe.mode, probe.mean, known.get("99"))
+    shown = counted if probe.unit == "instructions" else [known.get(f"{percent}") for percent in _SHOWN]
+    return [f"{probe.count:,}", *(write_figure(figure, probe.unit) for figure in (probe.min, *shown, probe.max))]
 
 
 def _describe_percentiles(probe: Probe) -> str:
     """Write a probe's percentiles, with bounds if they are estimates; of exact default ones only the lookup's."""
     exact = all(item.lo == item.hi for item in probe.percentiles.values())
-    if exact and not probe.lookup and list(probe.percentiles) == [f"{percent}" for percent in PERCENTILES]:
+    if exact and list(probe.percentiles) == [f"{percent}" for percent in PERCENTILES]:
         return ""
     place = f"{_place(probe)} {probe.hook or ''}".replace("\n ", "").replace(" *", "").strip("- ")
-    return _list_percentiles(f"{place or probe.engine}: ", probe.percentiles)
+    return _list_percentiles(f"{place or probe.engine}: ", probe.percentiles, probe.unit)
 
 
-def _list_percentiles(subject: str, percentiles: Mapping[str, Percentile]) -> str:
+def _list_percentiles(subject: str, percentiles: Mapping[str, Percentile], unit: str = "") -> str:
     spans = []
     for name, percentile in percentiles.items():
-        estimate, lo, hi = ("?" if number is None else _short(number) for number in astuple(percentile))
+        estimate, lo, hi = ("?" if number is None else write_figure(number, unit) for number in astuple(percentile))
         is_exact = percentile.lo == percentile.hi == percentile.estimate
         spans.append(f"p{name} {estimate}{'' if is_exact else f' in [{lo}, {hi}]'}")
     return fill(f"{subject}{', '.join(spans)}") if spans else ""
 
 
 def _draw_maps(result: Result) -> Iterator[str]:
-    """Yield each map's content in a word, and the percentiles of its first histograms: all would fill the screen."""
+    """Yield each map's values and histograms; of many entries the last: bpftrace prints the greatest last."""
     for name, content in result.maps.items():
-        yield plain(f"map {sketch_map(name, content)}")
-        for entry in content.entries[:_ENTRIES]:
-            key = f"[{', '.join(map(str, entry.key))}]" if entry.key else ""
-            if entry.percentiles:
-                yield _list_percentiles(f"{name}{key}: count {entry.value['count']:,}, ", entry.percentiles)
+        if not content.entries:
+            yield plain(f"map {name}: empty")
+        if len(content.entries) > _ENTRIES:
+            yield plain(f"map {name}: the last {_ENTRIES} of {len(content.entries):,} entries")
+        for entry in content.entries[-_ENTRIES:]:
+            key = f"[{', '.join(map(plain_line, entry.key))}]" if entry.key else ""
+            yield from _draw_entry(f"map {name}{key}: ", content.kind, entry)
 
 
-def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
+def _draw_entry(subject: str, kind: str, entry: Entry) -> Iterator[str]:
+    if kind not in ("hist", "lhist"):
+        yield fill(f"{subject}{_write_value(entry.value)}")
+        return
+    count = f"{subject}count {entry.value['count']:,}"
+    yield _list_percentiles(f"{count}, ", entry.percentiles or {}) or plain(count)
+    rows = [(row["lo"], row["hi"], row["count"]) for row in entry.value["buckets"]]
+    rows = rows if len(rows) <= _BUCKETS else [row for row in rows if row[2]]
+    yield from draw_buckets(rows[:_BUCKETS], width() - 28)
+    if rows[_BUCKETS:]:
+        yield f"and {len(rows) - _BUCKETS:,} rows more"
+
+
+def _write_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {figure}" for name, figure in value.items())
+    text = str(value)
+    return text if text.isprintable() else f"{text!a:.60}"
+
+
+def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | None) -> Iterator[str]:
     """Yield what the calls cost less what tracing adds, and what it adds."""
     rows = []
     for probe in calls:
         if probe.middle is not None:
             costs = probe.middle, *overhead.untraced(probe.middle)
-            rows.append((_place(probe), probe.hook or "?", *(f"{cost:,.0f}" for cost in costs)))
-    middle = "commonest" if overhead.unit == "instructions" else "median"
-    title = f"\nuntraced: less what tracing adds, {overhead.unit}"
+            rows.append((_place(probe), probe.hook or "?", *(write_figure(cost, overhead.unit) for cost in costs)))
+    middle = "commonest" if overhead.unit == "instructions" else "p50"
+    title = f"\nuntraced: less what tracing adds, {head_unit(overhead.unit, emulated)}"
     yield _draw_places(title, (middle, "untraced at least", "at most"), rows)
     pair, script = (
         f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
@@ -203,6 +226,20 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe]) -> Iterator[str]:
     yield fill(
         f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
         f"inside the time are {overhead.stored:,} and a part of the pair",
+        indent="",
+    )
+
+
+def _say_cross_check(check: LookupCheck, emulated: bool | None) -> str:
+    least, most, way = (
+        write_figure(cost, check.unit) for cost in (check.lookup.lo, check.lookup.hi, check.way.estimate)
+    )
+    over = check.over_endpoint
+    more = f", {write_figure(over.estimate, check.unit)} more than to the endpoint" if over else ""
+    verdict = "a part fits in the whole" if check.agrees else "THE PART IS LONGER THAN THE WHOLE"
+    return fill(
+        f"cross-check, {name_unit(check.unit, emulated)}, untraced: a lookup takes {least} to {most} by the probe, its "
+        f"packet's whole way {way} by the send time{more}: {verdict} (a sweep tells what each Service adds)",
         indent="",
     )
 
@@ -232,19 +269,15 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
 
 
 def draw_services(services: Iterable[ServiceCost], unit: str) -> str:
-    """Draw the table of each Service's lookup."""
+    """Draw the table of each Service's lookup; the unit as :func:`head_unit` writes it."""
     rows = [
-        (service.name, service.target, *(f"{count:,}" for count in (service.before, service.calls, service.cost)))
+        (
+            service.name,
+            service.target,
+            *(f"{count:,}" for count in (service.before, service.calls)),
+            write_figure(service.cost, unit.removeprefix("emulated ")),
+        )
         for service in services
     ]
     header = ("Service", "target", "before it", "calls", "cost")
     return draw_table(f"lookup of each Service, {unit}", header, rows, ("Service", "target"))
-
-
-def sketch_map(name: str, content: Map) -> str:
-    """Say in a word what a map holds: its value, or how many entries."""
-    entries = content.entries
-    if len(entries) == 1 and not entries[0].key and content.kind in ("int", "float", "str", "bool"):
-        shown = str(entries[0].value)
-        return f"{name} {plain_line(shown):.40}"
-    return f"{name} ({content.kind}{f', {len(entries)} entries' if entries[0].key else ''})"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from kproxylat.console import show
-from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import draw_result, draw_services, fill, head_unit, name_unit
-from kproxylat.results import Result
+from kproxylat.analysis.comparison import state
+from kproxylat.report.columns import draw_table, fill, show, write_figure
+from kproxylat.report.run_table import draw_result, draw_services, head_unit
+from kproxylat.report.sentences import describe_alternative, describe_series, equal_at
+from kproxylat.results import Result, name_unit
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
@@ -28,36 +29,46 @@ def show_result(result: Result) -> None:
 
 
 def show_whatif(outcome: WhatIf, most: int = 10) -> None:
-    """Print what lookups cost in each mode, and the most expensive Services.
+    """Print what lookups cost in each mode, the most expensive Services, and a verdict for each mode.
 
-    :param most: how many of these.
+    :param most: how many of these Services.
     """
+    unit = outcome.unit.removeprefix("emulated ")
     rows = []
     for mode in outcome.alternatives:
-        figures = [f"{figure:,.0f}" for figure in (mode.least, mode.mean, mode.most)]
-        base = f"{mode.base:,.0f}" if mode.base is not None else "-"
-        per_service = f"{mode.per_service:.4g}" if mode.per_service is not None else "-"
-        equal = "now" if mode.captured else f"{mode.equal_at:,.1f}" if mode.equal_at is not None else "-"
-        rows.append((f"{mode.mode}/{mode.backend}", *figures, base, per_service, equal))
+        figures = (mode.least, mode.mean, mode.most, mode.base, mode.per_service)
+        written = [write_figure(None if figure is None else round(figure, 2), unit) for figure in figures]
+        rows.append((f"{mode.mode}/{mode.backend}", *written, equal_at(mode, outcome)))
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
-    show(draw_table(f"lookup in each mode, {outcome.unit}", header, rows, ("mode",)))
+    head = head_unit(outcome.series[0].unit, outcome.series[0].emulated) if outcome.series else outcome.unit
+    show(draw_table(f"lookup in each mode, {head}", header, rows, ("mode",)))
     show(
-        "now: the rules as captured; others: what kube-proxy 1.36 would write for the\n"
-        "same Services. equal at: with so many Services before it, a lookup costs the\n"
-        "same in both; before counts Services, not rules.\n"
+        fill(
+            "now: the rules as captured; others: what kube-proxy 1.36 would write for the same Services. equal at: "
+            "with so many Services before it, a lookup costs the same in both; before counts Services, not rules. per "
+            "Service, base and equal at are those of TCP, where it was measured.",
+            indent="",
+        )
     )
+    show()
     for note in outcome.notes:
         show(fill(f"note: {note}"))
-    show(draw_services(outcome.dearest[:most], outcome.unit))
+    show(draw_services(outcome.dearest[:most], head))
     for series in outcome.series:
         show(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
+    show()
+    for mode in outcome.alternatives:
+        show(fill(describe_alternative(mode, outcome)))
 
 
 def show_series(every: Sequence[Series]) -> None:
-    """Print what each Service adds, the verdicts, and at the end what a lookup costs over numbers of Services."""
+    """Print what each Service adds, in sentences and a table, and what a lookup costs over numbers of Services."""
     if not every:
         show("no lookup was measured")
         return
+    for sentence in describe_series(every):
+        show(fill(sentence))
+    show()
     first = every[0]
     unit = head_unit(first.unit, first.emulated)
     rows = [_describe_series(series) for series in every]
@@ -68,11 +79,13 @@ def show_series(every: Sequence[Series]) -> None:
         show(fill(f"{series.name}: {series.evidence}"))
         apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
         if apart:
-            show(fill(f"  apart from the commonest: {'; '.join(apart)}", indent="    "))
+            show(fill(f"  less common values, and how often: {'; '.join(apart)}", indent="    "))
         if series.cross_check:
-            show(fill(_say_cross_check(series.cross_check), indent="    "))
+            show(fill(_say_cross_check(series.cross_check, series.emulated), indent="    "))
     show()
-    costs = [{point.services: f"{point.cost:,.0f}" for point in series.points} for series in every]
+    costs = [
+        {point.services: write_figure(round(point.cost), series.unit) for point in series.points} for series in every
+    ]
     sizes = sorted(set().union(*costs))
     rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
     show(draw_table(f"{first.figure} {first.measured}, {unit}", ("Services", *(series.name for series in every)), rows))
@@ -87,7 +100,8 @@ def show_clocks(every: Sequence[Sequence[Series]]) -> None:
     columns, cells = [], []
     for clock in every:
         known = {series.name: series for series in clock}
-        columns.append(f"{name_unit(clock[0].unit, clock[0].emulated)}\na Service" if clock else "-")
+        head = head_unit(clock[0].unit, clock[0].emulated).replace(", ", ",\n").replace(": ", ":\n") if clock else "-"
+        columns.append(f"{head}\na Service")
         cells.append([_say_growth(known.get(name)) for name in names])
     rows = [(name, *row) for name, row in zip(names, zip(*cells, strict=True), strict=True)]
     show(draw_table("what each Service adds to a packet", ("mode", *columns), rows, ("mode",)))
@@ -99,13 +113,14 @@ def _say_growth(series: Series | None) -> str:
     return f"{series.verdict}: {series.per_service.estimate:.3g}" if series.verdict != "O(1)" else "O(1)"
 
 
-def _say_cross_check(check: CrossCheck) -> str:
+def _say_cross_check(check: CrossCheck, emulated: bool) -> str:
     sides = [
         f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
         for side in (check.probe, check.send_time)
     ]
     verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
-    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {check.unit}: {verdict}"
+    unit = name_unit(check.unit, emulated)
+    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {unit}: {verdict}"
 
 
 def _describe_series(series: Series) -> tuple[str, ...]:
@@ -113,7 +128,7 @@ def _describe_series(series: Series) -> tuple[str, ...]:
     if per:
         exact = per.lo == per.hi and series.level == 1
         bounds = "exact" if exact else f"{per.lo:.4g} to {per.hi:.4g}"
-    base = f"{series.base.estimate:,.0f}" if series.base else "-"
+    base = write_figure(round(series.base.estimate), series.unit) if series.base else "-"
     return series.name, f"{per.estimate:.4g}" if per else "-", bounds, base, series.verdict
 
 
@@ -128,10 +143,7 @@ def show_comparison(comparison: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
     for name, side in (("A", comparison.a), ("B", comparison.b)):
         show(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
-    changed = [
-        f"{name} {'unknown' if a is None else a} -> {'unknown' if b is None else b}"
-        for name, (a, b) in comparison.changed.items()
-    ]
+    changed = [f"{name} {_say_condition(a)} -> {_say_condition(b)}" for name, (a, b) in comparison.changed.items()]
     notes = {
         "only": comparison.only,
         "differing": changed,
@@ -142,7 +154,7 @@ def show_comparison(comparison: Comparison) -> None:
         if facts:
             show(fill(f"{name}: {', '.join(facts)}"))
     show()
-    unit = name_unit(comparison.unit, comparison.emulated)
+    unit = head_unit(comparison.unit, comparison.emulated)
     lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
     if len(lookups) == 1:
         _show_figures(lookups[0], unit)
@@ -152,8 +164,12 @@ def show_comparison(comparison: Comparison) -> None:
         show()
         _show_contrasts(comparison.calls, "other calls")
     show()
-    show(fill(comparison.statement, indent=""))
+    show(fill(state(comparison, on_screen=True), indent=""))
     show()
+
+
+def _say_condition(value: str | None) -> str:
+    return "unknown" if value is None else value.replace("None", "none")
 
 
 def _say_figure(figure: Figure) -> str:
@@ -166,7 +182,13 @@ def _show_figures(contrast: Contrast, unit: str) -> None:
     _print_contrasts(f"{contrast.what}, {unit}", contrast.level, rows)
     apart, chance = contrast.distance, contrast.chance_distance
     if apart is not None and chance is not None:
-        show(f"whole distribution: {apart:.3f} apart; by chance up to {chance:.3f}")
+        show(
+            fill(
+                f"at the cost where A and B differ most, {apart:.1%} more of one side's calls are below it "
+                f"(chance alone: up to {chance:.1%})",
+                indent="",
+            )
+        )
 
 
 def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
@@ -207,7 +229,8 @@ def show_preview(document: Mapping[str, Any]) -> None:
             show(f"{label}:")
             for line in lines[:MOST_LINES]:
                 show(fill(f"  - {line}", indent="    "))
-            show(f"  and {len(lines) - MOST_LINES} more\n" if lines[MOST_LINES:] else "", end="")
+            if lines[MOST_LINES:]:
+                show(f"  and {len(lines) - MOST_LINES} more")
     differing = [name for name in runs[0] if name not in shared and name not in lists]
     if differing:
         header = [name.replace("_", " ") for name in differing]

@@ -33,7 +33,7 @@ from kproxylat.measure.options import Options, add_warnings
 from kproxylat.modes import DEFAULT_MODE, Mode, find_mode
 from kproxylat.node.live_rules import METRICS_PORT
 from kproxylat.node.node import Node
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from kproxylat.sweep.sweep import Ended, Here, Sweep, plan_points, sweep
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
@@ -74,7 +74,7 @@ class Preparation:
         self._backend = backend
         self._undoing: Change | None = None
         self._changed = False
-        self._target: frozenset[Destination] = frozenset()
+        self._target: frozenset[Target] = frozenset()
         self._before = frozenset(read_dummies(api).services)
 
     def check(self, counts: Sequence[int]) -> None:
@@ -97,7 +97,7 @@ class Preparation:
         :raises MachineError: kube-proxy does not reach this state in time.
         """
         self._set_mode(point.mode.name)
-        if point.service and not miss_path(point.service):
+        if point.target.service and not miss_path(point.target):
             self._target = frozenset([point.target])
         sync_s = self._set_count(point.where.services or 0)
         row, warnings = detect_mode(lambda: self._api, point.mode.name, self._backend, self._node)
@@ -130,15 +130,15 @@ class Preparation:
         took_s = self._wait_for_rules(self._find_ports(), removed, self._find_ports)
         return round(took_s, 3) if missing or surplus else None
 
-    def _find_ports(self) -> Set[Destination]:
+    def _find_ports(self) -> Set[Target]:
         """Return the ports of the dummy Services, and the target's: after a switch of the mode, no rules exist."""
         return service_ports(read_dummies(self._api)) | self._target
 
     def _wait_for_rules(
         self,
-        required: Set[Destination],
-        removed: Set[Destination] = frozenset(),
-        look_up: Callable[[], Set[Destination]] | None = None,
+        required: Set[Target],
+        removed: Set[Target] = frozenset(),
+        look_up: Callable[[], Set[Target]] | None = None,
     ) -> float:
         read = partial(live_ports, mode=self._mode, backend=self._backend)
         return wait_for_rules(required, removed, node=self._node, read=read, look_up=look_up)

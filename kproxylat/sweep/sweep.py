@@ -17,9 +17,10 @@ from random import Random
 from typing import Any, Protocol
 
 from kproxylat import __version__
-from kproxylat.analysis.series import Series, build_series
+from kproxylat.analysis.series import Series, build_series, name_key
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.measure.expected import LONG_S, expect_s, write_duration
 from kproxylat.measure.options import Lab, Options, Tracing
 from kproxylat.measure.plan import check_options
 from kproxylat.measure.ranking import split_services
@@ -191,8 +192,10 @@ def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> l
 
 
 def _series(point: Options) -> str:
-    """Name mode and backend; on a cluster the backend is known only once kube-proxy runs in the mode."""
-    return f"{point.mode.name}/{point.mode.backend}" if point.lab else point.mode.name
+    """Name mode, backend and protocol; on a cluster the backend is known only once kube-proxy runs in the mode."""
+    if not point.lab:
+        return point.mode.name
+    return name_key((point.mode.name, point.mode.backend, "" if point.ruleset else point.target.protocol or ""))
 
 
 def title(point: Options) -> str:
@@ -234,13 +237,14 @@ def _describe_extras(point: Options) -> dict[str, Any]:
     return extras
 
 
-def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
+def _time_left(runs: Sequence[Run], state: State, at_once: int, emulated: bool = False) -> str:
     """Estimate the time that runs take by that of measured ones: of the same series with as many Services or the next
     larger number, else of the nearest number; where more Services than ever are to come, it is the least that is left.
     """
     known = [(key.series, key.services, seconds) for key, seconds in state.seconds.items()]
     if not known:
-        return ""
+        left_s = sum(expect_s(point, emulated) for point, _ in runs) / at_once
+        return f"; this takes about {write_duration(left_s)}" if left_s > LONG_S else ""
     left_s = 0.0
     for point, _ in runs:
         size, series = point.where.services or 0, _series(point)
@@ -248,8 +252,7 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int) -> str:
         left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
     most = max(each[1] for each in known)
     words = "about" if all((point.where.services or 0) <= most for point, _ in runs) else "more than"
-    minutes, seconds = divmod(round(left_s), 60)
-    return f"; {words} {f'{minutes} min ' if minutes else ''}{seconds} s left"
+    return f"; {words} {write_duration(left_s)} left"
 
 
 def sweep(
@@ -277,8 +280,8 @@ def sweep(
     runs = order_points(points, repeats, state.seed)
     if order:
         runs.sort(key=order)
-    left = [each for each in runs if _key(*each) not in state.results]
-    finished = Sweep(state.seed, repeats, resumed=len(runs) - len(left))
+    to_do = [each for each in runs if _key(*each) not in state.results]
+    finished = Sweep(state.seed, repeats, resumed=len(runs) - len(to_do))
     if finished.resumed:
         say(f"Resuming {state.path.name}: {finished.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
     if state.seed is not None:
@@ -287,11 +290,12 @@ def sweep(
 
     def begin(run: Run) -> None:
         undone = [each for each in runs if _key(*each) not in state.results]
-        say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{_time_left(undone, state, place.at_once)}")
+        left = _time_left(undone, state, place.at_once, about["clock"][1])
+        say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{left}")
 
     ended: Ended = None
     try:
-        for done in place.measure(left, begin):
+        for done in place.measure(to_do, begin):
             state.add(_key(*done.run), done.result, done.seconds)
             ended = ended or done.ended
     except (KproxylatError, Interrupted):

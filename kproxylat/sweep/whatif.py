@@ -10,7 +10,7 @@ from statistics import fmean
 
 from kproxylat.analysis.alternatives import Alternative, WhatIf
 from kproxylat.analysis.crossings import find_crossing
-from kproxylat.analysis.series import build_series
+from kproxylat.analysis.series import build_series, choose_lines
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
@@ -20,7 +20,7 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import Mode
-from kproxylat.results import Result
+from kproxylat.results import Result, name_unit
 from kproxylat.system.files import save_file
 
 MAX_PACKETS = 10_000
@@ -39,16 +39,17 @@ def check(base: Options, packets: int) -> None:
 
 
 def whatif(
-    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
 ) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
     :param base: what all runs have in common.
     :param modes: the other modes. ``packets``: how many to send to each Service.
+    :param protocol: measure only the Services of this protocol ("": all).
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    plans = plan_modes(base, ruleset, modes, packets)
+    plans = plan_modes(base, ruleset, modes, packets, protocol)
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -70,12 +71,14 @@ def whatif(
     return judge(ruleset, measured), ended
 
 
-def plan_modes(base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int) -> list[Options]:
+def plan_modes(
+    base: Options, ruleset: Ruleset, modes: Iterable[Mode], packets: int, protocol: str = ""
+) -> list[Options]:
     """Plan a run of the ruleset as it is, and one in each other mode."""
     others = [row for row in modes if (row.name, row.backend) != (ruleset.mode.name, ruleset.mode.backend)]
     plans = []
     for rules in (ruleset, *(ruleset.rewrite(row) for row in others)):
-        options = plan_replay(base, rules, None, True)
+        options = plan_replay(base, rules, None, True, "", protocol)
         targets = options.targets[:: -(-len(options.targets) // MAX_MEASURED)]
         sending = replace(options.sending, duration_s=packets * len(targets) / base.sending.rate_pps)
         plans.append(replace(options, targets=targets, target=targets[0], sending=sending))
@@ -86,7 +89,7 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     """Put the runs side by side; the first is the ruleset as it is. Pure."""
     results = [each for result in measured for each in split_services(result)]
     series = build_series(results)
-    lines = {(each.mode, each.backend): each for each in series}
+    lines = choose_lines(series)
     now = lines.get((ruleset.mode.name, ruleset.mode.backend))
     alternatives = []
     for result in measured:
@@ -102,7 +105,7 @@ def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
                         per.estimate if per else None, start.estimate if start else None,
                         own.verdict, equal.estimate if equal else None)
         )  # fmt: skip
-    unit = next((f"{'emulated ' if each.emulated else ''}{each.unit}" for each in series), "")
+    unit = name_unit(series[0].unit, series[0].emulated) if series else ""
     most_expensive = measured[0].services
     notes = ruleset.rewrite(ruleset.mode).notes
     return WhatIf(

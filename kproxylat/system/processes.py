@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import sh
 
+from kproxylat.console import DETAIL, say
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.system import interrupts
 
@@ -193,6 +194,7 @@ class Background:
         self._ended = threading.Event()
         self._stdin: queue.Queue[str | None] = queue.Queue()
         command, words = _command(argv, netns)
+        say(f"+ {f'[{netns}] ' if netns else ''}{' '.join(argv)}", DETAIL)
         # Separate pipes: sh discards output that is not read within 2 s after the end of the program.
         streams = [(os.pipe(), take) for take in (on_out, on_err)]
         writers = [os.fdopen(writer, "wb", buffering=0) for (_, writer), _ in streams]

@@ -271,6 +271,8 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
+    find("qemu-system-x86_64")
+    find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
     say(f"Booting {machines[0].image.name} in {text} ({duration})...")

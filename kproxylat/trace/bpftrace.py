@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from kproxylat.console import waiting
 from kproxylat.errors import MachineError, TemplateError
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import detect_clock
@@ -17,6 +18,7 @@ from kproxylat.system.processes import Background, find
 from kproxylat.trace.engine import find_map_limit
 from kproxylat.trace.script import Script
 
+ATTACH_S = 4
 ATTACH_LIMIT_S = 120
 STOP_LIMIT_S = 180
 OVERHEARD_S = 1.0
@@ -198,7 +200,8 @@ def trace(script: Script, on_line: Callable[[str], bool | None]) -> Iterator[Tra
     find("bpftrace")
     tracer = Tracer(script, on_line)
     try:
-        tracer.wait_attached()
+        with waiting("attaching the probes", ATTACH_S):
+            tracer.wait_attached()
         yield tracer
     finally:
         tracer.end()

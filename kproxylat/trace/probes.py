@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from kproxylat.modes import MODES, Mode
-from kproxylat.results import HOOKS, Bucket, Destination, Histogram, Map, Path, Probe
+from kproxylat.results import HOOKS, Bucket, Histogram, Map, Path, Probe, Target
 from kproxylat.trace.percentiles import PERCENTILES, compute_percentiles, estimate_percentiles
 
 _OWN_MAPS = {
@@ -183,7 +183,7 @@ def merge_probes(probes: Iterable[Probe]) -> Probe | None:
 def _name_target(words: int) -> str:
     """Return a target as ``IP:PORT/PROTOCOL``, given bytes in network order that this machine read as a number."""
     address, rest = ((words >> shift & 0xFFFFFFFF).to_bytes(4, sys.byteorder) for shift in (32, 0))
-    return str(Destination(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
+    return str(Target(str(IPv4Address(address)), int.from_bytes(rest[:2], "big"), _PROTOCOLS.get(rest[2], "?")))
 
 
 def read_hooks(maps: Mapping[str, Map]) -> dict[int, int]:

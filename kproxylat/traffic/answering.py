@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kproxylat.errors import MachineError
 from kproxylat.node.network import Network, route_back
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from kproxylat.system.processes import Background
 
 RESPONDER = Path(__file__).with_name("responder.py")
@@ -19,7 +19,7 @@ LIMIT_S = 30
 
 
 @contextmanager
-def answering(network: Network, endpoints: Sequence[Destination]) -> Iterator[None]:
+def answering(network: Network, endpoints: Sequence[Target]) -> Iterator[None]:
     """Let the backend of a lab answer connections to its endpoints.
 
     :raises MachineError: the responder does not start.

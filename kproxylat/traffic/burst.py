@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.results import Destination, IpNetwork
+from kproxylat.results import IpNetwork, Target
 from kproxylat.system.processes import Background
 
 PORTS = range(1024, 64523)
@@ -26,7 +26,7 @@ class Burst:
 
     :param source: the addresses to send from; ``skip`` of them are left to an earlier burst.
     :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
-    :param protocol: "udp" or "tcp", of which the SYN is sent.
+    :param target: where to send; by TCP, the SYN is sent.
     :param targets: where many are sent to in turn, in place of the one.
     :param arrivals: the network namespace, a path, in which a packet must arrive within the system call that sends it:
         the time of each call is taken (None: it is not). ``controls``: where a packet goes beside each to a target.
@@ -36,16 +36,14 @@ class Burst:
     count: int
     rate_pps: int
     source: IpNetwork
-    target_ip: str
-    target_port: int
+    target: Target
     netns: str | None
     device: str
     mac: str
     skip: int = 0
-    protocol: str = "udp"
-    targets: tuple[Destination, ...] = ()
+    targets: tuple[Target, ...] = ()
     arrivals: str | None = None
-    controls: tuple[Destination, ...] = ()
+    controls: tuple[Target, ...] = ()
     connects: bool = False
 
     @property

@@ -15,7 +15,7 @@ def start_hping3(burst: Burst) -> Sender:
     interval = f"u{max(round(1e6 / burst.rate_pps), 1)}"
     words = "-q", "-n", "-S", "-I", burst.device, "-i", interval, "-c", str(burst.count), "-a", burst.first
     return Sender(
-        "hping3", *words, "-s", str(PORTS.start), "-p", str(burst.target_port), burst.target_ip, netns=burst.netns
+        "hping3", *words, "-s", str(PORTS.start), "-p", str(burst.target.port), burst.target.ip, netns=burst.netns
     )
 
 

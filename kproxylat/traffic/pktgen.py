@@ -84,8 +84,8 @@ def start_pktgen(burst: Burst) -> Sender:
             *_addresses(burst),
             f"udp_src_min {PORTS.start}",
             f"udp_src_max {PORTS.stop}",
-            f"udp_dst_min {burst.target_port}",
-            f"udp_dst_max {burst.target_port}",
+            f"udp_dst_min {burst.target.port}",
+            f"udp_dst_max {burst.target.port}",
             f"ratep {burst.rate_pps}",
         ):
             device.write(line)
@@ -99,9 +99,9 @@ def start_pktgen(burst: Burst) -> Sender:
 def _addresses(burst: Burst) -> tuple[str, ...]:
     """Return the commands that depend on the IP family. An IPv6 packet has a checksum, and 16 bytes of pktgen's own."""
     if burst.source.version == 6:
-        return "pkt_size 78", f"dst6 {burst.target_ip}", f"src6 {burst.first}", "flag UDPCSUM"
+        return "pkt_size 78", f"dst6 {burst.target.ip}", f"src6 {burst.first}", "flag UDPCSUM"
     last = ip_address(burst.first) + burst.addresses - 1
-    target = f"dst_min {burst.target_ip}", f"dst_max {burst.target_ip}"
+    target = f"dst_min {burst.target.ip}", f"dst_max {burst.target.ip}"
     return "pkt_size 64", *target, f"src_min {burst.first}", f"src_max {last}"
 
 

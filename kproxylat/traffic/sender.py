@@ -1,16 +1,14 @@
 """A program that sends packets from plain sockets; traffic/sockets starts it in a network namespace.
 
-    python sender.py PROTOCOL IP PORT FIRST_SOURCE ADDRESSES FIRST_PORT PORTS COUNT RATE_PPS
+    python sender.py flows < PARAMETERS_OF_send_flows_AS_JSON
     python sender.py timed < PARAMETERS_OF_send_timed_AS_JSON
     python sender.py connect < PARAMETERS_OF_connect_timed_AS_JSON
 
-Where PROTOCOL is "-", standard input has a line ``PROTOCOL IP PORT`` of each target, to which it sends in turn.
 Every packet is a new flow: it has a socket of its own, bound to the next source address and port, which step together
 as pktgen's do. Of TCP it sends the SYN alone: the socket is closed at once, so that nothing is sent again. Packet k is
-due k/RATE seconds after the start. SIGTERM and SIGINT end it. Last it prints ``sent N errors N seconds S``.
-
-In the second form it takes the time of each packet's system call, and prints what it found as one line of JSON. In the
-third form it takes the time from each connection's SYN to its SYN-ACK.
+due k/RATE seconds after the start. SIGTERM and SIGINT end it. Last it prints what the function returns as one line of
+JSON. In the second form it takes the time of each packet's system call, in the third the time from each connection's
+SYN to its SYN-ACK.
 
 Longer than 350 lines: it runs alone, in another network namespace, and imports nothing of ours.
 """
@@ -78,32 +76,29 @@ def send_syn(source: tuple[str, int], target: tuple[str, int]) -> None:
 SENDERS = {"udp": send_udp, "tcp": send_syn}
 
 
-Target = tuple[str, tuple[str, int]]
-"""Protocol, and address and port."""
-
-
 def send_flows(
-    targets: list[Target], sources: list[str], ports: range, count: int, rate_pps: float
-) -> tuple[int, int, float]:
+    targets: list[list[Any]], first: str, addresses: int, ports: list[int], count: int, rate_pps: float
+) -> dict[str, Any]:
     """Send a packet of each of ``count`` flows, to the targets in turn.
 
-    :return: packets sent, errors, seconds.
+    :param targets: address, port and protocol. ``ports``: the first source port, and their number.
+    :return: packets ``sent``, ``errors``, ``seconds``.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     sent = errors = 0
     started_s = time.monotonic()
-    flows = zip(cycle(sources), cycle(ports), cycle(targets), strict=False)
-    for number, (source, port, (protocol, target)) in enumerate(islice(flows, count)):
+    flows = zip(list_flows(first, addresses, ports), cycle(targets), strict=False)
+    for number, (source, (ip, port, protocol)) in enumerate(islice(flows, count)):
         ahead_s = started_s + (number + 1) / rate_pps - time.monotonic()
         # Waiting for a signal is how to wait until a packet is due; late, we only look for one now and then.
         if (ahead_s > 0 or number % 64 == 0) and signal.sigtimedwait(STOP, max(ahead_s, 0)):
             break
         try:
-            SENDERS[protocol]((source, port), target)
+            SENDERS[protocol](source, (ip, port))
             sent += 1
         except OSError:
             errors += 1
-    return sent, errors, time.monotonic() - started_s
+    return {"sent": sent, "errors": errors, "seconds": time.monotonic() - started_s}
 
 
 CLONE_NEWNET = 0x40000000
@@ -362,27 +357,8 @@ def connect_timed(
     }  # fmt: skip
 
 
-TIMED: dict[str, Callable[..., dict[str, Any]]] = {"timed": send_timed, "connect": connect_timed}
-
-
-def main(words: list[str]) -> None:
-    """Send as the command line says."""
-    if len(words) == 1:
-        print(json.dumps(TIMED[words[0]](**json.load(sys.stdin))), flush=True)
-        return
-    protocol, ip, *numbers = words
-    first_source = numbers.pop(1)
-    port, addresses, first_port, ports, count, rate_pps = map(int, numbers)
-    first = ip_address(first_source)
-    sources = [str(first + each) for each in range(addresses)]
-    port_range = range(first_port, first_port + ports)
-    targets = [(protocol, (ip, port))]
-    if protocol == "-":
-        lines = [line.split() for line in sys.stdin]
-        targets = [(name, (address, int(number))) for name, address, number in lines]
-    sent, errors, seconds = send_flows(targets, sources, port_range, count, rate_pps)
-    print(f"sent {sent} errors {errors} seconds {seconds:.6f}", flush=True)
+FORMS: dict[str, Callable[..., dict[str, Any]]] = {"flows": send_flows, "timed": send_timed, "connect": connect_timed}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print(json.dumps(FORMS[sys.argv[1]](**json.load(sys.stdin))), flush=True)

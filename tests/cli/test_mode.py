@@ -13,7 +13,7 @@ import pytest
 from kproxylat.cluster import proxy_mode
 from kproxylat.measure.options import Options
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 from tests.support.fixtures import RULES, running
@@ -119,7 +119,7 @@ def test_run_looks_up_target_and_mode(capsys: Captured, cluster: FakeApi, measur
     assert status == 0
     [options] = measured
     assert (options.mode.name, options.mode.backend) == ("iptables", "nft")
-    assert options.target == Destination("10.96.100.52", 50051, "udp")
+    assert options.target == Target("10.96.100.52", 50051, "udp")
     assert "ports grpc 50051/TCP, grpc-udp 50051/UDP; 1 endpoints" in err
     status, _, err = call(capsys, "run", "2", "1000", "--mode", "iptables")
     assert status == 0
@@ -220,7 +220,7 @@ def test_a_namespace_keeps_its_name_in_messages(capsys: Captured, cluster: FakeA
 
 def test_wait_includes_the_workers_rules(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.port
-    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.2", 80, "tcp"): 0}))
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Target("10.97.0.2", 80, "tcp"): 0}))
     status, _, err = call(capsys, "services", "create", "--count", "1", "--worker", "--wait", "0")
     assert status == 1
     assert "2 Service ports are missing, such as 10.97.0.1:50051/tcp" in err
@@ -230,7 +230,7 @@ def test_wait_ends_with_the_rules_and_an_idle_kube_proxy(
     capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.port
-    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Destination("10.97.0.1", 80, "tcp"): 0}))
+    running(monkeypatch, "iptables", LiveRules("iptables", "nft", 1, {Target("10.97.0.1", 80, "tcp"): 0}))
     status, out, err = call(capsys, "services", "create", "--count", "1", "--wait", "0")
     assert status == 0, err
     assert "kube-proxy's rules hold them: " in out
@@ -401,7 +401,7 @@ def test_a_service_deleted_while_its_rules_are_waited_for(
         """Delete one Service before the first look; kube-proxy has rules of the other."""
         cluster.objects.pop(("", "services", "default", "dummy-service-1"), None)
         service = cluster.objects["", "services", "default", "dummy-service-0"]
-        return (LiveRules("iptables", "nft", 1, {Destination(service["spec"]["clusterIP"], 80, "tcp"): 0}),)
+        return (LiveRules("iptables", "nft", 1, {Target(service["spec"]["clusterIP"], 80, "tcp"): 0}),)
 
     running(monkeypatch, "iptables")
     monkeypatch.setattr(proxy_mode, "read_live_rules", read_live_rules)

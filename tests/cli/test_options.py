@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -15,16 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 
-from kproxylat.cli import app
 from kproxylat.cluster.proxy_mode import Evidence, Finding
+from kproxylat.measure.expected import announce
+from kproxylat.measure.options import NodeUnderTest, Options, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.results import Result, Run, Target
 from tests.results import COUNTED
 from tests.support import ROOT
-from tests.support.command import RULES, Captured, call
+from tests.support.command import PARAMETERS, RULES, Captured, call, name_of
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
@@ -76,6 +77,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "compare": {"one": (str(COUNTED),), "two": (LOG, LOG), "forced": (LOG, LOG, "--force")},
     "plot": {"one": (LOG,), "two": (LOG, LOG)},
+    "report": {"html": (LOG,), "markdown": (LOG, "-o", "x.md")},
     "mode show": {"cluster": ()},
     "mode set": {"cluster": ("nftables",)},
     "services create": {"cluster": ("--count", "5"), "worker": ("--count", "5", "--worker", "--wait", "7")},
@@ -93,16 +95,19 @@ OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family"
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
-        "lab": IN_LAB | NO_VM | {"--target", "--every-service"},
-        "ruleset": IN_LAB | NO_VM | OWN | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
-        "vm": IN_LAB | {"--target", "--every-service", "--keep"},
+        "lab": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
+        "ruleset": IN_LAB
+        | NO_VM
+        | OWN
+        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
+        "vm": IN_LAB | {"--target", "--every-service", "--keep", "--yes"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
-        "dry": IN_LAB | NO_VM | {"--target", "--every-service"},
+        "dry": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
         "dry ruleset": IN_LAB
         | NO_VM
         | OWN
-        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator"},
+        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
         "dry node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
     },
     "render": {
@@ -184,6 +189,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--netns": ("--netns", "/run/netns/x"),
     "--node-container": ("--node-container", "kind-worker"),
     "--output": ("--output", "other.png"),
+    "report --output": ("--output", "other.html"),
     "--output-dir": ("--output-dir", "other"),
     "--packets": ("--packets", "7"),
     "--percentiles": ("--percentiles", "7"),
@@ -193,6 +199,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--prints": ("--prints", "all"),
     "--probe": ("--probe", "kprobe"),
     "--protocol": ("--protocol", "tcp"),
+    "demo --protocol": ("--protocol", "udp"),
     "--rate": ("--rate", "7"),
     "--repeats": ("--repeats", "7"),
     "--ruleset": ("--ruleset", RULES),
@@ -205,6 +212,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--template": ("--template", TEMPLATE),
     "--traced-services": ("--traced-services", "7"),
     "--timeout": ("--timeout", "7"),
+    "--title": ("--title", "other"),
     "--wait": ("--wait", "8"),
     "--worker-image": ("--worker-image", "other"),
     "--worker-ports": ("--worker-ports", "udp"),
@@ -217,28 +225,6 @@ WITH = {
     "--places": ("--first-packet",),
 }
 """Option -> the words without which it cannot stand."""
-
-
-def list_parameters() -> dict[str, list[Any]]:
-    """Return the parameters of every command, as click has them."""
-    found: dict[str, list[Any]] = {}
-
-    def walk(command: Any, name: str) -> None:
-        for each, below in getattr(command, "commands", {}).items():
-            walk(below, f"{name} {each}".strip())
-        if not hasattr(command, "commands"):
-            found[name] = [each for each in command.params if each.name != "help"]
-
-    walk(typer.main.get_command(app.build()), "")
-    return found
-
-
-PARAMETERS = list_parameters()
-
-
-def name_of(parameter: Any) -> str:
-    """Return an argument's name, or the longest of an option's."""
-    return str(max(parameter.opts, key=len))
 
 
 def words_of(command: str, place: str, parameter: Any) -> tuple[str, ...]:
@@ -322,6 +308,9 @@ def gather(open_api: Callable[[], Any] | None, probe: bool = False, node: Node |
 ENTRIES: dict[str, Any] = {
     "system.kernel.check_root": None,
     "cli.host.check_root": None,
+    "cli.host.node_lock.lock": nullcontext(SimpleNamespace(notes=())),
+    "cli.host.clean_up": ["x"],
+    "cli.host.find_leftovers": [],
     "cli.sweep.detect_clock": ("ns", False),
     "system.kernel.detect_clock": ("ns", False),
     "measure.plan.check_trusted": None,
@@ -349,12 +338,14 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
     "measure.plan.load_modules": None,
-    "measure.plan.plan_script": lambda options: describe(options),
+    "measure.plan.plan_script": lambda options: SimpleNamespace(kind="", options=describe(options)),
     "trace.script.render_script": "",
     "sweep.whatif.whatif": (WHATIF, None),
     "sweep.whatif.save": Path("saved.json"),
     "cli.whatif.show_whatif": None,
     "cli.sweep.confirm": None,
+    "measure.expected.can_ask": True,
+    "measure.expected.confirm": None,
     "console.confirm": None,
     "cli.mode.confirm": None,
     "lab.capture.capture": ("{}", SimpleNamespace(notes=(), mode=find_mode("ipvs", "ipvs"), services=())),
@@ -363,6 +354,8 @@ ENTRIES: dict[str, Any] = {
     "cli.compare.check_worse": False,
     "cli.compare.to_json": "{}",
     "report.plot.plot": None,
+    "report.page.draw_charts": lambda parts: ([""] * len(parts), []),
+    "cli.report.save_file": None,
     "cli.mode.gather": gather,
     "cli.mode.decide": FINDING,
     "cli.mode.plan_change": CHANGE,
@@ -414,6 +407,40 @@ def test_every_command_has_its_places() -> None:
         names = set(map(name_of, PARAMETERS[command]))
         assert set(places) <= set(PLACES[command])
         assert set().union(*places.values()) <= names | API, command
+
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", re.findall(r"`kproxylat ([^`]+)`", README))
+def test_the_readmes_commands_are_accepted(capsys: Captured, tmp_path: Path, command: str) -> None:
+    """Each does something, and refuses no option."""
+    for name, source in {
+        "before.json": COUNTED,
+        "after.json": COUNTED,
+        "sweep.json": COUNTED,
+        "ruleset.json": RULES,
+    }.items():
+        (tmp_path / name).write_bytes(Path(source).read_bytes())
+    words = [LOG if "*" in word else word for word in command.split()]
+    status, done, err = run(capsys, *words)
+    assert status == 0, err
+    assert done
+
+
+def test_the_readme_shows_what_is_printed(capsys: Captured) -> None:
+    """A result as it is printed, line by line, and the announcement of a run on a node."""
+    blocks = re.findall(r"^```\n(.+?)^```", README, re.M | re.S)
+    [result] = [block for block in blocks if "commonest count" in block]
+    printed = call(capsys, "parse", LOG)[1].splitlines()
+    assert [line for line in result.splitlines() if line not in printed] == []
+    [announced] = [block for block in blocks if block.startswith("This sends ")]
+    place = NodeUnderTest(Node(None, "here"))
+    service = Target("10.96.0.10", 50051, "udp", "shop/my-service", (), ("10.244.1.10:50051",))
+    mode = find_mode("iptables", "nft")
+    plan = Options(mode, service, where=place, sending=Sending(duration_s=5, rate_pps=1000))
+    announce(plan, False)
+    assert capsys.readouterr().err.startswith(announced.rstrip())
 
 
 ROWS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kproxylat.measure.replay import plan_backends, plan_replay
 from kproxylat.modes import MODES
 from kproxylat.node.changes import ALLOWABLE
 from kproxylat.node.node import Node
-from kproxylat.results import Destination, Result, Run
+from kproxylat.results import Result, Run, Target
 from kproxylat.traffic.generators import GENERATORS
 from tests.support import ROOT
 from tests.support.command import RULES
@@ -68,11 +69,13 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
         source=draw(st.sampled_from([None, NETWORKS[family]])),
         origin=origin,
     )
+    overhead = generator.sends and origin == "pod" and not template and draw(st.booleans())
     tracing = Tracing(
         probe=draw(st.sampled_from(["auto", "fentry", "kprobe"])),
         envelope=draw(st.booleans()),
-        overhead=generator.sends and origin == "pod" and not template and draw(st.booleans()),
-        send_time=generator.sends and draw(st.booleans()),
+        overhead=overhead,
+        # A run that measures what tracing adds takes the send time, too.
+        send_time=overhead or (generator.sends and draw(st.booleans())),
         others=draw(st.booleans()),
         template=template,
         settings=draw(st.dictionaries(NAMES, VALUES, max_size=3)),
@@ -80,7 +83,7 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
     ip = "10.96.100.50" if family == 4 else "fd00:10:96::50"
     return {
         "mode": draw(st.sampled_from(MODES)),
-        "target": Destination(ip, 50051, draw(st.sampled_from(generator.protocols))),
+        "target": Target(ip, 50051, draw(st.sampled_from(generator.protocols))),
         "sending": sending,
         "tracing": tracing,
         "record": Record(draw(st.sampled_from([Path("logs/ebpf"), Path("-odd name=1")]))),
@@ -103,7 +106,7 @@ def test_words_of_first_packets_are_read_as_the_same_options(
     places: int, services: int, probe: str, family: int
 ) -> None:
     sending = Sending(GENERATORS["sockets"], 1.0, 100, connects=True)
-    target = Destination("10.96.100.50" if family == 4 else "fd00:10:96::50", 50051, "tcp")
+    target = Target("10.96.100.50" if family == 4 else "fd00:10:96::50", 50051, "tcp")
     lab = Lab(services, places=places)
     options = Options(MODES[0], target, where=lab, sending=sending, tracing=Tracing(probe))
     assert len(options.targets) == places
@@ -121,7 +124,7 @@ def test_words_of_first_packets_are_read_as_the_same_options(
 def test_words_of_a_node_are_read_as_the_same_options(
     rest: dict[str, Any], netns: str | None, position: str | None, allow: tuple[str, ...], port: int
 ) -> None:
-    rest["target"] = rest["target"]._replace(port=port)
+    rest["target"] = replace(rest["target"], port=port)
     options = Options(where=NodeUnderTest(Node(netns), position, allow), **rest)
     assert parse(words(options)) == options
 

@@ -17,7 +17,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import find_mode
 from kproxylat.node import live_rules
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, probe, read_live_rules
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from tests.support import TESTS
 
 HERE = TESTS
@@ -89,17 +89,17 @@ def test_ipv6_rules_where_there_are_none_of_ipv4(monkeypatch: pytest.MonkeyPatch
     key = {"concat": ["fd00:10:96::1", "tcp", 443]}
     element = json.dumps({"nftables": [{"map": {"elem": [[key, {"goto": {"target": "x"}}]]}}]})
     node.texts["nft", "--json", "list", "map", "ip6", "kube-proxy", "service-ips"] = element
-    worker = {Destination("fd00:10:96::50", 50051, "udp"): 3}
+    worker = {Target("fd00:10:96::50", 50051, "udp"): 3}
     assert look(monkeypatch, node) == (
         LiveRules("iptables", "legacy", 1, worker),
         LiveRules("iptables", "nft", 1, worker),
-        LiveRules("nftables", "nft", 1, {Destination("fd00:10:96::1", 443, "tcp"): None}),
+        LiveRules("nftables", "nft", 1, {Target("fd00:10:96::1", 443, "tcp"): None}),
     )
     own = parse_ip_vs(
         "UDP  [fd00:0010:0096:0000:0000:0000:0000:0050]:C383 rr\n  -> [fd00:0099::0002]:192B Masq 1 0 0\n",
         find_mode("ipvs", None),
     )
-    assert own == LiveRules("ipvs", "ipvs", 1, {Destination("fd00:10:96::50", 50051, "udp"): None})
+    assert own == LiveRules("ipvs", "ipvs", 1, {Target("fd00:10:96::50", 50051, "udp"): None})
 
 
 def test_an_ipv6_cluster_has_a_rule_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +108,7 @@ def test_an_ipv6_cluster_has_a_rule_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> 
     node = Node(nft=node_ports, tables="table ip nat\ntable ip6 nat")
     rule = "[3:180] -A KUBE-SERVICES -d fd00:10:96::50/128 -p udp -m udp --dport 50051 -j KUBE-SVC-A\n"
     node.texts["ip6tables-nft-save", "-c", "-t", "nat"] = rule + node_ports
-    assert look(monkeypatch, node) == (
-        LiveRules("iptables", "nft", 3, {Destination("fd00:10:96::50", 50051, "udp"): 3}),
-    )
+    assert look(monkeypatch, node) == (LiveRules("iptables", "nft", 3, {Target("fd00:10:96::50", 50051, "udp"): 3}),)
 
 
 def look(monkeypatch: pytest.MonkeyPatch, node: Node) -> tuple[LiveRules, ...]:
@@ -227,9 +225,9 @@ def test_recorded_rules_of_iptables(size: str, backend: str) -> None:
     )
     # kube-proxy's kubeproxy_sync_proxy_rules_iptables_total, recorded with the rules.
     assert rules.owned == 25 + 5 * dummies
-    assert rules.services[Destination("10.96.100.51", 50051, "udp")] == 0
+    assert rules.services[Target("10.96.100.51", 50051, "udp")] == 0
     if dummies:
-        assert Destination(f"10.97.{(dummies - 1) // 250}.{(dummies - 1) % 250 + 1}", 80, "tcp") in rules.services
+        assert Target(f"10.97.{(dummies - 1) // 250}.{(dummies - 1) % 250 + 1}", 80, "tcp") in rules.services
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -269,7 +267,7 @@ def test_elements_with_comments_and_empty_maps() -> None:
         json.dumps({"nftables": [{"metainfo": {}}, {"map": {"elem": [element]}}]}), find_mode("nftables", None)
     )
     assert rules
-    assert dict(rules.services) == {Destination("10.96.0.1", 443, "tcp"): None}
+    assert dict(rules.services) == {Target("10.96.0.1", 443, "tcp"): None}
     assert (
         parse_service_ips(json.dumps({"nftables": [{"map": {"name": "service-ips"}}]}), find_mode("nftables", None))
         is None
@@ -280,7 +278,7 @@ def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mode ipvs writes rules of iptables, too; they look addresses up in an ipset."""
     rules = parse_ip_vs(IP_VS, find_mode("ipvs", None))
     assert rules
-    assert set(rules.services) == {Destination("10.96.0.1", 443, "tcp"), Destination("10.96.100.51", 50051, "udp")}
+    assert set(rules.services) == {Target("10.96.0.1", 443, "tcp"), Target("10.96.100.51", 50051, "udp")}
     iptables = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
     finding = decide(Evidence("ipvs", rules=look(monkeypatch, Node(nft=iptables, ip_vs=IP_VS))))
     assert (finding.mode, finding.backend, finding.sure) == ("ipvs", "ipvs", "certain")

@@ -16,7 +16,7 @@ from kproxylat.cluster.proxy_mode import CLEAN_UP
 from kproxylat.cluster.rollout import apply_change, describe_rollout, needs_restart, plan_change, wait_for_rollout
 from kproxylat.errors import ApiError, MachineError, UsageError
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from tests.support import ROOT
 from tests.support.command import Captured, call
 from tests.support.fake_api import Call, FakeApi, Refused
@@ -290,7 +290,7 @@ def test_mode_set_from_the_command_line(
     assert err.endswith("kproxylat: declined: nothing was changed\n")
     assert '+mode: "nftables"' in out
     assert "restart kube-proxy? [y/N]" in err
-    port = Destination("10.96.0.1", 443, "tcp")
+    port = Target("10.96.0.1", 443, "tcp")
     looks: list[int] = []
 
     def read_proxy(path: str, **_: object) -> str:

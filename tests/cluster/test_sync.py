@@ -17,13 +17,13 @@ from kproxylat.cluster.sync import is_idle, keep_existing, live_ports, mode_port
 from kproxylat.errors import MachineError
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from tests.support import TESTS
 from tests.support.fake_api import FakeApi
 
 METRICS = (TESTS / "kube-api/metrics.txt").read_text()
-PORTS = {Destination(f"10.97.0.{number}", 80, "tcp") for number in range(1, 6)}
-OTHER = Destination("10.96.0.1", 443, "tcp")
+PORTS = {Target(f"10.97.0.{number}", 80, "tcp") for number in range(1, 6)}
+OTHER = Target("10.96.0.1", 443, "tcp")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_wait_ends_with_the_last_rule() -> None:
-    looks: list[Set[Destination]] = [set(), set(list(PORTS)[:4]), PORTS | {OTHER}, PORTS]
+    looks: list[Set[Target]] = [set(), set(list(PORTS)[:4]), PORTS | {OTHER}, PORTS]
     left = iter(looks)
     assert wait_for_rules(PORTS, read=lambda _: next(left), idle=lambda _: True) > 0
     assert next(left) == PORTS  # The fourth look was not needed.
@@ -69,14 +69,14 @@ def test_ports_that_still_exist(api: Api, fake: FakeApi) -> None:
     slices[second]["endpoints"] = []
     slices[third]["endpoints"][0]["conditions"] = {"ready": False, "serving": True, "terminating": True}
     slices[fourth]["endpoints"][0]["conditions"] = {"ready": False, "serving": False, "terminating": True}
-    left = {Destination(address[third], 80, "tcp")}
+    left = {Target(address[third], 80, "tcp")}
     assert keep_existing(api, ports) == left
     assert service_ports(read_dummies(api)) == left
     for key, document in fake.objects.items():
         if key[1:] == ("services", "default", third):
             document["spec"]["externalIPs"] = ["192.0.2.1"]
             document["status"] = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}, {"hostname": "x"}]}}
-    more = {Destination(ip, 80, "tcp") for ip in ("192.0.2.1", "203.0.113.7", "192.0.2.2")}
+    more = {Target(ip, 80, "tcp") for ip in ("192.0.2.1", "203.0.113.7", "192.0.2.2")}
     assert len(keep_existing(api, ports | more)) == 3
     fake.denied.add(("list", "services"))
     assert keep_existing(api, ports) == ports, "without the permission, all are waited for"
@@ -96,7 +96,7 @@ def test_progress_counts_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         yield lambda: shown.append("one")
 
     monkeypatch.setattr(sync, "counting", counting)
-    looks: Iterator[Set[Destination]] = iter([{OTHER}, {OTHER, *list(PORTS)[:3]}, set(list(PORTS)[:2]), PORTS])
+    looks: Iterator[Set[Target]] = iter([{OTHER}, {OTHER, *list(PORTS)[:3]}, set(list(PORTS)[:2]), PORTS])
     wait_for_rules(PORTS, {OTHER}, read=lambda _: next(looks), idle=lambda _: True)
     assert shown == [6, *["one"] * 6]
 
@@ -123,7 +123,7 @@ def test_the_wait_ends_when_removed_ports_have_gone_and_kube_proxy_is_idle() -> 
     ],
 )
 def test_a_timeout_counts_the_missing_ports(
-    expected: set[Destination], removed: set[Destination], held: set[Destination], idle: bool, message: str
+    expected: set[Target], removed: set[Target], held: set[Target], idle: bool, message: str
 ) -> None:
     with pytest.raises(MachineError, match=r"not up to date after 0\.05 s") as caught:
         wait_for_rules(expected, removed, 0.05, read=lambda _: held, idle=lambda _: idle)
@@ -167,7 +167,7 @@ def test_service_ports(api: Api, fake: FakeApi) -> None:
     assert fake.named("services")
     found = read_dummies(api)
     addresses = {each["spec"]["clusterIP"] for each in found.services.values()}
-    assert service_ports(found) == {Destination(address, 80, "tcp") for address in addresses}
+    assert service_ports(found) == {Target(address, 80, "tcp") for address in addresses}
     found.services[0]["spec"]["clusterIPs"] = ["fd00::1"]
     found.services[1]["spec"]["clusterIPs"] = ["fd00::2", "10.97.9.9"]
     names = {each.ip for each in service_ports(found)}
@@ -177,7 +177,7 @@ def test_service_ports(api: Api, fake: FakeApi) -> None:
 
 def test_mode_ports_are_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports of Services without endpoints, and NodePorts, are ipvs' alone; load balancers' are in all of them."""
-    balancer = Destination("203.0.113.7", 80, "tcp")
+    balancer = Target("203.0.113.7", 80, "tcp")
     endpoint = "  -> 0A630002:192B      Masq    1      0          0\n"
     ip_vs = f"TCP  0A600001:01BB rr\n{endpoint}TCP  CB007107:0050 rr\n{endpoint}UDP  0A606433:C383 rr\n"
     ip_vs += f"TCP  C0000209:7580 rr\n{endpoint}"
@@ -204,7 +204,7 @@ def test_mode_ports_are_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_mode_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Destination("10.96.7.7", 1, "udp")], 0))
+    left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Target("10.96.7.7", 1, "udp")], 0))
     rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
     assert mode_ports(None, "iptables", set.intersection) == {OTHER}

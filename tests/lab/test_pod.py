@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def test_passed_sources_must_be_free(family: int, sources: str, user: str) -> No
     ip = "10.96.100.50" if family == 4 else "fd00:10:96::50"
     base = Options(find_mode("iptables", "nft"), where=Lab(10))
     options = Options(
-        base.mode, base.target._replace(ip=ip), where=Lab(10), sending=Sending(source=parse_source(sources))
+        base.mode, replace(base.target, ip=ip), where=Lab(10), sending=Sending(source=parse_source(sources))
     )
     with pytest.raises(UsageError, match=f"source {sources} is not free: {user}"):
         check_options(options)

@@ -15,7 +15,7 @@ from kproxylat.lab.ruleset import PARSERS, SCHEMA, read_ruleset
 from kproxylat.lab.ruleset_check import find_backend
 from kproxylat.lab.services import dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from tests.support.rules import ALWAYS, CAPTURED, OTHERS
 
 CNI = OTHERS / "cni-iptables-save.txt"
@@ -293,7 +293,7 @@ def test_the_rules_of_mode_ipvs_alone_are_not_enough(tmp_path: Path) -> None:
 
 def test_targets_are_found_by_address() -> None:
     ruleset = read_ruleset(CAPTURED / "iptables-nft/n0/iptables-nft-save.txt")
-    assert ruleset.find("10.96.100.52:50051") == Destination("10.96.100.52", 50051, "udp")
+    assert ruleset.find("10.96.100.52:50051") == Target("10.96.100.52", 50051, "udp")
     assert ruleset.find("10.96.100.52:50051", "tcp").protocol == "tcp"
     with pytest.raises(UsageError, match=r"no Service 10\.96\.0\.1:443 with an endpoint"):
         ruleset.find("10.96.0.1:443")

@@ -290,6 +290,9 @@ def test_no_log_is_ever_overwritten(tmp_path: Path) -> None:
     assert re.fullmatch(r"ebpf_nftables_\d{8}_\d{6}\.log", written[0].name)
     assert [each.name for each in written] == [f"ebpf_nftables_20250304_050607{end}.log" for end in ("", "_1", "_2")]
     assert [each.read_text() for each in written] == ["first", "second", "third"]
+    named = RunLog(tmp_path, "iptables", STARTED, "legacy", "1000services")
+    named.close()
+    assert named.path.name == "ebpf_iptables_20250304_050607_legacy_1000services.log"
 
 
 def test_the_result_lies_beside_the_log(tmp_path: Path) -> None:

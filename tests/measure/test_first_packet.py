@@ -17,12 +17,13 @@ from kproxylat.results import FirstPacket
 from kproxylat.results_json import from_json, to_json
 from kproxylat.traffic.generators import GENERATORS
 from kproxylat.traffic.sender import BLOCKS
-from tests.support.namespaces import measure_alone, run_alone, run_python, sweep_alone
+from tests.support.namespaces import measure_alone, run_alone, run_on_node, sweep_alone
 
 LAB = ("--lab", "--probe", "none", "--first-packet")
 SHORT = ("0.2", "1000", "20")
 CONNECTIONS = 200
 ROWS = [("iptables", "legacy"), ("iptables", "nft"), ("nftables", "nft")]
+FIRST = ("--backend", "nft", "--target", "10.96.100.50:50051", "--probe", "none", "--first-packet", "0.5")
 
 
 def make_options(places: int = 2) -> Options:
@@ -146,36 +147,9 @@ def test_without_an_answer_there_is_an_error() -> None:
     assert "ready pods" in caught.value.remedy
 
 
-_NODE = """
-import runpy, sys
-from kproxylat.measure.options import Lab
-from kproxylat.modes import find_mode
-from kproxylat.system.processes import Background, run
-
-for words in (
-    "netns add node", "netns add pod", "link add cni0 netns node type veth peer name eth0 netns pod",
-    "-n node address add 10.244.1.1/24 dev cni0", "-n node link set cni0 up", "-n pod link set eth0 up",
-    "-n pod address add 10.244.1.10/24 dev eth0", "-n pod route add default via 10.244.1.1",
-):
-    run("ip", *words.split())
-run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", netns="node")
-Lab(20).load(find_mode(sys.argv[1], "nft"), "node")
-pod = [sys.executable, "-c", "import kproxylat.traffic.responder as r; print(r.__file__); r.main('4', sys.argv[1])"]
-pod[2] = "import sys; " + pod[2]
-listening = Background(*pod, sys.argv[2], on_out=lambda _: None, on_err=print, netns="pod")
-listening.wait(1)
-target = "run --netns /run/netns/node --target 10.96.100.50:50051 --probe none --first-packet 0.5 --format json".split()
-sys.argv = ["kproxylat", *target, "--mode", sys.argv[1], "--backend", "nft", "--output-dir", sys.argv[3]]
-try:
-    runpy.run_module("kproxylat", run_name="__main__")
-finally:
-    listening.end()
-"""
-
-
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 def test_on_a_node_the_pods_of_the_service_answer(mode: str, tmp_path: Path) -> None:
-    done = run_python("-c", _NODE, mode, "50051", str(tmp_path), directory=tmp_path)
+    done = run_on_node("", "--mode", mode, *FIRST, directory=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Opening 50 connections to the Service's own pods, 100 a second, each closed at once" in done.stderr
     result = from_json(done.stdout)
@@ -188,7 +162,7 @@ def test_on_a_node_the_pods_of_the_service_answer(mode: str, tmp_path: Path) -> 
 
 
 def test_on_a_node_whose_pods_do_not_listen_it_ends_soon(tmp_path: Path) -> None:
-    done = run_python("-c", _NODE, "nftables", "50052", str(tmp_path), directory=tmp_path)
+    done = run_on_node("", "--mode", "nftables", *FIRST, listening="50052", directory=tmp_path)
     assert done.returncode == 1
     assert "no connection to 10.96.100.50:50051/tcp was answered in time" in done.stderr
     assert "10 refused" in done.stderr

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 from contextlib import closing
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -18,20 +19,22 @@ from kproxylat.modes import IPV6, MODES, find_mode
 from kproxylat.node import counters, drops, service_rule
 from kproxylat.node.network import Network
 from kproxylat.node.service_rule import ServiceRule, read_service_rule
-from kproxylat.results import Destination, Result, Run, Target, target_text
+from kproxylat.results import Result, Run, Target, target_text
 from kproxylat.trace.plan import network_words
 from kproxylat.traffic import pktgen, sockets
 from kproxylat.traffic.burst import Burst
 from tests.support.rules import captured, iptables_chains, nft_blocks, text_of
 
-BURST = Burst(2000, 1000, LAB_SOURCE[6], "fd00:10:96::50", 50051, "client", "pod0", "02:00:00:00:00:01", skip=1)
+BURST = Burst(
+    2000, 1000, LAB_SOURCE[6], Target("fd00:10:96::50", 50051, "udp"), "client", "pod0", "02:00:00:00:00:01", skip=1
+)
 
 
 def test_brackets_wherever_an_address_has_a_port() -> None:
     found = parse_destination("[FD00:10:96:0::50]:50051", "udp")
-    assert found == Destination("fd00:10:96::50", 50051, "udp")
+    assert found == Target("fd00:10:96::50", 50051, "udp")
     assert str(found) == "[fd00:10:96::50]:50051/udp"
-    assert target_text(Result(Run(), Target(*found))) == "[fd00:10:96::50]:50051/udp"
+    assert target_text(Result(Run(), found)) == "[fd00:10:96::50]:50051/udp"
     assert target_text(Result(Run(), Target(found.ip, None, None))) == "fd00:10:96::50"
 
 
@@ -119,7 +122,7 @@ def test_sockets_send_from_any_source() -> None:
             pytest.skip("this machine has no IPv6")
         server.settimeout(5)
         port = server.getsockname()[1]
-        burst = Burst(3, 1000, ip_network("2001:2::/64"), "::1", port, None, "", "")
+        burst = Burst(3, 1000, ip_network("2001:2::/64"), Target("::1", port, "udp"), None, "", "")
         sender = sockets.start_sockets(burst)
         assert sender.wait(10)
         assert sockets.read_sockets(burst, sender).count == 3
@@ -154,13 +157,13 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
     assert "[fd00:10:96::50]:50051" in asked[-1]
     assert read_service_rule(modes["nftables"], WORKER[6], "node").found
     assert asked[-1][4:6] == ("ip6", "kube-proxy")
-    assert not read_service_rule(modes["nftables"], WORKER[6]._replace(ip="fd00:10:96::51"), "node").found
+    assert not read_service_rule(modes["nftables"], replace(WORKER[6], ip="fd00:10:96::51"), "node").found
 
 
 def test_counters_in_the_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(counters, "run", lambda *_, stdin, **__: loaded.append(stdin))
-    endpoint = Destination("fd00:10:244:1::10", 50051, "udp")
+    endpoint = Target("fd00:10:244:1::10", 50051, "udp")
     counters.place_counters(
         Network("client", "node", "backend", family=6),
         LAB_SOURCE[6],

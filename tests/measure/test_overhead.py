@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +13,19 @@ import pytest
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure import overhead
 from kproxylat.measure.options import Lab, Options, Sending, Tracing
-from kproxylat.measure.overhead import add_overhead, compute_overhead
+from kproxylat.measure.overhead import add_overhead, compute_overhead, cross_check
 from kproxylat.measure.plan import check_options, plan_bursts
+from kproxylat.measure.send_time import build_send_time
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
-from kproxylat.results import Bounded, Map, Overhead, Probe, Result, Run
+from kproxylat.report.run_table import draw_result
+from kproxylat.results import Bounded, LookupCheck, Map, Overhead, Percentile, Probe, Result, Run
+from kproxylat.results_json import from_json, to_json
 from kproxylat.trace.dump import parse_dump
+from kproxylat.trace.probes import exact_probe
 from kproxylat.traffic.burst import Burst, Sent
 from kproxylat.traffic.generators import GENERATORS
+from tests.support.command import Captured, call
 from tests.support.plans import PLAN
 
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)
@@ -104,6 +110,44 @@ def test_overhead_is_refused_where_it_cannot_be_measured(options: Options) -> No
     with pytest.raises(UsageError, match="what tracing adds cannot be measured with") as caught:
         check_options(options)
     assert caught.value.remedy == "leave out --overhead"
+
+
+def test_the_lookup_is_held_against_the_whole_way() -> None:
+    lookup = exact_probe("ipt_do_table", ("nat", None, "PREROUTING"), Counter({2106: 9}), "ns", lookup=True)
+    found = {
+        "clock": 30, "totals": [40, 40, 40], "preempted": [0, 0, 0], "checked": 1, "late": 0,
+        "times": [{"4000": 40}, {"3900": 40}, {"3800": 40}], "apart": [{"100": 40}, {"200": 40}],
+        "blocks": [[3990, 4010], [3900], [3800], [90, 110], [200]],
+    }  # fmt: skip
+    result = replace(Result(Run(clock="ns"), probes=(lookup,)), send_time=build_send_time(found, "ns"))
+    assert cross_check(result) is None, "what tracing adds is unknown"
+    adds = Overhead("ns", "FORWARD", 10, 2, Bounded(250, 240, 260), Bounded(2000, 2000, 2000), 574)
+    check = cross_check(replace(result, overhead=adds))
+    assert check == LookupCheck("ns", Bounded(1402, 1272, 1532), Bounded(4000, 3990, 4010), Bounded(100, 90, 110), True)
+    slow = replace(lookup, percentiles={"50": Percentile(9000, 9000, 9000)})
+    doubtful = cross_check(replace(result, overhead=adds, probes=(slow,)))
+    assert doubtful
+    assert not doubtful.agrees, "9,000 of 4,000"
+    text = "\n".join(draw_result(replace(result, overhead=adds, cross_check=check)))
+    assert "cross-check, ns, untraced: a lookup takes 1.27 µs to 1.53 µs by the probe, its" in " ".join(text.split())
+    assert from_json(to_json(replace(result, cross_check=check))).cross_check == check
+
+
+def test_a_run_that_measures_what_tracing_adds_takes_the_send_time_of_controls_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    planned = list[Options]()
+
+    def measure(options: Options, **_: object) -> tuple[Result, None]:
+        planned.append(options)
+        return Result(Run()), None
+
+    monkeypatch.setattr("kproxylat.measure.run.measure", measure)
+    assert call(capsys, "run", "--lab", "--overhead", "--format", "json", "1", "1000")[0] == 0
+    [options] = planned
+    timed = plan_bursts(options, Network(None, "node", "backend"))[-1]
+    assert (timed.count, len(timed.controls)) == (500, 2)
+    assert options.packets_in_all == 1000 + 3 * 1000 + 3 * 500
 
 
 class FakeTracer:

@@ -20,7 +20,7 @@ from kproxylat.results import Result, SendTime
 from kproxylat.results_json import from_json, to_json
 from kproxylat.system import kernel
 from kproxylat.traffic.generators import GENERATORS
-from tests.support.namespaces import measure_alone, run_alone, run_python, sweep_alone
+from tests.support.namespaces import measure_alone, run_alone, run_on_node, run_python, sweep_alone
 
 LAB = ("--lab", "--probe", "none", "--services", "20")
 PACKETS = 200
@@ -202,6 +202,30 @@ def test_a_sweep_judges_the_way_through_the_rules(tmp_path: Path) -> None:
     assert verdicts["nftables"] in ("O(1)", "unclear")
     costs = {series["mode"]: [point["cost"] for point in series["points"]] for series in document["series"]}
     assert costs["iptables"][-1] > 1.5 * costs["iptables"][0]
+
+
+@pytest.mark.parametrize(("rules", "mode"), [
+    ("iptables-legacy/n100/iptables-legacy-save.txt.gz", "iptables"),
+    ("iptables-nft/n100/iptables-nft-save.txt.gz", "iptables"),
+    ("nftables/n100/nft-list-ruleset.txt.gz", "nftables"),
+])  # fmt: skip
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_on_a_node_its_own_rules_are_measured(rules: str, mode: str, protocol: str, tmp_path: Path) -> None:
+    """The node's rules are those that a kube-proxy wrote; nothing is measured at the pod."""
+    target = {"udp": "10.96.100.51:50051", "tcp": "10.96.100.50:50051"}[protocol]
+    words = ("--mode", mode, "--backend", rules.partition("/")[0].removeprefix("iptables-").replace("nftables", "nft"))
+    more = ("--target", target, "--protocol", protocol, "--probe", "none", *SHORT)
+    done = run_on_node(f"tests/kube-proxy-rules/{rules}", *words, *more, directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = from_json(done.stdout)
+    assert str(result.target) == f"{target}/{protocol}"
+    assert result.send_time
+    assert dict(result.send_time.sent) == {"target": PACKETS}, "control packets would reach others' pods"
+    assert result.send_time.late == 0
+    books = result.accounting
+    assert books
+    assert (books.closed, books.sent, books.delivered) == (True, PACKETS, None)
+    assert books.rule_hits == (PACKETS if mode == "iptables" else None)
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:

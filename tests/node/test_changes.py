@@ -21,10 +21,10 @@ from kproxylat.node.changes import CONNTRACK_MAX, FORWARD, Changes, clean_up, pl
 from kproxylat.node.lock import Lock
 from kproxylat.node.network import Network
 from kproxylat.node.node import Node
-from kproxylat.results import Destination
+from kproxylat.results import Target
 from kproxylat.system import kernel
 
-TARGET = Destination("10.96.100.50", 50051, "udp")
+TARGET = Target("10.96.100.50", 50051, "udp")
 
 
 def rule(ip: str, port: int, protocol: str, goal: str, first: str = "") -> str:
@@ -32,8 +32,8 @@ def rule(ip: str, port: int, protocol: str, goal: str, first: str = "") -> str:
     return f"-A KUBE-SERVICES {first}-d {ip}/32 -p {protocol} {comment} -m {protocol} --dport {port} -j {goal}"
 
 
-OWN = rule(*TARGET[:2], "udp", "KUBE-SVC-WORKER")
-TCP = rule(*TARGET[:2], "tcp", "KUBE-SVC-TCP")
+OWN = rule(TARGET.ip, TARGET.port, "udp", "KUBE-SVC-WORKER")
+TCP = rule(TARGET.ip, TARGET.port, "tcp", "KUBE-SVC-TCP")
 OTHERS = [TCP, *(rule(f"10.97.0.{number}", 80, "tcp", f"KUBE-SVC-{number}") for number in range(3))]
 NODEPORTS = '-A KUBE-SERVICES -m comment --comment "last" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS'
 CHAIN = [*OTHERS[:2], OWN, *OTHERS[2:], NODEPORTS]
@@ -112,7 +112,7 @@ def test_the_targets_rule_is_moved_and_restored(system: Kernel, lock: Lock, posi
 
 def test_a_service_with_two_rules_keeps_them_together(system: Kernel, lock: Lock) -> None:
     """Up to 1.21 kube-proxy wrote the mark for masquerade beside the jump."""
-    own = [rule(*TARGET[:2], "udp", "KUBE-MARK-MASQ", "! -s 10.244.0.0/16 "), OWN]
+    own = [rule(TARGET.ip, TARGET.port, "udp", "KUBE-MARK-MASQ", "! -s 10.244.0.0/16 "), OWN]
     assert place_rules(OTHERS, own, "last") == [*OTHERS, *own], "without a rule of NodePorts, too"
     assert place_rules([*OTHERS, NODEPORTS], own, "first") == [*own, *OTHERS, NODEPORTS]
     system.chain = before = [*OTHERS, *own, NODEPORTS]
@@ -139,7 +139,7 @@ def test_kube_proxy_writes_while_the_rule_is_moved(system: Kernel, lock: Lock) -
 
 def test_a_target_without_a_rule_cannot_be_moved(lock: Lock, system: Kernel) -> None:
     with pytest.raises(MachineError, match=r"rule of 10.96.100.50:50052/udp: not found"):
-        Changes(lock, Node()).move_rule("iptables-nft", TARGET._replace(port=50052), "first")
+        Changes(lock, Node()).move_rule("iptables-nft", replace(TARGET, port=50052), "first")
     assert system.chain == CHAIN
 
 

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from kproxylat.node.iptables_save import Rule, parse_rule, read_chain, read_tables, strip_quoted
-from kproxylat.results import Destination
+from kproxylat.results import Target
 
 MATCH = '-d 10.96.0.9/32 -p tcp -m comment --comment "default/web:http cluster IP" -m tcp --dport 80'
-WEB = Destination("10.96.0.9", 80, "tcp")
+WEB = Target("10.96.0.9", 80, "tcp")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_forms_of_a_rule(line: str, packets: int | None) -> None:
     [
         (f"! -s 10.244.0.0/16 {MATCH} -j KUBE-MARK-MASQ", "KUBE-MARK-MASQ", WEB),
         (f"{MATCH} -j REJECT --reject-with icmp-port-unreachable", "REJECT", WEB),
-        ("-d fd00::9/128 -p udp -m udp --dport 53 -j KUBE-SVC-Y", "KUBE-SVC-Y", Destination("fd00::9", 53, "udp")),
+        ("-d fd00::9/128 -p udp -m udp --dport 53 -j KUBE-SVC-Y", "KUBE-SVC-Y", Target("fd00::9", 53, "udp")),
         (f"{MATCH} -m addrtype --dst-type LOCAL -j KUBE-SVC-X", "KUBE-SVC-X", None),
         ("-d 10.0.0.0/8 -p tcp -m tcp --dport 80 -j KUBE-SVC-X", "KUBE-SVC-X", None),
         ("-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS", "KUBE-NODEPORTS", None),
@@ -44,7 +44,7 @@ def test_the_forms_of_a_rule(line: str, packets: int | None) -> None:
         (f"{MATCH.replace('80', '9' * 5000)} -j KUBE-SVC-X", "KUBE-SVC-X", None),
     ],
 )
-def test_match_of_a_rule(text: str, jump: str, service: Destination | None) -> None:
+def test_match_of_a_rule(text: str, jump: str, service: Target | None) -> None:
     rule = parse_rule(f"-A KUBE-SERVICES {text}".rstrip())
     assert rule == Rule("KUBE-SERVICES", text)
     assert (rule.jump, rule.service) == (jump, service)

@@ -16,6 +16,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
+from kproxylat.analysis.alternatives import WhatIf
+from kproxylat.analysis.compare import CompareError, compare
+from kproxylat.analysis.series import build_series
 from kproxylat.errors import LogError
 from kproxylat.logs.reader import LogReader, read_log
 from kproxylat.report.export import (
@@ -26,13 +29,15 @@ from kproxylat.report.export import (
     export_openmetrics,
     export_table,
 )
+from kproxylat.report.plot import plot
 from kproxylat.report.run_table import draw_result
-from kproxylat.report.tables import show_result
+from kproxylat.report.tables import show_clocks, show_result, show_series, show_whatif
 from kproxylat.results import (
     Accounting,
     Bounded,
     Bucket,
     Entry,
+    FirstPacket,
     Histogram,
     Map,
     Overhead,
@@ -40,6 +45,8 @@ from kproxylat.results import (
     Probe,
     Result,
     Run,
+    SendTime,
+    ServiceCost,
     Target,
     Traffic,
 )
@@ -277,7 +284,66 @@ def test_the_column_that_represents_the_calls() -> None:
     for run, shown in ((Run(emulated=True), probe), (Run(emulated=False), probe), (Run(emulated=True), counted)):
         text = "\n".join(draw_result(Result(run, probes=(shown,))))
         assert ("compare shapes, not values" in text) == (run.emulated and shown.unit == "ns")
-        assert ("median" in text, "commonest" in text) == (shown.unit == "ns", shown.unit != "ns")
+        assert (" p50  " in text, " commonest " in text) == (shown.unit == "ns", shown.unit != "ns")
+
+
+def measured_by_all_clocks(emulated: bool) -> Result:
+    """A result that has every table with ns in its head."""
+    probe = exact_probe("ipt_do_table", ("nat", None, "PREROUTING"), Counter({700: 20, 900: 30}), "ns", lookup=True)
+    hook = replace(probe, engine="nf_hook_slow", lookup=False, envelope=True, share=0.5)
+    exact = Bounded(5, 5, 5)
+    first = FirstPacket(replace(probe, engine="connect"), 30, 50, 0, 0, 0)
+    times = SendTime(replace(probe, engine="sendto"), None, None, exact, exact, 30, {"target": 50}, {"target": 0}, 1, 0)
+    return Result(
+        Run(mode="iptables", backend="legacy", clock="ns", emulated=emulated, services=7),
+        *(None, (probe, hook)),
+        services=(ServiceCost("default/web:http", "10.96.0.9:80/tcp", 3, 20, 700, 700, 900),),
+        overhead=Overhead("ns", "FORWARD", 50, 2, exact, exact, 5), send_time=times, first_packet=first,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_every_head_with_ns_marks_emulated_ones(capsys: pytest.CaptureFixture[str], emulated: bool) -> None:
+    result = measured_by_all_clocks(emulated)
+    show_result(result)
+    series = build_series([result, replace(result, run=replace(result.run, services=9))])
+    show_series(series)
+    show_clocks([series])
+    show_whatif(WhatIf("file", "emulated ns" if emulated else "ns", 1, (), series, result.services, (result,)))
+    out = capsys.readouterr().out
+    heads = re.findall(r"^[^;]*?(?:, | )(?<!\d )((?:emulated )?ns(?:: compare shapes, not values|:)?)$", out, re.M)
+    assert len(heads) == 11, heads
+    assert {*heads} == ({"emulated ns: compare shapes, not values", "emulated ns:"} if emulated else {"ns"})
+    assert ("not values\n                        a Service" in out) == emulated
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_emulated_ns_and_real_ns_are_never_mixed(tmp_path: Path) -> None:
+    both = [measured_by_all_clocks(True), measured_by_all_clocks(False)]
+    rows = list(csv.DictReader(io.StringIO("".join(export_csv(both)))))
+    assert [(row["clock"], row["unit"]) for row in rows] == [("emulated ns", "emulated ns"), ("ns", "ns")]
+    families = [family.name for family in text_string_to_metric_families("".join(export_openmetrics(both)))]
+    kinds = ("latency", "envelope", "send_time", "first_packet", "added")
+    assert {f"kproxylat_{kind}_{unit}" for kind in kinds for unit in ("seconds", "emulated_seconds")} <= {*families}
+    with pytest.raises(LogError, match="emulated ns and real ns"):
+        list(export_experiment(both))
+    assert len(list(export_experiment(both[:1] * 2))) == 3
+    file = tmp_path / "both.json"
+    file.write_text("".join(export_json(both)))
+    with pytest.raises(LogError, match="emulated ns and real ns"):
+        plot([str(file)], tmp_path / "both.svg")
+    with pytest.raises(CompareError, match=r"clock \(emulated ns and ns\)"):
+        compare(*write_each(tmp_path, both))
+    [pair] = compare(*write_each(tmp_path, both), allowed=["clock"])
+    assert (pair.unit, pair.emulated) == ("emulated ns against ns", False)
+
+
+def write_each(directory: Path, results: list[Result]) -> list[str]:
+    """Write a file for each result, and return their names."""
+    files = [directory / f"{number}.json" for number in range(len(results))]
+    for file, result in zip(files, results, strict=True):
+        file.write_text("".join(export_json([result])))
+    return [str(file) for file in files]
 
 
 def test_table_fits_eighty_columns() -> None:
@@ -286,10 +352,9 @@ def test_table_fits_eighty_columns() -> None:
     lines = [line for line in text.splitlines() if not line.startswith(str(DUMPS))]
     assert max(map(len, lines)) <= 80
     assert re.search(r"^ipt_do_table, us$", text, re.M)
-    assert re.search(r"^ - +\? +13 +3 +12\.5 +40\.6 +118\.2 +123$", text, re.M)
-    assert "ipt_do_table: p50 12.5 in [10, 15], p95 114.6 in [100, 123], p99 118.2 in [100, 123]" in " ".join(
-        text.split()
-    )
+    assert re.search(r"^ - +\? +13 +3 µs +12\.5 µs +110 µs +118 µs +123 µs$", text, re.M)
+    percentiles = "p50 12.5 µs in [10 µs, 15 µs], p95 115 µs in [100 µs, 123 µs], p99 118 µs in [100 µs, 123 µs]"
+    assert f"ipt_do_table: {percentiles}" in " ".join(text.split())
     assert "\x1b" not in text
     assert "528" in text
 
@@ -365,12 +430,12 @@ def test_run_and_parse_print_the_same(capsys: pytest.CaptureFixture[str]) -> Non
         "rate: 1,000 packets per second, 1,000 asked for",
     ):
         assert text in shown
-    assert "nat services PREROUTING: p50 812.1 in [600, 1,024], p95 " in shown
+    assert "nat services PREROUTING: p50 812 ns in [600 ns, 1.02 µs], p95 " in shown
 
 
 def test_percentiles_that_were_asked_for_are_in_the_table() -> None:
     text = "".join(export_table([add_percentiles(replace(ours(9)), (25, 99.9))]))
-    assert re.search(r"nat services PREROUTING: p25 [\d.]+ in \[600, 1,024\], p99.9 ", " ".join(text.split()))
+    assert re.search(r"nat services PREROUTING: p25 [\d.]+ ns in \[600 ns, 1.02 µs\], p99.9 ", " ".join(text.split()))
 
 
 def test_the_screens_tables_of_them_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:

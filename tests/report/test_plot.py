@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import html
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +19,8 @@ from kproxylat.analysis.compare import compare
 from kproxylat.analysis.comparison import from_json, to_json
 from kproxylat.analysis.series import build_series
 from kproxylat.cli import app
-from kproxylat.report.plot import STYLES, _make_figure, draw_ratios, draw_series, plot
+from kproxylat.report.figure import STYLES, make_figure
+from kproxylat.report.plot import draw_distributions, draw_ratios, draw_series, find_crossings, plot
 from kproxylat.results import Result
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support.documents import files
@@ -25,8 +30,8 @@ LEGACY, NFT, NFTABLES = (load(COUNTED)[at] for at in (0, 3, 6))
 
 
 def texts(svg: Path) -> str:
-    """The words of a picture: matplotlib writes each as a comment beside its outlines."""
-    return " | ".join(re.findall(r"<!-- (.*?) -->", svg.read_text()))
+    """Return the words of a picture, which are text in it, not outlines."""
+    return " | ".join(html.unescape(word) for word in re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text()))
 
 
 def draw(directory: Path, *names: str) -> str:
@@ -37,33 +42,61 @@ def draw(directory: Path, *names: str) -> str:
 
 def test_a_sweep_counted(tmp_path: Path) -> None:
     words = draw(tmp_path, str(COUNTED))
-    for each in (
-        "commonest lookup, emulated instructions (logarithmic)",
-        "Services (logarithmic)",
-        "iptables/legacy: O(n), 26 per Service",
-        "nftables/nft: O(1)",
+    for text in (
+        "Cost of a Service lookup by the number of Services",
+        "Instructions per Service lookup (log scale)",
+        "Number of Services (log scale)",
+        "iptables/legacy | O(n), 26 per Service",
+        "nftables/nft | O(1)",
+        "iptables/legacy and nftables/nft: | equal at 32 Services",
+        "Linux 6.1.0-56-amd64, bpftrace v0.17.0, clock: emulated instructions, 2026-11-22, kproxylat 0.1.0",
     ):
-        assert each in words
+        assert text in words
 
 
 def test_a_sweep_timed_has_error_bars(tmp_path: Path) -> None:
     words = draw(tmp_path, str(TIMED))
-    assert "median lookup, emulated ns" in words
-    assert "bars: 95% bounds of the median" in words
-    assert re.search(r"iptables/nft: unclear, 307.1 per Service \(\d+(\.\d+)? to ", words)
+    assert "Emulated nanoseconds per Service lookup" in words
+    assert "log scale)" not in words.partition("Emulated")[2], "12,000 to 19,000 spans no decade"
+    assert "marks: median, with 95% bounds" in words
+    assert re.search(r"iptables/nft \| unclear, 307.1 per Service \| \(\d+(\.\d+)? to ", words)
 
 
 def test_one_run_counted_shows_every_value(tmp_path: Path) -> None:
     words = draw(tmp_path, *files(tmp_path, load(COUNTED)[6]))
-    assert "2,678: 1,913 calls" in words
-    assert "5,786: 84 calls" in words
-    assert "cost of a lookup, emulated instructions" in words
+    assert "1,913 calls, 95.65% (p50 p95)" in words
+    assert "84 calls, 4.20% (p99)" in words
+    assert "2,678" in words
+    assert "Instructions per Service lookup" in words
+
+
+def test_a_single_value_is_one_labelled_bar(tmp_path: Path) -> None:
+    words = draw(tmp_path, *files(tmp_path, with_values(LEGACY, {11148: 300}, 100)))
+    assert "all 300 calls (p50 p95 p99)" in words
+    assert "11,148" in words
+    assert "log scale" not in words
 
 
 def test_one_run_timed(tmp_path: Path) -> None:
     words = draw(tmp_path, *files(tmp_path, SLOW[0]))
-    assert "share of the calls that cost at most so much" in words
-    assert "cost of a lookup, emulated ns (logarithmic)" in words
+    assert "Fraction of lookups ≤ x" in words
+    assert "Emulated nanoseconds per Service lookup" in words
+    for name in ("p50", "p95", "p99"):
+        assert re.search(rf"{name} \d+,\d+ \|", words)
+
+
+def test_one_slow_call_does_not_stretch_the_axis(tmp_path: Path) -> None:
+    values = {20_000 + 7 * at: 100 for at in range(100)} | {1_600_000: 1}
+    words = draw(tmp_path, *files(tmp_path, with_values(SLOW[0], values)))
+    assert "the axis ends at p99.9, the greatest value is 1,600,000" in words
+    assert "log scale" not in words
+    words = draw(tmp_path, *files(tmp_path, with_values(SLOW[0], {10 * at**3: 10 for at in range(1, 100)})))
+    assert "Emulated nanoseconds per Service lookup (log scale)" in words
+
+
+def test_a_title_and_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    plot([str(COUNTED)], tmp_path / "x.svg", title='$\\frac{1}$ <b> & "quoted" #222222')
+    assert '$\\frac{1}$ <b> & "quoted" #222222' in texts(tmp_path / "x.svg")
 
 
 def test_a_picture_of_two_results_states_the_difference(tmp_path: Path) -> None:
@@ -75,7 +108,7 @@ def test_a_picture_of_two_results_states_the_difference(tmp_path: Path) -> None:
 def test_two_sweeps(tmp_path: Path) -> None:
     names = files(tmp_path, load(COUNTED)[:3], load(COUNTED)[6:])
     words = draw(tmp_path, *names)
-    assert "nftables/nft by iptables/legacy" in words
+    assert "nftables/nft / iptables/legacy" in words
     assert "exact values" in words
 
 
@@ -86,15 +119,16 @@ def test_a_comparisons_document(tmp_path: Path) -> None:
     assert from_json(path.read_text()) == found
     assert "median" in draw(tmp_path, str(path))
     path.write_text(to_json(compare(str(COUNTED), None)))
-    assert "iptables/nft by iptables/legacy" in draw(tmp_path, str(path))
+    assert "iptables/nft / iptables/legacy" in draw(tmp_path, str(path))
 
 
-def test_a_png_and_the_same_again(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png", "a.svg", "b.svg"):
+def test_each_format_and_the_same_again(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "a.svg", "b.svg", "a.pdf", "b.pdf"):
         plot([str(COUNTED)], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
+    for suffix in ("png", "svg", "pdf"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
 COSTS = ((LEGACY, 1846, 26), (NFT, 2912, 84), (NFTABLES, 2678, 0))
@@ -109,15 +143,13 @@ SIZES = ((0, 5), (0, 10, 100), (0, 10, 100, 1000, 5000), (10, 100, 20000), range
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("kind", ["series", "ratios"])
-def test_labels_do_not_overlap_and_the_legend_covers_nothing(tmp_path: Path, sizes: Sequence[int], kind: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, [axes] = _make_figure()
+def test_labels_do_not_overlap(tmp_path: Path, sizes: Sequence[int], kind: str) -> None:
+    figure, [axes] = make_figure("title", "origin")
     if kind == "series":
-        draw_series(axes, build_series(sweep(sizes)))
+        draw_series(axes, build_series(sweep(sizes)), crossings=find_crossings(sweep(sizes)))
     else:
         draw_ratios(axes, compare(files(tmp_path, sweep(sizes))[0], None))
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     low, high = axes.get_xlim()
     boxes = [tick.label1.get_window_extent() for tick in axes.xaxis.get_major_ticks()
              if low <= tick.get_loc() <= high and tick.label1.get_text()]  # fmt: skip
@@ -125,8 +157,22 @@ def test_labels_do_not_overlap_and_the_legend_covers_nothing(tmp_path: Path, siz
     assert all(one.x1 < other.x0 for one, other in pairwise(sorted(boxes, key=lambda box: box.x0)))
     lines = [low <= at <= high for at in axes.xaxis.get_minorticklocs()]
     assert sum(lines) < 40
-    [legend] = figure.legends
-    assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+    ends = [text.get_window_extent() for text in axes.texts if text.get_window_extent().x0 > axes.bbox.x1]
+    assert len(ends) == 3, "each line has its label to the right of the axes"
+    assert all(one.y1 <= other.y0 + 1 for one, other in pairwise(sorted(ends, key=lambda box: box.y0)))
+    assert max(box.x1 for box in ends) <= figure.bbox.x1 + 1
+
+
+def test_a_legend_covers_nothing() -> None:
+    for side in (load(COUNTED)[:2], SLOW[:2]):
+        figure, [axes] = make_figure("title", "origin")
+        draw_distributions(axes, [("", result) for result in side])
+        figure.draw_without_rendering()
+        legend = axes.get_legend()
+        assert legend
+        assert legend.get_window_extent().y1 < axes.bbox.y0
+        [origin] = [text for text in figure.texts if text.get_text() == "origin"]
+        assert origin.get_window_extent().y1 < legend.get_window_extent().y0
 
 
 def test_the_label_distinguishes_a_rulesets_services(tmp_path: Path) -> None:
@@ -140,12 +186,12 @@ def test_repeats_are_one_entry_of_the_legend(tmp_path: Path) -> None:
     counted = [with_values(LEGACY, {2106: 1900 + at, 2107: 100 - at}, 100) for at in range(10)]
     words = draw(tmp_path, *files(tmp_path, counted))
     assert words.count("iptables/legacy, 100 Services") == 1
-    assert "iptables/legacy, 100 Services (10 runs, 20,000 calls)" in words
-    assert "2,106: 19,045 calls" in words
+    assert "19,045 calls, 95.23% (p50 p95)" in words
     spread = {1000 + 7 * at: 10 for at in range(40)}
     words = draw(tmp_path, *files(tmp_path, [with_values(SLOW[0], spread, 100) for _ in range(10)]))
-    assert words.count("100 Services") == 1
-    assert "marks: 50, 95 and 99 %" in words
+    assert words.count("100 Services") == 2, "in the title and once in the legend"
+    assert "iptables/legacy, 100 Services (10 runs, 4,000 calls)" in words
+    assert "marks: p50, p95 and p99" in words
     words = draw(tmp_path, *files(tmp_path, counted, counted[:3]))
     assert "A: iptables/legacy, 100 Services (10 runs" in words
     assert "B: iptables/legacy, 100 Services (3 runs" in words
@@ -170,7 +216,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert call(capsys, str(COUNTED), "--output", output) == (0, f"drawn: {output}\n")
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "x.gif"))
     assert status == 2
-    assert "neither PNG nor SVG" in err
+    assert "neither PNG nor SVG nor PDF" in err
     status, err = call(capsys, str(tmp_path / "nowhere.json"), "--output", output)
     assert status == 1
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "no" / "x.png"))
@@ -194,3 +240,25 @@ def test_without_matplotlib_it_says_how_to_get_it(
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "x.png"))
     assert status == 1
     assert err == "kproxylat: plot needs matplotlib: No module named 'matplotlib'\n  pip install 'kproxylat[plot]'\n"
+
+
+def test_a_long_name_in_another_script_is_drawn_without_a_word(tmp_path: Path) -> None:
+    """pytest makes an error of each warning; matplotlib warns of missing glyphs and of little room."""
+    result = change_run(LEGACY, mode="測" * 3000)
+    for suffix in ("png", "svg", "pdf"):
+        plot(files(tmp_path, result), tmp_path / f"x.{suffix}", title="測試 " * 2000)
+    assert "測試 測試" in texts(tmp_path / "x.svg")
+
+
+def test_matplotlib_writes_and_prints_nothing_but_the_picture(tmp_path: Path) -> None:
+    """Neither in the home directory, nor for temporary files; a user's matplotlibrc changes nothing."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/matplotlibrc").write_text("no such setting\n")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(tmp_path / "home"))
+    words = ["-m", "kproxylat", "plot", str(COUNTED), "--output", str(tmp_path / "x.svg")]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment | places, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == f"drawn: {tmp_path}/x.svg\n"
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["home", "matplotlibrc", "x.svg"]

@@ -64,7 +64,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 
     def measure(options: Options, **_: object) -> tuple[Result, None]:
         found.append(options)
-        return Result(Run(), options.service), None
+        return Result(Run(), options.target), None
 
     monkeypatch.setattr("kproxylat.measure.run.measure", measure)
     monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)

@@ -68,3 +68,45 @@ def sweep_alone(*words: str, directory: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
+
+
+_NODE = """
+import runpy, sys
+from pathlib import Path
+from kproxylat.lab.ruleset import read_ruleset
+from kproxylat.measure.options import Lab
+from kproxylat.modes import find_mode
+from kproxylat.system.processes import Background, run
+
+rules, port, *words = sys.argv[1:]
+for line in (
+    "netns add node", "netns add pod", "link add cni0 netns node type veth peer name eth0 netns pod",
+    "-n node address add 10.244.1.1/24 dev cni0", "-n node link set cni0 up", "-n pod link set eth0 up",
+    "-n pod address add 10.244.1.10/24 dev eth0", "-n pod route add default via 10.244.1.1",
+):
+    run("ip", *line.split())
+run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", netns="node")
+if rules:
+    read_ruleset(Path(rules)).load("node")
+else:
+    Lab(20).load(find_mode(words[words.index("--mode") + 1], "nft"), "node")
+pod = [sys.executable, "-c", "import kproxylat.traffic.responder as r; print(r.__file__); r.main('4', sys.argv[1])"]
+pod[2] = "import sys; " + pod[2]
+responder = Background(*pod, port, on_out=lambda _: None, on_err=print, netns="pod")
+responder.wait(1)
+sys.argv = ["kproxylat", "run", "--netns", "/run/netns/node", "--format", "json", *words]
+try:
+    runpy.run_module("kproxylat", run_name="__main__")
+finally:
+    responder.end()
+"""
+
+
+def run_on_node(rules: str, *words: str, directory: Path, listening: str = "50051") -> subprocess.CompletedProcess[str]:
+    """Run ``kproxylat run`` on a network namespace that stands for a node, beside one that stands for its pod.
+
+    :param rules: the file of what a kube-proxy wrote ("": the lab's rules of 20 Services in the mode that is passed).
+    :param listening: the port at which the pod answers connections.
+    """
+    words = (*words, "--output-dir", str(directory))
+    return run_python("-c", _NODE, rules, listening, *words, directory=directory)

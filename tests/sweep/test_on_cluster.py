@@ -22,7 +22,7 @@ from kproxylat.measure import defaults
 from kproxylat.measure.options import Options, Record, Sending
 from kproxylat.modes import find_mode
 from kproxylat.node.live_rules import LiveRules
-from kproxylat.results import Destination, Result
+from kproxylat.results import Result, Target
 from kproxylat.results_json import to_json
 from kproxylat.sweep import on_cluster, sweep
 from kproxylat.sweep.on_cluster import Asking, sweep_cluster
@@ -48,7 +48,7 @@ class KubeProxy:
         self.fake = fake
         self.restarted = ""
         self.mode = "iptables"
-        self.late: list[set[Destination]] = [set()] * LATE
+        self.late: list[set[Target]] = [set()] * LATE
         self.modes = ["iptables"]
 
     def config(self) -> str:
@@ -71,7 +71,7 @@ class KubeProxy:
     def rules(self, netns: str | None) -> tuple[LiveRules, ...]:
         assert netns is None
         now = {
-            Destination(each["spec"]["clusterIP"], port["port"], port["protocol"].lower())
+            Target(each["spec"]["clusterIP"], port["port"], port["protocol"].lower())
             for key, each in self.fake.objects.items()
             if key[1] == "services"
             for port in each["spec"]["ports"]

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from kproxylat.cli import sweep as cli_sweep
+from kproxylat.cli.options import Kind, WorkerPorts
+from kproxylat.cli.places import OnNode
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.measure.options import WORKER, Lab, Options, Record, Sending, Tracing
 from kproxylat.measure.replay import plan_backends
@@ -51,6 +53,7 @@ class Machine:
             with_values(load(COUNTED)[0], {value: 2000}, services),
             mode=mode.name, backend=mode.backend, script_sha256=mode.engine, log=str(log), cut_short=bool(ended),
         )  # fmt: skip
+        result = replace(result, target=options.target)
         log.with_suffix(".json").write_text(to_json(result))
         return result, ended
 
@@ -260,7 +263,7 @@ def test_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(kernel, "user_clock_s", lambda: next(times))
     sweep.sweep(points(tmp_path))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("==")]
-    assert said[0] == "== run 1 of 9: iptables on legacy, 10 Services"
+    assert said[0].startswith("== run 1 of 9: iptables on legacy, 10 Services; this takes about ")
     assert said[1] == "== run 2 of 9: iptables on legacy, 100 Services; more than 6 min 40 s left"
     assert said[3].endswith("10 Services; about 5 min 0 s left"), "as many Services as ever are known"
     assert said[8].endswith("1,000 Services; about 50 s left")
@@ -327,17 +330,45 @@ def test_a_ruleset_is_swept_on_each_backend(
     said = capsys.readouterr().err
     assert "run 1 of 2: iptables on legacy, 105 Services" in said
     assert "run 2 of 2: iptables on nft, 105 Services; about" in said
-    assert [len(each.points) for each in found.series] == ([104, 104] if target is None else [1, 1])
+    assert [len(each.points) for each in found.series] == ([102, 102, 2, 2] if target is None else [1, 1])
     document = json.loads(found.to_json())
     assert [len(each["points"]) for each in document["series"]] == [len(each.points) for each in found.series]
     assert len(list_from_json(found.to_json())) == 2
     cli_sweep.show_sweep(found, "table")
     table = capsys.readouterr().out
     assert ("before the one that is looked up" in table) is (target is None)
-    assert ("iptables/nft: each Service adds 84, residual 0 at all 104 points" in table) is (target is None)
+    assert ("iptables/nft tcp: each Service adds 84, residual 0 at all 102 points" in table) is (target is None)
     cli_sweep.show_sweep(found, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["ServiceCount"] for row in rows] == ["105", "105"]
+
+
+@pytest.mark.parametrize(("asked", "sent"), [
+    ({"lab": True}, ["tcp sockets"]),
+    ({"lab": True, "protocol": "udp"}, ["udp pktgen"]),
+    ({"lab": True, "protocol": "both"}, ["tcp sockets", "udp pktgen"]),
+    ({"lab": True, "protocol": "both", "probe": Kind.NONE}, ["tcp sockets", "udp sockets"]),
+    ({"lab": True, "generator": "pktgen"}, ["udp pktgen"]),
+    ({"lab": True, "generator": "hping3"}, ["tcp hping3"]),
+    ({"lab": True, "worker_ports": WorkerPorts.UDP}, ["udp pktgen"]),
+    ({}, ["udp pktgen"]),
+])  # fmt: skip
+def test_the_labs_usual_protocol_is_that_of_most_services(asked: dict[str, Any], sent: list[str]) -> None:
+    asking = cli_sweep.SweepOptions(mode="nftables", services="10", **asked)
+    planned = asking.plan(OnNode(), ())
+    assert [f"{each.target.protocol} {each.sending.generator.name}" for each in planned] == sent
+
+
+def test_a_sweep_of_both_protocols_has_a_line_for_each_and_is_resumed(tmp_path: Path, machine: Machine) -> None:
+    base = points(tmp_path)[:2]
+    both = [replace(each, target=replace(each.target, protocol=name)) for name in ("tcp", "udp") for each in base]
+    machine.end_after = 3
+    sweep.sweep(both)
+    machine.end_after = None
+    finished, _ = sweep.sweep(both)
+    assert (finished.resumed, len(finished.results)) == (2, 4)
+    assert [line.name for line in finished.series] == ["iptables/legacy tcp", "iptables/legacy"]
+    assert [[point.services for point in line.points] for line in finished.series] == [[10, 100]] * 2
 
 
 SOCKETS = Sending(GENERATORS["sockets"], 2, 1000)
@@ -349,7 +380,7 @@ SOCKETS = Sending(GENERATORS["sockets"], 2, 1000)
     ({}, {"tracing": Tracing(template=TEMPLATE)}),
     ({}, {"sending": SOCKETS}),
     ({"sending": SOCKETS}, {"sending": replace(SOCKETS, origin="node")}),
-    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": WORKER[4]._replace(protocol="tcp")}),
+    ({"sending": SOCKETS}, {"sending": SOCKETS, "target": replace(WORKER[4], protocol="tcp")}),
 ])  # fmt: skip
 def test_a_sweep_with_other_options_is_not_resumed(
     tmp_path: Path, machine: Machine, before: dict[str, Any], after: dict[str, Any]

@@ -80,9 +80,9 @@ def test_modes_are_put_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixtur
     document = json.loads(path.read_text())
     assert [each["equal_at"] for each in document["whatif"]["alternatives"]][2] == pytest.approx(678 / 26)
     pairs = compare(str(path), None)
-    assert len(pairs) == 6, "a sweep's shape: compare takes it"
+    assert len(pairs) == 2 * 6, "a sweep's shape: compare takes it, each protocol for itself"
     crossing = next(
-        each.crossing for each in pairs if {each.a.name, each.b.name} == {"iptables/legacy", "nftables/nft"}
+        each.crossing for each in pairs if {each.a.name, each.b.name} == {"iptables/legacy tcp", "nftables/nft tcp"}
     )
     assert crossing
     assert crossing.estimate == pytest.approx(678 / 26)

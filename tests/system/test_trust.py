@@ -26,7 +26,7 @@ from kproxylat.modes import find_mode
 from kproxylat.node import lock, network, service_rule
 from kproxylat.node.service_rule import read_service_rule
 from kproxylat.report.tables import show_result
-from kproxylat.results import Destination, Probe, Quality, Result, Run
+from kproxylat.results import Probe, Quality, Result, Run, Target
 from kproxylat.system import files, processes
 from kproxylat.system.trust import check_trusted, find_caller
 from kproxylat.trace import bpftrace, engine
@@ -176,7 +176,7 @@ def test_bpftrace_never_runs_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
 ], ids=["honest", "port-in-comment", "escaped-quote"])  # fmt: skip
 def test_a_comment_is_not_parsed_as_a_rule(monkeypatch: pytest.MonkeyPatch, rule: str, position: int | None) -> None:
     monkeypatch.setattr(service_rule, "run", lambda *_, **__: f"-N KUBE-SERVICES\n{rule}\n")
-    result = read_service_rule(find_mode("iptables", "nft"), Destination("10.0.0.1", 53, "udp"), None)
+    result = read_service_rule(find_mode("iptables", "nft"), Target("10.0.0.1", 53, "udp"), None)
     assert result.position == position
     assert result.packets == (7 if position else 0)
 

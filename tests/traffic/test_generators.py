@@ -22,6 +22,7 @@ from kproxylat.measure.options import Lab, Options, Sending
 from kproxylat.measure.plan import check_options, plan_bursts
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
+from kproxylat.results import Target
 from kproxylat.system import processes
 from kproxylat.traffic import burst as traffic_burst
 from kproxylat.traffic import hping3, sockets
@@ -32,7 +33,15 @@ from kproxylat.traffic.generators import GENERATORS, check_generator, find_gener
 from kproxylat.traffic.pktgen import read_pktgen
 from kproxylat.traffic.sender import send_flows
 
-BURST = Burst(2000, 1000, IPv4Network("10.244.128.0/29"), "10.96.100.50", 50051, "client", "pod0", "02:00:00:00:00:01")
+BURST = Burst(
+    2000,
+    1000,
+    IPv4Network("10.244.128.0/29"),
+    Target("10.96.100.50", 50051, "udp"),
+    "client",
+    "pod0",
+    "02:00:00:00:00:01",
+)
 
 
 def test_the_number_of_ports_is_prime_and_they_are_ports() -> None:
@@ -218,7 +227,8 @@ def listen(kind: int) -> socket.socket:
 def burst_to(server: socket.socket, **more: Any) -> Burst:
     """Make a burst to a socket of ours, from addresses of the loopback link."""
     ip, port = server.getsockname()
-    about = {"source": IPv4Network("127.7.0.0/16"), "target_ip": ip, "target_port": port, "netns": None}
+    protocol = "udp" if server.type == socket.SOCK_DGRAM else "tcp"
+    about = {"source": IPv4Network("127.7.0.0/16"), "target": Target(ip, port, protocol), "netns": None}
     return replace(BURST, **about | {"count": 200, "rate_pps": 1000} | more)
 
 
@@ -239,14 +249,16 @@ def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     flows: list[tuple[str, int]] = []
     monkeypatch.setitem(sender_program.SENDERS, "udp", lambda source, _: flows.append(source))
-    assert send_flows([("udp", ("", 0))], ["a", "b"], range(10, 13), 6, 1e6)[:2] == (6, 0)
-    assert flows == [("a", 10), ("b", 11), ("a", 12), ("b", 10), ("a", 11), ("b", 12)]
+    outcome = send_flows([["", 0, "udp"]], "10.0.0.1", 2, [10, 3], 6, 1e6)
+    assert (outcome["sent"], outcome["errors"]) == (6, 0)
+    a, b = "10.0.0.1", "10.0.0.2"
+    assert flows == [(a, 10), (b, 11), (a, 12), (b, 10), (a, 11), (b, 12)]
 
 
 def test_sockets_send_syns() -> None:
     with listen(socket.SOCK_STREAM) as server:
         # Another test process may have left its ports of a common address in TIME-WAIT, for a minute.
-        burst = burst_to(server, protocol="tcp", count=20, source=IPv4Network((f"127.8.{os.getpid() % 256}.0", 24)))
+        burst = burst_to(server, count=20, source=IPv4Network((f"127.8.{os.getpid() % 256}.0", 24)))
         sender = sockets.start_sockets(burst)
         assert sender.wait(10)
         # On the loopback link the handshake is done at once.

@@ -13,7 +13,18 @@ LAB = ("--lab", "--family", "6", "--format", "json")
 @pytest.mark.long
 def test_the_books_close_and_the_rule_walk_grows_by_one_integer(counting: Guest) -> None:
     results = run_sweep(
-        counting, "0.2", "1000", *LAB[1:3], "--mode", "iptables", "--backend", "legacy", "--services", "10,100"
+        counting,
+        "0.2",
+        "1000",
+        *LAB[1:3],
+        "--mode",
+        "iptables",
+        "--backend",
+        "legacy",
+        "--services",
+        "10,100",
+        "--protocol",
+        "udp",
     )
     costs = []
     for result in results:
@@ -34,7 +45,18 @@ def test_the_books_close_and_the_rule_walk_grows_by_one_integer(counting: Guest)
 
 def test_the_books_close(counting: Guest) -> None:
     [result] = run_sweep(
-        counting, "0.2", "1000", *LAB[1:3], "--mode", "iptables", "--backend", "legacy", "--services", "10"
+        counting,
+        "0.2",
+        "1000",
+        *LAB[1:3],
+        "--mode",
+        "iptables",
+        "--backend",
+        "legacy",
+        "--services",
+        "10",
+        "--protocol",
+        "udp",
     )
     counts = result["accounting"]
     assert counts["sent"] == counts["lookups"] == counts["rule_hits"] == counts["delivered"] == 200

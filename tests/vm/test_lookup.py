@@ -18,8 +18,8 @@ POINTS = [(*each, size) for each in BACKENDS for size in SIZES if each[0] == "ip
 
 @pytest.fixture(scope="module")
 def document(counting: Guest) -> dict[str, Any]:
-    """Mode iptables: 2,000 packets at 1,000 pps for each number of Services."""
-    argv = ("2", "1000", "--mode", "iptables", "--services", "10,100,1000")
+    """Mode iptables: 2,000 UDP packets at 1,000 pps for each number of Services."""
+    argv = ("2", "1000", "--mode", "iptables", "--services", "10,100,1000", "--protocol", "udp")
     done = counting.kproxylat("sweep", *argv, "--lab", "--format", "json")
     assert done.status == 0, done.err
     return done.json
@@ -29,7 +29,9 @@ def document(counting: Guest) -> dict[str, Any]:
 def sweep(document: dict[str, Any], counting: Guest) -> list[dict[str, Any]]:
     """Four backends."""
     results: list[dict[str, Any]] = document["results"]
-    return results + run_sweep(counting, "2", "1000", "--mode", "nftables,ipvs", "--services", "10,1000")
+    return results + run_sweep(
+        counting, "2", "1000", "--mode", "nftables,ipvs", "--services", "10,1000", "--protocol", "udp"
+    )
 
 
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
@@ -106,6 +108,19 @@ def test_iptables_grows_by_one_integer_a_service(sweep: list[dict[str, Any]], ba
     assert each > 10
 
 
+def test_a_rule_on_nft_costs_a_tcp_packet_more(counting: Guest) -> None:
+    """Its first comparison is the protocol; a legacy rule compares the address first. The other Services are of TCP."""
+    words = ("--mode", "iptables", "--services", "10,100,200", "--protocol", "both", "--format", "json")
+    done = counting.kproxylat("sweep", "--lab", "0.2", "1000", *words)
+    assert done.status == 0, done.err
+    assert all(result["accounting"]["closed"] for result in done.json["results"])
+    series = {(line["backend"], line["protocol"]): line for line in done.json["series"]}
+    assert {line["verdict"] for line in series.values()} == {"O(n)"}
+    adds = {key: line["per_service"]["estimate"] for key, line in series.items()}
+    assert adds["legacy", "tcp"] == adds["legacy", "udp"]
+    assert adds["nft", "tcp"] > 1.3 * adds["nft", "udp"]
+
+
 def test_series_are_judged_and_saved(document: dict[str, Any], counting: Guest) -> None:
     verdicts = {(each["mode"], each["backend"]): each["verdict"] for each in document["series"]}
     assert verdicts == {("iptables", "legacy"): "O(n)", ("iptables", "nft"): "O(n)"}
@@ -142,7 +157,10 @@ def test_maps_and_hashes_do_not_grow(sweep: list[dict[str, Any]], mode: str) -> 
 ])  # fmt: skip
 def test_kprobes_count_the_same(timing: Guest, services: str, backends: str) -> None:
     """The same books by the other kind of probe, on the other clock and two processors."""
-    results = run_sweep(timing, "0.5", "400", "--services", services, "--backend", backends, "--probe", "kprobe")
+    results = run_sweep(
+        *(timing, "0.5", "400", "--services", services, "--backend", backends, "--probe", "kprobe"),
+        *("--protocol", "udp"),
+    )
     expected = {each for each in BACKENDS if each[1] in backends.split(",")}
     assert {(each["run"]["mode"], each["run"]["backend"]) for each in results} == expected
     for each in results:

@@ -52,5 +52,11 @@ def test_overhead_is_an_integer_and_the_hook_is_around_the_call(
     for hook, around in whole.items():
         inside = sum(each["sum"] for each in result["probes"] if each["hook"] == hook and not each["envelope"])
         assert around["share"] == inside / around["sum"] < 1
+    check = result["cross_check"]
+    assert check["agrees"] is True
+    [lookup] = [each for each in result["probes"] if each["lookup"]]
+    assert check["lookup"]["lo"] < check["lookup"]["hi"] == lookup["mode"] - added["stored"]
+    assert check["lookup"]["hi"] < check["way"]["estimate"]
+    assert result["send_time"]["sent"] == {"target": 200, "endpoint": 200, "no_service": 200}
     [again] = read_log(result["run"]["log"])
     assert replace(again, source=None) == from_json(Path(result["run"]["log"]).with_suffix(".json").read_text())

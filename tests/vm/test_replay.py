@@ -191,7 +191,9 @@ def test_the_accounting_closes_without_services_outside_of_conntrack(counting: G
     second = OF_SERVICE.replace("10.24.138.29", "10.24.138.30").replace("KUBE-MARK-MASQ", "KUBE-SVC-A")
     text = UNIT.format(backend=backend, rules="", service=f"-A KUBE-SERVICES {second}")
     head, _, nat = text.partition("\n")
-    raw = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.24.138.30/32 -p udp -m udp --dport 53 -j NOTRACK\nCOMMIT\n"
+    raw = (
+        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 10.24.138.30/32 -p udp -m udp --dport 53 -j NOTRACK\nCOMMIT\n"
+    )
     file = counting.directory / "notrack.txt"
     file.write_text(f"{head}\n{raw}{nat}")
     result = replay(counting, file, "0.2", "500", "20", "--every-service")

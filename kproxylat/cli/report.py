@@ -1,0 +1,63 @@
+"""The command report: one page of results. A file that cannot be read does not stop the others.
+
+Imported in the function: :mod:`kproxylat.report.page`, for the sake of ``--help``, because it imports jinja2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kproxylat.console import ESSENTIAL, say
+from kproxylat.errors import LogError, UsageError
+from kproxylat.system.files import save_file
+
+
+def report(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Results, sweeps, comparisons, whatif, reproduce, or logs.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The page: .html, or .md for a pull request.")
+    ] = Path("report.html"),
+    title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "kube-proxy latency",
+) -> None:
+    """Write results of any kind into one page that can be sent: sentences, charts, tables and the raw data.
+
+    The page loads nothing from the network. Charts need kproxylat[plot].
+
+    \b
+    Examples:
+      kproxylat report logs/ebpf/sweep_20260101_120000.json -o report.html
+      kproxylat compare old.json new.json --format json > comparison.json
+      kproxylat report comparison.json -o report.md
+    """
+    from kproxylat.report import page
+
+    if output.suffix.lower() not in page.FORMATS:
+        raise UsageError(f"{output} is neither HTML nor Markdown", "--output takes a name that ends with .html or .md")
+    if output.resolve() in {Path(name).resolve() for name in files}:
+        raise UsageError(f"{output} is a file to read, too", "pass another --output")
+    parts, problems, status = [], [], 0
+    for name in files:
+        try:
+            parts.append(page.read_part(name))
+        except LogError as error:
+            status = 1
+            problems.append(str(error))
+            remedy = f"\n  {error.remedy}" if error.remedy else ""
+            say(f"kproxylat: {error}".replace("\n", "?") + remedy, ESSENTIAL)
+    if not parts:
+        raise typer.Exit(1)
+    if output.suffix.lower() == ".md":
+        text = page.write_markdown(title, parts, problems)
+    else:
+        charts, missing = page.draw_charts(parts)
+        for problem in missing:
+            say(f"kproxylat: {problem}")
+        text = page.write_html(title, parts, charts, [*problems, *missing])
+    save_file(output, text, "--output", replace=True)
+    say(f"saved: {output}")
+    raise typer.Exit(status)

@@ -1,0 +1,294 @@
+"""The sections of a report: what each kind of document says, as sentences, tables and a picture.
+
+Another kind of document is another row of :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from kproxylat.analysis.alternatives import WhatIf
+from kproxylat.analysis.comparison import Comparison
+from kproxylat.analysis.contrast import Figure as Contrasted
+from kproxylat.analysis.published import Reproduction
+from kproxylat.analysis.series import Series, build_series
+from kproxylat.report.columns import write_figure
+from kproxylat.report.plot import (
+    name_run,
+    picture_comparisons,
+    picture_reproduction,
+    picture_results,
+)
+from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
+from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
+from kproxylat.results import Probe, Result, ServiceCost, name_unit, target_text
+from kproxylat.results_json import build, build_results
+
+MANY = 40
+"""Of more runs than this only those have a row that need one."""
+METHODS = {
+    "lookup": "bpftrace timed the kernel function that looks a packet up in kube-proxy's rules. The time includes a "
+    "part of the probe's own cost.",
+    "first packet": "The sender took the time from a connection's SYN to its SYN-ACK by its own clock.",
+    "send time": "The sender took the time of the system call that carries a packet its whole way by its own clock.",
+}
+"""What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> how."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first ``words`` columns hold words, the others numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a report says of one document.
+
+    :param sentences: the answer. ``methods``: how it was measured, in words; ``facts``: the setting of the runs.
+    :param picture: draws a figure of matplotlib's, or raises :class:`~kproxylat.errors.KproxylatError`.
+    """
+
+    kind: str
+    sentences: Sequence[str]
+    picture: Callable[[], Any]
+    tables: Sequence[Table]
+    warnings: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    facts: Table | None = None
+
+
+def _bound(figure: Any, form: str = ",.4g") -> str:
+    """Write an estimate with its bounds, where it has some; "-" if it is unknown."""
+    if figure is None:
+        return "-"
+    bounds = f" ({figure.lo:{form}} to {figure.hi:{form}})" if figure.lo < figure.hi else ""
+    return f"{figure.estimate:{form}}{bounds}"
+
+
+def _number(value: float | None) -> str:
+    return write_figure(value, None)
+
+
+def build_runs(document: Mapping[str, Any]) -> Section:
+    """Build the section of a run, of several, or of a sweep.
+
+    :raises ValueError: the document holds no result.
+    """
+    results = build_results(document)
+    if not results:
+        raise ValueError("holds no result")
+    series = [line for line in build_series(results) if len(line.points) > 1]
+    sentences = [*describe_series(series)]
+    if not series:
+        nothing = "no lookup was measured."
+        sentences = [describe_result(result) or f"{name_run(result)}: {nothing}" for result in results[:MANY]]
+    tables = [_list_series(series)] if series else []
+    if len(results) == 1:
+        tables += [_list_probes("Calls", dict(_name_probes(results[0])), results[0])]
+        maps = [(name, content.kind, len(content.entries)) for name, content in results[0].maps.items()]
+        tables += [Table("Maps of the probe script", ("map", "kind", "entries"), maps, words=2)] if maps else []
+        tables += [_list_services(results[0].services, results[0].run.clock)] if results[0].services else []
+    elif len(results) <= MANY:
+        probes = {f"{number}. {name_run(result)}": probe for number, result in enumerate(results, 1)
+                  if (probe := result.main_probe)}  # fmt: skip
+        tables += [_list_probes("Runs", probes, results[0])]
+    kind = "Sweep" if series else "Run" if len(results) == 1 else f"{len(results)} runs"
+    return _complete(kind, sentences, partial(picture_results, results), tables, results)
+
+
+def _complete(
+    kind: str,
+    sentences: Sequence[str],
+    picture: Callable[[], Any],
+    tables: Sequence[Table],
+    results: Sequence[Result],
+    warnings: Iterable[str] = (),
+) -> Section:
+    """Add what all documents with runs have: accounting, methods, facts, warnings."""
+    books = [(f"{number}. {name_run(result)}", result.accounting) for number, result in enumerate(results, 1)]
+    known = [(name, counts) for name, counts in books if counts]
+    closed = sum(counts.closed for _, counts in known)
+    rows = [(name, *map(_number, (counts.sent, counts.lookups, counts.rule_hits, counts.delivered)),
+             "yes" if counts.closed else f"NO: {counts.difference or 'unknown'}")
+            for name, counts in known if len(known) <= MANY or not counts.closed]  # fmt: skip
+    header = ("run", "sent", "lookups", "rule hits", "delivered", "balanced")
+    title = f"Packet accounting: balanced in {closed} of {len(known)} runs"
+    accounting = [Table(title, header, rows)] if known else []
+    noted = dict.fromkeys(warnings)
+    for number, result in enumerate(results, 1):
+        prefix = f"run {number}: " if results[1:] else ""
+        noted |= dict.fromkeys(prefix + warning for warning in result.quality.warnings)
+        noted |= {f"{prefix}cut short": None} if result.run.cut_short else {}
+    if len(known) > closed:
+        noted |= {f"the packet accounting does not balance in {len(known) - closed} runs": None}
+    if len(known) < len(results):
+        noted |= {f"{len(results) - len(known)} of {len(results)} runs have no packet accounting": None}
+    methods = dict.fromkeys(METHODS[probe.measured] for result in results if (probe := result.main_probe))
+    if any(result.run.emulated for result in results):
+        methods["The machine was emulated: compare its costs with each other, not with those of hardware."] = None
+    facts = Table("Setting", ("fact", "value"), list(_list_facts(results)), words=2)
+    return Section(kind, sentences, picture, [*tables, *accounting], [*noted], [*methods], facts)
+
+
+def _list_facts(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
+    """Yield each known fact of the runs, with its values."""
+    runs = []
+    for result in results:
+        traffic = result.traffic
+        sending = {"generator": traffic.generator, "packets a second": traffic.rate_pps} if traffic else {}
+        overhead = {"tracing adds to a call": _bound(result.overhead.script)} if result.overhead else {}
+        runs.append({**asdict(result.run), "target": target_text(result), **sending, **overhead})
+    for name in dict.fromkeys(name for run in runs for name in run):
+        texts = dict.fromkeys(_write_fact(run.get(name)) for run in runs)
+        values = [text for text in texts if text]
+        if values:
+            more = f" and {len(values) - 3} more" if values[3:] else ""
+            yield name.replace("_", " "), ", ".join(values[:3]) + more
+
+
+def _write_fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {text}" for name, text in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _name_probes(result: Result) -> Iterator[tuple[str, Probe]]:
+    """Yield what was timed in a run, with names for people."""
+    for probe in result.probes:
+        places = dict.fromkeys(filter(None, (probe.engine, probe.table, probe.chain, probe.hook)))
+        yield " ".join(places) + (" (the lookup)" if probe.lookup else ""), probe
+    for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
+        yield f"send time to {kind}", probe
+    if result.first_packet:
+        yield "first packet, SYN to SYN-ACK", result.first_packet.probe
+
+
+def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Table:
+    """List probes with their percentiles."""
+    names = sorted({name for probe in probes.values() for name in probe.percentiles} - {"100"}, key=float)
+    rows = []
+    for name, probe in probes.items():
+        shares = [percentile.estimate if (percentile := probe.percentiles.get(part)) else None for part in names]
+        costs = (write_figure(cost, probe.unit) for cost in (probe.min, *shares, probe.mean, probe.max))
+        rows.append((name, f"{probe.count:,}", *costs))
+    unit = name_unit(" and ".join(dict.fromkeys(probe.unit for probe in probes.values())), result.run.emulated)
+    header = ("", "calls", "least", *(f"p{name}" for name in names), "mean", "most")
+    return Table(f"{title}, {unit}", header, rows)
+
+
+def _list_services(services: Sequence[ServiceCost], unit: str | None) -> Table:
+    rows = [(service.name, service.target, *map(_number, (service.before, service.calls, service.cost)))
+            for service in services[:MANY]]  # fmt: skip
+    header = ("Service", "target", "before it", "calls", "cost")
+    return Table(f"Most expensive Services, {unit or 'unknown unit'}", header, rows, words=2)
+
+
+def _list_series(every: Sequence[Series]) -> Table:
+    unit = name_unit(every[0].unit, every[0].emulated)
+    checked = any(series.cross_check for series in every)
+    rows = []
+    for series in every:
+        check = series.cross_check
+        verdict = f"{_bound(check.send_time)}: {'agrees' if check.agrees else 'DISAGREES'}" if check else "-"
+        costs = (_bound(series.per_service), _bound(series.base, ",.0f"), *([verdict] if checked else []))
+        rows.append((series.name, series.verdict, series.evidence, *costs))
+    header = ("mode", "verdict", "evidence", "each Service adds", "base", *(["by send time"] if checked else []))
+    return Table(f"Growth with the Services, {unit}", header, rows, words=3)
+
+
+def build_whatif(document: Mapping[str, Any]) -> Section:
+    """Build the section of the costs of captured rules in each mode."""
+    results = build_results(document)
+    parts = {"results": [], "series": document.get("series", [])}
+    outcome: WhatIf = build(WhatIf, document["whatif"] | parts)
+    modes, unit = outcome.alternatives, outcome.unit
+    sentences = [describe_alternative(mode, outcome) for mode in modes]
+    rows = []
+    for mode in modes:
+        rules = "as captured" if mode.captured else "as kube-proxy 1.36 would write them"
+        costs = map(_number, (mode.least, mode.mean, mode.most, mode.per_service))
+        rows.append((f"{mode.mode}/{mode.backend}", rules, *costs, equal_at(mode, outcome)))
+    header = ("mode", "rules", "least", "mean", "most", "each Service adds", "equal to now at")
+    tables = [Table(f"A lookup in each mode, {unit}", header, rows, words=2), _list_services(outcome.dearest, unit)]
+    return _complete("What if", sentences, partial(picture_results, results), tables, results, outcome.notes)
+
+
+def build_comparisons(document: Mapping[str, Any]) -> Section:
+    """Build the section of comparisons.
+
+    :raises ValueError: the document holds none.
+    """
+    pairs: tuple[Comparison, ...] = build(tuple[Comparison, ...], document["comparisons"])
+    if not pairs:
+        raise ValueError("holds no comparison")
+    tables, warnings = [], dict[str, None]()
+    for pair in pairs:
+        sides = f"A: {pair.a.mode}/{pair.a.backend}, B: {pair.b.mode}/{pair.b.backend}"
+        unit = name_unit(pair.unit, pair.emulated)
+        many = len(pair.lookups) > 1
+        shown = [(lookup.what, lookup.main) for lookup in pair.lookups] if many else [
+            (figure.name, figure) for figure in pair.lookups[0].figures]  # fmt: skip
+        shown += [(f"{call.what} (another call)", call.main) for call in pair.calls]
+        rows = [(name, *_contrast(figure)) for name, figure in shown]
+        level = "" if pair.lookups[0].level == 1 else f", bounds {pair.lookups[0].level:.1%}"
+        tables.append(Table(f"{sides}; {unit}{level}", ("", "A", "B", "B - A", "B / A"), rows))
+        if pair.changed:
+            changes = [(name.replace("_", " "), *("-" if value == "None" else value for value in values))
+                       for name, values in pair.changed.items()]  # fmt: skip
+            tables.append(Table(f"Conditions that differ; {sides}", ("condition", "A", "B"), changes, words=3))
+        warnings |= {f"{name} differs ({difference}), and --allow lets it": None
+                     for name, difference in pair.overruled.items()}  # fmt: skip
+        warnings |= dict.fromkeys((*pair.only, *(f"B lacks {name}" for name in pair.missing)))
+        warnings |= {f"neither side tells its {', '.join(pair.unknown)}": None} if pair.unknown else {}
+    files = dict.fromkeys(
+        (side.file, f"{side.mode}/{side.backend}", str(side.runs)) for pair in pairs for side in (pair.a, pair.b)
+    )
+    facts = Table("What was compared", ("file", "mode", "runs"), list(files), words=2)
+    methods = dict.fromkeys(METHODS[pair.measured] for pair in pairs if pair.measured in METHODS)
+    statements = [pair.statement for pair in pairs]
+    return Section(
+        "Comparison", statements, partial(picture_comparisons, pairs), tables, [*warnings], [*methods], facts
+    )
+
+
+def _contrast(figure: Contrasted) -> tuple[str, ...]:
+    return _number(figure.a), _number(figure.b), _bound(figure.difference, "+,.0f"), _bound(figure.ratio, ".3f")
+
+
+def build_reproduction(document: Mapping[str, Any]) -> Section:
+    """Build the section of a published measurement and ours."""
+    reproduction: Reproduction = build(Reproduction, document)
+    published = reproduction.published
+    states = [verdict.state for verdict in reproduction.verdicts]
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    sentences = [f"{published.title}: of {len(states)} shapes {counted or 'none was judged'}."]
+    more = " more than at the least number of Services" if published.growth_only else ""
+    tables = [Table("Shape by shape", ("shape", "verdict", "evidence"), list_verdicts(reproduction), words=3),
+              Table(f"First packet, us{more}", FIGURES, list_figures(reproduction)),
+              Table("What each Service adds, ns", SLOPES, list_slopes(reproduction), words=2)]  # fmt: skip
+    facts = {"published": f"{published.date}, {published.address}", "their method": published.method}
+    facts |= {"this machine": str(document.get("machine", "unknown"))}
+    table = Table("Setting", ("fact", "value"), list(facts.items()), words=2)
+    picture = partial(picture_reproduction, reproduction)
+    differs = [f"may differ: {reason}" for reason in published.differs]
+    return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)
+
+
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
+    "comparisons": build_comparisons,
+    "published": build_reproduction,
+    "whatif": build_whatif,
+    "results": build_runs,
+    "run": build_runs,
+}
+"""Member that a kind of document has -> what builds its section; of several the first."""

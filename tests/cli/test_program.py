@@ -1,0 +1,170 @@
+"""Help pages, options of all commands, completion, and what a command says before it boots a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from kproxylat import console
+from kproxylat.cli import app, program
+from kproxylat.errors import MachineError
+from kproxylat.system import virtual_machine
+from tests.results import COUNTED
+from tests.support import ROOT
+from tests.support.command import PARAMETERS, Captured, call, name_of
+
+pytestmark = pytest.mark.usefixtures("nothing_starts")
+
+LOG = str(COUNTED.with_name("ebpf_iptables_20261122_225438.log"))
+
+
+@pytest.mark.parametrize("command", ["", "run", "mode show", "services"])
+def test_h_is_help(capsys: Captured, command: str) -> None:
+    short, long = (call(capsys, *command.split(), option) for option in ("-h", "--help"))
+    assert short == long
+    assert (short[0], "Usage: kproxylat" in short[1]) == (0, True)
+
+
+@pytest.mark.parametrize("command", PARAMETERS)
+def test_examples_come_first(capsys: Captured, command: str) -> None:
+    text = call(capsys, *command.split(), "--help")[1]
+    paragraphs = text.split("\n\n")
+    assert paragraphs[2].startswith("  Example"), text
+
+
+def test_the_options_of_run_have_groups(capsys: Captured) -> None:
+    """Each option that has many beside it stands below a heading, once."""
+    for command in ("run", "sweep"):
+        text = call(capsys, command, "--help")[1]
+        headings = [line.removesuffix(":") for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+        assert headings[0] == "Arguments"
+        assert set(headings[1:]) <= set(program.GROUPS)
+        assert len(headings) > 6
+        for parameter in PARAMETERS[command]:
+            if parameter.param_type_name == "option":
+                assert len(re.findall(rf"^  (?:-\w, )?{name_of(parameter)}\b[ \n]", text, re.M)) == 1, name_of(
+                    parameter
+                )
+    options = [option for group in program.GROUPS.values() for option in group]
+    assert len(set(options)) == len(options)
+
+
+def test_no_help_line_is_cut(capsys: Captured) -> None:
+    for words in ((), ("mode",), ("services",)):
+        assert "..." not in call(capsys, *words, "--help")[1].split("Commands:")[1].replace("-1, ...,", "")
+
+
+def test_a_wrong_value_is_refused_in_our_words(capsys: Captured) -> None:
+    for words in (("--services", "many"), ("soon",), ("--clock", "sundial"), ("--format", "xml")):
+        err = call(capsys, "run", "--lab", *words)[2]
+        assert not [word for word in ("Input should", "unable to parse", "Value error", "Invalid value") if word in err]
+
+
+def test_a_result_goes_to_a_file(capsys: Captured, tmp_path: Path) -> None:
+    printed = call(capsys, "parse", LOG, "-o", "json")[1]
+    path = tmp_path / "out.json"
+    status, out, err = call(capsys, "parse", LOG, "-o", "json", "--output", str(path))
+    assert (status, out, err) == (0, "", f"saved: {path}\n")
+    assert path.read_text() == printed
+    assert json.loads(printed)["schema"] == "kproxylat/1"
+    status, out, err = call(capsys, "parse", LOG, "--output", str(path))
+    assert (status, out, path.read_text() == printed) == (1, "", True)
+    assert "it exists\n  pass another --output" in err
+    assert "no permission to write in /nowhere" in call(capsys, "parse", LOG, "--output", "/nowhere/out")[2]
+
+
+def test_a_file_gets_what_was_written_before_an_error(capsys: Captured, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    status, _, err = call(capsys, "parse", LOG, "/nowhere", "-o", "csv", "--output", str(path))
+    assert (status, len(path.read_text().splitlines())) == (1, 2)
+    assert "/nowhere" in err
+
+
+def test_every_command_with_a_format_writes_to_a_file() -> None:
+    for command, parameters in PARAMETERS.items():
+        names = {option for parameter in parameters for option in parameter.opts}
+        if "--format" in names:
+            assert "-o" in names, command
+    commands = typer.main.get_command(app.build()).commands  # type: ignore[attr-defined]
+    names = {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
+    writes = {"run", "sweep", "reproduce", "whatif", "doctor", "parse", "compare"}
+    assert {name for name, own in names.items() if "file" in own} == writes
+    assert all({"quiet", "verbose"} <= own for name, own in names.items() if name not in ("mode", "services"))
+
+
+def test_quiet_and_verbose(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine() -> list[object]:
+        console.say("error", console.ESSENTIAL)
+        console.say("progress")
+        console.say("detail", console.DETAIL)
+        raise MachineError("failed")
+
+    monkeypatch.setattr("kproxylat.node.doctor.examine", examine)
+    said = [call(capsys, "doctor", *words)[2].splitlines() for words in (("-q",), (), ("-v",))]
+    end = "kproxylat: failed"
+    assert said == [["error", end], ["error", "progress", end], ["error", "progress", "detail", end]]
+
+
+def test_output_is_not_passed_on_to_a_machine(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inside: list[list[str]] = []
+
+    class Machine(virtual_machine.Machine):
+        def __init__(self, *_: object) -> None:
+            """Boot nothing."""
+
+        def run(self, argv: list[str], out: object, *_: object, **__: object) -> int:  # type: ignore[override]
+            inside.append(argv)
+            print("result", file=out)  # type: ignore[call-overload]
+            return 4
+
+    monkeypatch.setattr(virtual_machine, "Machine", Machine)
+    monkeypatch.setattr(virtual_machine, "boot", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "run", "--lab", "--vm", "--output", "x.txt", "-o", "json")[:2] == (4, "")
+    assert inside == [["run", "--lab", "-o", "json"]]
+    assert (tmp_path / "x.txt").read_text() == "result\n"
+
+
+def test_what_is_missing_is_named_before_booting(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(program: str) -> str:
+        raise MachineError(f"{program} not found")
+
+    monkeypatch.setattr(virtual_machine, "find", find)
+    monkeypatch.setattr(virtual_machine, "find_kernel", lambda *_: Path("vmlinuz-6.1"))
+    status, _, err = call(capsys, "render", "--lab", "--vm")
+    assert (status, err) == (1, "kproxylat: qemu-system-x86_64 not found\n")
+
+
+def test_render_names_a_kernel_without_kprobes(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> str:
+        raise MachineError("no kprobes (CONFIG_KPROBE_EVENTS)")
+
+    class Script:
+        kind = "kprobe"
+
+    monkeypatch.setattr("kproxylat.node.checks.check_kprobes", check)
+    monkeypatch.setattr("kproxylat.system.kernel.check_root", lambda: None)
+    monkeypatch.setattr("kproxylat.measure.plan.load_modules", lambda _: None)
+    monkeypatch.setattr("kproxylat.measure.plan.plan_script", lambda _: Script())
+    monkeypatch.setattr("kproxylat.trace.script.render_script", lambda *_: "script\n")
+    status, out, err = call(capsys, "render", "--lab")
+    assert (status, out) == (0, "script\n")
+    assert err == "warning: this kernel cannot run the script: no kprobes (CONFIG_KPROBE_EVENTS)\n"
+
+
+def test_completion() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_KPROXYLAT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kproxylat"],
+        env={**environment, "COMP_WORDS": "kproxylat run --ser"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert sorted(done.stdout.split()) == ["--service", "--services"], done.stderr
