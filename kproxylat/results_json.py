@@ -17,6 +17,8 @@ _get_hints = cache(typing.get_type_hints)
 _LARGEST, _DIGITS = 1 << 64, 300
 _DEPTH = 50
 _LONE = re.compile("[\ud800-\udfff]")
+_WORDS = re.compile(r"arguments\[\d+\]\Z|\.log\Z")
+"""Places of the command line's words, which may be any bytes."""
 _NUMBER = re.compile(r"-?\d{1,19}")
 _UNITS = ("ns", "us", "instructions")
 _SIGNED = frozenset({"lo", "hi", "stored"})
@@ -56,7 +58,7 @@ def list_from_json(text: str | bytes, complain: Callable[[str], None] | None = N
 def build_results(document: Mapping[str, Any], complain: Callable[[str], None] | None = None) -> list[Result]:
     """Build the results of a document: its only one, or those in its list.
 
-    :param complain: as of :func:`list_from_json`.
+    :param complain: as :func:`list_from_json` says.
     :raises ValueError: fields that do not fit.
     """
     if "results" not in document:
@@ -142,7 +144,7 @@ def _build_fields(kind: Any, data: Mapping[str, Any], place: str) -> Any:
     for name in (item.name for item in fields(kind) if item.name in data):
         field_place = f"{place}.{name}".removeprefix(".")
         value = build(hints[name], data[name], field_place)
-        known[name] = value if name in _SIGNED else _count(value, field_place)
+        known[name] = _count(value, field_place) if hints[name] in (int, int | None) and name not in _SIGNED else value
         check = _CHECKS.get(f"{kind.__name__}.{name}")
         if check and not check(known):
             raise TypeError(f"{field_place}: {_quote(value)} is impossible")
@@ -205,7 +207,7 @@ def _check(kind: Any, data: Any, place: str) -> Any:
         raise TypeError(f"{place}: {_quote(data)} is not a {getattr(kind, '__name__', 'number')}".removeprefix(": "))
     if isinstance(data, int | float) and not -_LARGEST < data < _LARGEST:
         raise TypeError(f"{place}: {_quote(data)} is too large")
-    if isinstance(data, str) and not data.isascii() and _LONE.search(data):
+    if isinstance(data, str) and not data.isascii() and _LONE.search(data) and not _WORDS.search(place):
         raise TypeError(f"{place}: {_quote(data)} is not text: it holds half a character")
     return data
 
