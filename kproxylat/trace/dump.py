@@ -27,13 +27,14 @@ _ENTRIES, _VALUE_SIZE = 100_000, 1 << 22
 """How many entries of a print are kept, and how many characters of the lines of a string."""
 BUDGET = 120_000_000
 """Bytes that a text's maps and their output may take, so that all of ``parse`` stays below 200 MB."""
-_OBJECT, _CHAR, _ESCAPED = 800, 12, 100
-"""Bytes that an entry or a row takes beside its text, and each character; one that JSON escapes takes more."""
+_OBJECT, _CHAR, _ESCAPED, _PART = 800, 12, 100, 150
+"""Bytes that an entry or a row takes beside its text; each character, one that JSON escapes, and a key's part."""
 
 
 def weigh(text: str) -> int:
     """Return the bytes that a kept text takes with its output, at most."""
-    return _OBJECT + len(text) * (_CHAR if text.isascii() and text.isprintable() else _ESCAPED)
+    size = _CHAR if text.isascii() and text.isprintable() else _ESCAPED
+    return _OBJECT + len(text) * size + text.count(", ") * _PART
 
 
 class Print(NamedTuple):

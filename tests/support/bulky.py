@@ -33,8 +33,9 @@ KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
     "long strings": (ATTACHED, lambda: repeat(f"@s[{{}}]: {LONG}\n", 40)),
     "long strings that JSON escapes": (ATTACHED, lambda: repeat("@s[{}]: " + "\x01\U0001f600" * 200_000 + "\n", 40)),
     "lines of one string": (ATTACHED, lambda: iter([b"@s: a\n", *repeat(f"{{}}{LONG}\n", 40)])),
-    "one key": (ATTACHED, lambda: iter([b"@k[", b"a, " * 350_000, b"]: 1\n@k[1, 2]: 2\n"])),
-    "one key of ends": (ATTACHED, lambda: iter([b"@k[", b"]: " * 350_000, b"]: 1\n"])),
+    "one key": (ATTACHED, lambda: iter([b"@k[", b"a, " * 340_000, b"1]: 1\n"])),
+    "keys of many parts": (ATTACHED, lambda: repeat(f"@k[{{}}, {'a, ' * 90_000}1]: 1\n", 40)),
+    "one key of ends": (ATTACHED, lambda: iter([b"@k[", b"]: " * 340_000, b"]: 1\n"])),
     "one key of brackets": (ATTACHED, lambda: iter([b"@k[", b"(1, " * 250_000, b"]: 1\n"])),
     "300,000 keys": (ATTACHED, lambda: repeat("@n[{}]: 1\n", 300_000)),
     "20 maps of 20,000 keys": (ATTACHED, lambda: (
