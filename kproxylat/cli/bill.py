@@ -71,7 +71,7 @@ def bill(
     serve: Annotated[
         str | None, typer.Option("--serve", metavar="ADDRESS", help="Count on and on, for Prometheus to scrape.")
     ] = None,
-    form: Annotated[BillFormat | None, typer.Option("--format", help="How the bill is written (table).")] = None,
+    form: Annotated[BillFormat | None, typer.Option("--format", "-o", help="How the bill is written (table).")] = None,
     *,
     place: Place,
 ) -> None:

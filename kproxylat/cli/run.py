@@ -194,7 +194,7 @@ def run(
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
     detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
     says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
-    and --position. With --node, -l or --all-nodes a pod on each of these nodes measures.
+    and --position. A pod measures on each node that --all-nodes, -l or --node names.
 
     \b
     Examples:

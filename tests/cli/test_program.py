@@ -95,7 +95,7 @@ def test_every_command_with_a_format_writes_to_a_file() -> None:
             assert "-o" in names, command
     commands = typer.main.get_command(app.build()).commands  # type: ignore[attr-defined]
     names = {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
-    writes = {"run", "sweep", "reproduce", "whatif", "doctor", "parse", "compare"}
+    writes = {"run", "sweep", "reproduce", "whatif", "doctor", "parse", "compare", "bill"}
     assert {name for name, own in names.items() if "file" in own} == writes
     assert all({"quiet", "verbose"} <= own for name, own in names.items() if name not in ("mode", "services"))
 

@@ -10,7 +10,11 @@ from kproxylat.logs.reader import read_log
 from tests.support.bulky import KINDS, LIMIT_MB, measure_parse, write_bulky
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
+"""Kinds that take a minute."""
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in SLOW)) for kind in KINDS])
 def test_peak_memory(tmp_path: Path, kind: str) -> None:
     write_bulky(tmp_path / "bulky.log.gz", kind)
     peak_mb, status, err = measure_parse(tmp_path / "bulky.log.gz", "csv")

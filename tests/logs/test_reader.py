@@ -605,7 +605,7 @@ def test_names_and_keys_cannot_control_the_terminal(tmp_path: Path) -> None:
 def test_closed_streams_and_an_empty_name_are_named() -> None:
     close = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'kproxylat', 'parse', '-'])"
     done = subprocess.run([sys.executable, "-c", close], input=REPORT, capture_output=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: stdout is closed")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: standard output is closed")
     done = kproxylat("parse", "", "-", stdin=REPORT)
     assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"kproxylat: a file's name is empty")
     assert b"ipt_do_table" in done.stdout

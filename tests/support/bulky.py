@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,12 @@ from pathlib import Path
 from tests.support import ROOT
 
 LIMIT_MB = 200
+_MEASURE = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, status)
+"""
+"""A small parent: Linux counts the memory that a program's parent had at fork() as the program's own peak."""
 ATTACHED = b"Attaching 1 probe...\n\n\n"
 JSON = b'{"type": "attached_probes", "data": {"probes": 1}}\n'
 
@@ -66,12 +71,9 @@ def write_bulky(path: Path, kind: str) -> None:
 
 def measure_parse(path: Path, form: str) -> tuple[float, int, str]:
     """Run ``parse``; return its peak memory in MB, its exit status and its stderr."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "kproxylat", "parse", "--format", form, str(path)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stderr
-        err = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss / 1024, process.returncode, err
+    words = [sys.executable, "-m", "kproxylat", "parse", "--format", form, str(path)]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *words], cwd=ROOT, check=True, capture_output=True, text=True
+    )  # fmt: skip
+    peak_kb, status = map(int, done.stdout.split())
+    return peak_kb / 1024, status, done.stderr
