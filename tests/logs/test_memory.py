@@ -9,7 +9,6 @@ import pytest
 from kproxylat.logs.reader import read_log
 from tests.support.bulky import KINDS, LIMIT_MB, measure_parse, write_bulky
 
-
 SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
 """Kinds that take a minute."""
 
