@@ -164,7 +164,7 @@ class Terminal(io.StringIO):
 def use_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make stdout a terminal of 120 columns with colours."""
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((120, 40)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((120, 40)))
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
