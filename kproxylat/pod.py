@@ -20,6 +20,7 @@ from kproxylat.cluster.job import COMMANDS, OUTPUT
 from kproxylat.console import say, show
 from kproxylat.errors import ENDING, MachineError, UsageError
 from kproxylat.system import processes
+from kproxylat.system.files import make_directory
 
 
 def run(words: list[str]) -> tuple[int, str]:
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
     if version != __version__:
         say(f"kproxylat: this image has version {__version__}, and the client is {version}")
         return UsageError.exit_code
-    Path(OUTPUT).mkdir(exist_ok=True)
+    make_directory(Path(OUTPUT))
     if COMMANDS.get(words[0]) == "measure":
         open_settings()
     status, stdout = run(words)

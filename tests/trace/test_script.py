@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kproxylat.errors import KproxylatError, MachineError, TemplateError, UsageError
+from kproxylat.lab.rules import DEFAULT_RELEASE, RELEASES
 from kproxylat.measure.overhead import INNER
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.templates import DIRECTORIES, render_rules
@@ -344,6 +345,7 @@ def test_the_rules_templates_are_found(name: str) -> None:
             "bits": 32,
             "more": False,
             "append": False,
+            "release": RELEASES[DEFAULT_RELEASE],
         },
     )
     assert "KUBE-SERVICES" in rules or "chain services" in rules
@@ -357,7 +359,7 @@ def test_every_mode_has_its_rules_template() -> None:
 
 def test_ipvs_lookup_of_the_nodes_own_packets_holds_a_call_at_the_same_hook() -> None:
     own = find_mode("ipvs", None).from_node()
-    assert "@start[$key + 8] = 1;" in render_script(plan_of(own, "0.17", FLOW, 0))
+    assert "@start[$key + 8] = (uint64)1;" in render_script(plan_of(own, "0.17", FLOW, 0))
     for mode in (find_mode("ipvs", None), find_mode("nftables", None).from_node()):
         assert "+ 8" not in render_script(plan_of(mode, "0.17", FLOW, 0))
     with pytest.raises(MachineError, match="the call within it"):
