@@ -41,6 +41,8 @@ FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
+_SCATTERED = 4
+"""From so many points on, the scatter of single runs around their line is known: three leave one degree of freedom."""
 
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
@@ -285,7 +287,7 @@ def draw_medians(
 def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
     """Return the relative standard deviation of single runs around their line, and its degrees of freedom. It stands
     for the drift from run to run, which single runs do not show."""
-    if len(costs) < 3:
+    if len(costs) < _SCATTERED:
         return 0.0, 0
     slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
     freedom = len(costs) - 2
@@ -343,7 +345,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if all(point.runs == 1 for point in points):
-        evidence += "; single runs: drift from run to run shows only as scatter around the line (--repeats)"
+        seen = "shows only as scatter around the line" if len(points) >= _SCATTERED else "is not in the bounds"
+        evidence += f"; single runs: drift from run to run {seen} (--repeats)"
     return replace(
         series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence
     )
