@@ -41,8 +41,7 @@ FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
-_SCATTERED = 4
-"""From so many points on, the scatter of single runs around their line is known: three leave one degree of freedom."""
+_SCATTERED = 4  # points from which on their scatter around the line is known: three leave one degree of freedom
 
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
@@ -285,8 +284,7 @@ def draw_medians(
 
 
 def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
-    """Return the relative standard deviation of single runs around their line, and its degrees of freedom. It stands
-    for the drift from run to run, which single runs do not show."""
+    """Return the relative standard deviation of single runs around their line, which is their drift, and its freedom."""
     if len(costs) < _SCATTERED:
         return 0.0, 0
     slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
