@@ -284,7 +284,7 @@ def draw_medians(
 
 
 def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
-    """Return the relative standard deviation of single runs around their line, which is their drift, and its freedom."""
+    """Return the relative standard deviation of single runs around their line (their drift), and its freedom."""
     if len(costs) < _SCATTERED:
         return 0.0, 0
     slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
