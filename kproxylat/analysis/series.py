@@ -41,7 +41,7 @@ FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
-_SCATTERED = 4  # points from which on their scatter around the line is known: three leave one degree of freedom
+_SCATTERED = 4  # single runs that show their drift by the scatter around the line; with fewer, O(n) doubles the base
 
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
@@ -288,9 +288,8 @@ def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
     if len(costs) < _SCATTERED:
         return 0.0, 0
     slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
-    freedom = len(costs) - 2
     squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs.items())
-    return math.sqrt(squares / freedom), freedom
+    return math.sqrt(squares / (len(costs) - 2)), len(costs) - 2
 
 
 def _values_to_draw(result: Result) -> Distribution | None:
@@ -323,14 +322,14 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services
     growth, most = slope * span, max(abs(per_service.lo), abs(per_service.hi)) * span
-    wide = points[-1].services >= max(DECADE * points[0].services, 100)
     ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
     share = most / base if base > 0 else float("inf")
-    verdict = "unclear"
-    if per_service.lo > 0 and len(points) > 2 and worst <= LINEAR * growth and growth > FLAT * base:
+    single = all(point.runs == 1 for point in points)
+    least, verdict = 1 if single and len(points) < _SCATTERED else FLAT, "unclear"
+    if per_service.lo > 0 and len(points) > 2 and worst <= LINEAR * growth and growth > least * base:
         verdict = "O(n)"
         evidence = f"the slope is above 0, residuals are at most {worst / growth:.0%} of the growth"
-    elif share < FLAT and wide:
+    elif share < FLAT and points[-1].services >= max(DECADE * points[0].services, 100):
         verdict, evidence = "O(1)", f"it grows by less than {share:.0%} of the base {ends}"
     elif share < FLAT:
         evidence = f"too few Services to tell: it grows by less than {share:.0%} of the base {ends}"
@@ -342,7 +341,7 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
-    if all(point.runs == 1 for point in points):
+    if single:
         seen = "shows only as scatter around the line" if len(points) >= _SCATTERED else "is not in the bounds"
         evidence += f"; single runs: drift from run to run {seen} (--repeats)"
     return replace(

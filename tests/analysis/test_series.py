@@ -179,6 +179,13 @@ def test_the_bounds_of_single_runs_hold_the_slope_in_spite_of_drift() -> None:
     assert sum(holds) >= 18
 
 
+def test_three_single_runs_tell_only_what_doubles_a_cost() -> None:
+    """Their drift is unknown, and a lookup in nftables must not become O(n) by it."""
+    sizes = (10, 1000, 5000)
+    for slope, repeats, verdict in ((1, 1, "unclear"), (1, 3, "O(n)"), (10, 1, "O(n)")):
+        assert timed(lambda size, slope=slope: 15_000 + slope * size, sizes, repeats).verdict == verdict  # type: ignore[misc]
+
+
 def test_many_points_do_not_take_all_pairs_in_every_replicate(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
 
