@@ -5,6 +5,7 @@ Imported in the function: :mod:`kproxylat.lab` and what uses it, for the sake of
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -82,15 +83,16 @@ def whatif(
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
     only = "" if protocol is Protocol.BOTH else protocol
+    plan_all = partial(alternatives.plan_modes, options, rules, MODES, packets, only, releases)
     if dry_run:
-        runs = [preview(plan) for plan in alternatives.plan_modes(options, rules, MODES, packets, only, releases)]
+        runs = [preview(plan) for plan in plan_all()]
         machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
         show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
         return
     relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
-    plans = alternatives.plan_modes(options, rules, MODES, packets, only, releases)
-    say_expected(sum(expect_s(plan, detect_clock()[1]) for plan in plans))
-    answer, ended = alternatives.whatif(options, rules, MODES, packets, only, releases)
+    plans, (_, emulated) = plan_all(), detect_clock()
+    say_expected(sum(expect_s(plan, emulated) for plan in plans))
+    answer, ended = alternatives.whatif(rules, plans)
     path = alternatives.save(answer, output_dir)
     say(f"saved: {path}")
     if picture:

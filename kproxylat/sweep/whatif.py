@@ -39,24 +39,14 @@ def check(base: Options, packets: int) -> None:
     check_options(replace(base, sending=replace(base.sending, duration_s=1)))
 
 
-def whatif(
-    base: Options,
-    ruleset: Ruleset,
-    modes: Iterable[Mode],
-    packets: int,
-    protocol: str = "",
-    releases: Sequence[str] = ("",),
-) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
+def whatif(ruleset: Ruleset, planned: Sequence[Options]) -> tuple[WhatIf, Interrupted | KproxylatError | None]:
     """Measure the ruleset as it is, and its Services in other modes.
 
-    :param base: what all runs have in common.
-    :param modes: the other modes. ``packets``: how many to send to each Service.
-    :param protocol: measure only the Services of this protocol ("": all).
-    :param releases: kube-proxy's, as in :func:`plan_modes`.
+    :param planned: the runs, as :func:`plan_modes` returns them.
     :return: what was measured, and what cut it short: a signal, or a mode that cannot be measured.
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
-    first, *others = plan_modes(base, ruleset, modes, packets, protocol, releases)
+    first, *others = planned
     plans = [first, *keep_possible(others)]
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
@@ -99,6 +89,9 @@ def plan_modes(
 ) -> list[Options]:
     """Plan a run of the ruleset as it is, and one in each other mode.
 
+    :param base: what all runs have in common.
+    :param modes: the other modes. ``packets``: how many to send to each Service.
+    :param protocol: measure only the Services of this protocol ("": all).
     :param releases: kube-proxy's, of which one run each is planned in the modes whose rules differ between them.
     """
     others = [

@@ -162,7 +162,7 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", measure)
     monkeypatch.setattr("kproxylat.sweep.whatif.require", lambda *_, **__: None)
-    found, ended = whatif(BASE, RULES, MODES, 20)
+    found, ended = whatif(RULES, plan_modes(BASE, RULES, MODES, 20))
     assert ended is error
     assert [each.backend for each in found.alternatives] == ["legacy", "nft"]
     assert "2 of 4 are measured, and shown" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
     assert "iptables/nft" in capsys.readouterr().out
     tried[:] = ["x", "y"]
     with pytest.raises(type(error)):
-        whatif(BASE, RULES, MODES, 20)
+        whatif(RULES, plan_modes(BASE, RULES, MODES, 20))
 
 
 def test_modes_that_this_kernel_lacks_are_left_out(
@@ -183,7 +183,7 @@ def test_modes_that_this_kernel_lacks_are_left_out(
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", lambda options: (measured(options.mode), None))
     monkeypatch.setattr("kproxylat.sweep.whatif.require", require)
-    answer, ended = whatif(BASE, RULES, MODES, 20)
+    answer, ended = whatif(RULES, plan_modes(BASE, RULES, MODES, 20))
     assert ended is None
     assert [each.mode for each in answer.alternatives] == ["iptables", "ipvs"]
     assert "nftables on nft is left out: module not found for this kernel: nf_tables" in capsys.readouterr().err
