@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from kproxylat.analysis.series import Series
 from kproxylat.results import Result, ServiceCost
-from kproxylat.results_json import list_to_json
+from kproxylat.results_json import build, list_to_json
 
 
 @dataclass(frozen=True)
@@ -53,5 +55,12 @@ class WhatIf:
         return list_to_json(self.results, series=self.series, whatif={name: getattr(self, name) for name in names})
 
 
-RANKING = next(field.name for field in fields(WhatIf) if "ServiceCost" in str(field.type))
-"""Key of the Services' costs in the document."""
+def build_outcome(document: Mapping[str, Any]) -> WhatIf:
+    """Build the outcome that a document holds, without its results.
+
+    :raises LookupError: the document has no outcome.
+    :raises TypeError: a field is missing, or has another type.
+    """
+    parts = {"results": [], "series": document.get("series", [])}
+    outcome: WhatIf = build(WhatIf, document["whatif"] | parts)
+    return outcome

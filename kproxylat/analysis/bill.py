@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
-from typing import Any
 
-from kproxylat.analysis.alternatives import RANKING
+from kproxylat.analysis.alternatives import WhatIf
 from kproxylat.analysis.stats import LEVEL
 from kproxylat.results import Bounded, Bucket, Histogram, Percentile
 from kproxylat.trace.percentiles import estimate_percentiles
@@ -248,26 +247,26 @@ def cut(rows: Sequence[Row], most: int = TOP) -> tuple[Row, ...]:
     return (*kept, Row(f"{len(rest)} more", "none", "", per_s, share, ms / per_s * 1e6, None, ms))
 
 
-def save_by_mode(rows: Sequence[Row], document: Mapping[str, Any], mode: str, backend: str) -> tuple[Saving, ...]:
+def save_by_mode(rows: Sequence[Row], outcome: WhatIf, mode: str, backend: str) -> tuple[Saving, ...]:
     """Return what other modes would give back of the Services' CPU time, by the costs that ``whatif`` measured.
 
     The present cost weighs each Service's by its live lookups. Flows to no Service are left out: the model has none.
 
-    :param document: what ``whatif`` saved.
-    :return: empty if the document lacks the present mode.
+    :param outcome: of ``whatif``.
+    :return: empty if the outcome lacks the present mode, or its costs are 0.
     """
-    model = document["whatif"]
-    costs = {service["target"]: service["cost"] for service in model[RANKING]}
-    alternatives = {(row["mode"], row["backend"]): row for row in model["alternatives"]}
+    costs = {service.target: service.cost for service in outcome.dearest}
+    alternatives = {(row.mode, row.backend): row for row in outcome.alternatives}
     now = alternatives.pop((mode, backend), None)
     services = [row for row in rows if row.kind == "service"]
     looked_up = sum(row.lookups_per_s for row in services)
     if not now or not looked_up:
         return ()
-    present = sum(row.lookups_per_s * costs.get(row.key, now["mean"]) for row in services) / looked_up
+    present = sum(row.lookups_per_s * costs.get(row.key, now.mean) for row in services) / looked_up
+    if not present:
+        return ()
     day_s = sum(row.cpu_ms_per_s for row in services) * DAY_S / 1000
-    ends = ("mean", "most", "least")
     return tuple(
-        Saving(*key, Bounded.around(*(day_s * (1 - other[end] / present) for end in ends)))
+        Saving(*key, Bounded.around(*(day_s * (1 - cost / present) for cost in (other.mean, other.most, other.least))))
         for key, other in alternatives.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from dataclasses import replace
@@ -21,6 +20,7 @@ from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
 
 if TYPE_CHECKING:
+    from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.measure.bill import Billing
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -108,11 +108,7 @@ def bill(
         return
     answer, ended = billing.bill(plan)
     if model:
-        try:
-            savings = save_by_mode(answer.rows, model, answer.mode, answer.backend)
-        except (LookupError, TypeError, ZeroDivisionError) as error:
-            raise MachineError(f"{whatif} is not what whatif saved: {error!r}", "kproxylat whatif saves one") from None
-        answer = replace(answer, savings=savings)
+        answer = replace(answer, savings=save_by_mode(answer.rows, model, answer.mode, answer.backend))
     if form is BillFormat.JSON:
         show(answer.to_json())
     elif form is BillFormat.CSV:
@@ -156,14 +152,16 @@ def serve_bills(plan: Billing, host: str, port: int) -> None:
             raise ended
 
 
-def _read_model(path: Path) -> dict[str, object]:
+def _read_model(path: Path) -> WhatIf:
     """Read what whatif saved.
 
     :raises UsageError: the file is not that.
     """
+    from kproxylat.analysis.alternatives import build_outcome
+    from kproxylat.results import SCHEMA
+    from kproxylat.results_json import load_document
+
     try:
-        document = json.loads(path.read_text())
-        document["whatif"]["alternatives"]
+        return build_outcome(load_document(path.read_bytes(), SCHEMA))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"--whatif {path}: {error}", "kproxylat whatif RULESET saves such a file") from None
-    return dict(document)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from kproxylat.analysis.alternatives import WhatIf
+from kproxylat.analysis.alternatives import build_outcome
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.contrast import Figure as Contrasted
 from kproxylat.analysis.published import Reproduction
@@ -209,8 +209,7 @@ def _list_series(every: Sequence[Series]) -> Table:
 def build_whatif(document: Mapping[str, Any]) -> Section:
     """Build the section of the costs of captured rules in each mode."""
     results = build_results(document)
-    parts = {"results": [], "series": document.get("series", [])}
-    outcome: WhatIf = build(WhatIf, document["whatif"] | parts)
+    outcome = build_outcome(document)
     modes, unit = outcome.alternatives, outcome.unit
     sentences = [describe_alternative(mode, outcome) for mode in modes]
     rows = []

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kproxylat.analysis.alternatives import build_outcome
 from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, compare_counter, cut, save_by_mode
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
 from tests.support import TESTS
 from tests.support.bills import NAMES, WINDOWS, count, make_bill, window
 
-MODEL = json.loads((TESTS / "documents/whatif-costs.json").read_text())
+MODEL = build_outcome(json.loads((TESTS / "documents/whatif-costs.json").read_text()))
 COUNTS = st.dictionaries(st.sampled_from([*NAMES, NO_SERVICE, "10.0.0.1:30080/tcp"]), st.integers(1, 5000), max_size=4)
 WINDOW = st.tuples(COUNTS, st.floats(0.25, 100), st.integers(0, 10), st.integers(0, 100))
 
