@@ -17,7 +17,6 @@ from kproxylat.analysis.stats import (
     MANY,
     ROUNDS,
     Distribution,
-    Interval,
     bounds,
     choose_pairs,
     drift,
@@ -26,7 +25,7 @@ from kproxylat.analysis.stats import (
     slopes,
 )
 from kproxylat.modes import is_ordered
-from kproxylat.results import Result
+from kproxylat.results import Bounded, Result
 
 ROUNDING = 1
 """The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
@@ -77,8 +76,8 @@ class CrossCheck:
     """
 
     unit: str
-    probe: Interval
-    send_time: Interval
+    probe: Bounded
+    send_time: Bounded
     agrees: bool
 
 
@@ -102,8 +101,8 @@ class Series:
     figure: str
     emulated: bool
     points: tuple[Point, ...]
-    per_service: Interval | None
-    base: Interval | None
+    per_service: Bounded | None
+    base: Bounded | None
     level: float
     verdict: str
     evidence: str
@@ -252,8 +251,8 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     return replace(
         series,
         points=tuple(points),
-        per_service=Interval(slope, min(all_slopes), max(all_slopes)),
-        base=Interval(base, min(bases), max(bases)),
+        per_service=Bounded(slope, min(all_slopes), max(all_slopes)),
+        base=Bounded(base, min(bases), max(bases)),
         verdict=verdict,
         evidence=evidence,
     )
@@ -316,8 +315,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
     slope, base = fit_line([(point.services, point.cost) for point in points])
     lines = draw_lines(points, drawn)
-    per_service = Interval(slope, *bounds((line[0] for line in lines), LEVEL))
-    base_bounds = Interval(base, *bounds((line[1] for line in lines), LEVEL))
+    per_service = Bounded(slope, *bounds((line[0] for line in lines), LEVEL))
+    base_bounds = Bounded(base, *bounds((line[1] for line in lines), LEVEL))
     points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services

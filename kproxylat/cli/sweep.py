@@ -61,12 +61,8 @@ Finished = tuple[Sweep, Ended]
 """A sweep, and what cut it short."""
 
 
-class SweepFormat(StrEnum):
-    """How a sweep is written to stdout."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
+SweepFormat = StrEnum("SweepFormat", ["TABLE", "JSON", "CSV"])
+"""How a sweep is written to stdout."""
 
 
 DURATION_S = {"ns": 2, "instructions": 0.3}

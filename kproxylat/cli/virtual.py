@@ -21,11 +21,8 @@ if TYPE_CHECKING:
     from kproxylat.modes import Mode
 
 
-class Clock(StrEnum):
-    """The unit of a virtual machine's clock."""
-
-    NS = "ns"
-    INSTRUCTIONS = "instructions"
+Clock = StrEnum("Clock", ["NS", "INSTRUCTIONS"])
+"""The unit of a virtual machine's clock."""
 
 
 InVm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; needs neither root nor KVM.")]
