@@ -91,11 +91,10 @@ def leave_out(reason: str) -> None:
     say(f"kproxylat: {plain_line(reason)}")
 
 
-def confirm(question: str, alternative: str = "", outcome: str = "nothing was changed") -> None:
+def confirm(question: str, alternative: str = "") -> None:
     """Ask a person for permission to continue.
 
     :param alternative: an option that avoids the question.
-    :param outcome: the state after a refusal.
     :raises UsageError: stdin is not a terminal, so no person can answer.
     :raises DeclinedError: the answer is not yes.
     """
@@ -103,7 +102,9 @@ def confirm(question: str, alternative: str = "", outcome: str = "nothing was ch
         raise UsageError(f"no terminal to ask on: {question}", f"pass --yes{alternative and f', or {alternative}'}")
     show(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise DeclinedError(f"declined: {outcome}", alternative and f"to go on without this question: {alternative}")
+        raise DeclinedError(
+            "declined: nothing was changed", alternative and f"to go on without this question: {alternative}"
+        )
 
 
 @contextmanager

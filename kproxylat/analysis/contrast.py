@@ -14,18 +14,9 @@ from operator import sub, truediv
 from random import Random
 from statistics import fmean
 
+from kproxylat.analysis import stats
 from kproxylat.analysis.comparable import distribution
 from kproxylat.analysis.series import HASH_EFFECT, ROUNDING
-from kproxylat.analysis.stats import (
-    ROUNDS,
-    Distribution,
-    Draws,
-    bounds,
-    chance_distance,
-    distance,
-    drift,
-    merge_draws,
-)
 from kproxylat.results import Bounded, Probe
 
 ALARMS = 0.05
@@ -84,7 +75,7 @@ def contrast(
     services: tuple[int | None, int | None] = (None, None),
     tests: int = 1,
     hashed: bool = False,
-    rounds: int = ROUNDS,
+    rounds: int = stats.ROUNDS,
 ) -> Contrast:
     """Compare the calls of two sides.
 
@@ -107,7 +98,6 @@ def contrast(
 
 
 def _plain(name: str, a: float | None, b: float | None) -> Figure:
-    """Return a figure without bounds."""
     if a is None or b is None:
         return Figure(name, a, b)
     return Figure(name, a, b, Bounded(b - a, b - a, b - a), Bounded(b / a, b / a, b / a) if a else None)
@@ -118,7 +108,7 @@ def _contrast_counted(
 ) -> Contrast:
     merged = [_merge(side) for side in (a, b)]
     costs = [values.most_common(1)[0][0] for values in merged]
-    sides = [Distribution.of_values(values) for values in merged]
+    sides = [stats.Distribution.of_values(values) for values in merged]
     figures = [_plain("commonest", *costs), _plain("min", *(float(side.lows[0]) for side in sides))]
     figures += [_plain(f"p{p * 100:g}", *(side.estimate(p) for side in sides)) for p in QUANTILES[2:]]
     figures += [_plain("mean", *(sum(v * n for v, n in values.items()) / values.total() for values in merged))]
@@ -135,7 +125,7 @@ def _contrast_counted(
         if hashed and apart <= HASH_EFFECT:
             reason = f"{apart:,} apart; up to {HASH_EFFECT} instructions cannot be told from hash effects"
             apart = 0
-    spread = distance(*sides)
+    spread = stats.distance(*sides)
     if apart <= ROUNDING and spread > SHIFT and reason == "the same commonest value":
         reason += f", but {spread:.0%} of the calls cost otherwise"
     return Contrast(what, services, tuple(figures), 1.0, apart > ROUNDING, reason, distance=spread)
@@ -159,7 +149,7 @@ def _find_commonest(values: Mapping[int, int]) -> set[int]:
 
 def _contrast_timed(
     what: str,
-    sides: Sequence[Sequence[Distribution]],
+    sides: Sequence[Sequence[stats.Distribution]],
     means: Sequence[Sequence[float]],
     plain: Sequence[Figure],
     rng: Random,
@@ -186,7 +176,7 @@ def _contrast_timed(
     apart = by_chance = None
     if single:
         one, other = sides[0][0], sides[1][0]
-        apart, by_chance = distance(one, other), chance_distance(one.count, other.count, level)
+        apart, by_chance = stats.distance(one, other), stats.chance_distance(one.count, other.count, level)
         if with_distance and apart > by_chance:
             wrong.append("the distribution")
     reason = f"beyond chance: {', '.join(wrong)}" if wrong else "chance alone makes such differences"
@@ -197,17 +187,17 @@ def _contrast_timed(
 
 
 def _bound(
-    name: str, middles: Sequence[Sequence[float]], draws: Sequence[Sequence[Draws]], level: float, rng: Random
+    name: str, middles: Sequence[Sequence[float]], draws: Sequence[Sequence[stats.Draws]], level: float, rng: Random
 ) -> Figure:
     """Bound the difference and the ratio of a figure by the replicates of both sides' runs."""
-    spread = drift(middles)
-    (a_low, a_high), (b_low, b_high) = (merge_draws(side, spread, rng) for side in draws)
+    spread = stats.drift(middles)
+    (a_low, a_high), (b_low, b_high) = (stats.merge_draws(side, spread, rng) for side in draws)
     a, b = fmean(middles[0]), fmean(middles[1])
     # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high
 
     def bound(operate: Callable[[float, float], float]) -> Bounded:
-        lo, hi = bounds(map(operate, b_low, a_high), level)
-        return Bounded(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
+        lo, hi = stats.bounds(map(operate, b_low, a_high), level)
+        return Bounded(operate(b, a), lo, hi if exact else stats.bounds(map(operate, b_high, a_low), level)[1])
 
     return Figure(name, a, b, bound(sub), bound(truediv) if min(a_low) > 0 else None)

@@ -11,19 +11,8 @@ from itertools import pairwise
 from random import Random
 from statistics import fmean
 
+from kproxylat.analysis import stats
 from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
-from kproxylat.analysis.stats import (
-    LEVEL,
-    MANY,
-    ROUNDS,
-    Distribution,
-    bounds,
-    choose_pairs,
-    drift,
-    fit_line,
-    merge_draws,
-    slopes,
-)
 from kproxylat.modes import is_ordered
 from kproxylat.results import Bounded, Result
 
@@ -173,7 +162,7 @@ def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Seri
     counting = unit == "instructions"
     series = Series(
         *key[:2], unit, "commonest" if counting else "median", bool(runs[0].run.emulated), (), None, None,
-        1.0 if counting else LEVEL, "unclear", "", measured=lookups[0].measured, protocol=key[2]
+        1.0 if counting else stats.LEVEL, "unclear", "", measured=lookups[0].measured, protocol=key[2]
     )  # fmt: skip
     differing = next((facts for result in runs if (facts := find_differences(runs[0], result))), None)
     flaws = next((facts for result in runs if (facts := find_flaws(result))), None)
@@ -221,12 +210,12 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
         points.append(Point(services, len(cell), values.total(), cost, lo, hi, others=others))
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
-    slope, base = fit_line([(point.services, point.cost) for point in points])
+    slope, base = stats.fit_line([(point.services, point.cost) for point in points])
     points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
     worst = max(abs(point.residual or 0) for point in points)
     costs = [point.cost for point in points]
     spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
-    all_slopes = list(slopes([(point.services, point.cost) for point in points]))
+    all_slopes = list(stats.slopes([(point.services, point.cost) for point in points]))
     bases = [point.cost - slope * point.services for point in points]
     # By chance of seeds three points rise once in six times, four once in 24; but three points do not lie on a line.
     enough = len(points) > 3 or (len(points) == 3 and worst <= ROUNDING)
@@ -258,24 +247,22 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     )
 
 
-def draw_medians(
-    cells: Mapping[int, list[Result]], rng: Random, level: float = LEVEL
-) -> tuple[list[Point], list[list[float]]]:
+def draw_medians(cells: Mapping[int, list[Result]], rng: Random) -> tuple[list[Point], list[list[float]]]:
     """Draw replicates of the median at each number of Services.
 
     :return: the points, and for each point its replicates.
     """
     runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
     middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
-    spread = drift(middles.values())
+    spread = stats.drift(middles.values())
     if not spread[1]:
         spread = _scatter({size: middle for size, [middle] in middles.items()})
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
-    rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
+    rounds = stats.ROUNDS if len(cells) <= stats.MANY else stats.ROUNDS // 4
     points, drawn = [], []
     for size, repeats in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in repeats], spread, rng)
-        lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
+        replicates = stats.merge_draws([run.draw(0.5, rng, rounds) for run in repeats], spread, rng)
+        lo, hi = (stats.bounds(side, stats.LEVEL)[at] for at, side in enumerate(replicates))
         calls = sum(run.count for run in repeats)
         points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
         drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
@@ -286,26 +273,26 @@ def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
     """Return the relative standard deviation of single runs around their line (their drift), and its freedom."""
     if len(costs) < _SCATTERED:
         return 0.0, 0
-    slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
+    slope, base = stats.fit_line(list(costs.items()), stats.choose_pairs(len(costs)))
     squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs.items())
     return math.sqrt(squares / (len(costs) - 2)), len(costs) - 2
 
 
-def _values_to_draw(result: Result) -> Distribution | None:
+def _values_to_draw(result: Result) -> stats.Distribution | None:
     """Return what a run's median is drawn from: its values; of send times the medians of parts of the run.
 
     What slows a sender down lasts for many packets, so that a bootstrap of packets would be too sure.
     """
     if result.blocks:
-        return Distribution((block, block, 1) for block in result.blocks)
+        return stats.Distribution((block, block, 1) for block in result.blocks)
     return distribution(result.headline) if result.headline else None
 
 
 def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     """Fit a line (slope, intercept) to each round of replicates."""
     sizes = [point.services for point in points]
-    pairs = choose_pairs(len(sizes))
-    return [fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
+    pairs = stats.choose_pairs(len(sizes))
+    return [stats.fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
 
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
@@ -313,10 +300,10 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     points, drawn = draw_medians(cells, rng)
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
-    slope, base = fit_line([(point.services, point.cost) for point in points])
+    slope, base = stats.fit_line([(point.services, point.cost) for point in points])
     lines = draw_lines(points, drawn)
-    per_service = Bounded(slope, *bounds((line[0] for line in lines), LEVEL))
-    base_bounds = Bounded(base, *bounds((line[1] for line in lines), LEVEL))
+    per_service = Bounded(slope, *stats.bounds((line[0] for line in lines), stats.LEVEL))
+    base_bounds = Bounded(base, *stats.bounds((line[1] for line in lines), stats.LEVEL))
     points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services

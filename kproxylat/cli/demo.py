@@ -10,7 +10,7 @@ import typer
 
 from kproxylat.cli.options import Kind, OutputDir, Protocol, ProtocolOption, end
 from kproxylat.cli.places import OnNode
-from kproxylat.cli.sweep import Finished, SweepOptions, keep_possible, sweep_in_vms
+from kproxylat.cli.sweep import Finished, SweepOptions, sweep_in_vms
 from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import say, show
 from kproxylat.errors import KproxylatError
@@ -77,7 +77,8 @@ def demo(
 def _sweep_untraced(options: SweepOptions) -> Finished:
     """Sweep the modes that this kernel has; name the others."""
     options.enter_namespace()
-    return sweeping.sweep(keep_possible(options.plan(OnNode(), ("demo",))), 1, None, True)
+    points = sweeping.keep_possible(options.plan(OnNode(), ("demo",)), "send time")
+    return sweeping.sweep(points, 1, None, True)
 
 
 def _sweep_traced(options: SweepOptions) -> Finished:

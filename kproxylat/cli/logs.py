@@ -120,7 +120,6 @@ def parse_logs(names: Iterable[str], options: ParseOptions, complain: Callable[[
 
 
 def _export(results: Iterable[Result], options: ParseOptions) -> Iterator[str]:
-    """Write results, with the percentiles of the options."""
     export = CSV_DIALECTS[options.csv_dialect] if options.output == "csv" else EXPORTERS[options.output or "table"]
     if export is export_csv:
         export = partial(export_csv, percents=options.percents)
@@ -144,7 +143,6 @@ def _read_intervals(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _stream_intervals(rows: Iterable[dict[str, Any]], as_csv: bool) -> Iterator[str]:
-    """Write every recurring line, as CSV or as lines of JSON."""
     if as_csv:
         yield "kind,engine,time,count,min,mean,max,tid,file,index\n"
     for row in rows:

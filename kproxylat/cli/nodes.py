@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -187,7 +187,7 @@ def run_on_nodes(
     dry_run: bool = False,
     output_dir: Path | None = None,
 ) -> NoReturn:
-    """Run a command in pods, print the outcome of each node, and exit with the status that all deserve.
+    """Run a command in pods, print the outcome of each node, and exit: 0 if all succeeded; 4 if only books are open; 1.
 
     :param plan: returns the command, with what only the API knows.
     :param form: "table" or "json"; ``dry_run``: print the Jobs and create none.
@@ -223,7 +223,8 @@ def run_on_nodes(
             if output_dir:
                 _save(outcome, output_dir)
     _show(errand.command, outcomes, form)
-    sys.exit(_judge(outcomes))
+    statuses = {outcome.status for outcome in outcomes} - {0}
+    sys.exit(BOOKS_OPEN if statuses == {BOOKS_OPEN} else int(bool(statuses)))
 
 
 def _show_jobs(jobs: Iterable[Object], form: str) -> None:
@@ -268,9 +269,3 @@ def _show(command: str, outcomes: list[Outcome], form: str) -> None:
             say(f"kproxylat: node {outcome.node}: {plain_line(outcome.error)}")
             if outcome.remedy:
                 say(f"  {outcome.remedy}")
-
-
-def _judge(outcomes: Iterable[Outcome]) -> int:
-    """Return the exit status: 0 if all nodes succeeded; 4 if only books are open; else 1."""
-    statuses: Any = {outcome.status for outcome in outcomes} - {0}
-    return BOOKS_OPEN if statuses == {BOOKS_OPEN} else int(bool(statuses))

@@ -150,10 +150,6 @@ class Measured:
         typer.Option("--places", metavar="N", help="With --first-packet: to N of the lab's Services, evenly spread."),
     ] = None
 
-    @property
-    def _needs_sockets(self) -> bool:
-        return self.origin is Origin.NODE or self.probe is Kind.NONE or self.first_packet
-
     def choose_rate(self, rate: int | None, usual: int) -> int:
         """Return the packets a second.
 
@@ -177,10 +173,15 @@ class Measured:
         :param own: further options of the lab's own Services, which a ruleset replaces.
         :raises UsageError: one of them was passed.
         """
-        check_ruleset(
-            self.ruleset, self.every_service, self.lab, family=self.family, worker_ports=self.worker_ports,
-            places=self.places, kube_proxy=self.kube_proxy or None, **own,
-        )  # fmt: skip
+        if self.ruleset and not self.lab:
+            raise UsageError("--ruleset is for the lab", "add --lab")
+        if self.every_service and not self.ruleset:
+            raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
+        if self.ruleset:
+            refuse_options(
+                "--ruleset brings its own Services", "", family=self.family, worker_ports=self.worker_ports,
+                places=self.places, kube_proxy=self.kube_proxy or None, **own,
+            )  # fmt: skip
         if not self.lab:
             refuse_options(
                 "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places,
@@ -209,11 +210,10 @@ class Measured:
         from kproxylat.measure import options as measuring
         from kproxylat.traffic.generators import find_generator
 
-        generator = find_generator(self.generator or ("sockets" if self._needs_sockets else "pktgen"))
-        family, protocol = (
-            number(self.family),
-            self.protocol or ("tcp" if self.first_packet else generator.protocols[0]),
-        )
+        needs_sockets = self.origin is Origin.NODE or self.probe is Kind.NONE or self.first_packet
+        generator = find_generator(self.generator or ("sockets" if needs_sockets else "pktgen"))
+        family = number(self.family)
+        protocol = self.protocol or ("tcp" if self.first_packet else generator.protocols[0])
         target = replace(measuring.WORKER[family or 4], protocol=protocol)
         if self.target is not None:
             target = measuring.parse_destination(self.target, protocol, family)
@@ -242,19 +242,6 @@ class Measured:
 def number(family: Family | None) -> int | None:
     """Return an IP family as the number that it is."""
     return int(family) if family else None
-
-
-def check_ruleset(ruleset: Path | None, every_service: bool, lab: bool, **others: object) -> None:
-    """Refuse a ruleset without a lab, and --every-service without a ruleset.
-
-    :param others: the options of the lab's own Services, which a ruleset takes the place of.
-    """
-    if ruleset and not lab:
-        raise UsageError("--ruleset is for the lab", "add --lab")
-    if every_service and not ruleset:
-        raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
-    if ruleset:
-        refuse_options("--ruleset brings its own Services", "", **others)
 
 
 def read_settings(words: list[str] | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ import typer
 from kproxylat.analysis.published import Reproduction, compare_published, find_published, read_published
 from kproxylat.cli.options import LOGS, Form, Format, Kind, OutputDir, Position, end
 from kproxylat.cli.places import OnNode
-from kproxylat.cli.sweep import SweepOptions, keep_possible
+from kproxylat.cli.sweep import SweepOptions
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError
 from kproxylat.report.columns import paint
@@ -58,7 +58,7 @@ def reproduce(
         services=",".join(map(str, published.list_sizes(quick))), duration=DURATION_S, output_dir=output_dir,
     )  # fmt: skip
     options.enter_namespace()
-    points = keep_possible(options.plan(OnNode(), ("reproduce", name)))
+    points = sweeping.keep_possible(options.plan(OnNode(), ("reproduce", name)), "send time")
 
     def order(run: sweeping.Run) -> tuple[float, int]:
         """A lab whose rules load slowly is loaded once, between the two rounds of the others."""
@@ -76,16 +76,11 @@ def show_reproduction(reproduction: Reproduction, form: Format, directory: Path)
         save_figure(picture_reproduction(reproduction), picture)
     except MachineError as error:
         say(f"no picture: {error}\n  {error.remedy}")
-    machine = describe_machine()
+    load = f"load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} CPUs"
+    machine = f"Linux {kernel.release()}; {kernel.describe_processor()}; {load}"
     if form is Format.JSON:
         show(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
         return
     show("\n".join(draw_reproduction(reproduction, machine)), style=paint)
     if picture.exists():
         show(f"picture: {picture}")
-
-
-def describe_machine() -> str:
-    """Describe this machine: kernel, processor, caches, load."""
-    load = f"load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} CPUs"
-    return f"Linux {kernel.release()}; {kernel.describe_processor()}; {load}"

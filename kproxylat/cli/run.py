@@ -11,35 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kproxylat.cli import options as opt
 from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
-from kproxylat.cli.options import (
-    DUMMIES,
-    LOGS,
-    Backend,
-    DryRun,
-    Duration,
-    Family,
-    Form,
-    Format,
-    Kind,
-    Measured,
-    ModeName,
-    OutputDir,
-    Position,
-    ProbeKind,
-    Rate,
-    SendTime,
-    Services,
-    Settings,
-    Target,
-    Template,
-    Warmup,
-    WithOverhead,
-    end,
-    number,
-    read_settings,
-    show_runs,
-)
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import InVm, KernelImage, Vm
@@ -60,16 +33,16 @@ Keep = Annotated[
 
 
 @dataclass(frozen=True)
-class RunOptions(Measured):
+class RunOptions(opt.Measured):
     """The options of a run, from which its script is rendered, too."""
 
-    duration: Duration = 30
-    rate: Rate = None
-    warmup: Warmup = 100
-    rule_position: Annotated[Position | None, typer.Argument(help="The same as --position.")] = None
-    mode: ModeName = None
-    backend: Backend = None
-    services: Services = None
+    duration: opt.Duration = 30
+    rate: opt.Rate = None
+    warmup: opt.Warmup = 100
+    rule_position: Annotated[opt.Position | None, typer.Argument(help="The same as --position.")] = None
+    mode: opt.ModeName = None
+    backend: opt.Backend = None
+    services: opt.Services = None
 
     def plan(
         self, node: OnNode, record: Record, overhead: bool = False, send_time: bool = False, keep: bool = False
@@ -96,7 +69,7 @@ class RunOptions(Measured):
         row = find_mode(DEFAULT_MODE if self.mode is None else self.mode, self.backend, usual=True)
         rate_pps = self.choose_rate(self.rate, 10000)
         sending = {"duration_s": self.duration, "rate_pps": rate_pps, "warmup": self.warmup}
-        services = DUMMIES if self.services is None else self.services
+        services = opt.DUMMIES if self.services is None else self.services
         options = asked.build(row, services, node, record, overhead, send_time, **sending)
         if self.ruleset:
             rules = read_ruleset(self.ruleset, self.mode, self.backend)
@@ -117,7 +90,7 @@ class RunOptions(Measured):
         from kproxylat.measure.defaults import look_up
 
         options = replace(options, where=replace(options.on_node, node=node.find()))
-        return look_up(options, self.mode, self.backend, self.target, node.asked, number(self.family), node.connect)
+        return look_up(options, self.mode, self.backend, self.target, node.asked, opt.number(self.family), node.connect)
 
 
 def words(options: Options) -> list[str]:
@@ -175,13 +148,13 @@ def run(
     ctx: typer.Context,
     *,
     options: RunOptions,
-    overhead: WithOverhead = False,
-    send_time: SendTime = False,
+    overhead: opt.WithOverhead = False,
+    send_time: opt.SendTime = False,
     keep: Keep = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending to a live Service.")] = False,
-    dry_run: DryRun = False,
-    form: Form = Format.TABLE,
-    output_dir: OutputDir = LOGS,
+    dry_run: opt.DryRun = False,
+    form: opt.Form = opt.Format.TABLE,
+    output_dir: opt.OutputDir = opt.LOGS,
     machine: InVm,
     node: OnNode,
     nodes: Nodes,
@@ -236,7 +209,7 @@ def run(
         run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
     if dry_run:
         plan, _ = options.look_up(plan, node)
-        show_runs("run", [preview(plan)], form, virtual_machine=machine.describe(), asks_first=asks)
+        opt.show_runs("run", [preview(plan)], form, virtual_machine=machine.describe(), asks_first=asks)
         return
     machine.relay_if(ctx.obj, output_dir, [plan.mode], options.probe)
     options.enter_namespace()
@@ -246,28 +219,32 @@ def run(
     else:
         announce(plan, asks)
     result, ended = measure(plan, read_target=read_target)
-    if form is Format.JSON:
+    if form is opt.Format.JSON:
         show(to_json(result))
     else:
         show_result(result)
-    end([result], ended)
+    opt.end([result], ended)
 
 
 @spread
 def trace(
     ctx: typer.Context,
     mode: Annotated[str, typer.Option("--mode", help=f"kube-proxy's mode: {', '.join(mode_names())}.")],
-    backend: Backend = None,
-    target: Target = None,
+    backend: opt.Backend = None,
+    target: opt.Target = None,
     protocol: Annotated[str | None, typer.Option("--protocol", help="The target's: udp or tcp (udp).")] = None,
-    family: Annotated[Family | None, typer.Option("--family", help="IPv4 or IPv6 (that of --target, or 4).")] = None,
+    family: Annotated[
+        opt.Family | None, typer.Option("--family", help="IPv4 or IPv6 (that of --target, or 4).")
+    ] = None,
     duration: Annotated[float | None, typer.Option("--duration", help="Seconds to trace for.")] = None,
-    template: Template = None,
-    settings: Settings = None,
-    probe: ProbeKind = Kind.AUTO,
-    output_dir: OutputDir = LOGS,
-    dry_run: DryRun = False,
-    form: Annotated[Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")] = None,
+    template: opt.Template = None,
+    settings: opt.Settings = None,
+    probe: opt.ProbeKind = opt.Kind.AUTO,
+    output_dir: opt.OutputDir = opt.LOGS,
+    dry_run: opt.DryRun = False,
+    form: Annotated[
+        opt.Format | None, typer.Option("--format", "-o", help="How --dry-run is written to stdout.")
+    ] = None,
     *,
     place: Place,
     nodes: Remote,
@@ -291,17 +268,17 @@ def trace(
         refuse_options("trace prints text", "add --dry-run", format=form)
     if target is None:
         refuse_options("all packets are traced", "add --target", protocol=protocol)
-    destination = plan.parse_destination(target, protocol or "udp", number(family)) if target else None
+    destination = plan.parse_destination(target, protocol or "udp", opt.number(family)) if target else None
     if nodes.asked():
         nodes.refuse(place, dry_run, output_dir, template=template)
-        run_on_nodes(nodes, nodes, plan_trace(ctx, duration), form or Format.TABLE, dry_run, output_dir)
-    row, node = plan.match_family(find_mode(mode, backend), destination, number(family)), place.find()
+        run_on_nodes(nodes, nodes, plan_trace(ctx, duration), form or opt.Format.TABLE, dry_run, output_dir)
+    row, node = plan.match_family(find_mode(mode, backend), destination, opt.number(family)), place.find()
     if dry_run:
-        tracing = plan.Tracing(probe, template=template, settings=read_settings(settings))
+        tracing = plan.Tracing(probe, template=template, settings=opt.read_settings(settings))
         run = preview_trace(row, destination, duration, tracing, output_dir, node)
-        show_runs("trace", [run], form or Format.TABLE)
+        opt.show_runs("trace", [run], form or opt.Format.TABLE)
         return
-    watch.watch(row, destination, duration, output_dir, template, read_settings(settings), probe, node)
+    watch.watch(row, destination, duration, output_dir, template, opt.read_settings(settings), probe, node)
 
 
 @spread

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,34 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from kproxylat.cli.options import (
-    LOGS,
-    DryRun,
-    Kind,
-    Measured,
-    OutputDir,
-    Protocol,
-    Rate,
-    Warmup,
-    WithOverhead,
-    WorkerPorts,
-    end,
-    number,
-    show_runs,
-)
+from kproxylat.cli import options as opt
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import confirm, say, show
-from kproxylat.errors import MachineError, UsageError, refuse_options
+from kproxylat.errors import UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import NodeUnderTest, Options, Record
 from kproxylat.measure.preview import preview
 from kproxylat.measure.replay import plan_backends
 from kproxylat.modes import find_mode
-from kproxylat.node.doctor import require
 from kproxylat.report.export import export_experiment
 from kproxylat.report.tables import show_series
 from kproxylat.sweep import on_cluster
@@ -64,12 +48,12 @@ SweepDuration = Annotated[
 
 
 @dataclass(frozen=True)
-class SweepOptions(Measured):
+class SweepOptions(opt.Measured):
     """The options of a sweep's points and their order."""
 
     duration: SweepDuration = None
-    rate: Rate = None
-    warmup: Warmup = 100
+    rate: opt.Rate = None
+    warmup: opt.Warmup = 100
     services: Annotated[str, typer.Option("--services", metavar="N,...", help="Numbers of dummy Services.")] = ""
     mode: Annotated[
         str, typer.Option("--mode", metavar="MODE,...", help="Modes (lab: all; cluster: the present one).")
@@ -78,7 +62,7 @@ class SweepOptions(Measured):
     kube_proxy: Annotated[
         str, typer.Option("--kube-proxy", metavar="RELEASE,...", help="Releases whose nftables rules the lab has.")
     ] = ""
-    overhead: WithOverhead = False
+    overhead: opt.WithOverhead = False
     protocol: Annotated[
         str, typer.Option("--protocol", help="tcp, udp or both (lab: tcp; else, or with --generator, as run).")
     ] = ""
@@ -87,7 +71,7 @@ class SweepOptions(Measured):
         int | None, typer.Option("--seed", help="Seed of the order, random on the ns clock; another does not resume.")
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not resume an interrupted sweep.")] = False
-    output_dir: OutputDir = LOGS
+    output_dir: opt.OutputDir = opt.LOGS
 
     @property
     def modes(self) -> list[str]:
@@ -120,18 +104,18 @@ class SweepOptions(Measured):
 
         :raises UsageError: a cluster is to be swept by both.
         """
-        if self.protocol == Protocol.BOTH:
+        if self.protocol == opt.Protocol.BOTH:
             if not self.lab:
                 raise UsageError("a cluster is swept with one protocol at a time", "pass --protocol tcp, then udp")
             return [""] if self.ruleset else ["tcp", "udp"]
         is_open = self.lab and not (self.ruleset or self.protocol or self.generator)
-        return ["tcp" if is_open and self.worker_ports is not WorkerPorts.UDP else self.protocol]
+        return ["tcp" if is_open and self.worker_ports is not opt.WorkerPorts.UDP else self.protocol]
 
     @property
     def _takes_send_time(self) -> bool:
         """Whether the send time checks the probes: in a lab, wherever its sender can send what the run sends."""
         sends = self.generator != "none" and not self.first_packet
-        return self.lab and not self.ruleset and self.probe is not Kind.NONE and sends
+        return self.lab and not self.ruleset and self.probe is not opt.Kind.NONE and sends
 
     def choose_duration(self, clock: str) -> float:
         """Return the seconds of a run on a clock."""
@@ -175,7 +159,7 @@ def sweep(
     *,
     options: SweepOptions,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask before the cluster's mode is set.")] = False,
-    dry_run: DryRun = False,
+    dry_run: opt.DryRun = False,
     form: Annotated[
         SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
@@ -224,11 +208,10 @@ def sweep(
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
     show_sweep(finished, form)
-    end(finished.results, ended)
+    opt.end(finished.results, ended)
 
 
 def _show_points(options: SweepOptions, points: list[Options], node: OnNode, form: str, **facts: Any) -> None:
-    """Print what would be swept."""
     if not options.lab:
         points = _look_up_points(options, points, node)
         facts["on_the_cluster"] = [
@@ -238,14 +221,14 @@ def _show_points(options: SweepOptions, points: list[Options], node: OnNode, for
     elif facts["virtual_machine"]:
         points = _time_points(options, points, facts["virtual_machine"]["clock"])
     order = {"repeats": options.repeats, "seed": options.seed, "fresh": options.fresh}
-    show_runs("sweep", [preview(point) for point in points], form, **facts, **order)
+    opt.show_runs("sweep", [preview(point) for point in points], form, **facts, **order)
 
 
 def _look_up_points(options: SweepOptions, points: list[Options], node: OnNode) -> list[Options]:
     """Fill in the target, the sources, and the present mode where none is asked for."""
     where = NodeUnderTest(node.find(), options.position, tuple(node.allow or ()))
     base = replace(points[0], where=where)
-    backend, family = options.backend or None, number(options.family)
+    backend, family = options.backend or None, opt.number(options.family)
     base, _ = look_up(base, None, backend, None, node.asked, family, node.connect)
     rows = [find_mode(name, backend, usual=True) for name in options.modes] or [base.mode]
     return [replace(base, mode=row, where=replace(where, services=count)) for row in rows for count in options.counts]
@@ -269,7 +252,7 @@ def sweep_in_vms(options: SweepOptions, points: list[Options], clock: Clock, ker
 
 def _sweep_cluster(options: SweepOptions, points: list[Options], node: OnNode, ask: bool) -> Finished:
     request = on_cluster.Asking(
-        options.modes, options.backend or None, node.asked, number(options.family), confirm if ask else None
+        options.modes, options.backend or None, node.asked, opt.number(options.family), confirm if ask else None
     )
     base = replace(points[0], where=NodeUnderTest(node.find(), options.position, tuple(node.allow or ())))
     finished, ended = on_cluster.sweep_cluster(
@@ -277,26 +260,6 @@ def _sweep_cluster(options: SweepOptions, points: list[Options], node: OnNode, a
     )
     save_csv(finished)
     return finished, ended
-
-
-def keep_possible(points: Iterable[Options]) -> list[Options]:
-    """Return the points whose mode this machine can send through without tracing; name the others.
-
-    :raises MachineError: none is left.
-    """
-    possible, lacking = list[Options](), dict[str, MachineError]()
-    for point in points:
-        name = f"{point.mode.name} on {point.mode.backend}"
-        try:
-            if name not in lacking:
-                require(point.mode, "send time", "run")
-                possible.append(point)
-        except MachineError as error:
-            lacking[name] = error
-            say(f"{name} is left out: {error}")
-    if not possible:
-        raise next(iter(lacking.values()))
-    return possible
 
 
 def save_csv(sweep: Sweep) -> None:

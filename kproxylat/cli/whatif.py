@@ -12,19 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.options import (
-    LOGS,
-    Backend,
-    DryRun,
-    Form,
-    Format,
-    ModeName,
-    OutputDir,
-    Protocol,
-    ProtocolOption,
-    end,
-    show_runs,
-)
+from kproxylat.cli import options as opt
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import say, show
@@ -48,19 +36,19 @@ def whatif(
     ruleset: Annotated[
         Path, typer.Argument(metavar="RULESET", help="Rules of capture, iptables-save, nft or ipvsadm.")
     ],
-    mode: ModeName = None,
-    backend: Backend = None,
+    mode: opt.ModeName = None,
+    backend: opt.Backend = None,
     packets: Annotated[int, typer.Option("--packets", metavar="N", help="Packets to each Service, in each mode.")] = 20,
     kube_proxy: Annotated[
         str,
         typer.Option("--kube-proxy", metavar="RELEASE,...", help="Releases whose nftables rules to measure."),
     ] = "",
     rate: Annotated[int, typer.Option("--rate", metavar="PPS", help="Packets per second.")] = 1000,
-    protocol: ProtocolOption = Protocol.BOTH,
+    protocol: opt.ProtocolOption = opt.Protocol.BOTH,
     picture: Annotated[bool, typer.Option("--plot", help="Also draw the result: a PNG beside it.")] = False,
-    dry_run: DryRun = False,
-    form: Form = Format.TABLE,
-    output_dir: OutputDir = LOGS,
+    dry_run: opt.DryRun = False,
+    form: opt.Form = opt.Format.TABLE,
+    output_dir: opt.OutputDir = opt.LOGS,
     *,
     machine: InCountingVm,
 ) -> None:
@@ -89,11 +77,11 @@ def whatif(
     rules = read_ruleset(ruleset, mode, backend)
     options = Options(rules.mode, sending=Sending(rate_pps=rate), record=Record(output_dir, ctx.obj))
     alternatives.check(options, packets)
-    only = "" if protocol is Protocol.BOTH else protocol
+    only = "" if protocol is opt.Protocol.BOTH else protocol
     plan_all = partial(alternatives.plan_modes, options, rules, MODES, packets, only, releases)
     if dry_run:
         runs = [preview(plan) for plan in plan_all()]
-        show_runs("whatif", runs, form, virtual_machine=machine.describe(), picture=picture)
+        opt.show_runs("whatif", runs, form, virtual_machine=machine.describe(), picture=picture)
         return
     machine.relay_if(ctx.obj, output_dir, MODES)
     plans, (_, emulated) = plan_all(), detect_clock()
@@ -104,8 +92,8 @@ def whatif(
     if picture:
         plotting.plot([str(path)], path.with_suffix(".png"))
         say(f"drawn: {path.with_suffix('.png')}")
-    if form is Format.JSON:
+    if form is opt.Format.JSON:
         show(answer.to_json())
     else:
         show_whatif(answer)
-    end(list(answer.results), ended)
+    opt.end(list(answer.results), ended)

@@ -195,7 +195,10 @@ class Api:
         :raises MachineError: the server cannot be reached, or the answer is not an object.
         :raises CancelledError: :meth:`stop` was called.
         """
-        return self._parse(self._send(method, path, body, query, content_type))
+        document = _parse_object(self._send(method, path, body, query, content_type))
+        if document is None:
+            raise self._describe_invalid("not a Kubernetes API")
+        return document
 
     def _send(
         self,
@@ -226,7 +229,8 @@ class Api:
                 # Repeat after a lost connection. If there never was a connection, the address is probably wrong.
                 retries = error.lost or self._answered
                 if not retries or not self.pause(attempt, started_s + self._patience_s):
-                    raise self._unreachable(error) from None
+                    reason = " ".join(str(error).rsplit(">: ", 1)[-1].split())[:160]
+                    raise MachineError(f"no API server answers at {self._host}: {reason}", self._remedy) from None
                 continue
             self._answered = True
             if answer.status < 300:
@@ -280,20 +284,12 @@ class Api:
             raise CancelledError
         return True
 
-    def _parse(self, data: bytes) -> Object:
-        document = _parse_object(data)
-        if document is None:
-            raise self._describe_invalid("not a Kubernetes API")
-        return document
-
     def _describe_invalid(self, problem: str) -> MachineError:
         return MachineError(f"invalid answer from {self._host}: {problem}", self._remedy)
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
         """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
-        document = _parse_object(data)
-        if document is None:
-            document = {"message": data[:200].decode(errors="replace")}
+        document = _parse_object(data) or {"message": data[:200].decode(errors="replace")}
         message = " ".join(str(document.get("message", "")).split()) or "no message"
         reason = str(document.get("reason", ""))
         remedies = (remedy for text, remedy in MESSAGE_REMEDIES.items() if text in message)
@@ -306,10 +302,6 @@ class Api:
             status,
             reason,
         )
-
-    def _unreachable(self, error: Exception) -> MachineError:
-        reason = str(error).rsplit(">: ", 1)[-1]
-        return MachineError(f"no API server answers at {self._host}: {' '.join(reason.split())[:160]}", self._remedy)
 
 
 def _parse_object(data: bytes) -> Object | None:

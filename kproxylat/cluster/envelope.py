@@ -15,9 +15,9 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from kproxylat.errors import MachineError
+from kproxylat.results_json import build
 
 BEGIN, RESULT, END = "kproxylat-pod begin", "kproxylat-pod result", "kproxylat-pod end"
 LARGEST = 256 * 2**20
@@ -109,21 +109,12 @@ def _read_envelope(lines: list[str]) -> Envelope:
     decompressor = zlib.decompressobj()
     try:
         text = decompressor.decompress(data, LARGEST)
-        document: Any = json.loads(text) if decompressor.eof else None
-        envelope = Envelope(**document)
+        envelope: Envelope = build(Envelope, json.loads(text) if decompressor.eof else None)
     except (zlib.error, ValueError, TypeError, RecursionError):
         raise ValueError(f"the result is not one of kproxylat, or has more than {LARGEST >> 20} MiB") from None
-    if not _is_valid(envelope):
+    if not all(re.fullmatch(r"[^/\0]{1,200}", name) and name.strip(".") for name in envelope.files):
         raise ValueError("the result in the log is not one of kproxylat")
     return envelope
-
-
-def _is_valid(envelope: Envelope) -> bool:
-    kinds: dict[str, type] = {"version": str, "status": int, "stdout": str, "time_s": float, "files": dict}
-    return all(isinstance(getattr(envelope, name), kind) for name, kind in kinds.items()) and all(
-        isinstance(text, str) and re.fullmatch(r"[^/\0]{1,200}", name) and name.strip(".")
-        for name, text in envelope.files.items()
-    )
 
 
 def check_version(version: str | None, own: str, image: str) -> None:

@@ -223,7 +223,6 @@ def parse_flags(words: Sequence[str]) -> dict[str, str]:
 
 
 def _proxy_of(spec: Object) -> Object:
-    """Return a pod's kube-proxy container."""
     containers: list[Object] = spec["containers"]
     return next((container for container in containers if container["name"] == "kube-proxy"), containers[0])
 

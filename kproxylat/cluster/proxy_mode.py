@@ -147,7 +147,6 @@ def _choose_finding(evidence: Evidence, configured: list[str], warnings: list[st
 
 
 def _decide_running(mode: str, evidence: Evidence, warnings: list[str]) -> Finding:
-    """Decide, given the mode that the running kube-proxy reports."""
     rules = evidence.rules or ()
     own = [live for live in rules if live.mode == mode]
     leftovers = [live for live in rules if live.mode != mode]
@@ -171,7 +170,6 @@ def _decide_running(mode: str, evidence: Evidence, warnings: list[str]) -> Findi
 
 
 def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list[str]) -> Finding:
-    """Decide between the rules of several backends by their counters."""
     running, counted = evidence.running, evidence.counted
     names = " and ".join(map(str, rules))
     written = evidence.live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import ip_network
 
 from kproxylat.cluster.api import Api
@@ -18,38 +18,25 @@ NODES = "/api/v1/nodes"
 PODS = "/api/v1/pods"
 
 
-def choose_source(api: Api, node: Node, addresses: int, family: int, endpoints: Iterable[str] = ()) -> IpNetwork:
-    """Return a free part of the node's podCIDR: the last one, because pods get the first addresses.
-
-    :param addresses: number of addresses in the part, without its first and last.
-    :param family: 4 or 6.
-    :param endpoints: endpoints of the Service under test, each ``IP:PORT``.
-    :raises MachineError: no part is free, or the API does not permit the look-up; the message is the reason.
-    """
-    return _choose_part(api, lambda: find_node_object(api, node, family), node, addresses, family, endpoints)
-
-
-def choose_remote_source(
-    api: Api, document: Object, addresses: int, family: int, endpoints: Iterable[str] = ()
-) -> IpNetwork:
-    """Return such a part for a node whose kernel cannot be asked from here; its pods are in the API.
-
-    :param document: the Node object.
-    :raises MachineError: likewise.
-    """
-    return _choose_part(api, lambda: document, None, addresses, family, endpoints)
-
-
-def _choose_part(
+def choose_source(
     api: Api,
-    find_document: Callable[[], Object],
     node: Node | None,
     addresses: int,
     family: int,
-    endpoints: Iterable[str],
+    endpoints: Iterable[str] = (),
+    document: Object | None = None,
 ) -> IpNetwork:
+    """Return a free part of a node's podCIDR: the last one, because pods get the first addresses.
+
+    :param node: the node (None: its kernel cannot be asked from here; its pods are in the API).
+    :param addresses: number of addresses in the part, without its first and last.
+    :param family: 4 or 6.
+    :param endpoints: endpoints of the Service under test, each ``IP:PORT``.
+    :param document: the Node object (None: look it up).
+    :raises MachineError: no part is free, or the API does not permit the look-up; the message is the reason.
+    """
     try:
-        document = find_document()
+        document = document or find_node_object(api, node or Node(), family)
         pods = list(api.list(PODS, fieldSelector=f"spec.nodeName={document['metadata']['name']}"))
     except ApiError as error:
         if error.status != 403:

@@ -11,6 +11,7 @@ from kproxylat.errors import MachineError
 from kproxylat.results import Target, join_host_port
 
 SERVICE = "worker"
+SELECTOR = "kubernetes.io/service-name"
 
 
 def read_target(
@@ -35,17 +36,21 @@ def read_target(
     ip = _choose_cluster_ip(full_name, service["spec"], family)
     kind = f"IPv{ip_address(ip).version}"
     ports = _choose_ports(full_name, service["spec"].get("ports") or [], port)
-    selector = f"kubernetes.io/service-name={name}"
-    path = join_path("/apis/discovery.k8s.io/v1/namespaces", api.namespace, "endpointslices")
     names = {port.get("name") or "" for port in ports if port["protocol"] == protocol.upper()} or None
-    slices = [document for document in api.list(path, labelSelector=selector) if document.get("addressType") == kind]
+    slices = _list_slices(api, api.namespace, name, kind)
     endpoints = sorted(set(_read_endpoints(slices, names)))
     if not endpoints:
         raise MachineError(
             f"Service {full_name} has no ready {kind} endpoint: kube-proxy rejects its packets",
-            f"look: kubectl get endpointslices -n {api.namespace} -l {selector}",
+            f"look: kubectl get endpointslices -n {api.namespace} -l {SELECTOR}={name}",
         )
     return Target(ip, ports[0]["port"], protocol, full_name, tuple(map(_describe, ports)), tuple(endpoints))
+
+
+def _list_slices(api: Api, namespace: str, service: str, kind: str) -> list[Object]:
+    path = join_path("/apis/discovery.k8s.io/v1/namespaces", namespace, "endpointslices")
+    slices = api.list(path, labelSelector=f"{SELECTOR}={service}")
+    return [document for document in slices if document.get("addressType") == kind]
 
 
 def find_hazards(api: Api, target: Target, node_name: str) -> list[str]:
@@ -56,12 +61,8 @@ def find_hazards(api: Api, target: Target, node_name: str) -> list[str]:
     """
     namespace, _, name = (target.service or "").partition("/")
     service = api.get(join_path("/api/v1/namespaces", namespace, "services", name))
-    path = join_path("/apis/discovery.k8s.io/v1/namespaces", namespace, "endpointslices")
-    kind = f"IPv{ip_address(target.ip).version}"
-    slices = api.list(path, labelSelector=f"kubernetes.io/service-name={name}")
-    endpoints = [
-        endpoint for _, endpoint in choose_endpoints(document for document in slices if document["addressType"] == kind)
-    ]
+    slices = _list_slices(api, namespace, name, f"IPv{ip_address(target.ip).version}")
+    endpoints = [endpoint for _, endpoint in choose_endpoints(slices)]
     hazards = []
     if endpoints and all(not _has(endpoint, "ready", True) for endpoint in endpoints):
         hazards.append(f"all endpoints of Service {target.service} terminate; kube-proxy uses them while they serve")

@@ -179,7 +179,6 @@ class _Reader:
                 return bytes(self._buffer)
 
     def _take(self, size: int) -> bytes:
-        """Return the next bytes, as many as ``size``."""
         if size < 0:
             raise ValueError("the answer has a negative length")
         if size > len(self._buffer) + self._left:
@@ -191,7 +190,6 @@ class _Reader:
         return data
 
     def _receive(self) -> None:
-        """Append to the buffer what the socket has."""
         left_s = self._ends_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kproxylat.cluster.api import APPLY_PATCH, Api, join_path
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.target import SERVICE
@@ -66,18 +68,28 @@ def apply_worker(api: Api, image: str = IMAGE) -> None:
         api.request("PATCH", _path(api, document), document, {"fieldManager": MANAGER}, APPLY_PATCH)
 
 
+def _list_existing(api: Api) -> Iterator[Object]:
+    """Yield the worker's objects that exist.
+
+    :raises MachineError: another client created one.
+    """
+    for document in documents(IMAGE):
+        existing = api.find(_path(api, document))
+        if existing and not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
+            raise MachineError(
+                f"kproxylat did not create {document['kind']} {api.namespace}/{SERVICE}: it is not touched",
+                "measure it as it is, or use another namespace (-n)",
+            )
+        if existing:
+            yield document | existing
+
+
 def find_worker(api: Api) -> list[str]:
     """Return the kinds of the worker's objects that exist.
 
     :raises MachineError: another client created such a Service or Deployment.
     """
-    kinds = []
-    for document in documents(IMAGE):
-        existing = api.find(_path(api, document))
-        if existing:
-            _check_owner(api, document, existing)
-            kinds.append(document["kind"])
-    return kinds
+    return [existing["kind"] for existing in _list_existing(api)]
 
 
 def find_service(api: Api) -> Object | None:
@@ -91,18 +103,4 @@ def delete_worker(api: Api) -> int:
     :return: the number of deleted objects.
     :raises MachineError: another client created such a Service or Deployment.
     """
-    deleted = 0
-    for document in documents(IMAGE):
-        existing = api.find(_path(api, document))
-        if existing:
-            _check_owner(api, document, existing)
-            deleted += api.delete(_path(api, document), uid=existing["metadata"]["uid"])
-    return deleted
-
-
-def _check_owner(api: Api, document: Object, existing: Object) -> None:
-    if not OURS.items() <= (existing["metadata"].get("labels") or {}).items():
-        raise MachineError(
-            f"kproxylat did not create {document['kind']} {api.namespace}/{SERVICE}: it is not touched",
-            "measure it as it is, or use another namespace (-n)",
-        )
+    return sum(api.delete(_path(api, one), uid=one["metadata"]["uid"]) for one in _list_existing(api))

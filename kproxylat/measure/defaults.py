@@ -9,7 +9,7 @@ from functools import partial
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.proxy_mode import detect_mode
-from kproxylat.cluster.sources import choose_remote_source, choose_source, find_node_object
+from kproxylat.cluster.sources import choose_source, find_node_object
 from kproxylat.cluster.target import find_hazards, miss_path, read_target
 from kproxylat.console import say
 from kproxylat.errors import MachineError
@@ -42,13 +42,8 @@ def look_up(
     if not target:
         api = _open(open_api)
         read = partial(read_target, api, *service, options.target.protocol or "", family)
-        found = read()
-        options = replace(options, target=found)
-        say(f"Service {found.service}: {found.ip}, ports {', '.join(found.ports)}; {len(found.endpoints)} endpoints")
-        missing = miss_path(found)
-        if missing:
-            say(missing)
-        hazards = find_hazards(api, found, _find_node_name(api, options))
+        options = _set_target(options, read())
+        hazards = find_hazards(api, options.target, _find_node_name(api, options))
         for hazard in hazards:
             say(f"warning: {hazard}")
         options = add_warnings(options, *hazards)
@@ -56,9 +51,17 @@ def look_up(
     if mode and (backend or only_backend(mode)):
         return options, read
     row, warnings = detect_mode(None if target else open_api, mode, backend, options.node)
-    for each in warnings:
-        say(f"warning: {each}")
+    for warning in warnings:
+        say(f"warning: {warning}")
     return add_warnings(replace(options, mode=row), *warnings), read
+
+
+def _set_target(options: Options, target: Target) -> Options:
+    """Return the options with a target that was looked up, and say what it is."""
+    say(f"Service {target.service}: {target.ip}, ports {', '.join(target.ports)}; {len(target.endpoints)} endpoints")
+    if missing := miss_path(target):
+        say(missing)
+    return replace(options, target=target)
 
 
 def _find_node_name(api: Api, options: Options) -> str:
@@ -105,12 +108,8 @@ def look_up_target(
     :return: the options with the target, and the words of the pod's command line that name it.
     :raises MachineError: as :func:`kproxylat.cluster.target.read_target`.
     """
-    target = read_target(api, *service, options.target.protocol or "", family)
-    say(f"Service {target.service}: {target.ip}, ports {', '.join(target.ports)}; {len(target.endpoints)} endpoints")
-    if missing := miss_path(target):
-        say(missing)
-    options = replace(options, target=target)
-    return options, [f"--target={target.address}", f"--protocol={target.protocol}"]
+    options = _set_target(options, read_target(api, *service, options.target.protocol or "", family))
+    return options, [f"--target={options.target.address}", f"--protocol={options.target.protocol}"]
 
 
 def look_up_source(options: Options, api: Api, node: Object) -> list[str]:
@@ -126,7 +125,7 @@ def look_up_source(options: Options, api: Api, node: Object) -> list[str]:
     if options.sending.source or not options.sending.generator.sends:
         return []
     try:
-        return [f"--source={choose_remote_source(api, node, *_describe_need(options))}"]
+        return [f"--source={choose_source(api, None, *_describe_need(options), node)}"]
     except MachineError as error:
         say(f"{name}: warning: packets are masqueraded: {error}")
         return []

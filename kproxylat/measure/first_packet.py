@@ -39,12 +39,11 @@ def check_first_packet(options: Options) -> None:
         raise UsageError(f"--places {places} among {lab.services} Services is not possible", "pass fewer places")
 
 
-def build_first_packet(found: Mapping[str, Any], options: Options, unit: str, seed: int = 0) -> FirstPacket:
+def build_first_packet(found: Mapping[str, Any], options: Options, unit: str) -> FirstPacket:
     """Build the times of first packets from what the sender found.
 
     :param found: as :func:`kproxylat.traffic.sender.connect_timed` returns it.
     :param unit: of the clock, "ns" or "instructions".
-    :param seed: for the bootstrap.
     :raises MachineError: no connection was answered.
     """
     places: list[list[list[int]]] = found["times"]
@@ -56,27 +55,23 @@ def build_first_packet(found: Mapping[str, Any], options: Options, unit: str, se
             f"no connection to {options.target} was answered in time: {found['sent']} SYNs sent, {counts}",
             "does the Service have ready pods that listen on this port, and do network policies let them answer?",
         )
-    rng = Random(seed)  # noqa: S311 - chance for statistics
+    rng = Random(0)  # noqa: S311 - chance for statistics
     probe = exact_probe("connect", (None, None, None), values, unit, percents=PERCENTILES)
     drawn = draw_blocks(blocks, [percent / 100 for percent in PERCENTILES], rng)
     percentiles = {
-        name: _widen(exact, *bounds(replicates, LEVEL))
+        # The estimate lies between two values, where the bounds are values.
+        name: Percentile(*astuple(Bounded.around(exact.estimate or 0.0, *bounds(replicates, LEVEL))))
         for (name, exact), replicates in zip(probe.percentiles.items(), drawn, strict=True)
     }
     targets = options.targets or (options.target,)
     times = [Counter(chain.from_iterable(parts)) for parts in places]
     names = [str(target) for target in targets]
+    by_target = {
+        name: {str(value): count for value, count in sorted(own.items())}
+        for name, own in zip(names, times, strict=True)
+    }
     return FirstPacket(
-        replace(
-            probe,
-            percentiles=percentiles,
-            targets={
-                name: {str(value): count for value, count in sorted(own.items())}
-                for name, own in zip(names, times, strict=True)
-            }
-            if len(targets) > 1
-            else None,
-        ),
+        replace(probe, percentiles=percentiles, targets=by_target if len(targets) > 1 else None),
         clock=found["clock"],
         sent=found["sent"],
         refused=found["refused"],
@@ -91,11 +86,6 @@ def build_first_packet(found: Mapping[str, Any], options: Options, unit: str, se
         if options.lab and options.lab.places
         else (),
     )
-
-
-def _widen(exact: Percentile, lo: float, hi: float) -> Percentile:
-    """Return a percentile with bounds; its estimate lies between two values, where the bounds are values."""
-    return Percentile(*astuple(Bounded.around(exact.estimate or 0.0, lo, hi)))
 
 
 def _describe_place(before: int, name: str, parts: list[list[int]], rng: Random) -> PlaceTime:

@@ -77,18 +77,19 @@ def compute_overhead(mode: Mode, maps: Sequence[Mapping[str, Map]], sent: Sequen
     :raises MachineError: packets are missing in a burst, or they make different numbers of calls.
     """
     hook = mode.overhead_hook
-    hooks = [values_by_hook(each.get("envelope"))[hook] for each in maps]
+    hooks = [values_by_hook(burst.get("envelope"))[hook] for burst in maps]
     for name, count, values in zip(INNER.values(), sent, hooks, strict=True):
         if not count or values.total() != count:
             raise MachineError(f"{ENVELOPE} was called {values.total()} times at {HOOKS[hook]} {name}, not {count}")
     entries, hooks_of = maps[2]["n"].entries if "n" in maps[2] else (), read_hooks(maps[2])
-    calls, rest = divmod(sum(each.value for each in entries if split_call(each.key[0], hooks_of)[1] == hook), sent[2])
+    at_hook = [entry.value for entry in entries if split_call(entry.key[0], hooks_of)[1] == hook]
+    calls, rest = divmod(sum(at_hook), sent[2])
     if rest or not calls:
         raise MachineError(f"the packets do not all make the same number of calls at {HOOKS[hook]}")
     stored: Counter[int] = Counter()
-    for each in maps:
-        stored.update({entry.key[0]: entry.value for entry in each["stored"].entries})
-    empty, script = (_difference(hooks[0], each, calls, unit) for each in hooks[1:])
+    for burst in maps:
+        stored.update({entry.key[0]: entry.value for entry in burst["stored"].entries})
+    empty, script = (_difference(hooks[0], values, calls, unit) for values in hooks[1:])
     return Overhead(unit, HOOKS[hook], min(sent), calls, empty, script, _middle(stored, unit))
 
 

@@ -53,14 +53,14 @@ def check_options(options: Options) -> None:
             "pass another --source, or --family",
         )
     if options.lab and options.pod and options.sources != options.pod.sources:
-        check_sources(options.lab, options.sources)
+        _check_sources(options.lab, options.sources)
     if options.mode.origin == "node" and not generator.from_node:
         raise UsageError(f"{generator.name} sends no packets of the node's own", "pass --generator sockets")
     check_first_packet(options)
     if options.tracing.overhead:
-        check_overhead(options)
+        _check_overhead(options)
     if not options.tracing.traces:
-        check_untraced(options)
+        _check_untraced(options)
     elif options.tracing.send_time and (
         options.targets or not options.sending.generator.sends or options.sending.connects
     ):
@@ -74,21 +74,15 @@ def check_options(options: Options) -> None:
         burst.check(generator.max_addresses.get(options.family))
 
 
-def check_sources(where: Lab, sources: IpNetwork) -> None:
-    """Refuse to send from addresses that the lab has, or that its rules lead to.
-
-    :raises UsageError: the sources hold one.
-    """
+def _check_sources(where: Lab, sources: IpNetwork) -> None:
+    """Refuse to send from addresses that the lab has, or that its rules lead to."""
     for ip, user in where.name_taken(sources.version):
         if ip_address(ip) in sources:
             raise UsageError(f"source {sources} is not free: {ip} is {user}", "pass another --source")
 
 
-def check_overhead(options: Options) -> None:
-    """Refuse to measure what tracing adds where it cannot be measured.
-
-    :raises UsageError: it cannot.
-    """
+def _check_overhead(options: Options) -> None:
+    """Refuse to measure what tracing adds where it cannot be measured."""
     reasons = {
         "a template of one's own": options.tracing.template is not None,
         "packets to many Services": bool(options.targets),
@@ -102,11 +96,8 @@ def check_overhead(options: Options) -> None:
             raise UsageError(f"what tracing adds cannot be measured with {reason}", "leave out --overhead")
 
 
-def check_untraced(options: Options) -> None:
-    """Refuse options of tracing, and packets that are not sent from sockets, where nothing is traced.
-
-    :raises UsageError: one of them was passed.
-    """
+def _check_untraced(options: Options) -> None:
+    """Refuse options of tracing, and packets that are not sent from sockets, where nothing is traced."""
     tracing = options.tracing
     passed = {
         "--envelope": tracing.envelope,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kproxylat.measure.conntrack import name_timeout
-from kproxylat.measure.options import Lab, Options, Tracing
+from kproxylat.measure.options import Options, Tracing
 from kproxylat.measure.plan import plan_bursts
 from kproxylat.modes import Mode
 from kproxylat.node import network as net
@@ -98,17 +98,14 @@ def _list_changes(options: Options) -> Iterator[str]:
     yield _name_modules(options.mode, options.sending.generator.modules)
     if lab:
         yield f"network namespaces {net.CLIENT}, {net.NODE} and {net.BACKEND}" + (", which stay" if lab.keep else "")
-        yield f"in {net.NODE} the rules of {options.ruleset.source if options.ruleset else _count(lab)}"
+        own = f"{lab.services} dummy Services and the worker"
+        yield f"in {net.NODE} the rules of {options.ruleset.source if options.ruleset else own}"
     elif sends:
         yield f"network namespace {net.CLIENT}, link {net.POD_LINK}, and a route to {options.sources}"
         yield f"conntrack's entries of {options.sources} are deleted"
     if options.on_node and options.on_node.position and options.mode.form.ordered:
         yield f"the rule of {options.target} is moved: {options.on_node.position}"
     yield f"log and result in {options.record.output_dir}"
-
-
-def _count(lab: Lab) -> str:
-    return f"{lab.services} dummy Services and the worker"
 
 
 def _name_modules(mode: Mode, more: Sequence[str]) -> str:

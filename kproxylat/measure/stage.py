@@ -96,7 +96,7 @@ def open_node(options: Options, network: net.Network, changes: Changes, stack: E
     :raises MachineError: the node does not forward, and we may not let it.
     """
     if options.on_node and options.sending.generator.sends:
-        let_forward(options.on_node, options.family, changes)
+        _let_forward(options.on_node, options.family, changes)
         stack.callback(forget_flows, network, options.sources)
 
 
@@ -105,11 +105,7 @@ def _restore(changes: Changes) -> None:
         say(f"warning: {warning}")
 
 
-def let_forward(where: NodeUnderTest, family: int, changes: Changes) -> None:
-    """Make sure that a node forwards packets.
-
-    :raises MachineError: it does not, and we may not let it.
-    """
+def _let_forward(where: NodeUnderTest, family: int, changes: Changes) -> None:
     name = FORWARD[family]
     if run("sysctl", "-n", name, netns=where.node.netns).strip() == "0":
         if name not in where.allow:

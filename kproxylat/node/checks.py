@@ -7,9 +7,10 @@ is missing, and SuspiciousError if it is present but may cause trouble.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.node import lock, network, node
+from kproxylat.node import lock, network
 from kproxylat.system import btf, kernel, virtual_machine
 from kproxylat.system.kernel import path_exists, read_path
 from kproxylat.system.processes import find, run
@@ -25,9 +26,9 @@ class SuspiciousError(MachineError):
     """Something looks wrong, or cannot be checked, but does not prevent a measurement."""
 
 
-def check_rights() -> str:
-    """Check that this process is root with the capabilities that every run needs."""
-    kernel.check_root()
+def check_rights(capabilities: Mapping[str, int] = kernel.CAPABILITIES) -> str:
+    """Check that this process is root, if only of its user namespace, with capabilities."""
+    kernel.check_root(capabilities)
     return "root, with the capabilities needed"
 
 
@@ -40,24 +41,13 @@ def check_sending_rights() -> str:
             pass
         else:
             return "an ordinary user, who may make namespaces: for a lab"
-    return check_node_rights()
-
-
-def check_node_rights() -> str:
-    """Check that this process is root, if only of its user namespace, with the rights over networks."""
-    kernel.check_root(kernel.NETWORK)
-    return "root, with the capabilities needed"
+    return check_rights(kernel.NETWORK)
 
 
 def check_raw_sockets() -> str:
     """Check the right to open raw sockets."""
     kernel.check_root(kernel.NET_RAW)
     return "CAP_NET_RAW"
-
-
-def check_hping3() -> str:
-    """Check the generator hping3, and the right that it needs."""
-    return f"{find('hping3')}, {check_raw_sockets()}"
 
 
 def check_release() -> str:
@@ -163,11 +153,6 @@ def check_mitigations() -> str:
     return f"against all {len(states)} known vulnerabilities of this CPU"
 
 
-def check_iptables() -> str:
-    """Return the version of the program iptables, which names its backend."""
-    return run("iptables", "--version").strip()
-
-
 def check_conntrack_room() -> str:
     """Check how many more connections conntrack can hold."""
     if not path_exists("proc/sys/net/netfilter/nf_conntrack_max"):
@@ -203,11 +188,6 @@ def check_surroundings() -> str:
     if signs:
         raise SuspiciousError(", ".join(signs))
     return "no container"
-
-
-def check_node_containers() -> str:
-    """Return the containers on this machine that are nodes, as those of kind, minikube and k3d."""
-    return ", ".join(node.find_containers()) or "none"
 
 
 def check_virtual_machine() -> str:

@@ -15,9 +15,10 @@ from kproxylat.errors import MachineError
 from kproxylat.modes import MODES, Mode
 from kproxylat.node import checks
 from kproxylat.node.checks import SuspiciousError
+from kproxylat.node.node import find_containers
 from kproxylat.results import SCHEMA
 from kproxylat.system import kernel
-from kproxylat.system.processes import find, has_apt, install
+from kproxylat.system.processes import find, has_apt, install, run
 from kproxylat.trace.engine import KINDS, check_probes, find_version
 
 _KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
@@ -74,6 +75,18 @@ def _check_bpftrace() -> str:
     return find_version()[0]
 
 
+def _check_hping3() -> str:
+    return f"{find('hping3')}, {checks.check_raw_sockets()}"
+
+
+def _check_iptables() -> str:
+    return run("iptables", "--version").strip()
+
+
+def _list_containers() -> str:
+    return ", ".join(find_containers()) or "none"
+
+
 def _check_tools(mode: Mode) -> str:
     return ", ".join(Path(find(tool)).name for tool in mode.tools)
 
@@ -114,7 +127,9 @@ CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
     Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO, in_vm=True),
-    Check("rights on a node", checks.check_node_rights, "run --probe none on a node", "node", _SUDO),
+    Check(
+        "rights on a node", partial(checks.check_rights, kernel.NETWORK), "run --probe none on a node", "node", _SUDO
+    ),
     Check("network namespaces", checks.check_namespaces, "every lab", "run", *_KERNEL, in_vm=True),
     Check("veth", partial(checks.check_modules, "veth"), "sending", "run", *_MODULES, in_vm=True),
     _program("setpriv", "run", "running any program"),
@@ -133,9 +148,9 @@ CHECKS: tuple[Check, ...] = (
     Check("lockdown", checks.check_lockdown, _ALL, "trace", "mokutil --disable-validation", in_vm=True),
     Check("user namespace", checks.check_user_namespace, _ALL, "trace", _PRIVILEGED, in_vm=True),
     Check("pktgen", _check_pktgen, "sending, except from sockets", "pktgen", *_MODULES, in_vm=True),
-    Check("hping3", checks.check_hping3, "--generator hping3", "hping3", *install("hping3")),
+    Check("hping3", _check_hping3, "--generator hping3", "hping3", *install("hping3")),
     *(check for mode in MODES for check in _list_checks(mode)),
-    Check("iptables", checks.check_iptables, "finding the default backend of this system", "", *install("iptables")),
+    Check("iptables", _check_iptables, "finding the default backend of this system", "", *install("iptables")),
     Check(
         "clock source",
         checks.check_clock_source,
@@ -147,13 +162,12 @@ CHECKS: tuple[Check, ...] = (
     Check("conntrack room", checks.check_conntrack_room, "runs on this node at the default rate", "", _MAX_FLOWS),
     Check("leftovers", checks.check_leftovers, "nothing: the next run removes them", "", "kproxylat cleanup"),
     Check("surroundings", checks.check_surroundings, "checks and programs that use them", "", _PRIVILEGED),
-    Check("node containers", checks.check_node_containers, "these nodes", "", "kproxylat run --node-container NAME"),
+    Check("node containers", _list_containers, "these nodes", "", "kproxylat run --node-container NAME"),
     Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *install("qemu-system-x86_64", "virtme-run")),
 )
 
 
 def _look(check: Check) -> Finding:
-    """Return the result of a check."""
     apt = check.apt
     try:
         state, found = "ok", check.look()
@@ -220,7 +234,6 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
 
 
 def _find_missing(modes: Iterable[Mode], uses: Sequence[str], probe: str) -> Iterator[tuple[Check, Finding]]:
-    """Yield each failed check that modes need, with its result."""
     own = (check for mode in dict.fromkeys(modes) for check in _list_checks(mode, probe))
     for check in (*(check for check in CHECKS if check.mode is None), *own):
         if check.use in (*uses, "rules") and (finding := _look(check)).state == "missing":

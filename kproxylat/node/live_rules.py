@@ -119,7 +119,6 @@ def read_live_rules(netns: str | None = None) -> tuple[LiveRules, ...]:
 
 
 def _read_rules(mode: Mode, netns: str | None) -> LiveRules | None:
-    """Return the rules of one mode and family; None if there are none."""
     if mode.form == SERVERS:
         return parse_ip_vs(run("cat", "/proc/net/ip_vs", netns=netns, ok=(0, 1)), mode)
     if not has_table(mode, netns):
@@ -144,16 +143,17 @@ def has_table(mode: Mode, netns: str | None) -> bool:
     return mode.table in run("cat", f"/proc/net/{mode.module}_names", netns=netns, ok=(0, 1)).split()
 
 
-def read_proxy(path: str, port: int = METRICS_PORT, netns: str | None = None) -> str:
+def read_proxy(path: str, netns: str | None = None) -> str:
     """Return kube-proxy's answer to ``GET path`` on its ``metricsBindAddress``, e.g. to /proxyMode or /metrics.
 
     :param netns: the node's network namespace (None: the current one).
     :raises MachineError: no kube-proxy answers, or its status is not 200.
     """
-    return call_inside(netns, lambda: _read_proxy(path, port))
+    return call_inside(netns, lambda: _read_proxy(path))
 
 
-def _read_proxy(path: str, port: int) -> str:
+def _read_proxy(path: str) -> str:
+    port = METRICS_PORT
     connection = http.client.HTTPConnection("localhost", port, timeout=PROBE_S)
     try:
         connection.request("GET", path)

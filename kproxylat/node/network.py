@@ -144,7 +144,6 @@ def _show_link(name: str, netns: str | None) -> dict[str, Any]:
 
 
 def _ip(netns: str | None, *lines: str) -> None:
-    """Run a batch of ip(8) commands in a namespace."""
     run("ip", "-batch", "-", netns=netns, stdin="\n".join(lines) + "\n")
 
 
@@ -197,7 +196,6 @@ def _removed_at_end(keep: bool) -> Iterator[None]:
 
 
 def _connect(network: Network, source: IpNetwork, endpoint: str) -> None:
-    """Make the links of a run, the addresses and the routes."""
     gateway, bits, link = POD_GATEWAYS[source.version], source.max_prefixlen, network.pod_link
     # Duplicate address detection would make an IPv6 address unusable for a second.
     at_once = " nodad" if source.version == 6 else ""

@@ -66,11 +66,8 @@ def check_output(output: Path) -> None:
         )
 
 
-def import_matplotlib() -> Any:
-    """Import matplotlib, which then reads no user's configuration, and writes and prints nothing.
-
-    :raises MachineError: matplotlib is missing.
-    """
+def _import_matplotlib() -> Any:
+    """Import matplotlib, which then reads no user's configuration, and writes and prints nothing."""
     package = find_spec("matplotlib")
     if package and package.origin:
         # With a configuration file at hand, matplotlib makes no directory for one.
@@ -99,7 +96,7 @@ def make_figure(title: str, origin: str, wide: int = 0) -> tuple[Figure, list[Ax
     :raises MachineError: matplotlib is missing.
     """
     size = (7.5 * max(wide, 1), 5.2)
-    figure: Figure = import_matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained")
+    figure: Figure = _import_matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained")
     width = 92 * max(wide, 1)
     figure.suptitle(_wrap(title, width - 20), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.supxlabel(_wrap(origin, width + 30), x=0.01, ha="left", fontsize=7.5)
@@ -112,9 +109,9 @@ def make_figure(title: str, origin: str, wide: int = 0) -> tuple[Figure, list[Ax
     return figure, every
 
 
-def write_below(axes: Axes, text: str, width: int = 100) -> None:
+def write_below(axes: Axes, text: str) -> None:
     """Write a small text between a figure's title and its axes."""
-    axes.set_title(_wrap(text, width), fontsize="small", loc="left")
+    axes.set_title(_wrap(text, 100), fontsize="small", loc="left")
 
 
 def _wrap(text: str, width: int) -> str:

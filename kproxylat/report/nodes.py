@@ -23,13 +23,8 @@ def read_results(outcomes: Iterable[Outcome]) -> dict[str, Result]:
             results[outcome.node] = from_json(outcome.envelope.stdout if outcome.envelope else "")
         except ValueError:
             continue
-    return dict(sorted(results.items(), key=lambda pair: -_cost(pair[1])))
-
-
-def _cost(result: Result) -> float:
-    """Return the figure that represents the run; -1 if none does."""
-    figure = result.headline.middle if result.headline else None
-    return -1 if figure is None else figure
+    costs = {node: result.headline.middle if result.headline else None for node, result in results.items()}
+    return dict(sorted(results.items(), key=lambda pair: (costs[pair[0]] is None, -(costs[pair[0]] or 0))))
 
 
 def draw_runs(results: Mapping[str, Result]) -> str:

@@ -494,12 +494,12 @@ def draw_figures(axes: Axes, pair: Comparison) -> None:
     write_below(axes, pair.statement)
 
 
-def _number_plainly(axis: Any, at: Sequence[int] = (1, 2, 5)) -> None:
-    """Write 1,000 instead of 10³ on a logarithmic axis, at ``at`` times each power of ten (only 1 for many powers)."""
+def _number_plainly(axis: Any) -> None:
+    """Write 1,000 instead of 10³ on a logarithmic axis, at 1, 2 and 5 times each power of ten (only 1 for many)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    at = at if low <= 0 or high / low < 1000 else (1,)
+    at = (1, 2, 5) if low <= 0 or high / low < 1000 else (1,)
     axis.set_major_locator(LogLocator(subs=at, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

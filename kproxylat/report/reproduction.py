@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxylat.analysis.published import Reproduction
-from kproxylat.report.columns import draw_table, fill
+from kproxylat.report.columns import Table, fill
 from kproxylat.results import Bounded
 
 FIGURES = ("series", "Services", "figure", "published", "measured", "bounds", "ratio")
@@ -20,9 +20,8 @@ def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]
     published = reproduction.published
     yield fill(f"{published.title} ({published.date}, {published.address})")
     yield fill(f"method: {published.method}")
-    kind = "us more than at the least number of Services" if published.growth_only else "us"
-    yield draw_table(f"\nfirst packet, {kind}", FIGURES, list_figures(reproduction), FIGURES[:1])
-    yield draw_table("\nwhat each Service adds, ns", SLOPES, list_slopes(reproduction), SLOPES[:2])
+    for table in list_times(reproduction):
+        yield f"\n{table.draw()}"
     yield "\nwhat may differ:"
     for reason in (f"this machine: {machine}", *published.differs):
         yield fill(f"- {reason}")
@@ -31,27 +30,27 @@ def draw_reproduction(reproduction: Reproduction, machine: str) -> Iterator[str]
         yield fill(f"{subject}: {state} ({evidence})")
 
 
-def list_figures(reproduction: Reproduction) -> list[tuple[str, ...]]:
-    """Return a row of :data:`FIGURES` for each published figure."""
-    return [
+def list_times(reproduction: Reproduction) -> tuple[Table, Table]:
+    """List each published figure, and each slope, with ours."""
+    figures = [
         (
             f"{figure.mode}/{figure.backend}", f"{figure.services:,}", f"p{figure.percentile}",
-            f"{figure.published:,.1f}", *_write(figure.measured), _write_ratio(figure.ratio),
+            f"{figure.published:,.1f}", *_write(figure.measured, figure.ratio),
         )
         for figure in reproduction.figures
     ]  # fmt: skip
-
-
-def list_slopes(reproduction: Reproduction) -> list[tuple[str, ...]]:
-    """Return a row of :data:`SLOPES` for each slope."""
-    return [
+    slopes = [
         (
             f"{slope.mode}/{slope.backend}", f"p{slope.percentile}" if slope.percentile else "each before it",
-            "-" if slope.published is None else f"{slope.published:,.1f}", *_write(slope.measured),
-            _write_ratio(slope.ratio),
+            "-" if slope.published is None else f"{slope.published:,.1f}", *_write(slope.measured, slope.ratio),
         )
         for slope in reproduction.slopes
     ]  # fmt: skip
+    kind = "us more than at the least number of Services" if reproduction.published.growth_only else "us"
+    return (
+        Table(f"first packet, {kind}", FIGURES, figures, FIGURES[:1]),
+        Table("what each Service adds, ns", SLOPES, slopes, SLOPES[:2]),
+    )
 
 
 def list_verdicts(reproduction: Reproduction) -> list[tuple[str, str, str]]:
@@ -59,9 +58,6 @@ def list_verdicts(reproduction: Reproduction) -> list[tuple[str, str, str]]:
     return [(verdict.subject, verdict.state.upper(), verdict.evidence) for verdict in reproduction.verdicts]
 
 
-def _write(figure: Bounded) -> tuple[str, str]:
-    return f"{figure.estimate:,.1f}", f"{figure.lo:,.1f} to {figure.hi:,.1f}"
-
-
-def _write_ratio(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _write(measured: Bounded, ratio: float | None) -> tuple[str, str, str]:
+    bounds = f"{measured.lo:,.1f} to {measured.hi:,.1f}"
+    return f"{measured.estimate:,.1f}", bounds, "-" if ratio is None else f"{ratio:.2f}"

@@ -7,11 +7,11 @@ from dataclasses import astuple
 
 from kproxylat.console import plain, plain_line
 from kproxylat.report.columns import Table, draw_table, fill, width, write_figure
-from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.report.sentences import describe_result
 from kproxylat.results import (
     Accounting,
     Entry,
+    FirstPacket,
     LookupCheck,
     Overhead,
     Percentile,
@@ -92,7 +92,7 @@ def _draw_calls(result: Result) -> Iterator[str]:
     if result.send_time:
         yield from _draw_send_time(result.send_time, result.run.clock, emulated)
     if result.first_packet:
-        yield from draw_first_packet(result.first_packet, head_unit(result.run.clock, emulated))
+        yield from _draw_first_packet(result.first_packet, head_unit(result.run.clock, emulated))
     if not calls and not result.maps and not result.headline:
         yield "no calls were traced"
     if result.path and result.path.per_packet is not None:
@@ -131,6 +131,34 @@ def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) ->
     yield fill(
         f"reading the clock adds {write_figure(times.clock, unit)} to each; the sender lost the CPU during {lost:,} "
         f"packets, which are left out; {arrived:,} of {times.checked:,} checked packets arrived within the call",
+        indent="",
+    )
+
+
+def _draw_first_packet(times: FirstPacket, unit: str) -> Iterator[str]:
+    """Yield the time from SYN to SYN-ACK with its bounds, of several Services one by one, too; the unit for heads."""
+    names, clock_unit = list(times.probe.percentiles), times.probe.unit
+    rows = [
+        [kind, *(write_figure(getattr(times.probe.percentiles[name], side), clock_unit) for name in names)]
+        for kind, side in (("first packet", "estimate"), ("  at least", "lo"), ("  at most", "hi"))
+    ]
+    header = ["", *("max" if name == "100" else f"p{name}" for name in names)]
+    title = f"first packet of {times.probe.count:,} connections, {unit}"
+    yield draw_table(title, header, rows, ("",))
+    if times.places:
+        rows = [
+            [place.target, f"{place.before:,}", f"{place.count:,}",
+             *(write_figure(figure, clock_unit) for figure in astuple(place.median))]
+            for place in times.places
+        ]  # fmt: skip
+        header = ["Service", "before it", "connections", "p50", "at least", "at most"]
+        yield draw_table("", header, rows, ("Service",))
+    if times.lookup_share is not None:
+        yield f"the lookup takes {times.lookup_share:.1%} of the median"
+    yield fill(
+        f"reading the clock adds {write_figure(times.clock, clock_unit)} to each; during {times.preempted:,} "
+        f"connections the sender lost the CPU: left out; {times.refused:,} were refused, {times.unanswered:,} not "
+        "answered",
         indent="",
     )
 

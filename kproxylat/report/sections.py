@@ -12,17 +12,11 @@ from typing import Any
 
 from kproxylat.analysis.alternatives import build_outcome
 from kproxylat.analysis.comparison import Comparison
-from kproxylat.analysis.contrast import Figure as Contrasted
 from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import build_series
+from kproxylat.report import plot
 from kproxylat.report.columns import Table, write_bounded, write_figure
-from kproxylat.report.plot import (
-    name_run,
-    picture_comparisons,
-    picture_reproduction,
-    picture_results,
-)
-from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
+from kproxylat.report.reproduction import list_times, list_verdicts
 from kproxylat.report.run_table import head_unit, list_services
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series
 from kproxylat.report.tables import ALTERNATIVES, explain_series, list_alternatives, list_series
@@ -74,7 +68,7 @@ def build_runs(document: Mapping[str, Any]) -> Section:
     sentences = [*describe_series(series)]
     if not series:
         nothing = "no lookup was measured."
-        sentences = [describe_result(result) or f"{name_run(result)}: {nothing}" for result in results[:MANY]]
+        sentences = [describe_result(result) or f"{plot.name_run(result)}: {nothing}" for result in results[:MANY]]
     evidence = [(line.strip(),) for line in explain_series(series)]
     tables = (
         [list_series(series), Table("Evidence", ("of each series",), evidence, ("of each series",))] if series else []
@@ -86,11 +80,11 @@ def build_runs(document: Mapping[str, Any]) -> Section:
         unit = head_unit(results[0].run.clock or "unknown unit", results[0].run.emulated)
         tables += [list_services(results[0].services, unit)] if results[0].services else []
     elif len(results) <= MANY:
-        probes = {f"{number}. {name_run(result)}": probe for number, result in enumerate(results, 1)
+        probes = {f"{number}. {plot.name_run(result)}": probe for number, result in enumerate(results, 1)
                   if (probe := result.main_probe)}  # fmt: skip
         tables += [_list_probes("Runs", probes, results[0])]
     kind = "Sweep" if series else "Run" if len(results) == 1 else f"{len(results)} runs"
-    return _complete(kind, sentences, partial(picture_results, results), tables, results)
+    return _complete(kind, sentences, partial(plot.picture_results, results), tables, results)
 
 
 def _complete(
@@ -102,7 +96,7 @@ def _complete(
     warnings: Iterable[str] = (),
 ) -> Section:
     """Add what all documents with runs have: accounting, methods, facts, warnings."""
-    books = [(f"{number}. {name_run(result)}", result.accounting) for number, result in enumerate(results, 1)]
+    books = [(f"{number}. {plot.name_run(result)}", result.accounting) for number, result in enumerate(results, 1)]
     known = [(name, counts) for name, counts in books if counts]
     closed = sum(counts.closed for _, counts in known)
     rows = [(name, *map(_number, (counts.sent, counts.lookups, counts.rule_hits, counts.delivered)),
@@ -163,7 +157,6 @@ def _name_probes(result: Result) -> Iterator[tuple[str, Probe]]:
 
 
 def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Table:
-    """List probes with their percentiles."""
     names = sorted({name for probe in probes.values() for name in probe.percentiles} - {"100"}, key=float)
     rows = []
     for name, probe in probes.items():
@@ -180,7 +173,7 @@ def build_whatif(document: Mapping[str, Any]) -> Section:
     results = build_results(document)
     outcome = build_outcome(document)
     sentences = [describe_alternative(mode, outcome) for mode in outcome.alternatives]
-    picture = partial(picture_results, results)
+    picture = partial(plot.picture_results, results)
     section = _complete("What if", sentences, picture, list_alternatives(outcome), results, outcome.notes)
     return replace(section, methods=[ALTERNATIVES, *section.methods])
 
@@ -201,7 +194,13 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
         shown = [(lookup.what, lookup.main) for lookup in pair.lookups] if many else [
             (figure.name, figure) for figure in pair.lookups[0].figures]  # fmt: skip
         shown += [(f"{call.what} (another call)", call.main) for call in pair.calls]
-        rows = [(name, *_contrast(figure)) for name, figure in shown]
+        rows = [
+            (
+                name, _number(figure.a), _number(figure.b), write_bounded(figure.difference, "+,.0f"),
+                write_bounded(figure.ratio, ".3f"),
+            )
+            for name, figure in shown
+        ]  # fmt: skip
         level = "" if pair.lookups[0].level == 1 else f", bounds {pair.lookups[0].level:.1%}"
         tables.append(Table(f"{sides}; {unit}{level}", ("", "A", "B", "B - A", "B / A"), rows, ("",)))
         if pair.changed:
@@ -220,16 +219,7 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
     methods = dict.fromkeys(METHODS[pair.measured] for pair in pairs if pair.measured in METHODS)
     statements = [pair.statement for pair in pairs]
     return Section(
-        "Comparison", statements, partial(picture_comparisons, pairs), tables, [*warnings], [*methods], facts
-    )
-
-
-def _contrast(figure: Contrasted) -> tuple[str, ...]:
-    return (
-        _number(figure.a),
-        _number(figure.b),
-        write_bounded(figure.difference, "+,.0f"),
-        write_bounded(figure.ratio, ".3f"),
+        "Comparison", statements, partial(plot.picture_comparisons, pairs), tables, [*warnings], [*methods], facts
     )
 
 
@@ -240,14 +230,12 @@ def build_reproduction(document: Mapping[str, Any]) -> Section:
     states = [verdict.state for verdict in reproduction.verdicts]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     sentences = [f"{published.title}: of {len(states)} shapes {counted or 'none was judged'}."]
-    more = " more than at the least number of Services" if published.growth_only else ""
-    tables = [Table("Shape by shape", SHAPES, list_verdicts(reproduction), SHAPES),
-              Table(f"First packet, us{more}", FIGURES, list_figures(reproduction), FIGURES[:1]),
-              Table("What each Service adds, ns", SLOPES, list_slopes(reproduction), SLOPES[:2])]  # fmt: skip
+    shapes = Table("Shape by shape", SHAPES, list_verdicts(reproduction), SHAPES)
+    tables = [shapes, *list_times(reproduction)]
     facts = {"published": f"{published.date}, {published.address}", "their method": published.method}
     facts |= {"this machine": str(document.get("machine", "unknown"))}
     table = Table("Setting", FACTS, list(facts.items()), FACTS)
-    picture = partial(picture_reproduction, reproduction)
+    picture = partial(plot.picture_reproduction, reproduction)
     differs = [f"may differ: {reason}" for reason in published.differs]
     return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_LINES = 12
 """Most lines of a list in a preview; its JSON has all."""
+MOST_SERVICES = 10
+"""Most Services in the table of the most expensive ones."""
 ALTERNATIVES = (
     "now: the rules as captured; others: what kube-proxy 1.36, or the release that is named, would write for the same "
     "Services. equal at: with so many Services before it, a lookup costs the same in both; before counts Services, not "
@@ -48,18 +50,15 @@ def list_alternatives(outcome: WhatIf) -> tuple[Table, Table]:
     return Table(f"lookup in each mode, {head}", header, rows, header[:1]), list_services(outcome.dearest, head)
 
 
-def show_whatif(outcome: WhatIf, most: int = 10) -> None:
-    """Print what lookups cost in each mode, the most expensive Services, and a verdict for each mode.
-
-    :param most: how many of these Services.
-    """
+def show_whatif(outcome: WhatIf) -> None:
+    """Print what lookups cost in each mode, the most expensive Services, and a verdict for each mode."""
     modes, services = list_alternatives(outcome)
     show(modes.draw())
     show(fill(ALTERNATIVES, indent=""))
     show()
     for note in outcome.notes:
         show(fill(f"note: {note}"))
-    show(replace(services, rows=services.rows[:most]).draw())
+    show(replace(services, rows=services.rows[:MOST_SERVICES]).draw())
     for series in outcome.series:
         show(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
     show()
@@ -186,7 +185,6 @@ def _say_figure(figure: Figure) -> str:
 
 
 def _show_figures(contrast: Contrast, unit: str) -> None:
-    """Print every figure of one contrast."""
     rows = [(_say_figure(figure), *_compare_figure(figure, contrast.level)) for figure in contrast.figures]
     _print_contrasts(f"{contrast.what}, {unit}", contrast.level, rows)
     apart, chance = contrast.distance, contrast.chance_distance
@@ -201,7 +199,6 @@ def _show_figures(contrast: Contrast, unit: str) -> None:
 
 
 def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
-    """Print the main figure of several contrasts."""
     rows = [(contrast.what, *_compare_figure(contrast.main, contrast.level)) for contrast in contrasts]
     _print_contrasts(title, contrasts[0].level, rows)
 

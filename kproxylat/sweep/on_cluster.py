@@ -10,20 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+from kproxylat.cluster import rollout
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import check_count, choose_numbers, create, delete, plan_creation, read_dummies
 from kproxylat.cluster.proxy_config import BY_HAND
 from kproxylat.cluster.proxy_mode import detect_mode
-from kproxylat.cluster.rollout import (
-    MODES,
-    Change,
-    apply_change,
-    needs_restart,
-    plan_change,
-    running_mode,
-    wait_for_mode,
-    wait_for_rollout,
-)
 from kproxylat.cluster.sync import keep_existing, live_ports, service_ports, wait_for_rules
 from kproxylat.cluster.target import miss_path
 from kproxylat.console import say
@@ -72,7 +63,7 @@ class Preparation:
         self._node = node
         self._mode = mode
         self._backend = backend
-        self._undoing: Change | None = None
+        self._undoing: rollout.Change | None = None
         self._changed = False
         self._target: frozenset[Target] = frozenset()
         self._before = frozenset(read_dummies(api).services)
@@ -106,13 +97,13 @@ class Preparation:
     def _set_mode(self, mode: str) -> None:
         if mode == self._mode:
             return
-        change = plan_change(self._api, mode)
-        if needs_restart(self._api, change, self._node.netns):
+        change = rollout.plan_change(self._api, mode)
+        if rollout.needs_restart(self._api, change, self._node.netns):
             self._undoing = self._undoing or change
             say(f"      kube-proxy's mode: {change.old} -> {mode}; its pods are restarted")
-            apply_change(self._api, change)
-            wait_for_rollout(self._api, change)
-        wait_for_mode(mode, netns=self._node.netns)
+            rollout.apply_change(self._api, change)
+            rollout.wait_for_rollout(self._api, change)
+        rollout.wait_for_mode(mode, netns=self._node.netns)
         self._mode = mode
 
     def _set_count(self, count: int) -> float | None:
@@ -134,12 +125,7 @@ class Preparation:
         """Return the ports of the dummy Services, and the target's: after a switch of the mode, no rules exist."""
         return service_ports(read_dummies(self._api)) | self._target
 
-    def _wait_for_rules(
-        self,
-        required: Set[Target],
-        removed: Set[Target] = frozenset(),
-        look_up: Callable[[], Set[Target]] | None = None,
-    ) -> float:
+    def _wait_for_rules(self, required: Set[Target], removed: Set[Target], look_up: Callable[[], Set[Target]]) -> float:
         read = partial(live_ports, mode=self._mode, backend=self._backend)
         return wait_for_rules(required, removed, node=self._node, read=read, look_up=look_up)
 
@@ -163,13 +149,13 @@ class Preparation:
             return
         with _or_say(self._undoing.undoing(self._api)):
             say(f"      kube-proxy's mode: back to {self._undoing.old}")
-            change = plan_change(self._api, self._undoing.old)
-            if needs_restart(self._api, change, self._node.netns):
-                apply_change(self._api, change)
-                wait_for_rollout(self._api, change)
-            wait_for_mode(change.runs_as, netns=self._node.netns)
+            change = rollout.plan_change(self._api, self._undoing.old)
+            if rollout.needs_restart(self._api, change, self._node.netns):
+                rollout.apply_change(self._api, change)
+                rollout.wait_for_rollout(self._api, change)
+            rollout.wait_for_mode(change.runs_as, netns=self._node.netns)
             self._mode = change.runs_as
-            self._wait_for_rules(self._target, look_up=partial(keep_existing, self._api, self._target))
+            self._wait_for_rules(self._target, frozenset(), partial(keep_existing, self._api, self._target))
 
 
 @contextmanager
@@ -240,15 +226,15 @@ def _check_old_mode(api: Api, node: Node, running: str) -> None:
     :raises MachineError: kube-proxy does not answer, runs in another mode than its ConfigMap has, or in a mode that
         kproxylat cannot set.
     """
-    if running_mode(node.netns) is None:
+    if rollout.running_mode(node.netns) is None:
         raise MachineError(
             "kube-proxy of this node does not report its mode, so a change could not be observed",
             f"is its metricsBindAddress another than port {METRICS_PORT}? Or pass --mode {running} alone",
         )
-    change = plan_change(api, running)
-    if change.old not in MODES:
+    change = rollout.plan_change(api, running)
+    if change.old not in rollout.MODES:
         raise MachineError(f"kube-proxy is set to mode {change.old}, which could not be restored", BY_HAND)
-    if (configured := MODES[change.old] or DEFAULT_MODE) != running:
+    if (configured := rollout.MODES[change.old] or DEFAULT_MODE) != running:
         raise MachineError(
             f"kube-proxy runs in mode {running}, but its ConfigMap has {configured}: unclear which mode to restore",
             f"decide first: kproxylat mode set {running}, or mode set {configured}; or pass --mode {running} alone",

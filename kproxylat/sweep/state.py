@@ -74,7 +74,8 @@ class State:
         for number, line in enumerate(lines, 2):
             run = _read_line(line)
             if run is None:
-                if not _is_torn(line):
+                # A killed run leaves the beginning of a line.
+                if not line.startswith('{"point": ') or line.endswith("}"):
                     leave_out(f"{path}: line {number}: not a run; it is measured again")
                 continue
             key, seconds, name = run
@@ -108,11 +109,6 @@ class State:
         if unfinished:
             save_file(self.path, "\n".join([head, *unfinished]))
         return path
-
-
-def _is_torn(line: str) -> bool:
-    """Return whether a line is the beginning of one, as a killed run leaves it."""
-    return line.startswith('{"point": ') and not line.endswith("}")
 
 
 def _read_line(line: str) -> tuple[Key, float, str] | None:

@@ -28,6 +28,7 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.standing_lab import clear
 from kproxylat.modes import MAP, MODES, Mode
+from kproxylat.node.doctor import require
 from kproxylat.results import Result, Target
 from kproxylat.results_json import list_to_json
 from kproxylat.sweep.state import Key, State
@@ -136,7 +137,7 @@ class Sweep:
     @property
     def series(self) -> tuple[Series, ...]:
         """The results by mode and backend, with their verdicts; those of many Services by the Services before each."""
-        every = [part for each in self.results for part in (split_services(each) if each.services else [each])]
+        every = [part for one in self.results for part in (split_services(one) if one.services else [one])]
         return build_series(every, self.seed or 0)
 
     def to_json(self) -> str:
@@ -193,6 +194,27 @@ def check_points(points: Iterable[Options], repeats: int = 1) -> None:
         raise UsageError(f"{repeats} repeats are not possible", f"--repeats takes 1 to {MAX_REPEATS}")
     for point in points:
         check_options(point)
+
+
+def keep_possible(points: Iterable[Options], use: str, needs_one: bool = True) -> list[Options]:
+    """Return the points whose mode this machine has all that it takes to measure; name the other modes.
+
+    :param use: what for, beside sending, as :attr:`kproxylat.node.doctor.Check.use` names it.
+    :raises MachineError: none is left, and one is needed.
+    """
+    possible, lacking = list[Options](), dict[str, MachineError]()
+    for point in points:
+        name = f"{point.mode.name} on {point.mode.backend}"
+        try:
+            if name not in lacking:
+                require(point.mode, use, "run", probe=point.tracing.probe)
+                possible.append(point)
+        except MachineError as error:
+            lacking[name] = error
+            say(f"{name} is left out: {error}")
+    if needs_one and not possible:
+        raise next(iter(lacking.values()))
+    return possible
 
 
 def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[Run]:
@@ -267,9 +289,9 @@ def _time_left(runs: Sequence[Run], state: State, at_once: int, emulated: bool =
     left_s = 0.0
     for point, _ in runs:
         size, series = point.where.services or 0, name_series(point)
-        larger = [each for each in known if each[0] == series and each[1] >= size]
-        left_s += min(larger or known, key=lambda each: (abs(each[1] - size), each[0] != series))[2] / at_once
-    most = max(each[1] for each in known)
+        larger = [row for row in known if row[0] == series and row[1] >= size]
+        left_s += min(larger or known, key=lambda row: (abs(row[1] - size), row[0] != series))[2] / at_once
+    most = max(services for _, services, _ in known)
     words = "about" if all((point.where.services or 0) <= most for point, _ in runs) else "more than"
     return f"; {words} {write_duration(left_s)} left"
 
@@ -299,7 +321,7 @@ def sweep(
     runs = order_points(points, repeats, state.seed)
     if order:
         runs.sort(key=order)
-    to_do = [each for each in runs if _key(*each) not in state.results]
+    to_do = [run for run in runs if _key(*run) not in state.results]
     finished = Sweep(state.seed, repeats, resumed=len(runs) - len(to_do))
     if finished.resumed:
         say(f"Resuming {state.path.name}: {finished.resumed} of {len(runs)} runs are there (--fresh measures all anew)")
@@ -308,7 +330,7 @@ def sweep(
     numbers = count(finished.resumed + 1)
 
     def begin(run: Run) -> None:
-        undone = [each for each in runs if _key(*each) not in state.results]
+        undone = [other for other in runs if _key(*other) not in state.results]
         left = _time_left(undone, state, place.at_once, about["clock"][1])
         say(f"== run {next(numbers)} of {len(runs)}: {title(run[0])}{left}")
 
@@ -318,7 +340,7 @@ def sweep(
             state.add(_key(*done.run), done.result, done.seconds)
             ended = ended or done.ended
     except (KproxylatError, Interrupted):
-        kept = sum(_key(*each) in state.results for each in runs)
+        kept = sum(_key(*run) in state.results for run in runs)
         say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")
         raise
     for key in [_key(*run) for run in runs if _key(*run) in state.results]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from kproxylat.analysis.alternatives import Alternative, WhatIf
 from kproxylat.analysis.crossings import find_crossing
 from kproxylat.analysis.series import build_series, choose_lines
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError
+from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.measure.options import Options
 from kproxylat.measure.plan import check_options
@@ -20,8 +20,8 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import MAP, Mode
-from kproxylat.node.doctor import require
 from kproxylat.results import Result, name_unit
+from kproxylat.sweep.sweep import keep_possible
 from kproxylat.system.files import save_file
 
 MAX_PACKETS = 10_000
@@ -47,7 +47,7 @@ def whatif(ruleset: Ruleset, planned: Sequence[Options]) -> tuple[WhatIf, Interr
     :raises KproxylatError: as :func:`kproxylat.measure.run.measure`, of the rules as they are.
     """
     first, *others = planned
-    plans = [first, *keep_possible(others)]
+    plans = [first, *keep_possible(others, "trace", needs_one=False)]
     measured: list[Result] = []
     ended: Interrupted | KproxylatError | None = None
     for options in plans:
@@ -67,16 +67,6 @@ def whatif(ruleset: Ruleset, planned: Sequence[Options]) -> tuple[WhatIf, Interr
         if ended:
             break
     return judge(ruleset, measured), ended
-
-
-def keep_possible(plans: Iterable[Options]) -> Iterator[Options]:
-    """Yield the plans whose mode this machine has all that it takes to measure; name the others."""
-    for plan in plans:
-        try:
-            require(plan.mode, "trace", "run", probe=plan.tracing.probe)
-            yield plan
-        except MachineError as error:
-            say(f"{plan.mode.name} on {plan.mode.backend} is left out: {error}")
 
 
 def plan_modes(
@@ -111,14 +101,14 @@ def plan_modes(
 
 def judge(ruleset: Ruleset, measured: Sequence[Result]) -> WhatIf:
     """Put the runs side by side; the first is the ruleset as it is. Pure."""
-    results = [each for result in measured for each in split_services(result)]
+    results = [part for result in measured for part in split_services(result)]
     series = build_series(results)
     lines = choose_lines(series)
     now = lines.get(measured[0].run.rules)
     alternatives = []
     for result in measured:
         key = result.run.rules
-        costs = [each.cost for each in result.services]
+        costs = [service.cost for service in result.services]
         if not costs:
             continue
         own = lines[key]

@@ -211,7 +211,6 @@ def test_a_kube_proxy_that_does_not_answer_is_not_changed(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(rollout, "running_mode", lambda _: None)
-        patch.setattr(on_cluster, "running_mode", lambda _: None)
         with pytest.raises(MachineError, match="does not report its mode"):
             sweep_it(api, runs, "iptables", "nftables")
     assert {call.verb for call in fake.calls} == {"get", "list"}
