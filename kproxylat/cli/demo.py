@@ -14,6 +14,7 @@ from kproxylat.cli.sweep import Finished, SweepOptions, sweep_in_vms
 from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import say, show
 from kproxylat.errors import KproxylatError
+from kproxylat.measure.plan import keep_possible
 from kproxylat.report.plot import plot_clocks
 from kproxylat.report.tables import show_clocks, show_series
 from kproxylat.sweep import sweep as sweeping
@@ -77,7 +78,7 @@ def demo(
 def _sweep_untraced(options: SweepOptions) -> Finished:
     """Sweep the modes that this kernel has; name the others."""
     options.enter_namespace()
-    points = sweeping.keep_possible(options.plan(OnNode(), ("demo",)), "send time")
+    points = keep_possible(options.plan(OnNode(), ("demo",)), "send time")
     return sweeping.sweep(points, 1, None, True)
 
 

@@ -17,6 +17,7 @@ from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import SweepOptions
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError
+from kproxylat.measure.plan import keep_possible
 from kproxylat.report.columns import paint
 from kproxylat.report.figure import save_figure
 from kproxylat.report.plot import picture_reproduction
@@ -58,7 +59,7 @@ def reproduce(
         services=",".join(map(str, published.list_sizes(quick))), duration=DURATION_S, output_dir=output_dir,
     )  # fmt: skip
     options.enter_namespace()
-    points = sweeping.keep_possible(options.plan(OnNode(), ("reproduce", name)), "send time")
+    points = keep_possible(options.plan(OnNode(), ("reproduce", name)), "send time")
 
     def order(run: sweeping.Run) -> tuple[float, int]:
         """A lab whose rules load slowly is loaded once, between the two rounds of the others."""

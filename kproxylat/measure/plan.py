@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from kproxylat.errors import UsageError
+from kproxylat.console import say
+from kproxylat.errors import MachineError, UsageError
 from kproxylat.lab import services as lab
 from kproxylat.lab.rules import check_release
 from kproxylat.measure.first_packet import check_first_packet
@@ -14,6 +16,7 @@ from kproxylat.measure.options import PROTOCOLS, Lab, Options
 from kproxylat.measure.send_time import time_sends
 from kproxylat.modes import Mode
 from kproxylat.node.changes import ALLOWABLE
+from kproxylat.node.doctor import require
 from kproxylat.node.network import MAC, POD_LINK, Network
 from kproxylat.results import IpNetwork, Target
 from kproxylat.system import kernel
@@ -125,6 +128,27 @@ def check_template(template: Path | None) -> None:
         raise UsageError(f"template {template} does not exist", "--template takes a file's path")
     if template:
         check_trusted(template)
+
+
+def keep_possible(points: Iterable[Options], use: str, needs_one: bool = True) -> list[Options]:
+    """Return the points whose mode this machine has all that it takes to measure; name the other modes.
+
+    :param use: what for, beside sending, as :attr:`kproxylat.node.doctor.Check.use` names it.
+    :raises MachineError: none is left, and one is needed.
+    """
+    possible, lacking = list[Options](), dict[str, MachineError]()
+    for point in points:
+        name = f"{point.mode.name} on {point.mode.backend}"
+        try:
+            if name not in lacking:
+                require(point.mode, use, "run", probe=point.tracing.probe)
+                possible.append(point)
+        except MachineError as error:
+            lacking[name] = error
+            say(f"{name} is left out: {error}")
+    if needs_one and not possible:
+        raise next(iter(lacking.values()))
+    return possible
 
 
 def load_modules(mode: Mode) -> None:

@@ -28,7 +28,6 @@ from kproxylat.measure.ranking import split_services
 from kproxylat.measure.run import measure
 from kproxylat.measure.standing_lab import clear
 from kproxylat.modes import MAP, MODES, Mode
-from kproxylat.node.doctor import require
 from kproxylat.results import Result, Target
 from kproxylat.results_json import list_to_json
 from kproxylat.sweep.state import Key, State
@@ -194,27 +193,6 @@ def check_points(points: Iterable[Options], repeats: int = 1) -> None:
         raise UsageError(f"{repeats} repeats are not possible", f"--repeats takes 1 to {MAX_REPEATS}")
     for point in points:
         check_options(point)
-
-
-def keep_possible(points: Iterable[Options], use: str, needs_one: bool = True) -> list[Options]:
-    """Return the points whose mode this machine has all that it takes to measure; name the other modes.
-
-    :param use: what for, beside sending, as :attr:`kproxylat.node.doctor.Check.use` names it.
-    :raises MachineError: none is left, and one is needed.
-    """
-    possible, lacking = list[Options](), dict[str, MachineError]()
-    for point in points:
-        name = f"{point.mode.name} on {point.mode.backend}"
-        try:
-            if name not in lacking:
-                require(point.mode, use, "run", probe=point.tracing.probe)
-                possible.append(point)
-        except MachineError as error:
-            lacking[name] = error
-            say(f"{name} is left out: {error}")
-    if needs_one and not possible:
-        raise next(iter(lacking.values()))
-    return possible
 
 
 def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> list[Run]:

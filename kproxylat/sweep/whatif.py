@@ -15,13 +15,12 @@ from kproxylat.console import say
 from kproxylat.errors import Interrupted, KproxylatError, UsageError
 from kproxylat.lab.ruleset import Ruleset
 from kproxylat.measure.options import Options
-from kproxylat.measure.plan import check_options
+from kproxylat.measure.plan import check_options, keep_possible
 from kproxylat.measure.ranking import split_services
 from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import measure
 from kproxylat.modes import MAP, Mode
 from kproxylat.results import Result, name_unit
-from kproxylat.sweep.sweep import keep_possible
 from kproxylat.system.files import save_file
 
 MAX_PACKETS = 10_000

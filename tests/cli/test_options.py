@@ -389,7 +389,7 @@ ENTRIES: dict[str, Any] = {
     "cli.sweep.Pool": Pool,
     "system.virtual_machine.Machine": Machine,
     "system.virtual_machine.boot": None,
-    "sweep.sweep.require": None,
+    "measure.plan.require": None,
     "node.doctor.missing_to_trace": ["bpftrace"],
     "node.doctor.examine": [],
     "node.doctor.to_json": "{}",
