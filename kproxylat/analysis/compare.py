@@ -147,7 +147,8 @@ def _compare_pair(
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
         measured = probes[0][0].measured
         name = measured if x is None or x != y else f"{x:,} Services"
-        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
+        parts = [result.blocks for result in (*cells_a[x], *cells_b[y])]
+        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed, parts=parts))
     calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and same else ()
     series, where = cross(a, b, seed) if len(sizes) > 1 else ((), None)
     mixed = bool(a[0].run.emulated) != bool(b[0].run.emulated)

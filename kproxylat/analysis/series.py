@@ -21,6 +21,7 @@ from kproxylat.analysis.stats import (
     bounds,
     choose_pairs,
     drift,
+    drift_within,
     fit_line,
     merge_draws,
     slopes,
@@ -36,7 +37,9 @@ HASH_EFFECT = 200
 """Instructions by which a lookup in a hash table may vary between two loads of the same rules: each load draws a seed
 (kernel, ``net/netfilter/nft_set_hash.c``, ``nft_hash_init``); an element before ours in its bucket costs 32 to 46."""
 LINEAR = 0.1
-"""Residuals up to this part of the growth are a line's."""
+"""Residuals up to this part of the growth are a line's,"""
+NOISY = 0.25
+"""and on the ns clock up to this part, where the point's bounds reach the line. A logarithm's are 0.4."""
 FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
@@ -65,6 +68,12 @@ class Point:
     hi: float
     residual: float | None = None
     others: Mapping[str, int] | None = None
+
+    def is_on_line(self, growth: float) -> bool:
+        """Whether the residual is a small part of the whole growth, or no larger than noise makes it."""
+        away = self.residual or 0
+        near = self.lo <= self.cost - away <= self.hi
+        return abs(away) <= (NOISY if near else LINEAR) * growth
 
 
 @dataclass(frozen=True)
@@ -268,9 +277,7 @@ def draw_medians(
     """
     runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
     middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
-    spread = drift(middles.values())
-    if not spread[1]:
-        spread = _scatter({size: middle for size, [middle] in middles.items()})
+    spread = _find_drift(cells, middles)
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
@@ -283,12 +290,19 @@ def draw_medians(
     return points, drawn
 
 
-def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
-    """Return the relative standard deviation of single runs around their line (their drift), and its freedom."""
-    if len(costs) < _SCATTERED:
+def _find_drift(cells: Mapping[int, list[Result]], middles: Mapping[int, list[float]]) -> tuple[float, int]:
+    """Return how far runs of the same thing are apart: by repeats, else by parts of runs, else by the points of a line.
+
+    :return: as :func:`kproxylat.analysis.stats.drift`; without freedom, where single runs do not show it.
+    """
+    for spread in (drift(middles.values()), drift_within(result.blocks for cell in cells.values() for result in cell)):
+        if spread[1]:
+            return spread
+    if len(middles) < _SCATTERED:
         return 0.0, 0
-    slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
-    squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs.items())
+    costs = [(size, cost) for size, [cost] in middles.items()]
+    slope, base = fit_line(costs, choose_pairs(len(costs)))
+    squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs)
     return math.sqrt(squares / (len(costs) - 2)), len(costs) - 2
 
 
@@ -325,8 +339,10 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
     share = most / base if base > 0 else float("inf")
     single = all(point.runs == 1 for point in points)
-    least, verdict = 1 if single and len(points) < _SCATTERED else FLAT, "unclear"
-    if per_service.lo > 0 and len(points) > 2 and worst <= LINEAR * growth and growth > least * base:
+    in_parts = all(result.blocks for cell in cells.values() for result in cell)
+    least, verdict = 1 if single and not in_parts and len(points) < _SCATTERED else FLAT, "unclear"
+    is_line = all(point.is_on_line(growth) for point in points)
+    if per_service.lo > 0 and len(points) > 2 and is_line and growth > least * base:
         verdict = "O(n)"
         evidence = f"the slope is above 0, residuals are at most {worst / growth:.0%} of the growth"
     elif share < FLAT and points[-1].services >= max(DECADE * points[0].services, 100):
@@ -337,12 +353,14 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = "two points show no line"
     elif per_service.lo <= 0:
         evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
-    elif worst <= LINEAR * growth:
+    elif is_line:
         evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if single:
-        seen = "shows only as scatter around the line" if len(points) >= _SCATTERED else "is not in the bounds"
+        seen = "is not in the bounds"
+        if in_parts or len(points) >= _SCATTERED:
+            seen = f"shows only {'between parts of a run' if in_parts else 'as scatter around the line'}"
         evidence += f"; single runs: drift from run to run {seen} (--repeats)"
     return replace(
         series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence
