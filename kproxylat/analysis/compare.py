@@ -239,8 +239,10 @@ def _join_facts(results: Sequence[Result]) -> dict[str, str]:
 def _find_unknown(a: Sequence[Result], b: Sequence[Result]) -> tuple[str, ...]:
     """Return the facts that matter for comparing but are unknown on both sides."""
     run = a[0].run
-    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel, "bpftrace": run.bpftrace}
-    facts |= {"mitigations": "known" if run.mitigations else None, "script": run.script_sha256}
+    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel}
+    facts["mitigations"] = "known" if run.mitigations else None
+    if run.probe_kind != "none":
+        facts |= {"bpftrace": run.bpftrace, "script": run.script_sha256}
     facts["books"] = "known" if all(result.accounting for result in (*a, *b)) else None
     return tuple(name for name, fact in facts.items() if fact is None)
 
