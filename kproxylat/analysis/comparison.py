@@ -9,8 +9,8 @@ from math import ceil, floor
 
 from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
-from kproxylat.analysis.stats import Interval
 from kproxylat.errors import UsageError
+from kproxylat.results import Bounded
 from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
@@ -56,7 +56,7 @@ class Comparison:
     lookups: tuple[Contrast, ...]
     calls: tuple[Contrast, ...] = ()
     series: tuple[Series, ...] = ()
-    crossing: Interval | None = None
+    crossing: Bounded | None = None
     alarms: float = 0.0
     differs: bool | None = None
     worse_pct: float | None = None

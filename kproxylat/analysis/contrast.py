@@ -20,7 +20,6 @@ from kproxylat.analysis.stats import (
     ROUNDS,
     Distribution,
     Draws,
-    Interval,
     bounds,
     chance_distance,
     distance,
@@ -28,7 +27,7 @@ from kproxylat.analysis.stats import (
     drift_within,
     merge_draws,
 )
-from kproxylat.results import Probe
+from kproxylat.results import Bounded, Probe
 
 ALARMS = 0.05
 """Rate of false alarms between two samples of the same thing."""
@@ -48,8 +47,8 @@ class Figure:
     name: str
     a: float | None
     b: float | None
-    difference: Interval | None = None
-    ratio: Interval | None = None
+    difference: Bounded | None = None
+    ratio: Bounded | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _plain(name: str, a: float | None, b: float | None) -> Figure:
     """Return a figure without bounds."""
     if a is None or b is None:
         return Figure(name, a, b)
-    return Figure(name, a, b, Interval(b - a, b - a, b - a), Interval(b / a, b / a, b / a) if a else None)
+    return Figure(name, a, b, Bounded(b - a, b - a, b - a), Bounded(b / a, b / a, b / a) if a else None)
 
 
 def _contrast_counted(
@@ -222,8 +221,8 @@ def _bound(
     # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high
 
-    def bound(operate: Callable[[float, float], float]) -> Interval:
+    def bound(operate: Callable[[float, float], float]) -> Bounded:
         lo, hi = bounds(map(operate, b_low, a_high), level)
-        return Interval(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
+        return Bounded(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
 
     return Figure(name, a, b, bound(sub), bound(truediv) if min(a_low) > 0 else None)

@@ -10,7 +10,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, combinations
 from random import Random
@@ -30,15 +29,6 @@ TAIL = 10
 
 Draws = tuple[list[float], list[float]]
 """Replicates of a figure: its least and its greatest possible value, the same list where values are exact."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the bounds ``[lo, hi]`` around it."""
-
-    estimate: float
-    lo: float
-    hi: float
 
 
 class Distribution:

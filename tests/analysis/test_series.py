@@ -11,9 +11,9 @@ import pytest
 
 from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.series import HASH_EFFECT, Series, build_series
-from kproxylat.analysis.stats import Interval, choose_pairs, fit_line
+from kproxylat.analysis.stats import choose_pairs, fit_line
 from kproxylat.report.tables import show_series
-from kproxylat.results import Accounting, Quality, Result
+from kproxylat.results import Accounting, Bounded, Quality, Result
 from tests.results import COUNTED, TIMED, change_run, load, untraced, with_values
 
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at : at + 3] for at in (0, 3, 6))
@@ -213,7 +213,8 @@ def test_many_points_do_not_take_all_pairs_in_every_replicate(monkeypatch: pytes
         counts.append(len(pairs) if pairs is not None else -1)
         return fit_line(points, pairs)
 
-    monkeypatch.setattr("kproxylat.analysis.series.fit_line", fit)
+    for module in ("points", "series"):
+        monkeypatch.setattr(f"kproxylat.analysis.{module}.fit_line", fit)
     made = timed(lambda size: 3000 + 20 * size, tuple(range(120)), repeats=1)
     counts.remove(-1)  # The estimate is of all pairs.
     assert set(counts) == {len(choose_pairs(120))}
@@ -239,7 +240,7 @@ def test_the_table_fits(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_crossing_is_as_exact_as_its_lines() -> None:
     line = counted({10: 2106, 100: 4446, 1000: 27846})
-    assert find_crossing(line, counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])) == Interval(32, 32, 32)
+    assert find_crossing(line, counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0])) == Bounded(32, 32, 32)
     found = find_crossing(line, counted({10: 2678, 100: 2724, 1000: 2700}, NFTABLES[0]))
     assert found
     assert found.lo < 32 < found.hi < 36
@@ -256,9 +257,9 @@ def test_unclear_or_parallel_series_have_no_crossing() -> None:
 
 def test_a_measured_point_on_the_wrong_side_contradicts_a_crossing() -> None:
     flat, line = counted({10: 2678, 100: 2678, 1000: 2678}, NFTABLES[0]), counted({10: 2106, 100: 4446, 1000: 27846})
-    assert agrees(line, flat, Interval(32, 32, 32))
-    assert agrees(flat, line, Interval(32, 32, 32))
-    for wrong in (Interval(5, 5, 5), Interval(200, 200, 200)):
+    assert agrees(line, flat, Bounded(32, 32, 32))
+    assert agrees(flat, line, Bounded(32, 32, 32))
+    for wrong in (Bounded(5, 5, 5), Bounded(200, 200, 200)):
         assert not agrees(line, flat, wrong)
         assert not agrees(flat, line, wrong)
-    assert agrees(line, flat, Interval(200, 90, 300)), "within the bounds nobody knows"
+    assert agrees(line, flat, Bounded(200, 90, 300)), "within the bounds nobody knows"
