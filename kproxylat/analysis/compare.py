@@ -12,12 +12,11 @@ from kproxylat.analysis.comparison import SCHEMA as COMPARISON
 from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
+from kproxylat.analysis.points import draw_lines, draw_medians
 from kproxylat.analysis.series import (
     Key,
     Series,
     build_series,
-    draw_lines,
-    draw_medians,
     find_key,
     group_results,
     name_key,
@@ -147,7 +146,8 @@ def _compare_pair(
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
         measured = probes[0][0].measured
         name = measured if x is None or x != y else f"{x:,} Services"
-        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
+        parts = [result.blocks for result in (*cells_a[x], *cells_b[y])]
+        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed, parts=parts))
     # The other engine calls, which do not decide, one by one.
     old, new = (_group_calls(side) if len(sizes) == 1 and same else {} for side in (a, b))
     calls = tuple(contrast(name, old[name], new[name], rng, hashed=hashed) for name in old if name in new)
@@ -230,8 +230,10 @@ def _join_facts(results: Sequence[Result]) -> dict[str, str]:
 def _find_unknown(a: Sequence[Result], b: Sequence[Result]) -> tuple[str, ...]:
     """Return the facts that matter for comparing but are unknown on both sides."""
     run = a[0].run
-    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel, "bpftrace": run.bpftrace}
-    facts |= {"mitigations": "known" if run.mitigations else None, "script": run.script_sha256}
+    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel}
+    facts["mitigations"] = "known" if run.mitigations else None
+    if run.probe_kind != "none":
+        facts |= {"bpftrace": run.bpftrace, "script": run.script_sha256}
     facts["books"] = "known" if all(result.accounting for result in (*a, *b)) else None
     return tuple(name for name, fact in facts.items() if fact is None)
 

@@ -175,6 +175,17 @@ def drift(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
     return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
 
 
+def drift_within(runs: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return :func:`drift` between the parts of a run: of the least steady run.
+
+    A single run does not show how far the next one will be off. On a busy machine the parts of a run are as far apart
+    (bench/README.md, "agree").
+
+    :param runs: for each run the same figure of each of its parts; runs without parts are skipped.
+    """
+    return max((drift([parts]) for parts in runs if parts), default=(0.0, 0))
+
+
 def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:
     """Draw Student's t: the chance of a mean whose deviation is known from few repeats."""
     return [rng.gauss() / math.sqrt(rng.gammavariate(freedom / 2, 2 / freedom)) for _ in range(rounds)]

@@ -161,7 +161,7 @@ def test_what_is_measured_is_shown_though_a_later_mode_fails(
         return measured(options.mode), None
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", measure)
-    monkeypatch.setattr("kproxylat.sweep.whatif.require", lambda *_, **__: None)
+    monkeypatch.setattr("kproxylat.measure.plan.require", lambda *_, **__: None)
     found, ended = whatif(RULES, plan_modes(BASE, RULES, MODES, 20))
     assert ended is error
     assert [each.backend for each in found.alternatives] == ["legacy", "nft"]
@@ -182,7 +182,7 @@ def test_modes_that_this_kernel_lacks_are_left_out(
             raise MachineError("module not found for this kernel: nf_tables (CONFIG_NF_TABLES)")
 
     monkeypatch.setattr("kproxylat.sweep.whatif.measure", lambda options: (measured(options.mode), None))
-    monkeypatch.setattr("kproxylat.sweep.whatif.require", require)
+    monkeypatch.setattr("kproxylat.measure.plan.require", require)
     answer, ended = whatif(RULES, plan_modes(BASE, RULES, MODES, 20))
     assert ended is None
     assert [each.mode for each in answer.alternatives] == ["iptables", "ipvs"]
