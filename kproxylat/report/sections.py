@@ -25,8 +25,10 @@ from kproxylat.report.plot import (
 from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
 from kproxylat.results import Probe, Result, ServiceCost, name_unit, target_text
-from kproxylat.results_json import build, build_results
+from kproxylat.results_json import build, build_results, build_valid
 
+Complain = Callable[[str], None]
+"""Called with the reason for each result or comparison that is left out."""
 MANY = 40
 """Of more runs than this only those have a row that need one."""
 METHODS = {
@@ -77,12 +79,12 @@ def _number(value: float | None) -> str:
     return write_figure(value, None)
 
 
-def build_runs(document: Mapping[str, Any]) -> Section:
+def build_runs(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of a run, of several, or of a sweep.
 
     :raises ValueError: the document holds no result.
     """
-    results = build_results(document)
+    results = build_results(document, complain)
     if not results:
         raise ValueError("holds no result")
     series = [line for line in build_series(results) if len(line.points) > 1]
@@ -206,9 +208,9 @@ def _list_series(every: Sequence[Series]) -> Table:
     return Table(f"Growth with the Services, {unit}", header, rows, words=3)
 
 
-def build_whatif(document: Mapping[str, Any]) -> Section:
+def build_whatif(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of the costs of captured rules in each mode."""
-    results = build_results(document)
+    results = build_results(document, complain)
     outcome = build_outcome(document)
     modes, unit = outcome.alternatives, outcome.unit
     sentences = [describe_alternative(mode, outcome) for mode in modes]
@@ -222,12 +224,13 @@ def build_whatif(document: Mapping[str, Any]) -> Section:
     return _complete("What if", sentences, partial(picture_results, results), tables, results, outcome.notes)
 
 
-def build_comparisons(document: Mapping[str, Any]) -> Section:
+def build_comparisons(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of comparisons.
 
     :raises ValueError: the document holds none.
     """
-    pairs: tuple[Comparison, ...] = build(tuple[Comparison, ...], document["comparisons"])
+    build_pair = partial(build, Comparison)
+    pairs: list[Comparison] = build_valid(build_pair, document["comparisons"], "comparisons", complain)
     if not pairs:
         raise ValueError("holds no comparison")
     tables, warnings = [], dict[str, None]()
@@ -264,7 +267,7 @@ def _contrast(figure: Contrasted) -> tuple[str, ...]:
     return _number(figure.a), _number(figure.b), _bound(figure.difference, "+,.0f"), _bound(figure.ratio, ".3f")
 
 
-def build_reproduction(document: Mapping[str, Any]) -> Section:
+def build_reproduction(document: Mapping[str, Any], _: Complain) -> Section:
     """Build the section of a published measurement and ours."""
     reproduction: Reproduction = build(Reproduction, document)
     published = reproduction.published
@@ -283,7 +286,7 @@ def build_reproduction(document: Mapping[str, Any]) -> Section:
     return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
+KINDS: Mapping[str, Callable[[Mapping[str, Any], Complain], Section]] = {
     "comparisons": build_comparisons,
     "published": build_reproduction,
     "whatif": build_whatif,
