@@ -91,7 +91,7 @@ def load(tool: str, text: str) -> list[str] | None:
     assert done.returncode in (0, 9), done.stderr
     if done.returncode:
         return None
-    listed = re.sub(r"expires \S+|\[\d+:\d+\]|initval \S+", "", done.stdout)
+    listed = re.sub(r"expires \S+|\[\d+:\d+\]|initval \S+|timeout \d+ (?=packets)", "", done.stdout)
     lines = [line for line in listed.splitlines() if not line.startswith("#")]
     return sorted(lines) if tool == "ipset" else lines
 
