@@ -33,7 +33,7 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
-	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k test_signals --ignore=tests/vm
+	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k "test_signals or test_kills" --ignore=tests/vm
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core

@@ -6,13 +6,14 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from kproxylat.results import SCHEMA, Bucket, Entry, Map, Result
 
+T = TypeVar("T")
 _get_hints = cache(typing.get_type_hints)
 _LARGEST, _DIGITS = 1 << 64, 300
 _DEPTH = 50
@@ -65,15 +66,26 @@ def build_results(document: Mapping[str, Any], complain: Callable[[str], None] |
         return [_build_result(document)]
     if not isinstance(document["results"], list):
         raise ValueError("its results are not a list")
-    results = []
-    for index, data in enumerate(document["results"]):
+    return build_valid(_build_result, document["results"], "results", complain)
+
+
+def build_valid(
+    build_one: Callable[[Any, str], T], items: Sequence[Any], place: str, complain: Callable[[str], None] | None
+) -> list[T]:
+    """Build the items of a list that can be built.
+
+    :param build_one: called with an item and its place, which begins with ``place``.
+    :param complain: called with the reason for each item that is left out; None: such an item is an error.
+    """
+    values = []
+    for index, data in enumerate(items):
         try:
-            results.append(_build_result(data, f"results[{index}]"))
-        except ValueError as error:
+            values.append(build_one(data, f"{place}[{index}]"))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             if not complain:
                 raise
-            complain(f"{error}; this result is left out")
-    return results
+            complain(f"{error}; this {place[:-1]} is left out")
+    return values
 
 
 def from_json(text: str | bytes) -> Result:

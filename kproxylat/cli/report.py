@@ -42,15 +42,17 @@ def report(
         raise UsageError(f"{output} is neither HTML nor Markdown", "--output takes a name that ends with .html or .md")
     if output.resolve() in {Path(name).resolve() for name in files}:
         raise UsageError(f"{output} is a file to read, too", "pass another --output")
-    parts, problems, status = [], [], 0
+    parts, problems = [], list[str]()
+
+    def complain(problem: str, remedy: str = "") -> None:
+        problems.append(problem)
+        say(f"kproxylat: {problem}".replace("\n", "?") + (f"\n  {remedy}" if remedy else ""), ESSENTIAL)
+
     for name in files:
         try:
-            parts.append(page.read_part(name))
+            parts.append(page.read_part(name, complain))
         except LogError as error:
-            status = 1
-            problems.append(str(error))
-            remedy = f"\n  {error.remedy}" if error.remedy else ""
-            say(f"kproxylat: {error}".replace("\n", "?") + remedy, ESSENTIAL)
+            complain(str(error), error.remedy)
     if not parts:
         raise typer.Exit(1)
     if output.suffix.lower() == ".md":
@@ -63,4 +65,4 @@ def report(
     mark = b"Made by kproxylat " if output.suffix.lower() == ".md" else b'<meta name="generator" content="kproxylat '
     save_file(output, text, "--output, or --force", mark, force)
     say(f"saved: {output}")
-    raise typer.Exit(status)
+    raise typer.Exit(bool(problems))

@@ -18,14 +18,21 @@ from typing import Any, NamedTuple
 
 from kproxylat.results import Entry, Map
 from kproxylat.trace.dump import Print
-from kproxylat.trace.values import histogram_kind, parse_frames, parse_keys, parse_value, split_parts
+from kproxylat.trace.values import (
+    STATS,
+    histogram_kind,
+    name_fields,
+    parse_frames,
+    parse_keys,
+    parse_value,
+    split_parts,
+)
 
 SIGN = b'{"type": "'
 _BYTES = re.compile(r"(?:\\{1,2}uffffff[89a-f][0-9a-f])+")
 _TOKEN = re.compile(r'("(?:\\.|[^"\\])*")|(?<=:)\s*([^\s"\[\]{},][^,}\]]*|)(?=[,}\]])')
 _BIG = re.compile(r"-?\d{16,20}")
 _DEPTH = 50
-_STATS = ["count", "average", "total"]
 _MESSAGES = {"lost_events": "Lost {events} events", "errorf": "ERROR: {msg}", "warnf": "WARNING: {msg}"}
 
 
@@ -99,7 +106,7 @@ def _build_event(event: dict[str, Any]) -> Event:
 
 
 def _build_map(kind: str, content: Any) -> Map:
-    is_keyed = isinstance(content, _Pairs) and (kind != "stats" or [name for name, _ in content] != _STATS)
+    is_keyed = isinstance(content, _Pairs) and (kind != "stats" or [name for name, _ in content] != STATS)
     keys = _build_keys([key for key, _ in content]) if is_keyed else [()]
     values = [_build_value(kind, value) for value in ([value for _, value in content] if is_keyed else [content])]
     if all(isinstance(value, int) or (isinstance(value, str) and _is_big(value)) for value in values):
@@ -131,7 +138,10 @@ def _build_value(kind: str, value: Any, depth: int = 0) -> Any:
     if kind == "tseries":
         return tuple({"time": point["interval_start"], "value": point["value"]} for point in map(dict, value))
     if isinstance(value, _Pairs):
-        return {name: _build_value("map", item, depth + 1) for name, item in value}
+        fields = {name: _build_value("map", item, depth + 1) for name, item in value}
+        if [*fields] == STATS:
+            fields |= {name: int(item) for name, item in fields.items() if isinstance(item, str) and _is_big(item)}
+        return fields
     if isinstance(value, list):
         return tuple(_build_value("map", item, depth + 1) for item in value)
     return value
@@ -154,5 +164,5 @@ def _name_kind(value: Any) -> str:
     if isinstance(value, str):
         return "stack" if value.startswith("\n") and value.endswith("\n") else "str"
     if isinstance(value, dict):
-        return "stats" if list(value) == _STATS else "struct"
+        return name_fields(value)
     return type(value).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from base64 import b64encode
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from kproxylat.errors import KproxylatError, LogError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
 from kproxylat.report.figure import write_inline
-from kproxylat.report.sections import KINDS, MANY, Section
+from kproxylat.report.sections import KINDS, MANY, Complain, Section
 from kproxylat.results import SCHEMA
-from kproxylat.results_json import list_to_json
+from kproxylat.results_json import list_to_json, load_json
 from kproxylat.templates import render_page
 
 FORMATS = (".html", ".md")
@@ -38,9 +37,10 @@ class Part(NamedTuple):
     raw: str
 
 
-def read_part(name: str) -> Part:
+def read_part(name: str, complain: Complain) -> Part:
     """Read a document that a command saved, or a log; ``-`` is stdin.
 
+    :param complain: called with the reason for each result that is left out.
     :raises LogError: it cannot be read, or is of no kind that a report knows.
     """
     with open_log(name) as stream:
@@ -53,7 +53,7 @@ def read_part(name: str) -> Part:
         build = next((build for member, build in KINDS.items() if member in document), None)
         if not build or document.get("schema") not in (SCHEMA, COMPARISON):
             raise LogError(f"{name}: not a result, sweep, comparison, whatif or reproduction of this version")
-        return Part(name, build(document), raw)
+        return Part(name, build(document, lambda reason: complain(f"{name}: {reason}")), raw)
     except _DAMAGE as error:
         raise LogError(f"{name}: damaged: {plain(str(error))[:200] or type(error).__name__}") from None
 
@@ -63,13 +63,13 @@ def _load(name: str, content: bytes) -> tuple[dict[str, Any], str]:
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
         try:
             text = content.decode("utf-8-sig")
-            return json.loads(text), text
+            return load_json(text), text
         except ValueError:
             # bpftrace, too, writes JSON, in lines.
             if name.endswith(".json"):
                 raise
     text = list_to_json(LogReader(name).read(BytesIO(content)))
-    return json.loads(text), text
+    return load_json(text), text
 
 
 def draw_charts(parts: Sequence[Part]) -> tuple[list[str], list[str]]:

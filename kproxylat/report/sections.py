@@ -21,8 +21,10 @@ from kproxylat.report.run_table import head_unit, list_services
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series
 from kproxylat.report.tables import ALTERNATIVES, explain_series, list_alternatives, list_series
 from kproxylat.results import Probe, Result, name_unit, target_text
-from kproxylat.results_json import build, build_results
+from kproxylat.results_json import build, build_results, build_valid
 
+Complain = Callable[[str], None]
+"""Called with the reason for each result or comparison that is left out."""
 MANY = 40
 """Of more runs than this only those have a row that need one."""
 FACTS, SHAPES = ("fact", "value"), ("shape", "verdict", "evidence")
@@ -56,12 +58,12 @@ def _number(value: float | None) -> str:
     return write_figure(value, None)
 
 
-def build_runs(document: Mapping[str, Any]) -> Section:
+def build_runs(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of a run, of several, or of a sweep.
 
     :raises ValueError: the document holds no result.
     """
-    results = build_results(document)
+    results = build_results(document, complain)
     if not results:
         raise ValueError("holds no result")
     series = [line for line in build_series(results) if len(line.points) > 1]
@@ -168,9 +170,9 @@ def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Tab
     return Table(f"{title}, {unit}", header, rows, header[:1])
 
 
-def build_whatif(document: Mapping[str, Any]) -> Section:
+def build_whatif(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of the costs of captured rules in each mode."""
-    results = build_results(document)
+    results = build_results(document, complain)
     outcome = build_outcome(document)
     sentences = [describe_alternative(mode, outcome) for mode in outcome.alternatives]
     picture = partial(plot.picture_results, results)
@@ -178,12 +180,13 @@ def build_whatif(document: Mapping[str, Any]) -> Section:
     return replace(section, methods=[ALTERNATIVES, *section.methods])
 
 
-def build_comparisons(document: Mapping[str, Any]) -> Section:
+def build_comparisons(document: Mapping[str, Any], complain: Complain) -> Section:
     """Build the section of comparisons.
 
     :raises ValueError: the document holds none.
     """
-    pairs: tuple[Comparison, ...] = build(tuple[Comparison, ...], document["comparisons"])
+    build_pair = partial(build, Comparison)
+    pairs: list[Comparison] = build_valid(build_pair, document["comparisons"], "comparisons", complain)
     if not pairs:
         raise ValueError("holds no comparison")
     tables, warnings = [], dict[str, None]()
@@ -223,7 +226,7 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
     )
 
 
-def build_reproduction(document: Mapping[str, Any]) -> Section:
+def build_reproduction(document: Mapping[str, Any], _: Complain) -> Section:
     """Build the section of a published measurement and ours."""
     reproduction: Reproduction = build(Reproduction, document)
     published = reproduction.published
@@ -240,7 +243,7 @@ def build_reproduction(document: Mapping[str, Any]) -> Section:
     return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any]], Section]] = {
+KINDS: Mapping[str, Callable[[Mapping[str, Any], Complain], Section]] = {
     "comparisons": build_comparisons,
     "published": build_reproduction,
     "whatif": build_whatif,

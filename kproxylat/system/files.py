@@ -35,7 +35,7 @@ def save_file(
     """
     with explain_errors(path, option):
         if force or (mark and _is_own(path, mark)):
-            with _open_directory(path.parent) as directory, suppress(FileNotFoundError):
+            with hold_directory(path.parent) as directory, suppress(FileNotFoundError):
                 os.unlink(path.name, dir_fd=directory)
         write_new(path, content)
 
@@ -62,7 +62,7 @@ def create(path: Path, mode: int = 0o666) -> int:
     :return: its descriptor, to write.
     :raises OSError: the file exists, or cannot be made.
     """
-    with _open_directory(path.parent) as directory:
+    with hold_directory(path.parent) as directory:
         descriptor = os.open(path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OWN, mode, dir_fd=directory)
     give_to_user(descriptor)
     return descriptor
@@ -88,7 +88,7 @@ def read_own(path: Path) -> bytes:
 
 def _open_own(path: Path, flags: int) -> int:
     """Open a file, as root only one of root or the caller of sudo; a link, also a hard one, could lead anywhere."""
-    with _open_directory(path.parent) as directory:
+    with hold_directory(path.parent) as directory:
         descriptor = os.open(path.name, flags | os.O_NONBLOCK | _OWN, dir_fd=directory)
     status = os.fstat(descriptor)
     owners = (0, _NOBODY, *(find_caller() or ())[:1]) if os.geteuid() == 0 else (status.st_uid,)
@@ -99,7 +99,12 @@ def _open_own(path: Path, flags: int) -> int:
 
 
 @contextmanager
-def _open_directory(directory: Path, make: bool = False) -> Iterator[int]:
+def hold_directory(directory: Path, make: bool = False) -> Iterator[int]:
+    """Open a directory, in a context that closes it: the descriptor stays the same, whatever is renamed.
+
+    :param make: make it, and those above it, if they are missing.
+    :raises MachineError: as root, another user can change a link on the way.
+    """
     descriptor = open_path(directory, _check_link, _make_child if make else None)
     try:
         yield descriptor
@@ -154,7 +159,7 @@ def make_directory(directory: Path) -> None:
 
     :raises MachineError: the directory cannot be made or written to.
     """
-    with explain_errors(directory, action="made"), _open_directory(directory, make=True) as descriptor:
+    with explain_errors(directory, action="made"), hold_directory(directory, make=True) as descriptor:
         # "." asks for a directory.
         os.close(os.open(".", os.O_RDONLY | _OWN, dir_fd=descriptor))
     if not os.access(directory, os.W_OK):

@@ -26,6 +26,7 @@ from typing import IO, Any, Self
 from kproxylat.console import say, show, waiting
 from kproxylat.errors import MachineError, UsageError
 from kproxylat.system import interrupts, launch
+from kproxylat.system.files import hold_directory
 from kproxylat.system.processes import Background, find
 from kproxylat.system.trust import find_caller
 
@@ -99,7 +100,8 @@ class Machine:
     :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
-    :ivar inside: path of ``writable`` in the guest ("" without one).
+    :ivar inside: path of ``writable`` in the guest ("" without one); ``shared``: where QEMU opens it, whatever its name
+        stands for by then.
     :raises MachineError: QEMU, virtme-ng or the kernel is missing, or the machine does not boot.
     """
 
@@ -113,7 +115,11 @@ class Machine:
         self.image = find_kernel(kernel, root)
         self.root = root.resolve() if root else None
         self.clock = clock
-        self.writable = writable.resolve() if writable else None
+        self._held = ExitStack()
+        self.shared = ""
+        if writable:
+            self.shared = f"/proc/{os.getpid()}/fd/{self._held.enter_context(hold_directory(writable))}"
+        self.writable = Path(self.shared).readlink() if writable else None
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
@@ -166,7 +172,7 @@ class Machine:
             raise
 
     def __exit__(self, *_: object) -> None:
-        with interrupts.shielded():
+        with self._held, interrupts.shielded():
             self._process.write(None)
             self._process.wait(5)
         self._process.end()
@@ -257,7 +263,7 @@ def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]
     command += ["--cpus", "1" if counting else "2", "--force-9p", "--disable-monitor"]
     command += [] if machine.kvm else ["--disable-kvm"]
     command += [word for option in options for word in ("--kopt", option)]
-    command += [f"--rwdir={machine.writable}"] if machine.writable else []
+    command += [f"--rwdir={machine.inside[1:]}={machine.shared}"] if machine.writable else []
     command += ["--script-sh", guest, "--qemu-opts", "-name", f"{NAME}{os.getpid()}"]
     # QEMU's newest CPU model crashes a 6.12 kernel under QEMU 7.2; Nehalem boots everywhere.
     command += ["-cpu", "host" if machine.kvm else "Nehalem"]

@@ -6,12 +6,13 @@ Format: see :mod:`kproxylat.trace.dump`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 INT = re.compile(r"(?:0|-?[1-9]\d{0,19})\Z")
 _HEX = re.compile(r"0x[0-9a-f]{1,16}\Z")
 _FLOAT = re.compile(r"-?(?:0|[1-9]\d{0,15})\.\d{1,15}\Z")
+STATS = ["count", "average", "total"]
 _STATS = re.compile(r"count (\d{1,20}), average (-?\d{1,20}), total (-?\d{1,20})\Z")
 _EDGE = r"-?\d{1,19}[KMGTPEkmgtpe]?"
 _ROW = re.compile(
@@ -58,8 +59,14 @@ def _parse_composite(text: str, depth: int) -> tuple[str, Any]:
         named = [item.partition(" = ") for item in split_parts(text[2:-2])]
         fields = {name[1:]: _parse_item(value, depth) for name, _, value in named}
         if len(fields) == len(named) and all(name.startswith(".") and equals for name, equals, _ in named):
-            return ("stats" if list(fields) == ["count", "average", "total"] else "struct"), fields
+            return name_fields(fields), fields
     return "str", text
+
+
+def name_fields(fields: Mapping[str, Any]) -> str:
+    """Return the kind of a value with named fields: "stats" or "struct"."""
+    is_stats = list(fields) == STATS and all(type(number) is int for number in fields.values())
+    return "stats" if is_stats else "struct"
 
 
 def _parse_items(text: str, depth: int) -> tuple[Any, ...]:

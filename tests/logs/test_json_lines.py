@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kproxylat.errors import LogError
 from kproxylat.logs.json_lines import read_event
 from kproxylat.logs.reader import LogReader
+from kproxylat.report.export import EXPORTERS
 from kproxylat.results import Result
 from kproxylat.trace.dump import Print
 from tests.support import TESTS
@@ -127,3 +128,23 @@ def test_damaged_lines_make_no_internal_error(line: str, data: st.DataObject) ->
     start, end = sorted((data.draw(st.integers(0, len(line))), data.draw(st.integers(0, len(line)))))
     read_event(line)
     read_event(line[:start] + line[end:])
+
+
+def test_stats_have_numbers_in_text_and_json() -> None:
+    """Numbers beyond 2**53 are strings in JSON from 0.24 on; other strings are damage, which costs that map alone."""
+    stats = ['"total": "9007199254740993"', '"total": 7', '"total": "x"', '"total": [7]']
+    lines = "".join(
+        f'{{"type": "stats", "data": {{"@{name}": {{"count": 2, "average": 3, {total}}}}}}}\n'
+        for name, total in zip("abcd", stats, strict=True)
+    )
+    text = b"Attaching 1 probe...\n\n\n@e: { .count = 2, .average = 3x, .total = 7 }\n@f: 1\n"
+    [of_json], [of_text] = (
+        read(b'{"type": "attached_probes", "data": {"probes": 1}}\n' + lines.encode())[0],
+        read(text)[0],
+    )
+    assert [of_json.maps[name].kind for name in "abcd"] == ["stats", "stats", "struct", "struct"]
+    assert of_json.maps["a"].entries[0].value["total"] == (1 << 53) + 1
+    assert of_text.maps["e"].kind == "struct"
+    for result in (of_json, of_text):
+        for export in EXPORTERS.values():
+            assert "".join(export([result]))

@@ -11,6 +11,12 @@ from tests.support.bulky import KINDS, LIMIT_MB, measure_parse, write_bulky
 
 SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
 """Kinds that take a minute."""
+DROPPED = {
+    "one key", "one key of ends", "one key of brackets", "lines of keys", "a line without end", "tuples",
+    "signs of a dialect", "slow lines of many engines", "sections of a report", "JSON text without line ends",
+}  # fmt: skip
+"""Kinds of which nothing long is kept: their 40 MB, once in memory, would exceed :data:`SMALL_MB`."""
+SMALL_MB = 70
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.long] * (kind in SLOW)) for kind in KINDS])
@@ -18,7 +24,7 @@ def test_peak_memory(tmp_path: Path, kind: str) -> None:
     write_bulky(tmp_path / "bulky.log.gz", kind)
     peak_mb, status, err = measure_parse(tmp_path / "bulky.log.gz", "csv")
     assert status in (0, 1), err
-    assert peak_mb <= LIMIT_MB
+    assert peak_mb <= (SMALL_MB if kind in DROPPED else LIMIT_MB)
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:

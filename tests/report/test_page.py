@@ -263,8 +263,8 @@ def test_each_kind_says_its_sentence_first(capsys: Captured, tmp_path: Path) -> 
 
 
 def test_a_further_kind_is_one_row(capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(document: Any) -> Any:
-        return replace(KINDS["run"](document | {"run": {}}), kind="Bill", sentences=[document["bill"]])
+    def build(document: Any, complain: Any) -> Any:
+        return replace(KINDS["run"](document | {"run": {}}, complain), kind="Bill", sentences=[document["bill"]])
 
     monkeypatch.setattr("kproxylat.report.page.KINDS", {"bill": build, **KINDS})
     (tmp_path / "bill.json").write_text(json.dumps({"schema": "kproxylat/1", "bill": "It costs 7 µs."}))
@@ -294,7 +294,7 @@ def test_problems_are_warnings(capsys: Captured, tmp_path: Path) -> None:
         (b'{"schema": "kproxylat/2", "results": []}', "of this version"),
         (b'{"schema": "kproxylat/1", "results": 5}', "damaged"),
         (b'{"schema": "kproxylat/1", "results": []}', "holds no result"),
-        (b'{"schema": "kproxylat/1", "results": [{"run": {"services": "x"}}]}', "damaged"),
+        (b'{"schema": "kproxylat/1", "results": [{"run": {"services": "x"}}]}', "'x' is not a int"),
         (b'{"schema": "kproxylat/1", "whatif": {}, "results": []}', "damaged"),
         (b'{"schema": "kproxylat/1", "published": 7}', "damaged"),
         (b'{"schema": "kproxylat-comparison/1", "comparisons": []}', "holds no comparison"),
@@ -319,6 +319,27 @@ def test_a_bad_file_is_named_and_costs_itself(
     assert "2,106" in text
     (tmp_path / f"out.{form}").unlink()
     assert report(capsys, tmp_path, str(bad), form=form)[:2] == (1, "")
+
+
+def test_a_bad_result_costs_itself(capsys: Captured, tmp_path: Path) -> None:
+    good = json.loads(to_json(load(COUNTED)[0]))
+    bad = [{**good, "run": {**good["run"], "services": services}} for services in ("x", -1, 9**400, None)]
+    (tmp_path / "list.json").write_text(json.dumps({"schema": good["schema"], "results": [bad[0], good, *bad[1:]]}))
+    comparisons = json.loads(documents(tmp_path)["comparison"].read_text())
+    comparisons["comparisons"][:0] = [{}, 5]
+    (tmp_path / "pairs.json").write_text(json.dumps(comparisons))
+    for form in ("html", "md"):
+        status, text, err = report(capsys, tmp_path, *(str(tmp_path / f"{name}.json") for name in ("list", "pairs")),
+                                   form=form)  # fmt: skip
+        assert status == 1
+        assert "2,106" in text
+        assert "nftables/nft's lookup is 10.4 times cheaper" in text
+        first = "list.json: not a result of schema kproxylat/1: results[0].run.services: 'x' is not a int; this result"
+        for reason in (f"{first} is left out", "results[2]", "results[3]", "comparisons[0]", "comparisons[1]"):
+            assert reason in err
+            assert reason in text.replace("\\", "")
+        assert "results[4]" not in err
+        assert "comparisons[2]" not in err
 
 
 def test_what_it_refuses(capsys: Captured, tmp_path: Path) -> None:

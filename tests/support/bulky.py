@@ -60,10 +60,16 @@ KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
     "JSON text without line ends": (JSON, lambda: repeat(f'{{{{"type": "printf", "data": "{LONG}"}}}}\n', 40)),
 }  # fmt: skip
 
+FULL: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
+    "strings of 3 GB": (ATTACHED, lambda: repeat(f"@s[{{}}]: {LONG}\n", 3000)),
+    "3,000,000 keys": (ATTACHED, lambda: repeat("@n[{}]: 1\n", 3_000_000)),
+}
+"""Texts that take minutes."""
+
 
 def write_bulky(path: Path, kind: str) -> None:
     """Write a text of a kind, compressed: 40 MB are a few hundred kB."""
-    start, pieces = KINDS[kind]
+    start, pieces = (KINDS | FULL)[kind]
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(start)
         file.writelines(pieces())

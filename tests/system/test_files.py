@@ -199,6 +199,23 @@ def test_a_race_is_lost_at_every_call(
     assert moment > 20
 
 
+def test_a_new_directory_is_not_given_through_a_link(
+    tmp_path: Path, as_root: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after mkdir() its name becomes a link to a directory of root's, which is as empty as a new one."""
+    original = os.mkdir
+    original(tmp_path / "victim")
+
+    def make(name: str, *, dir_fd: int) -> None:
+        original(name, dir_fd=dir_fd)
+        replace_by_link(tmp_path / name, tmp_path / "victim")
+
+    monkeypatch.setattr(files.os, "mkdir", make)
+    with pytest.raises(MachineError, match="new cannot be made: Not a directory"):
+        make_directory(tmp_path / "new")
+    assert as_root == []
+
+
 def test_only_one_module_makes_files() -> None:
     """Others call it: what it checks holds for every file."""
     exceptions = {

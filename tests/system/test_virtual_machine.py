@@ -72,7 +72,8 @@ def test_a_kernel_without_its_modules(root: Path) -> None:
 
 def test_the_command_line_of_a_counting_machine_over_another_root(root: Path) -> None:
     (root / "out").mkdir()
-    command = build_command(Machine("instructions", root / "out", root=root), (1000, 100))
+    machine = Machine("instructions", root / "out", root=root)
+    command = build_command(machine, (1000, 100))
     guest = command.pop(command.index("--script-sh") + 1)
     assert command.pop(command.index("-name") + 1) == f"kproxylat-{os.getpid()}"
     assert guest.splitlines()[3:] == [
@@ -89,7 +90,7 @@ def test_the_command_line_of_a_counting_machine_over_another_root(root: Path) ->
         *("--kopt", "pti=off", "--kopt", "norandmaps"),
         *("--kopt", "tsc_early_khz=1000000", "--kopt", "hpet=disable", "--kopt", "pmtmr=0"),
         *(
-            f"--rwdir={root}/out",
+            f"--rwdir=out={machine.shared}",
             "--script-sh",
             "--qemu-opts",
             "-name",
@@ -129,7 +130,7 @@ def test_unusual_paths_stay_single_words(root: Path) -> None:
     odd.mkdir()
     machine = Machine("ns", odd, root=root)
     command = build_command(machine, None)
-    assert f"--rwdir={odd}" in command
+    assert f"--rwdir={odd.name}={machine.shared}" in command
     assert machine.inside == f"/{odd.name}"
     guest = command[command.index("--script-sh") + 1]
     assert machine.inside in shlex.split(guest)
@@ -140,6 +141,22 @@ def test_unusual_paths_stay_single_words(root: Path) -> None:
     shell = subprocess.run(["sh", "-c", harmless], cwd=root, capture_output=True, text=True, check=False)
     assert machine.inside in shell.stdout.splitlines()
     assert not (root / "pwned").exists()
+
+
+def test_qemu_gets_the_directory_that_was_checked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller of sudo replaces it before QEMU opens it, or before kproxylat does."""
+    (root / "out").mkdir()
+    (root / "victim").mkdir()
+    machine = Machine("ns", root / "out", root=root)
+    [word] = [word for word in build_command(machine, None) if "--rwdir" in word]
+    inode = (root / "out").stat().st_ino
+    (root / "out").rename(root / "away")
+    (root / "out").symlink_to(root / "victim")
+    assert Path(word.rpartition("=")[2]).stat().st_ino == inode
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    root.chmod(0o777)
+    with pytest.raises(MachineError, match="out is not followed as root"):
+        Machine("ns", root / "out", root=root)
 
 
 @pytest.mark.parametrize("name", ["a,b", "a=b"])
