@@ -51,6 +51,7 @@ def install() -> None:
     signal.set_wakeup_fd(_state.arrivals[1], warn_on_full_buffer=False)
     for signum in ENDING:
         signal.signal(signum, _handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 @contextmanager

@@ -391,6 +391,26 @@ def test_ctrl_c_waits_for_the_pods(pods: Cluster, tmp_path: Path) -> None:
     assert [pod.process.poll() for pod in pods.kubelet.ran if pod.process] == [143, 143]
 
 
+def test_a_signal_while_a_pod_starts() -> None:
+    """A container's first process has no default action of signals: it would lose one that it does not handle yet."""
+    program = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "kproxylat.cli":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder)
+sys.argv[1:] = [sys.argv[1], "doctor"]
+runpy.run_module("kproxylat.pod", run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", program, __version__]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    result = read_log(done.stdout).envelope
+    assert result, done.stdout
+    assert (result.status, result.stdout, done.returncode) == (143, "", 143)
+
+
 def test_a_pod_that_is_killed_in_its_clean_up(pods: Cluster, tmp_path: Path) -> None:
     script = 'trap "exit 137" TERM; echo "$0"; while :; do sleep 0.05; done'
     pods.kubelet.wrap = lambda _: ["sh", "-c", script, write_begin(__version__) + "working"]
