@@ -40,13 +40,7 @@ def check_sending_rights() -> str:
             pass
         else:
             return "an ordinary user, who may make namespaces: for a lab"
-    return check_node_rights()
-
-
-def check_node_rights() -> str:
-    """Check that this process is root, if only of its user namespace, with the rights over networks."""
-    kernel.check_root(kernel.NETWORK)
-    return "root, with the capabilities needed"
+    return check_rights()
 
 
 def check_raw_sockets() -> str:

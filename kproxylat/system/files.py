@@ -100,6 +100,8 @@ def _open_own(path: Path, flags: int) -> int:
 
 @contextmanager
 def _open_directory(directory: Path, make: bool = False) -> Iterator[int]:
+    if make and not hasattr(os, "O_PATH"):  # macOS
+        directory.mkdir(parents=True, exist_ok=True)
     descriptor = open_path(directory, _check_link, _make_child if make else None)
     try:
         yield descriptor

@@ -25,6 +25,7 @@ from kproxylat.cluster.job import PROFILES, make_job
 from tests.support import ROOT
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
+from tests.support.image import IMAGE, prepare_image, write_pod
 from tests.support.kube_proxy import RECORDED
 from tests.support.kubelet import Kubelet, Pod, confine, find_command
 from tests.support.namespaces import hold_node
@@ -32,7 +33,6 @@ from tests.support.nodes import node_of
 from tests.support.processes import find_marked
 from tests.support.rights import MANIFESTS, rights
 
-IMAGE = ROOT / ".cache/image/root"
 RUN = (
     "run",
     "--lab",
@@ -51,11 +51,7 @@ TO_SERVICE = ("--service", "worker", "--protocol", "tcp", "--probe", "none")
 @pytest.fixture(scope="module", autouse=True)
 def image() -> None:
     """The root file system, with this kproxylat."""
-    if os.geteuid() or not (IMAGE / "srv/packages.txt").exists():
-        if "image" in os.environ.get("KPROXYLAT_REQUIRE", ""):
-            pytest.fail("make image, as root")
-        pytest.skip("the image's root file system is not there: make image, as root")
-    subprocess.run([ROOT / "deploy/image.sh", "root"], check=True, capture_output=True)
+    prepare_image()
 
 
 def run_pod(directory: Path, *words: str, without: str = "") -> tuple[Envelope | None, str]:
@@ -63,13 +59,9 @@ def run_pod(directory: Path, *words: str, without: str = "") -> tuple[Envelope |
 
     :param without: a capability to take away.
     """
-    job = make_job(words[0], "n1", words, "ns", "image", 30)
-    rights = job["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
-    if without:
-        rights.remove(without)
     state = directory / "state"
     state.mkdir(exist_ok=True)
-    argv = confine(Pod("x", job, directory / "log"), str(IMAGE), state)
+    argv = write_pod(str(state), *words, without=without)
     text = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300).stdout
     assert not list(state.iterdir()), "the lock is left"
     return read_log(text).envelope, text

@@ -136,7 +136,7 @@ def test_what_admission_rewrites() -> None:
     for mount in spec["containers"][0]["volumeMounts"]:
         mount["readOnly"] or mount.pop("readOnly")
     assert find_changes(job, answer) == []
-    spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("BPF")
+    spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("SYS_ADMIN")
     spec["hostNetwork"] = False
     assert {change.rpartition(".")[2].partition("[")[0] for change in find_changes(job, answer)} == {
         "hostNetwork",
