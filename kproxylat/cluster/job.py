@@ -80,6 +80,7 @@ PROFILES = {
 COMMANDS = {
     "run": "measure",
     "trace": "observe",
+    "bill": "observe",
     "mode show": "observe",
     "capture": "observe",
     "doctor": "measure",
