@@ -36,10 +36,12 @@ test: setup
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
 	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k test_signals --ignore=tests/vm
+	deploy/image.sh root
+	KPROXYLAT_REQUIRE=image KPROXYLAT_MOMENTS=20 $(BIN)/python -m pytest -k test_ctrl_c_at_any_moment
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core
-test: PACKAGES += debian-archive-keyring mmdebstrap
+test test-long: PACKAGES += debian-archive-keyring mmdebstrap
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
