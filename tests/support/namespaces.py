@@ -91,7 +91,7 @@ from kproxylat.measure.options import Lab
 from kproxylat.modes import find_mode
 from kproxylat.system.processes import Background, run
 
-rules, port, *words = sys.argv[1:]
+rules, port, place, *words = sys.argv[1:]
 for line in (
     "netns add node", "netns add pod", "link add cni0 netns node type veth peer name eth0 netns pod",
     "-n node link set lo up",
@@ -110,11 +110,14 @@ responder = Background(*pod, port, on_out=lambda _: None, on_err=print, netns="p
 responder.wait(1)
 """
 _RUN = """
-sys.argv = ["kproxylat", "run", "--netns", "/run/netns/node", "--format", "json", *words]
+# A container's process, for the stand-in of docker to find.
+inside = Background("sleep", "300", on_out=lambda _: None, on_err=print, netns="node")
+sys.argv = ["kproxylat", "run", *place.split("="), "--format", "json", *words]
 try:
     runpy.run_module("kproxylat", run_name="__main__")
 finally:
     responder.end()
+    inside.end()
 """
 _HOLD = """
 show = lambda line: print(line, end="", flush=True)
@@ -128,7 +131,7 @@ for program in (sleeper, responder):
 @contextmanager
 def hold_node(mode: str) -> Iterator[str]:
     """Make a node as :func:`run_on_node` does, with the lab's rules in a mode, and yield the path of its namespace."""
-    words = (*_alone(), "-c", _NODE + _HOLD, "", "50051", "--mode", mode)
+    words = (*_alone(), "-c", _NODE + _HOLD, "", "50051", "", "--mode", mode)
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         line = holder.stdout.readline()
@@ -137,11 +140,18 @@ def hold_node(mode: str) -> Iterator[str]:
         holder.communicate(timeout=30)
 
 
-def run_on_node(rules: str, *words: str, directory: Path, listening: str = "50051") -> subprocess.CompletedProcess[str]:
+def run_on_node(
+    rules: str,
+    *words: str,
+    directory: Path,
+    listening: str = "50051",
+    place: str = "--netns=/run/netns/node",
+) -> subprocess.CompletedProcess[str]:
     """Run ``kproxylat run`` on a network namespace that stands for a node, beside one that stands for its pod.
 
     :param rules: the file of what a kube-proxy wrote ("": the lab's rules of 20 Services in the mode that is passed).
     :param listening: the port at which the pod answers connections.
+    :param place: the option that names the node.
     """
     words = (*words, "--output-dir", str(directory))
-    return run_python("-c", _NODE + _RUN, rules, listening, *words, directory=directory)
+    return run_python("-c", _NODE + _RUN, rules, listening, place, *words, directory=directory)
