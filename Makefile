@@ -10,7 +10,7 @@ PACKAGES := bpftrace busybox-static conntrack hping3 iproute2 ipset iptables ipv
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-.PHONY: help demo test test-long matrix image check setup packages clean
+.PHONY: help demo test test-long matrix image plugin check setup packages clean
 help:
 	@echo "make demo       measure 3 backends in real nanoseconds, then by bpftrace (about 5 minutes on 2 cores)"
 	@echo "make check      ruff, mypy, and the tests without a kernel"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
 	@echo "make matrix     exact costs on 3 kernels with 2 versions of bpftrace (an hour; 2 GB of disk; root)"
 	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
+	@echo "make plugin     the client as one file, and krew's manifest, in dist/"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"
 	@echo "make clean      remove what the other targets created"
 
@@ -29,15 +30,18 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	deploy/image.sh root
-	KPROXYLAT_REQUIRE=vm,image $(PYTEST)
+	$(BIN)/python deploy/plugin.py
+	KPROXYLAT_REQUIRE=vm,image,plugin $(PYTEST)
 
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
 	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k "test_signals or test_kills" --ignore=tests/vm
+	deploy/image.sh root
+	KPROXYLAT_REQUIRE=image KPROXYLAT_MOMENTS=20 $(BIN)/python -m pytest -k test_ctrl_c_at_any_moment
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core
-test: PACKAGES += debian-archive-keyring mmdebstrap
+test test-long: PACKAGES += debian-archive-keyring mmdebstrap
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
@@ -45,6 +49,9 @@ matrix: setup
 image: PACKAGES += buildah debian-archive-keyring mmdebstrap
 image: packages
 	deploy/image.sh archive
+
+plugin: setup
+	$(BIN)/python deploy/plugin.py
 
 check: setup
 	$(BIN)/ruff check .

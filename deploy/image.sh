@@ -22,13 +22,17 @@ if ! cmp --silent deploy/packages.txt "$root/srv/packages.txt"; then
 fi
 
 package=$root/usr/lib/python3/dist-packages/kproxylat
-rm -rf "$package"
-cp -r kproxylat "$package"
-cp -r templates "$package/templates"
-find "$package" -name __pycache__ -prune -exec rm -rf {} +
-mkdir -p "$root/run/kproxylat" "$root/sys/kernel/tracing"
-# The root file system is read-only in a pod: Python would compile everything at each start.
-chroot "$root" python3 -m compileall -q /usr/lib/python3/dist-packages/kproxylat
+# Pods may run from it just now: nothing is replaced by the same.
+if ! diff --recursive --brief --exclude=__pycache__ --exclude=templates kproxylat "$package" >/dev/null 2>&1 ||
+    ! diff --recursive --brief templates "$package/templates" >/dev/null 2>&1; then
+    rm -rf "$package"
+    cp -r kproxylat "$package"
+    cp -r templates "$package/templates"
+    find "$package" -name __pycache__ -prune -exec rm -rf {} +
+    mkdir -p "$root/run/kproxylat" "$root/sys/kernel/tracing"
+    # The root file system is read-only in a pod: Python would compile everything at each start.
+    chroot "$root" python3 -m compileall -q /usr/lib/python3/dist-packages/kproxylat
+fi
 
 [ "${1:-archive}" = archive ] || exit 0
 mkdir -p dist

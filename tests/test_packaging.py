@@ -55,7 +55,7 @@ def test_the_wheel_has_the_templates_and_works(make: Callable[[str], Path], tmp_
     assert not [each for each in names if not each.startswith("kproxylat")], "nothing else gets into site-packages"
     [entry_points] = tmp_path.glob("*.dist-info/entry_points.txt")
     scripts = dict(line.split(" = ") for line in entry_points.read_text().splitlines() if " = " in line)
-    assert set(scripts) == {"kproxylat", "kubectl-kproxylat"}
+    assert set(scripts) == {"kproxylat", "kubectl-kproxylat", "kubectl_complete-kproxylat"}
     for place in scripts.values():
         module, name = place.split(":")
         assert callable(getattr(importlib.import_module(module), name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 
@@ -25,6 +26,28 @@ def main(argv: list[str] | None = None) -> None:
         # Else a signal ends Python's own end, and its status is lost.
         for signum in ENDING:
             signal.signal(signum, signal.SIG_IGN)
+
+
+def complete() -> None:
+    """Complete a command line of ``kubectl kproxylat``: kubectl runs ``kubectl_complete-kproxylat WORD... LAST``.
+
+    It takes one completion a line, with its description after a tab; and a line with ``:`` and cobra's directive, whose
+    0 lets the shell complete names of files where nothing else fits. Typer prints such lines for fish.
+    """
+    *words, last = sys.argv[1:] or [""]
+    line = shlex.join(["kproxylat", *words, *([last] if last else [])])
+    os.environ |= {
+        "_KPROXYLAT_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": line if last else f"{line} ",
+        "COLUMNS": "1000",
+    }
+    from kproxylat.console import show
+
+    try:
+        main(words[:1])
+    finally:
+        show(":0")
 
 
 def _end_unraisable(error: sys.UnraisableHookArgs) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -47,6 +48,16 @@ HELP = """Measure what kube-proxy costs a packet inside the kernel, and prove th
       sudo kproxylat run --target 10.96.0.10:50051 30 10000
       kproxylat run --lab --vm --mode nftables 2 1000
     """
+
+
+def name_program() -> str:
+    """Return the program's name as the user typed it: kubectl runs a plugin ``kubectl-kproxylat``.
+
+    Since 1.37 kubectl passes its own path, which may be that of another client, such as oc.
+    """
+    if Path(sys.argv[0]).name != "kubectl-kproxylat":
+        return "kproxylat"
+    return f"{Path(os.environ.get('KUBECTL_PATH') or 'kubectl').name} kproxylat"
 
 
 def _version(passed: bool) -> None:
@@ -120,7 +131,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             try:
                 left_out.clear()
                 app = build(arguments[0] if arguments else "")
-                status = app(args=arguments, prog_name="kproxylat", standalone_mode=False, obj=tuple(arguments))
+                status = app(args=arguments, prog_name=name_program(), standalone_mode=False, obj=tuple(arguments))
             finally:
                 sys.stdout.flush()
         sys.exit(status or bool(left_out))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.measure.bill import Billing
 
+START_S = 120
+"""How much longer than its period a bill in a pod may take: the start of bpftrace, and the windows' ends."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
@@ -60,6 +63,7 @@ def read_address(text: str) -> tuple[str, int]:
 
 @spread
 def bill(
+    ctx: typer.Context,
     duration: Annotated[str, typer.Option("--for", metavar="TIME", help="How long to count: 60s, 5m.")] = "60s",
     budget: Annotated[float, typer.Option("--budget", help="Percent of one CPU for the probes, on average.")] = 1.0,
     mode: ModeName = None,
@@ -74,6 +78,7 @@ def bill(
     form: Annotated[BillFormat | None, typer.Option("--format", "-o", help="How the bill is written (table).")] = None,
     *,
     place: Place,
+    nodes: Remote,
 ) -> None:
     """Count what lookups of live traffic cost now, by Service. Nothing is sent, and nothing changes.
 
@@ -86,6 +91,7 @@ def bill(
       sudo kproxylat bill --for 5m --budget 0.5 --format json
       sudo kproxylat bill --whatif logs/ebpf/whatif_20261128_150000.json
       sudo kproxylat bill --serve 127.0.0.1:9105
+      kubectl kproxylat bill --all-nodes --for 5m
     """
     from kproxylat.analysis.bill import save_by_mode
     from kproxylat.measure import bill as billing
@@ -97,6 +103,12 @@ def bill(
         raise UsageError(f"a budget of {budget:g} % is not possible", "--budget takes 0.001 to 5, percent of one CPU")
     if probe is Kind.NONE:
         raise UsageError("--probe none counts nothing", "leave it out")
+    if nodes.asked():
+        nodes.refuse(place, serve=serve, whatif=whatif)
+        if form in (BillFormat.CSV, BillFormat.OPENMETRICS):
+            raise UsageError(f"the bills of several nodes have no format {form}", "--format takes table or json")
+        errand = Errand("bill", list_words(ctx), period_s + START_S)
+        run_on_nodes(nodes, nodes, lambda _: errand, form or BillFormat.TABLE)
     if address:
         refuse_options("Prometheus scrapes its own format", "leave out --serve", format=form, whatif=whatif)
     model = _read_model(whatif) if whatif else None

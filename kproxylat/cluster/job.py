@@ -60,19 +60,16 @@ class Profile:
 _TRACEFS = Mount("/sys/kernel/tracing", "Directory", "the functions that bpftrace may trace", is_read_only=True)
 _LOCK = Mount("/run/kproxylat", "DirectoryOrCreate", "the lock and its notes outlive the pod, for cleanup --node")
 _XTABLES = Mount("/run/xtables.lock", "FileOrCreate", "iptables and kube-proxy exclude each other by this file")
-_OBSERVE = {
-    "BPF": "load the probes",
-    "PERFMON": "attach the probes and read kernel memory in them",
-    "NET_ADMIN": "list rules",
-    "SYS_ADMIN": "the kernel gives types of modules (BTF) and, at kernel.perf_event_paranoid 3, perf events to it only",
-}
+_TRACING = (
+    "load and attach the probes: CAP_BPF and CAP_PERFMON do not suffice, as the kernel gives types of modules (BTF), "
+    "and at kernel.perf_event_paranoid 3 perf events, to this right only, which includes both"
+)
 PROFILES = {
-    "observe": Profile(_OBSERVE, (_TRACEFS,), is_confined=True),
+    "observe": Profile({"NET_ADMIN": "list rules", "SYS_ADMIN": _TRACING}, (_TRACEFS,), is_confined=True),
     "measure": Profile(
         {
-            **_OBSERVE,
             "NET_ADMIN": "links, rules, pktgen",
-            "SYS_ADMIN": f"network namespaces, and: {_OBSERVE['SYS_ADMIN']}",
+            "SYS_ADMIN": f"network namespaces; {_TRACING}",
             "NET_RAW": "raw sockets of iptables-legacy and hping3",
         },
         (_TRACEFS, _LOCK, _XTABLES),
@@ -83,6 +80,7 @@ PROFILES = {
 COMMANDS = {
     "run": "measure",
     "trace": "observe",
+    "bill": "observe",
     "mode show": "observe",
     "capture": "observe",
     "doctor": "measure",

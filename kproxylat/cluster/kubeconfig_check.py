@@ -87,9 +87,13 @@ def check_credentials(user: Mapping[str, Any], files: Sequence[str]) -> None:
 def keep_keys_in_memory() -> Iterator[None]:
     """Let the kubernetes client keep keys in memory files (memfd_create(2)), which a SIGKILL removes, too.
 
-    Its own temporary files in /tmp stay after a SIGKILL.
+    Its own temporary files in /tmp stay after a SIGKILL; macOS has nothing else.
     """
     from kubernetes.config import kube_config
+
+    if not hasattr(os, "memfd_create"):
+        yield
+        return
 
     def write(content: str | bytes, *_: Any, **__: Any) -> str:
         descriptor = os.memfd_create("kproxylat-key")

@@ -43,7 +43,9 @@ def choose_source(
             raise
         raise MachineError(f"cannot list nodes and pods: {error}", error.remedy) from None
     pod_cidr = read_pod_cidr(document, family)
-    taken = read_taken(node.netns, pod_cidr, bridged=True) if node else {}
+    # A bridge of pods has a route for its broadcast address.
+    last = {ip_network(pod_cidr.broadcast_address): "the broadcast address"}
+    taken = read_taken(node.netns, pod_cidr, bridged=True) if node else last
     pod_ips = [pod_ip.get("ip", "") for pod in pods for pod_ip in (pod.get("status") or {}).get("podIPs") or ()]
     hosts = [endpoint.rpartition(":")[0].strip("[]") for endpoint in endpoints]
     for user, ips in (("a pod", pod_ips), ("an endpoint", hosts)):

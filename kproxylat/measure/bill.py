@@ -40,6 +40,8 @@ from kproxylat.trace.script import render_script
 LOOK_S = 1.0
 """How long the traffic is looked at before anything is attached."""
 STEP_S = 0.05
+DETACH_S = 10
+"""How long bpftrace may keep its probes attached after SIGINT; then it is killed, and its window is lost."""
 _FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"
 _SPECIAL = {0: NO_SERVICE, 1: IPV6}
 
@@ -225,7 +227,12 @@ def _trace_period(billing: Billing, meter: Meter, windows: list[Window], measure
         begin_s = monotonic()
         # What is expected of the first window rests on other machines.
         length_s = plan.length_s if windows else min(plan.length_s, USEFUL_S)
-        window, problem = _trace_window(billing, length_s, plan, meter, measured)
+        try:
+            window, problem = _trace_window(billing, length_s, plan, meter, measured)
+        except MachineError as error:
+            if not windows:
+                raise
+            return [f"no further window: {error}"]
         if window:
             windows.append(window)
             if meter.calls and plan.share:
@@ -250,6 +257,7 @@ def _trace_window(
     """Attach, watch, and read what was counted.
 
     :return: the window, None if it counted nothing; and why it ended early, "" if it did not.
+    :raises MachineError: bpftrace failed, or did not end and was killed.
     :raises Interrupted: a signal came; the probes are detached.
     """
     mode = billing.mode
@@ -263,21 +271,23 @@ def _trace_window(
         attached_s = monotonic()
         fds = stack.enter_context(bpf_stats.programs_of(tracer.pid)) if measured else []
         before, after = read_counters(mode, billing.node.netns), None
-        while tracer.alive and not problem:
-            tracer.wait(STEP_S)
-            passed_s = monotonic() - attached_s
-            if passed_s >= length_s and not after:
-                after = read_counters(mode, billing.node.netns)
-            used = read_used(fds) if fds else Used(plan.share * min(passed_s, length_s + TAIL_S))
-            problem = meter.check(used.seconds, monotonic())
-            if not problem and passed_s > length_s + 10:
-                problem = "bpftrace did not end its window"
-        if tracer.alive:
-            tracer.stop()
-        tracer.check_end()
-        used = read_used(fds) if fds else used
-    meter.used_s += used.seconds
-    meter.calls += used.calls
+        try:
+            while tracer.alive and not problem:
+                tracer.wait(STEP_S)
+                passed_s = monotonic() - attached_s
+                if passed_s >= length_s and not after:
+                    after = read_counters(mode, billing.node.netns)
+                used = read_used(fds) if fds else Used(plan.share * min(passed_s, length_s + TAIL_S))
+                problem = meter.check(used.seconds, monotonic())
+                if not problem and passed_s > length_s + 10:
+                    problem = "bpftrace did not end its window"
+            if tracer.alive:
+                tracer.stop(detach_s=DETACH_S)
+            tracer.check_end()
+        finally:
+            used = read_used(fds) if fds else used
+            meter.used_s += used.seconds
+            meter.calls += used.calls
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem

@@ -7,7 +7,6 @@ is missing, and SuspiciousError if it is present but may cause trouble.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.node import lock, network
@@ -26,9 +25,9 @@ class SuspiciousError(MachineError):
     """Something looks wrong, or cannot be checked, but does not prevent a measurement."""
 
 
-def check_rights(capabilities: Mapping[str, int] = kernel.CAPABILITIES) -> str:
-    """Check that this process is root, if only of its user namespace, with capabilities."""
-    kernel.check_root(capabilities)
+def check_rights() -> str:
+    """Check that this process is root, if only of its user namespace, with the capabilities of every run."""
+    kernel.check_root()
     return "root, with the capabilities needed"
 
 
@@ -41,7 +40,7 @@ def check_sending_rights() -> str:
             pass
         else:
             return "an ordinary user, who may make namespaces: for a lab"
-    return check_rights(kernel.NETWORK)
+    return check_rights()
 
 
 def check_raw_sockets() -> str:

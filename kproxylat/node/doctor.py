@@ -127,9 +127,7 @@ CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
     Check("bpftrace", _check_bpftrace, _ALL, "trace", *install("bpftrace")),
     Check("rights to send", checks.check_sending_rights, "run --probe none", "send time", _SUDO, in_vm=True),
-    Check(
-        "rights on a node", partial(checks.check_rights, kernel.NETWORK), "run --probe none on a node", "node", _SUDO
-    ),
+    Check("rights on a node", checks.check_rights, "run --probe none on a node", "node", _SUDO),
     Check("network namespaces", checks.check_namespaces, "every lab", "run", *_KERNEL, in_vm=True),
     Check("veth", partial(checks.check_modules, "veth"), "sending", "run", *_MODULES, in_vm=True),
     _program("setpriv", "run", "running any program"),

@@ -105,6 +105,8 @@ def hold_directory(directory: Path, make: bool = False) -> Iterator[int]:
     :param make: make it, and those above it, if they are missing.
     :raises MachineError: as root, another user can change a link on the way.
     """
+    if make and not hasattr(os, "O_PATH"):  # macOS
+        directory.mkdir(parents=True, exist_ok=True)
     descriptor = open_path(directory, _check_link, _make_child if make else None)
     try:
         yield descriptor

@@ -47,10 +47,13 @@ def install() -> None:
     _state.came = False
     for descriptor in _state.arrivals:
         os.close(descriptor)
-    _state.arrivals = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    _state.arrivals = os.pipe()
+    for descriptor in _state.arrivals:
+        os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(_state.arrivals[1], warn_on_full_buffer=False)
     for signum in ENDING:
         signal.signal(signum, _handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 @contextmanager

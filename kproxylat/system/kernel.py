@@ -78,11 +78,9 @@ def has_function(name: str) -> bool:
     return re.search(rf" [tT] {re.escape(name)}[\t\n]", Path("/proc/kallsyms").read_text()) is not None
 
 
-CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "PERFMON": 38, "BPF": 39}
-"""Capabilities that every run needs -> their numbers (kernel, include/uapi/linux/capability.h). docs/rights.md has
-those that only some runs need."""
-NETWORK = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
-"""The capabilities for network namespaces and their rules, which suffice where nothing is traced."""
+CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
+"""Capabilities that every run needs -> their numbers (kernel, include/uapi/linux/capability.h). SYS_ADMIN includes BPF
+and PERFMON, which alone do not suffice: cluster/job.py has the reason. docs/rights.md has those that only some need."""
 NET_RAW = {"NET_RAW": 13}
 """The capability that iptables-legacy and hping3 need in addition, for their raw sockets."""
 

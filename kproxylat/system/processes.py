@@ -215,17 +215,19 @@ class Background:
         # Before it starts: a signal that comes just then names it.
         interrupts.RUNNING[id(self)] = " ".join(argv)[:120]
         try:
-            self._process = command(
-                *words,
-                _bg=True,
-                _bg_exc=False,
-                _in=self._stdin,
-                _out=writers[0],
-                _err=writers[1],
-                _env={**os.environ, **(env or {})},
-                _preexec_fn=partial(_die_with, os.getpid()),
-                **_PIPES,
-            )
+            # os.fork() ignores the exception of a signal that comes in its hooks; the next wait() raises it.
+            with interrupts.deferred():
+                self._process = command(
+                    *words,
+                    _bg=True,
+                    _bg_exc=False,
+                    _in=self._stdin,
+                    _out=writers[0],
+                    _err=writers[1],
+                    _env={**os.environ, **(env or {})},
+                    _preexec_fn=partial(_die_with, os.getpid()),
+                    **_PIPES,
+                )
         except BaseException:
             interrupts.RUNNING.pop(id(self), None)
             raise

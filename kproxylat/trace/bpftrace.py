@@ -172,7 +172,7 @@ class Tracer(LineBuffer):
         """Wait for ``limit_s`` seconds (None: no limit), or until bpftrace ends or the event ``enough`` is set."""
         self._process.wait(limit_s, enough)
 
-    def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
+    def stop(self, limit_s: float = STOP_LIMIT_S, detach_s: float = STOP_LIMIT_S) -> None:
         """Make bpftrace print its maps and end, by SIGINT.
 
         In 0.17 and before, bpftrace loses a signal that comes outside ``epoll_wait``: the loop ends only when that
@@ -180,21 +180,25 @@ class Tracer(LineBuffer):
         probes. As long as it holds as many files as before, it gets the signal again. A second signal after a received
         one would end it before it prints.
 
+        :param detach_s: after this time bpftrace is killed if it has not begun to close its probes.
         :raises MachineError: bpftrace had died before, did not end within ``limit_s`` seconds, or failed.
         """
         if not self.alive:
             raise MachineError(f"bpftrace died while tracing (status {self._process.status}): {self.words}")
         self.skipped = self._count_skipped()
         opened, waited_s = self._process.count_files(), 0.0
-        while self._process.count_files() >= opened and waited_s < limit_s:
+        ends_s = min(limit_s, detach_s)
+        while self._process.count_files() >= opened and waited_s < ends_s:
             self._process.signal(signal.SIGINT)
-            step_s = min(OVERHEARD_S, limit_s - waited_s)
+            step_s = min(OVERHEARD_S, ends_s - waited_s)
             waited_s += step_s
             if self._process.wait(step_s):
                 break
-        if not self._process.wait(limit_s - waited_s):
+        if self._process.count_files() < opened:
+            ends_s = limit_s
+        if not self._process.wait(ends_s - waited_s):
             self._process.end()
-            raise MachineError(f"bpftrace did not end within {limit_s:.0f} s of SIGINT: {self.words}")
+            raise MachineError(f"bpftrace did not end within {ends_s:.0f} s of SIGINT: {self.words}")
         self.check_end()
 
     def check_end(self) -> None:

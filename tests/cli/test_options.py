@@ -73,7 +73,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "nodes": TRACED,
         "dry nodes": (*TRACED, *DRY),
     },
-    "bill": {"here": (), "serve": ("--serve", ":9105")},
+    "bill": {"here": (), "serve": ("--serve", ":9105"), "nodes": NODES},
     "demo": {"here": ()},
     "reproduce": {"quick": ("k8s-blog-2025",)},
     "capture": {"node": (), "nodes": NODES},
@@ -161,7 +161,10 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "cleanup": {"nodes": NO_OTHER},
     "doctor": {"nodes": NO_OTHER},
     "mode show": {"nodes": NO_POD - {"--template"}},
-    "bill": {"serve": {"--format", "--whatif"}},
+    "bill": {
+        "serve": {"--format", "--whatif", "--node", *NO_OTHER},
+        "nodes": NO_POD - {"--template"} | {"--serve", "--whatif"},
+    },
     "parse": {
         "table": {"--csv-dialect"},
         "experiment": NO_PERCENTILES | {"--intervals", "--prints"},
@@ -175,7 +178,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "services delete": {"cluster": NO_NODE},
 }
 """Command -> place -> the options that are refused there; all others are used."""
-for command in ("run", "trace", "capture", "cleanup", "doctor", "mode show"):
+for command in ("run", "trace", "bill", "capture", "cleanup", "doctor", "mode show"):
     for place, base in PLACES[command].items():
         if "--node" not in base:
             local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()

@@ -169,3 +169,48 @@ def test_completion() -> None:
         env={**environment, "COMP_WORDS": "kproxylat run --ser"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert sorted(done.stdout.split()) == ["--service", "--services"], done.stderr
+
+
+KUBECTL = """
+import sys
+from kproxylat.cli import complete, main
+sys.argv[0] = sys.argv.pop(1)
+complete() if "_complete-" in sys.argv[0] else main()
+"""
+
+
+def call_plugin(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run kproxylat as kubectl runs its plugins, under this name."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    argv = [sys.executable, "-c", KUBECTL, f"/opt/{name}", *words]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        (("mode", ""), ["set\tSet", "show\tShow"]),
+        (("mode", "show", "--all"), ["--all-nodes\tIn pods"]),
+        (("mode", "show", "it's", "--all"), ["--all-nodes\tIn pods"]),
+        (("compare", "x.js"), []),
+    ],
+)
+def test_completion_for_kubectl(words: tuple[str, ...], starts: list[str]) -> None:
+    """One completion a line, however long its description is; the last line is a directive of cobra.
+
+    kubectl skips empty lines (kubernetes/kubectl, pkg/cmd/plugin_completion.go).
+    """
+    done = call_plugin("kubectl_complete-kproxylat", *words)
+    *lines, directive = filter(None, done.stdout.splitlines())
+    assert (directive, done.stderr) == (":0", "")
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(sorted(lines), starts, strict=True)), lines
+
+
+@pytest.mark.parametrize(("path", "client"), [({}, "kubectl"), ({"KUBECTL_PATH": "/usr/local/bin/oc"}, "oc")])
+def test_a_plugin_has_the_name_that_people_type(path: dict[str, str], client: str) -> None:
+    done = call_plugin("kubectl-kproxylat", "run", "--help", **path)
+    assert done.stdout.startswith(f"Usage: {client} kproxylat run [OPTIONS]"), done.stderr
+    done = call_plugin("kubectl-kproxylat", "run", "--none", **path)
+    assert done.stderr.endswith(f"see {client} kproxylat run --help\n")
+    assert call_plugin("kproxylat", "run", "--help", **path).stdout.startswith("Usage: kproxylat run")

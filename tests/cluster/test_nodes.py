@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxylat import __version__
+from kproxylat.cli.bill import read_address
 from kproxylat.cluster import envelope, nodes
 from kproxylat.cluster.envelope import Envelope, read_log, write_begin, write_envelope
-from kproxylat.cluster.job import COMMANDS, PROFILES, find_changes, make_job, make_name
+from kproxylat.cluster.job import COMMANDS, IMAGE, PROFILES, find_changes, make_job, make_name
 from kproxylat.results_json import list_from_json, to_json
 from tests.results import COUNTED
 from tests.support import ROOT
@@ -136,7 +137,7 @@ def test_what_admission_rewrites() -> None:
     for mount in spec["containers"][0]["volumeMounts"]:
         mount["readOnly"] or mount.pop("readOnly")
     assert find_changes(job, answer) == []
-    spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("BPF")
+    spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("SYS_ADMIN")
     spec["hostNetwork"] = False
     assert {change.rpartition(".")[2].partition("[")[0] for change in find_changes(job, answer)} == {
         "hostNetwork",
@@ -391,6 +392,26 @@ def test_ctrl_c_waits_for_the_pods(pods: Cluster, tmp_path: Path) -> None:
     assert [pod.process.poll() for pod in pods.kubelet.ran if pod.process] == [143, 143]
 
 
+def test_a_signal_while_a_pod_starts() -> None:
+    """A container's first process has no default action of signals: it would lose one that it does not handle yet."""
+    program = """
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "kproxylat.cli":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder)
+sys.argv[1:] = [sys.argv[1], "doctor"]
+runpy.run_module("kproxylat.pod", run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", program, __version__]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    result = read_log(done.stdout).envelope
+    assert result, done.stdout
+    assert (result.status, result.stdout, done.returncode) == (143, "", 143)
+
+
 def test_a_pod_that_is_killed_in_its_clean_up(pods: Cluster, tmp_path: Path) -> None:
     script = 'trap "exit 137" TERM; echo "$0"; while :; do sleep 0.05; done'
     pods.kubelet.wrap = lambda _: ["sh", "-c", script, write_begin(__version__) + "working"]
@@ -437,7 +458,31 @@ def test_the_manifest_for_kubectl() -> None:
     assert roles == list(yaml.safe_load_all(MANIFESTS["run --node"]))
 
 
-@pytest.mark.parametrize("line", ["doctor", "cleanup", "mode show", "trace --mode ipvs --duration 1"])
+def test_the_daemonset_of_bill() -> None:
+    """Its pods have the rights of profile observe and no more; kustomize gives them the image of this version."""
+    kustomization = yaml.safe_load((ROOT / "deploy/bill/kustomization.yaml").read_text())
+    [daemonset] = [yaml.safe_load((ROOT / "deploy/bill" / name).read_text()) for name in kustomization["resources"]]
+    template = daemonset["spec"]["template"]
+    assert daemonset["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert kustomization["namespace"] == "kproxylat"
+    [image] = kustomization["images"]
+    spec = template["spec"]
+    [container] = spec["containers"]
+    assert (container["image"], f"{image['newName']}:{image['newTag']}") == (image["name"], IMAGE)
+    job = make_job("trace", "n1", [], "kproxylat", IMAGE, 30)["spec"]["template"]["spec"]
+    own = {"affinity", "restartPolicy", "containers"}
+    assert {name: spec.get(name) for name in job if name not in own} == {
+        name: value for name, value in job.items() if name not in own
+    }
+    [pod] = job["containers"]
+    for name in ("securityContext", "volumeMounts", "resources", "imagePullPolicy"):
+        assert container[name] == pod[name]
+    python, option, *words = container["command"]
+    assert (python, option, words[:3]) == ("python3", "-m", ["kproxylat", "bill", "--serve"])
+    assert read_address(words[3]) == ("0.0.0.0", container["ports"][0]["containerPort"])  # noqa: S104
+
+
+@pytest.mark.parametrize("line", ["doctor", "cleanup", "mode show", "trace --mode ipvs --duration 1", "bill --for 5s"])
 def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Cluster, line: str) -> None:
     words = line.split()
     pods.print("n1", write_log("text of n1\n"))

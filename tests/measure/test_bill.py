@@ -145,6 +145,7 @@ class World:
         self.attached_s = self.length_s = 0.0
         self.stdout: list[str] = []
         self.alive, self.pid, self.attachments = False, 1, 0
+        self.is_deaf = False
         for name, answer in {
             "check_machine": lambda *_: None,
             "render_script": lambda _: "",
@@ -177,7 +178,10 @@ class World:
         if self.now_s >= self.attached_s + self.length_s - 1e-9:
             self.stop()
 
-    def stop(self) -> None:
+    def stop(self, detach_s: float = 0) -> None:
+        if detach_s and self.is_deaf:
+            self.pass_time(detach_s)
+            raise MachineError("bpftrace did not end within 10 s of SIGINT: x")
         self.alive = False
         ns = round((self.now_s - self.attached_s) * 1e9)
         count = f"count {ns // 10_000_000}, average 3000, total {ns // 10_000_000 * 3000}"
@@ -208,6 +212,21 @@ def test_a_bill_keeps_its_budget_whatever_the_probes_take(
     assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
     if result.usage.peak > SECOND or result.usage.mean * result.period_s > budget * period_s:
         assert any("detached before its time" in warning for warning in result.warnings)
+
+
+def test_a_window_that_does_not_end_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bpftrace is killed as it does not hear SIGINT; what its probes took is in the bill, what they counted is not."""
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    world = World(monkeypatch, 0.001, 1)
+    costly = iter([0.001] * 100 + [0.2] * 1000)
+    monkeypatch.setattr(
+        "kproxylat.measure.bill.read_used", lambda _: Used((world.now_s - world.attached_s) * next(costly), 1000)
+    )
+    world.is_deaf = True
+    result, ended = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert (result.windows, world.attachments, ended) == (world.attachments - 1, world.attachments, None)
+    assert result.warnings == ("no further window: bpftrace did not end within 10 s of SIGINT: x",)
+    assert result.usage.mean * result.period_s > 10 * 0.2, "the time until it was killed"
 
 
 def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,10 +137,11 @@ def find_command(job: Object) -> list[str]:
     return command
 
 
-def confine(pod: Pod, root: str, state: Path) -> list[str]:
+def confine(pod: Pod, root: str, state: Path, netns: str = "") -> list[str]:
     """Return the command line of a pod in a root file system: read-only, with exactly the Job's capabilities.
 
     :param root: the root file system. ``state``: the node's /run/kproxylat.
+    :param netns: the file of the node's network namespace ("": a new one).
     """
     container = pod.job["spec"]["template"]["spec"]["containers"][0]
     security = container["securityContext"]
@@ -148,10 +149,10 @@ def confine(pod: Pod, root: str, state: Path) -> list[str]:
     assert security["capabilities"]["drop"] == ["ALL"]
     rights = ",".join(["-all", *(f"+{name.lower()}" for name in security["capabilities"]["add"])])
     limit = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", "--reset-env"]
+    place = ["nsenter", f"--net={netns}", "unshare"] if netns else ["unshare", "--net"]
     return [
-        "unshare",
+        *place,
         "--mount",
-        "--net",
         "--ipc",
         "sh",
         "-c",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,18 @@ exec "$@"
 """
 
 
+def _alone(user: str = "root") -> list[str]:
+    """Return the command line of Python in mount and network namespaces of its own."""
+    script = ("sh", "-c", _SCRIPT, "sh", sys.base_prefix, str(ROOT), SITE, user)
+    return [
+        "unshare",
+        "--mount",
+        "--net",
+        *script,
+        f"/mnt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}",
+    ]
+
+
 def run_python(*words: str, user: str = "root", directory: Path) -> subprocess.CompletedProcess[str]:
     """Run Python in mount and network namespaces of its own.
 
@@ -42,10 +57,8 @@ def run_python(*words: str, user: str = "root", directory: Path) -> subprocess.C
         for parent in (directory, *directory.parents):
             if parent.stat().st_uid == 0 and parent != Path("/tmp"):
                 parent.chmod(0o777 if parent == directory else 0o755)
-    script = ("sh", "-c", _SCRIPT, "sh", sys.base_prefix, str(ROOT), SITE, user)
-    python = f"/mnt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     return subprocess.run(
-        ["unshare", "--mount", "--net", *script, "env", f"HOME={directory}", python, *words],
+        [*_alone(user), *words], env={**os.environ, "HOME": str(directory)},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
@@ -81,6 +94,7 @@ from kproxylat.system.processes import Background, run
 rules, port, place, *words = sys.argv[1:]
 for line in (
     "netns add node", "netns add pod", "link add cni0 netns node type veth peer name eth0 netns pod",
+    "-n node link set lo up",
     "-n node address add 10.244.1.1/24 dev cni0", "-n node link set cni0 up", "-n pod link set eth0 up",
     "-n pod address add 10.244.1.10/24 dev eth0", "-n pod route add default via 10.244.1.1",
 ):
@@ -94,6 +108,8 @@ pod = [sys.executable, "-c", "import kproxylat.traffic.responder as r; print(r._
 pod[2] = "import sys; " + pod[2]
 responder = Background(*pod, port, on_out=lambda _: None, on_err=print, netns="pod")
 responder.wait(1)
+"""
+_RUN = """
 # A container's process, for the stand-in of docker to find.
 inside = Background("sleep", "300", on_out=lambda _: None, on_err=print, netns="node")
 sys.argv = ["kproxylat", "run", *place.split("="), "--format", "json", *words]
@@ -103,6 +119,25 @@ finally:
     responder.end()
     inside.end()
 """
+_HOLD = """
+show = lambda line: print(line, end="", flush=True)
+sleeper = Background("sh", "-c", "echo $$; exec sleep infinity", on_out=show, on_err=print, netns="node")
+sys.stdin.read()
+for program in (sleeper, responder):
+    program.end()
+"""
+
+
+@contextmanager
+def hold_node(mode: str) -> Iterator[str]:
+    """Make a node as :func:`run_on_node` does, with the lab's rules in a mode, and yield the path of its namespace."""
+    words = (*_alone(), "-c", _NODE + _HOLD, "", "50051", "", "--mode", mode)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        line = holder.stdout.readline()
+        assert line, "the node has a namespace"
+        yield f"/proc/{int(line)}/ns/net"
+        holder.communicate(timeout=30)
 
 
 def run_on_node(
@@ -119,4 +154,4 @@ def run_on_node(
     :param place: the option that names the node.
     """
     words = (*words, "--output-dir", str(directory))
-    return run_python("-c", _NODE, rules, listening, place, *words, directory=directory)
+    return run_python("-c", _NODE + _RUN, rules, listening, place, *words, directory=directory)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,21 @@ def test_the_first_of_two_signals_is_raised() -> None:
     with pytest.raises(Interrupted) as caught:
         interrupts._handle(signal.SIGINT, None)
     assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_signal_within_a_fork_is_raised() -> None:
+    """Python ignores the exception of a hook of os.fork()."""
+    program = """
+import os, signal
+from kproxylat.errors import Interrupted
+from kproxylat.system import interrupts, processes
+
+interrupts.install()
+os.register_at_fork(after_in_parent=lambda: [os.kill(os.getpid(), signal.SIGTERM), os.getpid()])
+try:
+    processes.run("sleep", "60")
+except Interrupted as error:
+    print("raised", error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("raised 143\n", "")

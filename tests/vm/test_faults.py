@@ -44,10 +44,10 @@ def test_doctor_on_a_machine_that_can(clean: Guest) -> None:
 
 
 def test_doctor_without_capabilities_and_as_a_user(clean: Guest) -> None:
-    drop = ("setpriv", "--bounding-set", "-bpf", "--inh-caps", "-bpf")
+    drop = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
     done = clean.program(*drop, *COMMAND, "doctor", "--format", "json")
     assert done.status == 1, done.err
-    assert json.loads(done.out)["checks"][0]["found"] == "root lacks CAP_BPF"
+    assert json.loads(done.out)["checks"][0]["found"] == "root lacks CAP_SYS_ADMIN"
 
 
 def test_the_capabilities_that_suffice(clean: Guest) -> None:
