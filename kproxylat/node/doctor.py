@@ -98,6 +98,7 @@ def _list_checks(mode: Mode, probe: str = "auto") -> Iterator[Check]:
 
 
 _ALL = "every measurement"
+_ABSENT = " not found"
 _check_pktgen = partial(checks.check_modules, "pktgen")
 _MAX_FLOWS = "sysctl -w net.netfilter.nf_conntrack_max=1048576"
 _SUDO = "sudo kproxylat ..."
@@ -206,17 +207,25 @@ def possible_modes(findings: Iterable[Finding]) -> list[str]:
 
 
 def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
-    """Check the requirements of a measurement.
+    """Check the requirements of a measurement. All missing programs are named at once.
 
     :param mode: the mode to measure.
     :param uses: the kinds of :attr:`Check.use` that apply, beside those of every mode's rules.
     :param probe: the kind of probe that traces: "fentry", "kprobe" or "auto".
     :raises MachineError: something is missing; the remedy is for this system.
     """
+    programs, packages = [], dict[str, None]()
     for check, finding in _find_missing([mode], uses, probe):
         command = finding.dnf if check.dnf and not has_apt() else finding.apt
-        in_vm = check.in_vm and kernel.IN_VM not in command
-        raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
+        if finding.found.endswith(_ABSENT) and check.apt not in (_KERNEL[0], _MODULES[0]):
+            programs.append(finding.found.removesuffix(_ABSENT))
+            packages |= dict.fromkeys(command.split()[2:])
+        elif not programs:
+            in_vm = check.in_vm and kernel.IN_VM not in command
+            raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
+    if programs:
+        manager = "apt-get" if has_apt() else "dnf"
+        raise MachineError(f"{', '.join(dict.fromkeys(programs))}{_ABSENT}", f"{manager} install {' '.join(packages)}")
 
 
 def _find_missing(modes: Iterable[Mode], uses: Sequence[str], probe: str) -> Iterator[tuple[Check, Finding]]:

@@ -237,7 +237,7 @@ def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
         **_describe_extras(point),
         **{"position": point.where.position or lab.position, "worker_ports": lab.worker_ports},
         "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
-        **{**about, "bpftrace": find_version()[0], "kproxylat": __version__},
+        **{**about, "bpftrace": find_version()[0] if point.tracing.traces else None, "kproxylat": __version__},
     }
 
 

@@ -287,7 +287,7 @@ def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypat
     assert states()["function tracing"].apt == states()["function tracing"].dnf == reboot
     with pytest.raises(MachineError) as caught:
         require(LEGACY, "trace", probe="fentry")
-    assert caught.value.remedy == f"{reboot}; or: kproxylat run --lab --vm measures in a virtual machine"
+    assert caught.value.remedy == f"{reboot}; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
 
 
 @pytest.mark.parametrize(
@@ -377,9 +377,17 @@ def test_missing_modules_stop_only_their_mode(monkeypatch: pytest.MonkeyPatch) -
     require(find_mode("nftables", None), "trace", "run")
     with pytest.raises(MachineError, match="module not found for this kernel: iptable_nat, xt_nfacct") as caught:
         require(LEGACY, "trace", "run")
-    assert caught.value.remedy.endswith("; or: kproxylat run --lab --vm measures in a virtual machine")
+    assert caught.value.remedy.endswith("; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine")
     assert missing_to_trace([find_mode("nftables", None)]) == []
     assert missing_to_trace([LEGACY, LEGACY]) == ["iptables on legacy: kernel"]
+
+
+def test_all_missing_programs_are_named_at_once(good: Path) -> None:
+    for name in ("ip", "nft", "iptables-legacy"):
+        remove(f"bin/{name}")(good)
+    with pytest.raises(MachineError, match=r"^ip, nft, iptables-legacy not found$") as caught:
+        require(LEGACY, "trace", "run")
+    assert caught.value.remedy == "apt-get install iproute2 nftables iptables nfacct"
 
 
 @pytest.mark.usefixtures("good")

@@ -82,6 +82,15 @@ def points(directory: Path, *sizes: int, rate: int = 1000) -> list[Options]:
     return sweep.plan_points(base, modes, sizes or (10, 100, 1000))
 
 
+def test_a_sweep_without_tracing_does_not_ask_for_bpftrace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> tuple[str, tuple[int, int]]:
+        raise MachineError("bpftrace not found")
+
+    monkeypatch.setattr(sweep, "find_version", fail)
+    untraced = replace(points(tmp_path)[0], tracing=Tracing(probe="none"))
+    assert sweep._describe(untraced, {})["bpftrace"] is None
+
+
 def test_releases_of_kube_proxy_are_series_of_their_own(tmp_path: Path) -> None:
     base = points(tmp_path)[0]
     planned = sweep.plan_points(base, sweep.find_modes(("iptables", "nftables"), ("nft",)), (10, 20), ("1.33", "1.37"))
