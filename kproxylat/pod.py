@@ -13,18 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from kproxylat.errors import ENDING, MachineError, UsageError
-
-if __name__ == "__main__":
-    # Until it handles a signal, a container's first process would lose it; interrupts.install() lets it through.
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-
-# ruff: noqa: E402
 from kproxylat import __version__
 from kproxylat.cli import app
 from kproxylat.cluster.envelope import Envelope, write_begin, write_envelope
 from kproxylat.cluster.job import COMMANDS, OUTPUT
 from kproxylat.console import say, show
+from kproxylat.errors import ENDING, MachineError, UsageError
 from kproxylat.system import processes
 from kproxylat.system.files import make_directory
 

@@ -125,7 +125,7 @@ CHECKS: tuple[Check, ...] = (
     _program("nsenter", "run", "working inside namespaces"),
     _program("sysctl", "run", "forwarding on the node of a lab"),
     _program("grep", "run", "reading the kernel's drop counters"),
-    _program("conntrack", "node", "removing the connections of a run from a node"),
+    _program("conntrack", "run", "removing the connections of a run"),
     Check("kernel", checks.check_release, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("BTF", checks.check_btf, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("function tracing", KINDS["fentry"], "--probe fentry, the default", "fentry", "", in_vm=True),
