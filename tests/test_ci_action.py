@@ -202,19 +202,8 @@ def test_the_steps_run_in_a_clean_debian(tmp_path: Path) -> None:
         runner = Runner(work, target="10.96.100.51:50051", protocol="udp", **sides)
         runner.known["github.action_path"] = "/checkout/deploy/ci"
         places = (f"DIRECTORY={work}", f"CHECKOUT={ROOT}")
-        runner.prefix = (
-            "env",
-            "--unset=PYTHONPATH",
-            *places,
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "bash",
-            "-ec",
-            ENTER,
-            str(root),
-        )
+        separate = "unshare", "--mount", "--pid", "--fork", "bash", "-ec"
+        runner.prefix = ("env", "--unset=PYTHONPATH", *places, *separate, ENTER, str(root))
         (work / "summary").unlink(missing_ok=True)
         for name in ("install", "measure", "compare"):
             done = runner.run(name)

@@ -86,6 +86,7 @@ def relay_if(
     """
     if not wants_vm(vm, if_needed, modes, probe):
         return
+    from kproxylat.report import columns
     from kproxylat.system.files import make_directory
     from kproxylat.system.virtual_machine import Machine, boot
 
@@ -105,7 +106,7 @@ def relay_if(
             boot([machine], stack)
             # The bar moves what is printed on stderr above itself; the result follows it.
             with waiting("the command in the virtual machine", RUN_S):
-                status = machine.run(inside, out, sys.stderr)
+                status = machine.run(inside, out, sys.stderr, columns=columns.width())
     finally:
-        show(out.getvalue(), end="", flush=True)
+        show(out.getvalue(), end="", flush=True, style=columns.paint)
     sys.exit(status)

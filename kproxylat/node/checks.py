@@ -212,7 +212,6 @@ def check_node_containers() -> str:
 
 def check_virtual_machine() -> str:
     """Check that ``--vm`` can boot, and return the kernel."""
-    find("qemu-system-x86_64")
     virtual_machine.find_runner()
     accelerator = "with KVM" if virtual_machine.has_kvm() else "emulated"
     return f"{virtual_machine.find_kernel(None, None).name}, {accelerator}"

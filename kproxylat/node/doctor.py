@@ -98,7 +98,6 @@ def _list_checks(mode: Mode, probe: str = "auto") -> Iterator[Check]:
 
 
 _ALL = "every measurement"
-_ABSENT = " not found"
 _check_pktgen = partial(checks.check_modules, "pktgen")
 _MAX_FLOWS = "sysctl -w net.netfilter.nf_conntrack_max=1048576"
 _SUDO = "sudo kproxylat ..."
@@ -110,6 +109,7 @@ _MITIGATE = (
     "sed -i s/mitigations=off// /etc/default/grub && update-grub && reboot",
     "grubby --update-kernel=ALL --remove-args=mitigations=off && reboot",
 )
+_TO_BOOT = install("qemu-system-x86_64", "file", "busybox", "virtme-run")
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
@@ -149,7 +149,7 @@ CHECKS: tuple[Check, ...] = (
     Check("leftovers", checks.check_leftovers, "nothing: the next run removes them", "", "kproxylat cleanup"),
     Check("surroundings", checks.check_surroundings, "checks and programs that use them", "", _PRIVILEGED),
     Check("node containers", checks.check_node_containers, "these nodes", "", "kproxylat run --node-container NAME"),
-    Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *install("qemu-system-x86_64", "virtme-run")),
+    Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *_TO_BOOT),
 )
 
 
@@ -214,18 +214,13 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
     :param probe: the kind of probe that traces: "fentry", "kprobe" or "auto".
     :raises MachineError: something is missing; the remedy is for this system.
     """
-    programs, packages = [], dict[str, None]()
     for check, finding in _find_missing([mode], uses, probe):
+        if finding.found.endswith(" not found"):
+            programs = [row.name for row in CHECKS if row.use in uses and getattr(row.look, "func", None) is find]
+            find(*(["bpftrace"] if "trace" in uses else []), *programs, *(mode.tools if "run" in uses else ()))
         command = finding.dnf if check.dnf and not has_apt() else finding.apt
-        if finding.found.endswith(_ABSENT) and check.apt not in (_KERNEL[0], _MODULES[0]):
-            programs.append(finding.found.removesuffix(_ABSENT))
-            packages |= dict.fromkeys(command.split()[2:])
-        elif not programs:
-            in_vm = check.in_vm and kernel.IN_VM not in command
-            raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
-    if programs:
-        manager = "apt-get" if has_apt() else "dnf"
-        raise MachineError(f"{', '.join(dict.fromkeys(programs))}{_ABSENT}", f"{manager} install {' '.join(packages)}")
+        in_vm = check.in_vm and kernel.IN_VM not in command
+        raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
 
 
 def _find_missing(modes: Iterable[Mode], uses: Sequence[str], probe: str) -> Iterator[tuple[Check, Finding]]:

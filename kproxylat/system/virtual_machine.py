@@ -58,10 +58,11 @@ APT_KERNEL = "apt-get install linux-image-amd64"
 def find_runner() -> str:
     """Return the path of virtme-run: beside this Python, or in PATH.
 
-    :raises MachineError: it is not installed.
+    :raises MachineError: it is not installed, or a program that it runs is not.
     """
     program = Path(sys.executable).parent / "virtme-run"
-    return str(program) if program.exists() else find("virtme-run")
+    found = find("qemu-system-x86_64", "file", "busybox", *(() if program.exists() else ["virtme-run"]))
+    return str(program) if program.exists() else found
 
 
 def find_kernel(image: Path | None, root: Path | None) -> Path:
@@ -131,7 +132,6 @@ class Machine:
         :raises UsageError: the path of a shared directory has a comma or ``=``.
         :raises MachineError: a program is missing.
         """
-        find("qemu-system-x86_64")
         for path in filter(None, (self.writable, self.root)):
             if set(",=") & set(str(path)):
                 raise UsageError(f"invalid path for a virtual machine: {path} has a comma or =", "rename the directory")
@@ -201,18 +201,25 @@ class Machine:
         return " ".join("".join(self._console[-5:]).split())[-300:] or "(it printed nothing)"
 
     def run(
-        self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False, mode: Sequence[str] = ()
+        self,
+        argv: Sequence[str],
+        out: IO[str],
+        err: IO[str],
+        program: bool = False,
+        mode: Sequence[str] = (),
+        columns: int = 80,
     ) -> int:
         """Run one command line in the guest, and pass a signal on to it. Any thread may call this.
 
         :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
         :param out: receives standard output as it comes; ``err``: standard error.
         :param mode: name and backend of the mode to measure, if more runs in this mode follow.
+        :param columns: the width of the tables on standard output.
         :return: the exit status of the command.
         :raises MachineError: the guest ended.
         """
         cwd = "/" if self.root else str(Path.cwd())
-        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
+        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode), "columns": columns}
         self._process.write(json.dumps(order) + "\n")
         forwarded = 0
         while True:
@@ -276,7 +283,6 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
-    find("qemu-system-x86_64")
     find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"

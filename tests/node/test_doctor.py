@@ -49,6 +49,8 @@ PLAIN = (
     "nsenter",
     "sysctl",
     "qemu-system-x86_64",
+    "file",
+    "busybox",
     *{t for mode in MODES for family in (4, 6) for t in mode.for_family(family).tools},
 )
 USES = ("trace", "fentry", "kprobe", "run", "hping3", "node", "rules", "vm")
@@ -355,9 +357,10 @@ def test_every_tool_has_a_package() -> None:
     tools |= {row.iptables for row in rows if row.name == "iptables"}
     assert tools <= set(processes.PACKAGES)
     some = "ip6tables-legacy-restore", "ip6tables-legacy-save", "ip6tables-nft-save", "virtme-run"
-    dnf = "dnf install iptables-legacy iptables-nft && pip install 'kproxylat[vm]'"
-    assert processes.install(*some) == ("apt-get install iptables && pip install 'kproxylat[vm]'", dnf)
-    assert processes.install("virtme-run")[0] == "pip install 'kproxylat[vm]'"
+    pip = "pip install virtme-ng"
+    dnf = f"dnf install iptables-legacy iptables-nft && {pip}"
+    assert processes.install(*some) == (f"apt-get install iptables && {pip}", dnf)
+    assert processes.install("virtme-run")[0] == pip
 
 
 @pytest.mark.usefixtures("good")
@@ -387,7 +390,7 @@ def test_all_missing_programs_are_named_at_once(good: Path) -> None:
         remove(f"bin/{name}")(good)
     with pytest.raises(MachineError, match=r"^ip, nft, iptables-legacy not found$") as caught:
         require(LEGACY, "trace", "run")
-    assert caught.value.remedy == "apt-get install iproute2 nftables iptables nfacct"
+    assert caught.value.remedy == "apt-get install iproute2 nftables iptables"
 
 
 @pytest.mark.usefixtures("good")
@@ -427,7 +430,7 @@ def test_the_command_fits_the_system(good: Path) -> None:
         if dnf:
             write("bin/dnf", "#!/bin/sh\n")(good)
         with pytest.raises(MachineError) as caught:
-            require(LEGACY, "node")
+            require(LEGACY, "run")
         assert caught.value.remedy == command
 
 
