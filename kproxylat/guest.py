@@ -114,7 +114,7 @@ def serve() -> None:
                         set_clock()
                         if order.get("mode"):
                             prepare(order["mode"])
-                        child = spawn(order["argv"], order["cwd"], order["program"], order["columns"])
+                        child = spawn(order["argv"], order["cwd"], order["program"], order.get("columns", 80))
                         for reader in child[1]:
                             selector.register(reader, selectors.EVENT_READ)
             elif chunk:
