@@ -37,7 +37,7 @@ test-long: setup
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core
-test: PACKAGES += debian-archive-keyring mmdebstrap
+test test-long: PACKAGES += debian-archive-keyring mmdebstrap
 matrix: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py

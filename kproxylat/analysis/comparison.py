@@ -76,13 +76,8 @@ def state(comparison: Comparison, on_screen: bool = False) -> str:
         return f"The figures are {comparison.unit}: their difference means nothing."
     text = _state_one(comparison, last, on_screen)
     if comparison.lookups[0].level < 1 and comparison.a.runs == comparison.b.runs == len(comparison.lookups):
-        is_lookup = comparison.measured == "lookup"
-        if on_screen:
-            drift = "between runs is not included" if is_lookup else "between the parts of a run is included"
-            text += f" These are single runs: drift {drift}."
-        else:
-            seen = "from run to run is not" if is_lookup else "between parts of a run is"
-            text += f" Of single runs: what drifts {seen} in it."
+        seen = "between parts of a run is" if comparison.measured != "lookup" else "from run to run is not"
+        text += f" {'These are' if on_screen else 'Of'} single runs: what drifts {seen} in it."
     if len(comparison.lookups) == 1:
         calls = [call.what for call in comparison.calls if call.differs]
         if comparison.unit == "instructions" and calls:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -110,13 +109,6 @@ def build(name: str = "") -> typer.Typer:
     return app
 
 
-def _name_program(arguments: Collection[str]) -> str:
-    """Return the words that started this program. A shell completes those of kproxylat only."""
-    is_plugin = Path(sys.argv[0]).name.startswith("kubectl-")
-    completes = {"--install-completion", "--show-completion"} & {*arguments}
-    return "kubectl kproxylat" if is_plugin and not completes else "kproxylat"
-
-
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; print an error on one line of stderr and its remedy on another, and set the exit status.
 
@@ -129,9 +121,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
             try:
                 left_out.clear()
                 app = build(arguments[0] if arguments else "")
-                status = app(
-                    args=arguments, prog_name=_name_program(arguments), standalone_mode=False, obj=tuple(arguments)
-                )
+                is_plugin = Path(sys.argv[0]).name.startswith("kubectl-") and "completion" not in str(arguments)
+                name = "kubectl kproxylat" if is_plugin else "kproxylat"
+                status = app(args=arguments, prog_name=name, standalone_mode=False, obj=tuple(arguments))
             finally:
                 sys.stdout.flush()
         sys.exit(status or bool(left_out))

@@ -112,13 +112,14 @@ class InVm:
         if output_dir:
             make_directory(output_dir)
         machine = Machine(self.its_clock, output_dir, self.kernel)
+        machine.columns = columns.width()
         out = io.StringIO()
         try:
             with interrupts.deferred(), ExitStack() as stack:
                 boot([machine], stack)
                 # The bar moves what is printed on stderr above itself; the result follows it.
                 with waiting("the command in the virtual machine", RUN_S):
-                    status = machine.run(inside, out, sys.stderr, columns=columns.width())
+                    status = machine.run(inside, out, sys.stderr)
         finally:
             show(out.getvalue(), end="", flush=True, style=columns.paint)
         sys.exit(status)

@@ -100,6 +100,7 @@ class Machine:
     :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
+    :ivar columns: the width of the terminal that shows what a command prints.
     :ivar inside: path of ``writable`` in the guest ("" without one).
     :raises MachineError: QEMU, virtme-ng or the kernel is missing, or the machine does not boot.
     """
@@ -118,6 +119,7 @@ class Machine:
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
+        self.columns = 80
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._console: list[str] = []
 
@@ -201,25 +203,19 @@ class Machine:
         return " ".join("".join(self._console[-5:]).split())[-300:] or "(it printed nothing)"
 
     def run(
-        self,
-        argv: Sequence[str],
-        out: IO[str],
-        err: IO[str],
-        program: bool = False,
-        mode: Sequence[str] = (),
-        columns: int = 80,
+        self, argv: Sequence[str], out: IO[str], err: IO[str], program: bool = False, mode: Sequence[str] = ()
     ) -> int:
         """Run one command line in the guest, and pass a signal on to it. Any thread may call this.
 
         :param argv: kproxylat's arguments; with ``program`` another program and its arguments.
         :param out: receives standard output as it comes; ``err``: standard error.
         :param mode: name and backend of the mode to measure, if more runs in this mode follow.
-        :param columns: the width of the tables on standard output.
         :return: the exit status of the command.
         :raises MachineError: the guest ended.
         """
         cwd = "/" if self.root else str(Path.cwd())
-        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode), "columns": columns}
+        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
+        order["columns"] = self.columns
         self._process.write(json.dumps(order) + "\n")
         forwarded = 0
         while True:
