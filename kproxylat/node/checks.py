@@ -133,17 +133,20 @@ def check_rules(*names: str) -> str:
 
 def check_modules(*names: str) -> str:
     """Check that modules are loaded, or can be."""
-    missing = []
-    for name in names:
-        if not kernel.has_module(name):
-            try:
-                run("modprobe", "--dry-run", "--quiet", name)
-            except CommandError:
-                missing.append(name)
+    absent = [name for name in names if not kernel.has_module(name)]
+    missing = [] if not absent or _can_load(*absent) else [name for name in absent if not _can_load(name)]
     if missing:
         options = "; ".join(OPTIONS[name] for name in missing)
         raise MachineError(f"module not found for this kernel: {', '.join(missing)} ({options})")
     return ", ".join(names)
+
+
+def _can_load(*names: str) -> bool:
+    try:
+        run("modprobe", "--dry-run", "--quiet", "--all", *names)
+    except CommandError:
+        return False
+    return True
 
 
 def check_clock_source() -> str:

@@ -37,7 +37,7 @@ TREE = {
 PROGRAMS = {
     "bpftrace": "echo bpftrace v0.23.2",
     "iptables": "echo 'iptables v1.8.9 (nf_tables)'",
-    "modprobe": 'for name; do :; done; case " $ABSENT " in *" $name "*) exit 1; esac',
+    "modprobe": 'for name; do case " $ABSENT " in *" $name "*) exit 1; esac; done',
 }
 PLAIN = (
     "conntrack",
