@@ -1,10 +1,10 @@
 """The agent inside the virtual machine, which runs the command lines of the host one after another.
 
 system/virtual_machine starts it as ``python -m kproxylat.guest``. Each line on stdin is a JSON object: an order
-``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND]}``, or ``{"signal": N}`` for the command that
-runs. Each line on stdout is an event: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``, ``{"status": N}``.
-A command runs in a fork of this process, so that slow steps happen once. Under emulation the imports, the script's
-template, bpftrace's version and its list of a mode's functions take seconds each.
+``{"argv": [...], "cwd": "...", "program": false, "mode": [NAME, BACKEND], "columns": 80}``, or ``{"signal": N}`` for
+the command that runs. Each line on stdout is an event: ``{"ready": RELEASE}``, ``{"out": TEXT}``, ``{"err": TEXT}``,
+``{"status": N}``. A command runs in a fork of this process, so that slow steps happen once. Under emulation the
+imports, the script's template, bpftrace's version and its list of a mode's functions take seconds each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kproxylat.errors import ENDING, KproxylatError
 from kproxylat.measure import run, watch
 from kproxylat.measure.plan import load_modules
 from kproxylat.modes import find_mode
+from kproxylat.report import columns
 from kproxylat.sweep import sweep
 from kproxylat.system import crash, interrupts
 from kproxylat.system.kernel import set_clock
@@ -38,11 +39,12 @@ def emit(**event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
-def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]]:
+def spawn(argv: list[str], cwd: str, program: bool, width: int) -> tuple[int, dict[int, str]]:
     """Fork a child that runs a command line.
 
     :param argv: the arguments of kproxylat; with ``program`` another program and its arguments.
     :param cwd: the directory to run in.
+    :param width: the columns of the terminal that shows the output.
     :return: the process id; file descriptor of the child's output -> name of the event that carries the text.
     """
     pipes = {"out": os.pipe(), "err": os.pipe()}
@@ -56,6 +58,7 @@ def spawn(argv: list[str], cwd: str, program: bool) -> tuple[int, dict[int, str]
             for number, name in ((0, os.devnull), (1, "out"), (2, "err")):
                 os.dup2(pipes[name][1] if name in pipes else os.open(name, os.O_RDONLY), number)
             os.chdir(cwd)
+            columns.WIDTH = width
             if program:
                 os.execvp(argv[0], argv)  # noqa: S606 - no shell is intended
             app.main(argv)
@@ -111,7 +114,7 @@ def serve() -> None:
                         set_clock()
                         if order.get("mode"):
                             prepare(order["mode"])
-                        child = spawn(order["argv"], order["cwd"], order["program"])
+                        child = spawn(order["argv"], order["cwd"], order["program"], order.get("columns", 80))
                         for reader in child[1]:
                             selector.register(reader, selectors.EVENT_READ)
             elif chunk:

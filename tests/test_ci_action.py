@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,14 +22,22 @@ from tests.support.documents import files
 ACTION = yaml.safe_load((ROOT / "deploy/ci/action.yml").read_text())
 STEPS = {step["id"]: step for step in ACTION["runs"]["steps"]}
 RESULT = load(COUNTED)[0]
+ENTER = """
+mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; mount --rbind /sys "$0/sys"
+mkdir -p "$0$DIRECTORY" "$0/checkout"; mount --bind "$DIRECTORY" "$0$DIRECTORY"; mount --bind "$CHECKOUT" "$0/checkout"
+exec chroot "$0" env --chdir "$DIRECTORY" PATH="$DIRECTORY/kproxylat/bin:/usr/sbin:/usr/bin:/sbin:/bin" "$@"
+"""
+"""Enters another root file system ($0), with its own mounts: the runner's directory and the checkout are there, too."""
 
 
 class Runner:
     """What GitHub's runner does: steps in order, with their environment, outputs and paths.
 
-    :ivar outputs: of each step.
-    :ivar calls: of the stand-ins, with their arguments.
+    :ivar known: inputs and what is known of the run, and the outputs of each step.
+    :ivar prefix: words before each step's own, which enter another root file system.
     """
+
+    prefix: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, **inputs: str) -> None:
         self.directory = directory
@@ -66,7 +75,7 @@ class Runner:
             "HOME": str(self.directory), "RUNNER_TEMP": str(self.directory), "GITHUB_OUTPUT": str(output),
             "GITHUB_PATH": str(self.directory / "path"), "GITHUB_STEP_SUMMARY": str(self.directory / "summary"),
         }  # fmt: skip
-        words = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
+        words = [*self.prefix, "bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
         done = subprocess.run(
             words, env=places | values, cwd=self.directory, capture_output=True, text=True, check=False
         )
@@ -168,3 +177,42 @@ def test_the_example_names_inputs_that_exist() -> None:
     step = example["jobs"]["lookups"]["steps"][-1]
     assert set(step["with"]) <= set(ACTION["inputs"])
     assert {name for name, entry in ACTION["inputs"].items() if entry.get("required")} <= set(step["with"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0, reason="a root file system takes root")
+def test_the_steps_run_in_a_clean_debian(tmp_path: Path) -> None:
+    """All steps in a fresh Debian 12: it installs its packages by itself and measures in a virtual machine."""
+    root, work = tmp_path / "root", tmp_path / "work"
+    work.mkdir()
+    mirror = subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", "bookworm", str(root)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert mirror.returncode == 0, mirror.stderr
+    # What this machine's network needs is no part of the action.
+    for path in map(Path, ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")):
+        if path.exists():
+            shutil.copy(path, root / path.relative_to("/"))
+    before = Path(RULES).read_text()
+    rule = next(line for line in before.splitlines() if "10.96.100.52/32 -p tcp" in line and "cluster IP" in line)
+    (work / "before.txt").write_text(before)
+    (work / "after.txt").write_text(before.replace(rule, f"{rule.replace('.52/32', '.53/32')}\n{rule}", 1))
+
+    def run_all(**sides: str) -> tuple[int, str]:
+        runner = Runner(work, target="10.96.100.51:50051", protocol="udp", **sides)
+        runner.known["github.action_path"] = "/checkout/deploy/ci"
+        places = (f"DIRECTORY={work}", f"CHECKOUT={ROOT}")
+        separate = "unshare", "--mount", "--pid", "--fork", "bash", "-ec"
+        runner.prefix = ("env", "--unset=PYTHONPATH", *places, *separate, ENTER, str(root))
+        (work / "summary").unlink(missing_ok=True)
+        for name in ("install", "measure", "compare"):
+            done = runner.run(name)
+            assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+        return runner.run("gate").returncode, (work / "summary").read_text()
+
+    status, table = run_all(before="before.txt", after="after.txt")
+    assert status == 5
+    assert re.search(r"\| commonest \| [\d,]+ \| [\d,]+ \| \+(8[0-9]|1[0-9][0-9]) \|", table), table
+    status, table = run_all(before=str(work / "BEFORE.json"), after=str(work / "BEFORE.json"))
+    assert (status, "cost the same" in table) == (0, True)

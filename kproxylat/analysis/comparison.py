@@ -77,7 +77,7 @@ def state(comparison: Comparison, on_screen: bool = False) -> str:
     text = _state_one(comparison, last, on_screen)
     if comparison.lookups[0].level < 1 and comparison.a.runs == comparison.b.runs == len(comparison.lookups):
         seen = "between parts of a run is" if comparison.measured != "lookup" else "from run to run is not"
-        text += f" Of single runs: what drifts {seen} in it."
+        text += f" {'These are' if on_screen else 'Of'} single runs: what drifts {seen} in it."
     if len(comparison.lookups) == 1:
         calls = [call.what for call in comparison.calls if call.differs]
         if comparison.unit == "instructions" and calls:
@@ -141,7 +141,8 @@ def _state_crossing(comparison: Comparison, on_screen: bool) -> str:
     if where is None and len(signs) == 1 and all(lookup.differs for lookup in comparison.lookups):
         return " So it is at every number of Services that was measured."
     if where is None and len(signs) > 1:
-        return " Where they are equal, the lines do not tell for certain."
+        unclear = "At how many Services they cost the same is unclear."
+        return f" {unclear}" if on_screen else " Where they are equal, the lines do not tell for certain."
     if where is None or not first.per_service or not second.per_service:
         return ""
     cheap = comparison.a.name if first.per_service.estimate > second.per_service.estimate else comparison.b.name

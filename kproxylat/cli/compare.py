@@ -73,7 +73,7 @@ def plot(
     allow: Allow = "",
     seed: Seed = 0,
 ) -> None:
-    """Draw a run's distribution, a sweep's series with error bars, or a comparison; needs kproxylat[plot].
+    """Draw a run's distribution, a sweep's series with error bars, or a comparison; needs matplotlib.
 
     \b
     Examples:

@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Write results of any kind into one page that can be sent: sentences, charts, tables and the raw data.
 
-    The page loads nothing from the network. Charts need kproxylat[plot].
+    The page loads nothing from the network. Charts need matplotlib.
 
     \b
     Examples:

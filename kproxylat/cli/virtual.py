@@ -98,6 +98,7 @@ class InVm:
         """
         if not self.is_used(modes, probe):
             return
+        from kproxylat.report import columns
         from kproxylat.system.files import make_directory
         from kproxylat.system.virtual_machine import Machine, boot
 
@@ -111,6 +112,7 @@ class InVm:
         if output_dir:
             make_directory(output_dir)
         machine = Machine(self.its_clock, output_dir, self.kernel)
+        machine.columns = columns.width()
         out = io.StringIO()
         try:
             with interrupts.deferred(), ExitStack() as stack:
@@ -119,5 +121,5 @@ class InVm:
                 with waiting("the command in the virtual machine", RUN_S):
                     status = machine.run(inside, out, sys.stderr)
         finally:
-            show(out.getvalue(), end="", flush=True)
+            show(out.getvalue(), end="", flush=True, style=columns.paint)
         sys.exit(status)

@@ -96,13 +96,14 @@ def render_ruleset(
     size = SMALL if small else mode.transaction or len(new)
     commands: list[Command] = []
     for start in range(0, len(new) or not old, max(size, 1)):
-        again = last if start + size >= len(new) else []
+        is_last = start + size >= len(new)
         portion = {
             **variables,
             "added": new[start : start + size],
-            "again": again,
+            "again": last if is_last else [],
             "more": bool(old or start),
             "append": small,
+            "is_last": is_last,
         }
         for argv, template in mode.growing if old else mode.loading:
             if start and not template:

@@ -12,7 +12,7 @@ from kproxylat.errors import CommandError, MachineError
 from kproxylat.node import lock, network
 from kproxylat.system import btf, kernel, virtual_machine
 from kproxylat.system.kernel import path_exists, read_path
-from kproxylat.system.processes import find, run
+from kproxylat.system.processes import run
 
 DEFAULT_FLOWS = 20_100
 """Connections of a run on a node with the defaults: 10,000 pps for 2 s, since they are removed each second, and the
@@ -122,17 +122,20 @@ def check_rules(*names: str) -> str:
 
 def check_modules(*names: str) -> str:
     """Check that modules are loaded, or can be."""
-    missing = []
-    for name in names:
-        if not kernel.has_module(name):
-            try:
-                run("modprobe", "--dry-run", "--quiet", name)
-            except CommandError:
-                missing.append(name)
+    absent = [name for name in names if not kernel.has_module(name)]
+    missing = [] if not absent or _can_load(*absent) else [name for name in absent if not _can_load(name)]
     if missing:
         options = "; ".join(OPTIONS[name] for name in missing)
         raise MachineError(f"module not found for this kernel: {', '.join(missing)} ({options})")
     return ", ".join(names)
+
+
+def _can_load(*names: str) -> bool:
+    try:
+        run("modprobe", "--dry-run", "--quiet", "--all", *names)
+    except CommandError:
+        return False
+    return True
 
 
 def check_clock_source() -> str:
@@ -191,7 +194,6 @@ def check_surroundings() -> str:
 
 def check_virtual_machine() -> str:
     """Check that ``--vm`` can boot, and return the kernel."""
-    find("qemu-system-x86_64")
     virtual_machine.find_runner()
     accelerator = "with KVM" if virtual_machine.has_kvm() else "emulated"
     return f"{virtual_machine.find_kernel(None, None).name}, {accelerator}"

@@ -122,6 +122,7 @@ _MITIGATE = (
     "sed -i s/mitigations=off// /etc/default/grub && update-grub && reboot",
     "grubby --update-kernel=ALL --remove-args=mitigations=off && reboot",
 )
+_TO_BOOT = install("qemu-system-x86_64", "file", "busybox", "virtme-run")
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
@@ -137,7 +138,7 @@ CHECKS: tuple[Check, ...] = (
     _program("nsenter", "run", "working inside namespaces"),
     _program("sysctl", "run", "forwarding on the node of a lab"),
     _program("grep", "run", "reading the kernel's drop counters"),
-    _program("conntrack", "node", "removing the connections of a run from a node"),
+    _program("conntrack", "run", "removing the connections of a run"),
     Check("kernel", checks.check_release, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("BTF", checks.check_btf, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("function tracing", KINDS["fentry"], "--probe fentry, the default", "fentry", "", in_vm=True),
@@ -161,7 +162,7 @@ CHECKS: tuple[Check, ...] = (
     Check("leftovers", checks.check_leftovers, "nothing: the next run removes them", "", "kproxylat cleanup"),
     Check("surroundings", checks.check_surroundings, "checks and programs that use them", "", _PRIVILEGED),
     Check("node containers", _list_containers, "these nodes", "", "kproxylat run --node-container NAME"),
-    Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *install("qemu-system-x86_64", "virtme-run")),
+    Check("virtual machine", checks.check_virtual_machine, "--vm", "vm", *_TO_BOOT),
 )
 
 
@@ -218,7 +219,7 @@ def possible_modes(findings: Iterable[Finding]) -> list[str]:
 
 
 def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
-    """Check the requirements of a measurement.
+    """Check the requirements of a measurement. All missing programs are named at once.
 
     :param mode: the mode to measure.
     :param uses: the kinds of :attr:`Check.use` that apply, beside those of every mode's rules.
@@ -226,6 +227,9 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
     :raises MachineError: something is missing; the remedy is for this system.
     """
     for check, finding in _find_missing([mode], uses, probe):
+        if finding.found.endswith(" not found"):
+            programs = [row.name for row in CHECKS if row.use in uses and getattr(row.look, "func", None) is find]
+            find(*(["bpftrace"] if "trace" in uses else []), *programs, *(mode.tools if "run" in uses else ()))
         command = finding.dnf if check.dnf and not has_apt() else finding.apt
         in_vm = check.in_vm and kernel.IN_VM not in command
         raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))

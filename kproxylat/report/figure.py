@@ -80,7 +80,9 @@ def _import_matplotlib() -> Any:
         matplotlib.get_cachedir = lambda: os.devnull
         import matplotlib.figure
     except ImportError as error:
-        raise MachineError(f"plot needs matplotlib: {error}", "pip install 'kproxylat[plot]'") from None
+        raise MachineError(
+            f"plot needs matplotlib: {error}", "pip install matplotlib # with pipx: pipx inject kproxylat matplotlib"
+        ) from None
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     # Text stays text, also in names with dollar signs.
     settings: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}

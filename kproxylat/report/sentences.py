@@ -60,7 +60,11 @@ def describe_series(every: Sequence[Series]) -> Iterator[str]:
     for series in every:
         per = series.per_service
         if not per or series.verdict == "unclear":
-            yield f"{series.name}: unclear what each Service adds to a {series.measured}."
+            costs = " and ".join(
+                f"{_add_unit(write_figure(point.cost, series.unit), series.unit)} with {point.services:,} Services"
+                for point in (*series.points[:1], *series.points[1:][-1:])
+            )
+            yield f"{series.name}: {series.measured} {costs}; what each Service adds is unclear."
         elif series.verdict == "O(1)":
             yield f"{series.name}: Services add nothing to a {series.measured}, O(1)."
         else:

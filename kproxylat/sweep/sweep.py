@@ -119,7 +119,7 @@ def keep_lab(point: Options) -> Options:
 class Sweep:
     """What came out.
 
-    :param seed: of the order (None: as planned, which on the instruction clock is as good) and of the bootstrap.
+    :param seed: of the order (None: as planned, which on the instruction clock is as good).
     :param complete: whether all points were measured. ``resumed``: how many of them before an interruption.
     :param seconds: how long each run took, by its log's name.
     :param saved: the document's file, once all runs are measured.
@@ -137,7 +137,7 @@ class Sweep:
     def series(self) -> tuple[Series, ...]:
         """The results by mode and backend, with their verdicts; those of many Services by the Services before each."""
         every = [part for one in self.results for part in (split_services(one) if one.services else [one])]
-        return build_series(every, self.seed or 0)
+        return build_series(every)
 
     def to_json(self) -> str:
         """Write one document: the results of all runs, the series, and how it was measured."""
@@ -237,7 +237,7 @@ def _describe(point: Options, about: dict[str, Any]) -> dict[str, Any]:
         **_describe_extras(point),
         **{"position": point.where.position or lab.position, "worker_ports": lab.worker_ports},
         "place": str(point.sources) if point.lab else [point.node.name, point.node.netns, str(point.target)],
-        **{**about, "bpftrace": find_version()[0], "kproxylat": __version__},
+        **{**about, "bpftrace": find_version()[0] if point.tracing.traces else None, "kproxylat": __version__},
     }
 
 

@@ -20,7 +20,7 @@ RTC = Path("/sys/class/rtc/rtc0/since_epoch")
 CONNTRACK = Path("/proc/sys/net/netfilter")
 INITIAL_USER = 0xEFFFFFFD
 """Inode of the initial user namespace (kernel, include/linux/proc_ns.h)."""
-IN_VM = "kproxylat run --lab --vm measures in a virtual machine"
+IN_VM = "add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
 """The remedy for anything that this machine cannot provide."""
 
 

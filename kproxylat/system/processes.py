@@ -41,7 +41,8 @@ _LEGACY = [f"{ip}tables-legacy{suffix}" for ip in ("ip", "ip6") for suffix in ("
 _IPTABLES = dict.fromkeys(_NFT, "iptables-nft") | dict.fromkeys(_LEGACY, "iptables-legacy")
 """Program -> the package that holds it on systems with dnf; with apt it is iptables."""
 PACKAGES = {
-    **{name: name for name in ("bpftrace", "conntrack", "grep", "hping3", "ipset", "ipvsadm", "nfacct")},
+    **{name: name for name in ("bpftrace", "conntrack", "file", "grep", "hping3", "ipset", "ipvsadm", "nfacct")},
+    "busybox": "busybox-static",
     "ip": "iproute2",
     "modprobe": "kmod",
     "nft": "nftables",
@@ -53,6 +54,7 @@ PACKAGES = {
 }
 """Program -> the Debian package that holds it."""
 _DNF_PACKAGES = {
+    "busybox": "busybox",
     "conntrack": "conntrack-tools",
     "ip": "iproute",
     "nfacct": "/usr/sbin/nfacct",
@@ -60,7 +62,7 @@ _DNF_PACKAGES = {
     **_IPTABLES,
 }
 """Program -> its package on systems with dnf, where the name differs; dnf also accepts the path of a file."""
-_PIP_PACKAGES = {"virtme-run": "'kproxylat[vm]'"}
+_PIP_PACKAGES = {"virtme-run": "virtme-ng"}
 """Program -> the Python package that holds it."""
 
 MAX_LINE = 1 << 20
@@ -91,15 +93,15 @@ def has_apt() -> bool:
     return not shutil.which("dnf", path=PATH) or bool(shutil.which("apt-get", path=PATH))
 
 
-def find(program: str) -> str:
-    """Return the path of a program.
+def find(*programs: str) -> str:
+    """Return the path of the last one of these programs.
 
-    :raises MachineError: it is not installed; the remedy names the package.
+    :raises MachineError: one is not installed; the message names all that are not, the remedy their packages.
     """
-    path = shutil.which(program, path=PATH)
-    if path is None:
-        raise MachineError(f"{program} not found", install(program)[0 if has_apt() else 1])
-    return path
+    paths = {program: shutil.which(program, path=PATH) for program in programs}
+    if missing := [program for program, path in paths.items() if not path]:
+        raise MachineError(f"{', '.join(missing)} not found", install(*missing)[0 if has_apt() else 1])
+    return str(paths[programs[-1]])
 
 
 def _command(argv: tuple[str, ...], netns: str | None) -> tuple[sh.Command, list[str]]:

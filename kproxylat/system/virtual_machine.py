@@ -59,10 +59,11 @@ APT_KERNEL = "apt-get install linux-image-amd64"
 def find_runner() -> str:
     """Return the path of virtme-run: beside this Python, or in PATH.
 
-    :raises MachineError: it is not installed.
+    :raises MachineError: it is not installed, or a program that it runs is not.
     """
     program = Path(sys.executable).parent / "virtme-run"
-    return str(program) if program.exists() else find("virtme-run")
+    found = find("qemu-system-x86_64", "file", "busybox", *(() if program.exists() else ["virtme-run"]))
+    return str(program) if program.exists() else found
 
 
 def find_kernel(image: Path | None, root: Path | None) -> Path:
@@ -100,6 +101,7 @@ class Machine:
     :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
     :param kernel: kernel image (None: the newest in /boot).
     :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
+    :ivar columns: the width of the terminal that shows what a command prints.
     :ivar inside: path of ``writable`` in the guest ("" without one); ``shared``: where QEMU opens it, whatever its name
         stands for by then.
     :raises MachineError: QEMU, virtme-ng or the kernel is missing, or the machine does not boot.
@@ -123,6 +125,7 @@ class Machine:
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
+        self.columns = 80
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._console: list[str] = []
 
@@ -137,7 +140,6 @@ class Machine:
         :raises UsageError: the path of a shared directory has a comma or ``=``.
         :raises MachineError: a program is missing.
         """
-        find("qemu-system-x86_64")
         for path in filter(None, (self.writable, self.root)):
             if set(",=") & set(str(path)):
                 raise UsageError(f"invalid path for a virtual machine: {path} has a comma or =", "rename the directory")
@@ -219,6 +221,7 @@ class Machine:
         """
         cwd = "/" if self.root else str(Path.cwd())
         order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
+        order["columns"] = self.columns
         self._process.write(json.dumps(order) + "\n")
         forwarded = 0
         while True:
@@ -282,7 +285,6 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     :raises MachineError: a machine did not boot.
     """
     kvm, number = machines[0].kvm, len(machines)
-    find("qemu-system-x86_64")
     find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"

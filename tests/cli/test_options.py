@@ -323,7 +323,7 @@ class Machine:
     def __init__(self, *options: object) -> None:
         DONE.append(f"Machine {describe(options)}")
 
-    def run(self, argv: list[str], *_: object) -> int:
+    def run(self, argv: list[str], *_: object, **__: object) -> int:
         """Note the command line."""
         DONE.append(f"inside {argv}")
         return 0

@@ -136,8 +136,8 @@ def test_output_is_not_passed_on_to_a_machine(
 
 
 def test_what_is_missing_is_named_before_booting(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(program: str) -> str:
-        raise MachineError(f"{program} not found")
+    def find(*programs: str) -> str:
+        raise MachineError(f"{programs[0]} not found")
 
     monkeypatch.setattr(virtual_machine, "find", find)
     monkeypatch.setattr(virtual_machine, "find_kernel", lambda *_: Path("vmlinuz-6.1"))

@@ -16,6 +16,7 @@ from kproxylat.lab.rules import DEFAULT_RELEASE, EMPTY_TRANSACTION, RELEASES, ch
 from kproxylat.lab.ruleset_services import _RELEASES
 from kproxylat.lab.services import Service, dummy_service, place_services
 from kproxylat.modes import MODES, Mode, find_mode
+from kproxylat.system import kernel
 from tests.support import TESTS
 from tests.support.rules import ALWAYS, captured, iptables_chains, nft_blocks, text_of
 
@@ -214,6 +215,17 @@ def test_grown_rules_equal_rules_loaded_at_once(mode: Mode, position: str) -> No
     )
     grown = [each for each in grown if each != EMPTY_TRANSACTION]
     assert {name: lines for name, lines in rows(mode, grown).items() if lines} == at_once
+
+
+def test_portions_of_a_user_namespace_are_the_rules_of_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each portion used to append the rule of the node ports, which must be the last one of its chain, once more."""
+    mode, services = find_mode("iptables", "nft"), place_services(120, "last", "both")
+    [at_once] = [text.splitlines() for argv, text in render_ruleset(mode, services) if "restore" in argv[0]]
+    monkeypatch.setattr(kernel, "is_initial_user_namespace", lambda: False)
+    portions = [text.splitlines() for argv, text in render_ruleset(mode, services) if "restore" in argv[0]]
+    assert len(portions) == 3
+    rules = [line for portion in portions for line in portion if line.startswith("-A KUBE-SERVICES")]
+    assert rules == [line for line in at_once if line.startswith("-A KUBE-SERVICES")]
 
 
 @pytest.mark.parametrize(("position", "index"), [("first", 0), ("middle", 6), ("last", 11)])

@@ -37,7 +37,7 @@ TREE = {
 PROGRAMS = {
     "bpftrace": "echo bpftrace v0.23.2",
     "iptables": "echo 'iptables v1.8.9 (nf_tables)'",
-    "modprobe": 'for name; do :; done; case " $ABSENT " in *" $name "*) exit 1; esac',
+    "modprobe": 'for name; do case " $ABSENT " in *" $name "*) exit 1; esac; done',
 }
 PLAIN = (
     "conntrack",
@@ -49,6 +49,8 @@ PLAIN = (
     "nsenter",
     "sysctl",
     "qemu-system-x86_64",
+    "file",
+    "busybox",
     *{t for mode in MODES for family in (4, 6) for t in mode.for_family(family).tools},
 )
 USES = ("trace", "fentry", "kprobe", "run", "hping3", "node", "rules", "vm")
@@ -287,7 +289,7 @@ def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypat
     assert states()["function tracing"].apt == states()["function tracing"].dnf == reboot
     with pytest.raises(MachineError) as caught:
         require(LEGACY, "trace", probe="fentry")
-    assert caught.value.remedy == f"{reboot}; or: kproxylat run --lab --vm measures in a virtual machine"
+    assert caught.value.remedy == f"{reboot}; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
 
 
 @pytest.mark.parametrize(
@@ -355,9 +357,10 @@ def test_every_tool_has_a_package() -> None:
     tools |= {row.iptables for row in rows if row.name == "iptables"}
     assert tools <= set(processes.PACKAGES)
     some = "ip6tables-legacy-restore", "ip6tables-legacy-save", "ip6tables-nft-save", "virtme-run"
-    dnf = "dnf install iptables-legacy iptables-nft && pip install 'kproxylat[vm]'"
-    assert processes.install(*some) == ("apt-get install iptables && pip install 'kproxylat[vm]'", dnf)
-    assert processes.install("virtme-run")[0] == "pip install 'kproxylat[vm]'"
+    pip = "pip install virtme-ng"
+    dnf = f"dnf install iptables-legacy iptables-nft && {pip}"
+    assert processes.install(*some) == (f"apt-get install iptables && {pip}", dnf)
+    assert processes.install("virtme-run")[0] == pip
 
 
 @pytest.mark.usefixtures("good")
@@ -377,9 +380,17 @@ def test_missing_modules_stop_only_their_mode(monkeypatch: pytest.MonkeyPatch) -
     require(find_mode("nftables", None), "trace", "run")
     with pytest.raises(MachineError, match="module not found for this kernel: iptable_nat, xt_nfacct") as caught:
         require(LEGACY, "trace", "run")
-    assert caught.value.remedy.endswith("; or: kproxylat run --lab --vm measures in a virtual machine")
+    assert caught.value.remedy.endswith("; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine")
     assert missing_to_trace([find_mode("nftables", None)]) == []
     assert missing_to_trace([LEGACY, LEGACY]) == ["iptables on legacy: kernel"]
+
+
+def test_all_missing_programs_are_named_at_once(good: Path) -> None:
+    for name in ("ip", "nft", "iptables-legacy"):
+        remove(f"bin/{name}")(good)
+    with pytest.raises(MachineError, match=r"^ip, nft, iptables-legacy not found$") as caught:
+        require(LEGACY, "trace", "run")
+    assert caught.value.remedy == "apt-get install iproute2 nftables iptables"
 
 
 @pytest.mark.usefixtures("good")
@@ -419,7 +430,7 @@ def test_the_command_fits_the_system(good: Path) -> None:
         if dnf:
             write("bin/dnf", "#!/bin/sh\n")(good)
         with pytest.raises(MachineError) as caught:
-            require(LEGACY, "node")
+            require(LEGACY, "run")
         assert caught.value.remedy == command
 
 

@@ -362,7 +362,7 @@ def test_without_matplotlib_the_page_has_no_chart(
     status, text, err = report(capsys, tmp_path, str(LOGS[0]))
     assert status == 0
     assert "no chart: plot needs matplotlib" in err
-    assert "pip install 'kproxylat[plot]'" in text
+    assert "pipx inject kproxylat matplotlib" in text
     assert "2,106" in text
 
 

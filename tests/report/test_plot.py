@@ -260,7 +260,8 @@ def test_without_matplotlib_it_says_how_to_get_it(
     monkeypatch.setattr(builtins, "__import__", lack)
     status, err = call(capsys, str(COUNTED), "--output", str(tmp_path / "x.png"))
     assert status == 1
-    assert err == "kproxylat: plot needs matplotlib: No module named 'matplotlib'\n  pip install 'kproxylat[plot]'\n"
+    remedy = "pip install matplotlib # with pipx: pipx inject kproxylat matplotlib"
+    assert err == f"kproxylat: plot needs matplotlib: No module named 'matplotlib'\n  {remedy}\n"
 
 
 def test_a_long_name_in_another_script_is_drawn_without_a_word(tmp_path: Path) -> None:

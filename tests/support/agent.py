@@ -41,9 +41,9 @@ class Agent:
         event: dict[str, Any] = json.loads(self.process.stdout.readline())
         return event
 
-    def run(self, *argv: str, program: bool = False, cwd: str = "/") -> tuple[int, str, str]:
+    def run(self, *argv: str, program: bool = False, cwd: str = "/", columns: int = 80) -> tuple[int, str, str]:
         """Run a command line; return its exit status, stdout and stderr."""
-        self.send(argv=argv, cwd=cwd, program=program)
+        self.send(argv=argv, cwd=cwd, program=program, columns=columns)
         return self.finish()
 
     def finish(self) -> tuple[int, str, str]:

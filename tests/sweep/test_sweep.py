@@ -82,6 +82,29 @@ def points(directory: Path, *sizes: int, rate: int = 1000) -> list[Options]:
     return sweep.plan_points(base, modes, sizes or (10, 100, 1000))
 
 
+def test_the_order_of_the_runs_does_not_change_the_bounds() -> None:
+    """report and plot compute them from the document: they showed other bounds than sweep had printed."""
+    timed = change_run(load(COUNTED)[0], clock="ns", emulated=False)
+    results = [
+        replace(result, probes=tuple(replace(probe, unit="ns") for probe in result.probes))
+        for count in (10, 100, 1000)
+        for result in [with_values(timed, {900 + 20 * count + 37 * step: 3 for step in range(40)}, count)]
+    ]
+    one, other = (sweep.Sweep(seed, 1, results=results).series for seed in (7, 8))
+    assert one[0].per_service
+    assert one[0].per_service.lo < one[0].per_service.hi
+    assert one == other
+
+
+def test_a_sweep_without_tracing_does_not_ask_for_bpftrace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> tuple[str, tuple[int, int]]:
+        raise MachineError("bpftrace not found")
+
+    monkeypatch.setattr(sweep, "find_version", fail)
+    untraced = replace(points(tmp_path)[0], tracing=Tracing(probe="none"))
+    assert sweep._describe(untraced, {})["bpftrace"] is None
+
+
 def test_releases_of_kube_proxy_are_series_of_their_own(tmp_path: Path) -> None:
     base = points(tmp_path)[0]
     planned = sweep.plan_points(base, sweep.find_modes(("iptables", "nftables"), ("nft",)), (10, 20), ("1.33", "1.37"))

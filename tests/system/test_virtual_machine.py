@@ -22,6 +22,7 @@ from kproxylat import __version__
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.system import interrupts, kernel, virtual_machine
 from kproxylat.system.virtual_machine import Machine, build_command, find_kernel
+from tests.results import LOGS
 from tests.support import ROOT
 from tests.support.agent import Agent
 
@@ -161,7 +162,7 @@ def test_qemu_gets_the_directory_that_was_checked(root: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["a,b", "a=b"])
 def test_a_path_that_qemu_or_virtme_would_split(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(virtual_machine, "find", lambda program: program)
+    monkeypatch.setattr(virtual_machine, "find", lambda *programs: programs[-1])
     odd = root / name
     odd.mkdir()
     with pytest.raises(UsageError, match="has a comma or =") as caught:
@@ -179,7 +180,7 @@ def test_a_machine_without_an_output_directory_is_read_only(root: Path) -> None:
 
 
 def test_a_machine_that_does_not_boot_names_a_remedy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual_machine, "find", lambda program: program)
+    monkeypatch.setattr(virtual_machine, "find", lambda *programs: programs[-1])
     monkeypatch.setattr(virtual_machine.sys, "executable", str(root / "bin/python"))
     (root / "bin").mkdir()
     for body, limit_s, message in (
@@ -209,7 +210,7 @@ os.execv("{python}", ["{python}", "-m", "kproxylat.guest"])
 @pytest.fixture
 def machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Make a machine whose virtme-run boots no kernel, but starts the agent on this machine."""
-    monkeypatch.setattr(virtual_machine, "find", lambda program: program)
+    monkeypatch.setattr(virtual_machine, "find", lambda *programs: programs[-1])
     monkeypatch.setattr(virtual_machine, "find_runner", lambda: str(root / "virtme-run"))
     (root / "virtme-run").write_text(RUNNER.format(python=sys.executable, root=ROOT))
     return Machine("ns", root=root)
@@ -261,6 +262,15 @@ def test_a_kproxylat_command(agent: Agent) -> None:
     assert agent.run("--version") == (0, f"kproxylat {__version__}\n", "")
 
 
+def test_tables_are_as_wide_as_the_hosts_terminal(agent: Agent) -> None:
+    """The guest writes to a pipe, and used to take 80 columns whatever the host's terminal."""
+    widest = {
+        columns: max(map(len, agent.run("parse", str(LOGS[0]), columns=columns)[1].splitlines()))
+        for columns in (80, 160)
+    }
+    assert widest[80] <= 80 < widest[160] <= 160
+
+
 def test_bad_options_are_status_2_on_stderr(agent: Agent) -> None:
     status, out, err = agent.run("run", "--lab", "--mode", "ipvs4")
     assert (status, out) == (2, "")
@@ -289,7 +299,7 @@ def test_a_program_that_cannot_start_fails_and_the_agent_lives(agent: Agent) -> 
 
 
 def test_a_signal_ends_the_running_program(agent: Agent) -> None:
-    agent.send(argv=["sh", "-c", "echo on; exec sleep 60"], cwd="/", program=True)
+    agent.send(argv=["sh", "-c", "echo on; exec sleep 60"], cwd="/", program=True, columns=80)
     assert agent.next() == {"out": "on\n"}
     agent.send(signal=int(signal.SIGTERM))
     assert agent.finish() == (-signal.SIGTERM, "", "")
