@@ -30,7 +30,7 @@ class Clock(StrEnum):
 
 InVm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; needs neither root nor KVM.")]
 VmIfNeeded = Annotated[bool, typer.Option("--vm-if-needed", help="Run in one only if this machine cannot trace.")]
-KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
+KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest installed).")]
 VmClock = Annotated[Clock | None, typer.Option("--clock", help="Clock of --vm (ns); instructions counts them exactly.")]
 RUN_S = 45
 """About how long an emulated machine takes for a short run."""
@@ -51,7 +51,7 @@ def describe_vm(vm: bool, if_needed: bool, clock: Clock | None, kernel: Path | N
     if not (vm or if_needed):
         return None
     return {"is used": "always" if vm else "if this machine cannot trace", "clock": clock or Clock.NS,
-            "kernel": str(kernel or "the newest in /boot")}  # fmt: skip
+            "kernel": str(kernel or "the newest installed")}  # fmt: skip
 
 
 def wants_vm(vm: bool, if_needed: bool, modes: Iterable[Mode], probe: str) -> bool:
