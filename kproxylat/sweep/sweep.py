@@ -207,13 +207,13 @@ def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> l
 
 
 def name_series(point: Options) -> str:
-    """Name mode, backend, kube-proxy's release if one was asked for, and protocol.
+    """Name mode, backend, what the lab's rules were asked to be, and protocol.
 
     On a cluster the backend is known only once kube-proxy runs in the mode.
     """
     if not point.lab:
         return point.mode.name
-    backend = " ".join(filter(None, (point.mode.backend, point.lab.release)))
+    backend = " ".join(filter(None, (point.mode.backend, point.lab.variant)))
     return name_key((point.mode.name, backend, "" if point.ruleset else point.target.protocol or ""))
 
 
