@@ -124,7 +124,7 @@ def words(options: Options) -> list[str]:
     """Write the arguments of ``run`` that ask for these options: the inverse of its command line.
 
     :param options: of a lab; or of a node in a named network namespace, with target, mode and backend. The words leave
-        out what a run adds itself: arguments, warnings, the cluster's facts. Of a ruleset they name one Service, or all.
+        out what a run adds itself: arguments, warnings, the cluster's facts. They name one Service of a ruleset or all.
     """
     sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
     protocol = options.target.protocol
