@@ -50,9 +50,9 @@ def refuse_mixed_time(results: Iterable[Result]) -> Iterator[Result]:
 
 def find_differences(a: Result, b: Result) -> dict[str, str]:
     """Return why the numbers of two results must not be compared: a name for the reason -> what differs."""
-    clocks = [name_unit(x.run.clock or _unit(x), x.run.emulated) for x in (a, b)]
+    units = [result.run.clock or (result.probes[0].unit if result.probes else "unknown") for result in (a, b)]
     facts: dict[str, tuple[str | None, str | None]] = {
-        "clock": (clocks[0], clocks[1]),
+        "clock": (name_unit(units[0], a.run.emulated), name_unit(units[1], b.run.emulated)),
         "probe": (_describe_probe(a), _describe_probe(b)),
         "kernel": (a.run.kernel, b.run.kernel),
         "bpftrace": (a.run.bpftrace, b.run.bpftrace),
@@ -118,7 +118,3 @@ def _describe_extras(result: Result) -> str:
     hooks = any(probe.envelope for probe in result.probes) or "--envelope" in result.run.arguments
     extras = {"the whole hook traced, too": hooks, "values by target": counts_before(result)}
     return ", ".join(name for name, done in extras.items() if done)
-
-
-def _unit(result: Result) -> str:
-    return result.probes[0].unit if result.probes else "unknown"

@@ -12,23 +12,22 @@ from kproxylat.analysis.comparison import SCHEMA as COMPARISON
 from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
+from kproxylat.analysis.points import draw_lines, draw_medians
 from kproxylat.analysis.series import (
     Key,
     Series,
     build_series,
-    draw_lines,
-    draw_medians,
     find_key,
     group_results,
     name_key,
 )
-from kproxylat.analysis.stats import Interval, bounds, crossing
+from kproxylat.analysis.stats import bounds, crossing
 from kproxylat.console import leave_out
 from kproxylat.errors import KproxylatError, LogError, UsageError
 from kproxylat.logs.files import open_log
 from kproxylat.logs.reader import LogReader
 from kproxylat.modes import is_ordered
-from kproxylat.results import Probe, Result, name_unit, target_text
+from kproxylat.results import Bounded, Probe, Result, name_unit, target_text
 from kproxylat.results_json import list_from_json
 
 Cells = dict[int | None, list[Result]]
@@ -147,20 +146,24 @@ def _compare_pair(
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
         measured = probes[0][0].measured
         name = measured if x is None or x != y else f"{x:,} Services"
-        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed))
-    calls = _contrast_calls(a, b, rng, hashed) if len(sizes) == 1 and same else ()
+        parts = [result.blocks for result in (*cells_a[x], *cells_b[y])]
+        lookups.append(contrast(name, probes[0], probes[1], rng, (x, y), len(sizes), hashed, parts=parts))
+    # The other engine calls, which do not decide, one by one.
+    old, new = (_group_calls(side) if len(sizes) == 1 and same else {} for side in (a, b))
+    calls = tuple(contrast(name, old[name], new[name], rng, hashed=hashed) for name in old if name in new)
     series, where = cross(a, b, seed) if len(sizes) > 1 else ((), None)
     mixed = bool(a[0].run.emulated) != bool(b[0].run.emulated)
     units = dict.fromkeys(
         name_unit(probe.unit, mixed and result.run.emulated) for result in (a[0], b[0]) if (probe := result.main_probe)
     )
     known = [lookup.differs for lookup in lookups]
+    before, after = _join_facts(a), _join_facts(b)
     comparison = Comparison(
         Side(names[0], file_a, *key_a[:2], len(a), key_a[2]),
         Side(names[1], file_b, *key_b[:2], len(b), key_b[2]),
         unit=" against ".join(units),
         emulated=bool(a[0].run.emulated) and not mixed,
-        changed=_find_changed(a, b),
+        changed={name: (fact, after[name]) for name, fact in before.items() if fact != after[name]},
         overruled=overruled,
         unknown=_find_unknown(a, b),
         lookups=tuple(lookups),
@@ -200,12 +203,6 @@ def _check_comparable(a: Sequence[Result], b: Sequence[Result], allowed: Collect
     return reasons
 
 
-def _contrast_calls(a: Sequence[Result], b: Sequence[Result], rng: Random, hashed: bool) -> tuple[Contrast, ...]:
-    """Compare the other engine calls, which do not decide, one by one."""
-    old, new = _group_calls(a), _group_calls(b)
-    return tuple(contrast(name, old[name], new[name], rng, hashed=hashed) for name in old if name in new)
-
-
 def _group_calls(results: Sequence[Result]) -> dict[str, list[Probe]]:
     calls: dict[str, list[Probe]] = {}
     for result in results:
@@ -217,13 +214,8 @@ def _group_calls(results: Sequence[Result]) -> dict[str, list[Probe]]:
     return calls
 
 
-def _find_changed(a: Sequence[Result], b: Sequence[Result]) -> dict[str, tuple[str, str]]:
-    """Return the conditions that differ: the point of the comparison, or a possible explanation."""
-    old, new = _join_facts(a), _join_facts(b)
-    return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
-
-
 def _join_facts(results: Sequence[Result]) -> dict[str, str]:
+    """Return the conditions of runs: those that differ are the point of a comparison, or a possible explanation."""
     runs = [
         {
             **{name: getattr(result.run, name) for name in _FACTS},
@@ -238,13 +230,15 @@ def _join_facts(results: Sequence[Result]) -> dict[str, str]:
 def _find_unknown(a: Sequence[Result], b: Sequence[Result]) -> tuple[str, ...]:
     """Return the facts that matter for comparing but are unknown on both sides."""
     run = a[0].run
-    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel, "bpftrace": run.bpftrace}
-    facts |= {"mitigations": "known" if run.mitigations else None, "script": run.script_sha256}
+    facts = {"clock": run.clock, "probe": run.probe_kind, "kernel": run.kernel}
+    facts["mitigations"] = "known" if run.mitigations else None
+    if run.probe_kind != "none":
+        facts |= {"bpftrace": run.bpftrace, "script": run.script_sha256}
     facts["books"] = "known" if all(result.accounting for result in (*a, *b)) else None
     return tuple(name for name, fact in facts.items() if fact is None)
 
 
-def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Interval | None]:
+def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Series, ...], Bounded | None]:
     """Fit a line to each side, and find the point where they certainly meet."""
     series = (*build_series(a, seed), *build_series(b, seed))
     lines = [line for one in series if (line := one.line)]
@@ -261,7 +255,7 @@ def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Se
     met = [place for place in places if place is not None]
     if len(met) < (1 - ALARMS / 2) * len(places):
         return series, None
-    interval = Interval(where, *bounds(met, 1 - ALARMS))
+    interval = Bounded(where, *bounds(met, 1 - ALARMS))
     return series, interval if agrees(series[0], series[1], interval) else None
 
 

@@ -9,8 +9,8 @@ from math import ceil, floor
 
 from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
-from kproxylat.analysis.stats import Interval
 from kproxylat.errors import UsageError
+from kproxylat.results import Bounded
 from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
@@ -56,7 +56,7 @@ class Comparison:
     lookups: tuple[Contrast, ...]
     calls: tuple[Contrast, ...] = ()
     series: tuple[Series, ...] = ()
-    crossing: Interval | None = None
+    crossing: Bounded | None = None
     alarms: float = 0.0
     differs: bool | None = None
     worse_pct: float | None = None
@@ -76,7 +76,8 @@ def state(comparison: Comparison, on_screen: bool = False) -> str:
         return f"The figures are {comparison.unit}: their difference means nothing."
     text = _state_one(comparison, last, on_screen)
     if comparison.lookups[0].level < 1 and comparison.a.runs == comparison.b.runs == len(comparison.lookups):
-        text += " Of single runs: what drifts from run to run is not in it."
+        seen = "between parts of a run is" if comparison.measured != "lookup" else "from run to run is not"
+        text += f" Of single runs: what drifts {seen} in it."
     if len(comparison.lookups) == 1:
         calls = [call.what for call in comparison.calls if call.differs]
         if comparison.unit == "instructions" and calls:

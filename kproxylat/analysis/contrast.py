@@ -20,14 +20,14 @@ from kproxylat.analysis.stats import (
     ROUNDS,
     Distribution,
     Draws,
-    Interval,
     bounds,
     chance_distance,
     distance,
     drift,
+    drift_within,
     merge_draws,
 )
-from kproxylat.results import Probe
+from kproxylat.results import Bounded, Probe
 
 ALARMS = 0.05
 """Rate of false alarms between two samples of the same thing."""
@@ -47,8 +47,8 @@ class Figure:
     name: str
     a: float | None
     b: float | None
-    difference: Interval | None = None
-    ratio: Interval | None = None
+    difference: Bounded | None = None
+    ratio: Bounded | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def contrast(
     tests: int = 1,
     hashed: bool = False,
     rounds: int = ROUNDS,
+    parts: Sequence[Sequence[float]] = (),
 ) -> Contrast:
     """Compare the calls of two sides.
 
@@ -93,6 +94,8 @@ def contrast(
     :param tests: number of contrasts that share the rate of false alarms; if more than one, only the median decides.
     :param hashed: whether the call looks up in hash tables, whose seeds change at every load.
     :param rounds: of the bootstrap.
+    :param parts: of runs that the sender timed, as :attr:`kproxylat.results.Result.blocks`: only the median decides,
+        and single runs may be as far apart as the parts of one.
     """
     sides = [[calls for probe in side if (calls := distribution(probe))] for side in (a, b)]
     if all(probe.unit == "instructions" and probe.values for probe in (*a, *b)):
@@ -104,14 +107,14 @@ def contrast(
     if not all(means) or any(len(side) < len(probes) for side, probes in zip(sides, (a, b), strict=True)):
         mean = _plain("mean", *(fmean(side) if side else None for side in means))
         return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "a side has no distribution")
-    return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds)
+    return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds, drift_within(parts))
 
 
 def _plain(name: str, a: float | None, b: float | None) -> Figure:
     """Return a figure without bounds."""
     if a is None or b is None:
         return Figure(name, a, b)
-    return Figure(name, a, b, Interval(b - a, b - a, b - a), Interval(b / a, b / a, b / a) if a else None)
+    return Figure(name, a, b, Bounded(b - a, b - a, b - a), Bounded(b / a, b / a, b / a) if a else None)
 
 
 def _contrast_counted(
@@ -167,22 +170,24 @@ def _contrast_timed(
     services: tuple[int | None, int | None],
     tests: int,
     rounds: int,
+    within: tuple[float, int],
 ) -> Contrast:
     single = all(len(side) == 1 for side in sides)
+    alone = tests == 1 and not within[1]
     quantiles = [p for p in QUANTILES if all(run.has_tail(p) for side in sides for run in side)]
     # The mean does not decide: a few calls that last a hundred times as long dominate it.
-    deciding = [p for p in quantiles if tests == 1 or p == 0.5]
-    with_distance = single and tests == 1
+    deciding = [p for p in quantiles if alone or p == 0.5]
+    with_distance = single and alone
     level = 1 - ALARMS / max(len(deciding) + with_distance, 1) / tests
     figures = []
     for p in quantiles:
         middles = [[run.estimate(p) for run in side] for side in sides]
         draws = [[run.draw(p, rng, rounds) for run in side] for side in sides]
-        figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng))
+        figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng, within))
     judged = [figure for p, figure in zip(quantiles, figures, strict=True) if p in deciding]
     draws = [[run.draw_mean(mean, rng, rounds) for run, mean in zip(*side, strict=True)]
              for side in zip(sides, means, strict=True)]  # fmt: skip
-    figures.append(_bound("mean", means, draws, level, rng))
+    figures.append(_bound("mean", means, draws, level, rng, within))
     wrong = [f.name for f in judged if f.difference and not f.difference.lo <= 0 <= f.difference.hi]
     apart = by_chance = None
     if single:
@@ -191,6 +196,8 @@ def _contrast_timed(
         if with_distance and apart > by_chance:
             wrong.append("the distribution")
     reason = f"beyond chance: {', '.join(wrong)}" if wrong else "chance alone makes such differences"
+    if single and within[1]:
+        reason += f" (parts of a run are {within[0]:.0%} apart)"
     if not judged:
         reason = "too few calls to tell"
     differs = bool(wrong) if judged else None
@@ -198,17 +205,24 @@ def _contrast_timed(
 
 
 def _bound(
-    name: str, middles: Sequence[Sequence[float]], draws: Sequence[Sequence[Draws]], level: float, rng: Random
+    name: str,
+    middles: Sequence[Sequence[float]],
+    draws: Sequence[Sequence[Draws]],
+    level: float,
+    rng: Random,
+    within: tuple[float, int],
 ) -> Figure:
-    """Bound the difference and the ratio of a figure by the replicates of both sides' runs."""
+    """Bound the difference and the ratio of a figure by the replicates of both sides' runs, and by their drift."""
     spread = drift(middles)
+    if not spread[1]:
+        spread = within
     (a_low, a_high), (b_low, b_high) = (merge_draws(side, spread, rng) for side in draws)
     a, b = fmean(middles[0]), fmean(middles[1])
     # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high
 
-    def bound(operate: Callable[[float, float], float]) -> Interval:
+    def bound(operate: Callable[[float, float], float]) -> Bounded:
         lo, hi = bounds(map(operate, b_low, a_high), level)
-        return Interval(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
+        return Bounded(operate(b, a), lo, hi if exact else bounds(map(operate, b_high, a_low), level)[1])
 
     return Figure(name, a, b, bound(sub), bound(truediv) if min(a_low) > 0 else None)

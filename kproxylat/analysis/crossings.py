@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 from kproxylat.analysis.series import ROUNDING, Series
-from kproxylat.analysis.stats import Interval, crossing
+from kproxylat.analysis.stats import crossing
+from kproxylat.results import Bounded
 
 
-def find_crossing(a: Series, b: Series) -> Interval | None:
+def find_crossing(a: Series, b: Series) -> Bounded | None:
     """Find the number of Services at which two series cost the same, with bounds.
 
     The bounds are those of all lines that differ from a series' own at both ends by at most its largest residual; they
@@ -26,7 +27,7 @@ def find_crossing(a: Series, b: Series) -> Interval | None:
         places = [place for place in meetings if place is not None]
         if len(places) < len(meetings):
             return None
-    interval = Interval(where, min(places), max(places))
+    interval = Bounded(where, min(places), max(places))
     return interval if agrees(a, b, interval) else None
 
 
@@ -44,7 +45,7 @@ def _lines_within(series: Series) -> list[tuple[float, float]]:
     return [(slope + turn, base + low - turn * first) for low, turn in turns]
 
 
-def agrees(a: Series, b: Series, where: Interval) -> bool:
+def agrees(a: Series, b: Series, where: Bounded) -> bool:
     """Return whether two series may cross: both have a line, and no measured point contradicts the crossing."""
     if "unclear" in (a.verdict, b.verdict) or not a.per_service or not b.per_service:
         return False

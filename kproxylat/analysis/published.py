@@ -150,7 +150,11 @@ def compare_published(name: str, published: Published, results: Iterable[Result]
     runs = [result for result in results if result.first_packet and result.run.services is not None]
     times = _collect_times(runs)
     if published.growth_only:
-        times = {key: _subtract_first(cells) for key, cells in times.items()}
+        for key, cells in times.items():
+            least = cells[min(cells)]
+            times[key] = {
+                size: {name: _subtract(row[name], least[name]) for name in row} for size, row in cells.items()
+            }
     figures, slopes = list[Figure](), list[Slope]()
     for (mode, backend), cells in times.items():
         theirs = published.find_times(mode, cells)
@@ -192,12 +196,6 @@ def _collect_times(runs: Iterable[Result]) -> Times:
 def _merge(repeats: list[Bounded]) -> Bounded:
     estimate = fmean(repeat.estimate for repeat in repeats)
     return Bounded(estimate, min(repeat.lo for repeat in repeats), max(repeat.hi for repeat in repeats))
-
-
-def _subtract_first(cells: dict[int, dict[str, Bounded]]) -> dict[int, dict[str, Bounded]]:
-    """Return what more Services add to the times at the least number of them."""
-    first = cells[min(cells)]
-    return {size: {name: _subtract(times, first[name]) for name, times in row.items()} for size, row in cells.items()}
 
 
 def _subtract(a: Bounded, b: Bounded) -> Bounded:

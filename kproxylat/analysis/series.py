@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from random import Random
-from statistics import fmean
 
 from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
-from kproxylat.analysis.stats import (
-    LEVEL,
-    MANY,
-    ROUNDS,
-    Distribution,
-    Interval,
-    bounds,
-    choose_pairs,
-    drift,
-    fit_line,
-    merge_draws,
-    slopes,
-)
+from kproxylat.analysis.points import LINEAR, SCATTERED, Point, draw_lines, draw_medians
+from kproxylat.analysis.stats import LEVEL, bounds, fit_line, slopes
 from kproxylat.modes import is_ordered
-from kproxylat.results import Result
+from kproxylat.results import Bounded, Result
 
 ROUNDING = 1
 """The instruction clock's own error: one instruction more or less, by the multiplication that makes ns of its ticks."""
@@ -35,36 +22,13 @@ SAME_SLOPE = 0.1
 HASH_EFFECT = 200
 """Instructions by which a lookup in a hash table may vary between two loads of the same rules: each load draws a seed
 (kernel, ``net/netfilter/nft_set_hash.c``, ``nft_hash_init``); an element before ours in its bucket costs 32 to 46."""
-LINEAR = 0.1
-"""Residuals up to this part of the growth are a line's."""
 FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
-_SCATTERED = 4  # single runs that show their drift by the scatter around the line; with fewer, O(n) doubles the base
 
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """The lookup at one number of Services.
-
-    :param cost: the commonest value (instructions) or the mean of the runs' medians (ns).
-    :param lo: the least of the repeats' commonest values; the lower bound (ns). ``hi`` likewise.
-    :param residual: the cost less the line's.
-    :param others: the values apart from the commonest and their counts (instructions only).
-    """
-
-    services: int
-    runs: int
-    calls: int
-    cost: float
-    lo: float
-    hi: float
-    residual: float | None = None
-    others: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +41,8 @@ class CrossCheck:
     """
 
     unit: str
-    probe: Interval
-    send_time: Interval
+    probe: Bounded
+    send_time: Bounded
     agrees: bool
 
 
@@ -102,8 +66,8 @@ class Series:
     figure: str
     emulated: bool
     points: tuple[Point, ...]
-    per_service: Interval | None
-    base: Interval | None
+    per_service: Bounded | None
+    base: Bounded | None
     level: float
     verdict: str
     evidence: str
@@ -252,61 +216,11 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     return replace(
         series,
         points=tuple(points),
-        per_service=Interval(slope, min(all_slopes), max(all_slopes)),
-        base=Interval(base, min(bases), max(bases)),
+        per_service=Bounded(slope, min(all_slopes), max(all_slopes)),
+        base=Bounded(base, min(bases), max(bases)),
         verdict=verdict,
         evidence=evidence,
     )
-
-
-def draw_medians(
-    cells: Mapping[int, list[Result]], rng: Random, level: float = LEVEL
-) -> tuple[list[Point], list[list[float]]]:
-    """Draw replicates of the median at each number of Services.
-
-    :return: the points, and for each point its replicates.
-    """
-    runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
-    middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
-    spread = drift(middles.values())
-    if not spread[1]:
-        spread = _scatter({size: middle for size, [middle] in middles.items()})
-    # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
-    rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
-    points, drawn = [], []
-    for size, repeats in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in repeats], spread, rng)
-        lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
-        calls = sum(run.count for run in repeats)
-        points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
-        drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
-    return points, drawn
-
-
-def _scatter(costs: Mapping[int, float]) -> tuple[float, int]:
-    """Return the relative standard deviation of single runs around their line (their drift), and its freedom."""
-    if len(costs) < _SCATTERED:
-        return 0.0, 0
-    slope, base = fit_line(list(costs.items()), choose_pairs(len(costs)))
-    squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs.items())
-    return math.sqrt(squares / (len(costs) - 2)), len(costs) - 2
-
-
-def _values_to_draw(result: Result) -> Distribution | None:
-    """Return what a run's median is drawn from: its values; of send times the medians of parts of the run.
-
-    What slows a sender down lasts for many packets, so that a bootstrap of packets would be too sure.
-    """
-    if result.blocks:
-        return Distribution((block, block, 1) for block in result.blocks)
-    return distribution(result.headline) if result.headline else None
-
-
-def draw_lines(points: Sequence[Point], drawn: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """Fit a line (slope, intercept) to each round of replicates."""
-    sizes = [point.services for point in points]
-    pairs = choose_pairs(len(sizes))
-    return [fit_line(list(zip(sizes, costs, strict=True)), pairs) for costs in zip(*drawn, strict=True)]
 
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
@@ -316,8 +230,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
     slope, base = fit_line([(point.services, point.cost) for point in points])
     lines = draw_lines(points, drawn)
-    per_service = Interval(slope, *bounds((line[0] for line in lines), LEVEL))
-    base_bounds = Interval(base, *bounds((line[1] for line in lines), LEVEL))
+    per_service = Bounded(slope, *bounds((line[0] for line in lines), LEVEL))
+    base_bounds = Bounded(base, *bounds((line[1] for line in lines), LEVEL))
     points = [replace(point, residual=point.cost - (base + slope * point.services)) for point in points]
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services
@@ -325,8 +239,10 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
     share = most / base if base > 0 else float("inf")
     single = all(point.runs == 1 for point in points)
-    least, verdict = 1 if single and len(points) < _SCATTERED else FLAT, "unclear"
-    if per_service.lo > 0 and len(points) > 2 and worst <= LINEAR * growth and growth > least * base:
+    in_parts = all(result.blocks for cell in cells.values() for result in cell)
+    least, verdict = 1 if single and not in_parts and len(points) < SCATTERED else FLAT, "unclear"
+    is_line = all(point.is_on_line(growth) for point in points)
+    if per_service.lo > 0 and len(points) > 2 and is_line and growth > least * base:
         verdict = "O(n)"
         evidence = f"the slope is above 0, residuals are at most {worst / growth:.0%} of the growth"
     elif share < FLAT and points[-1].services >= max(DECADE * points[0].services, 100):
@@ -337,12 +253,14 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = "two points show no line"
     elif per_service.lo <= 0:
         evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
-    elif worst <= LINEAR * growth:
+    elif is_line:
         evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
     if single:
-        seen = "shows only as scatter around the line" if len(points) >= _SCATTERED else "is not in the bounds"
+        seen = "is not in the bounds"
+        if in_parts or len(points) >= SCATTERED:
+            seen = f"shows only {'between parts of a run' if in_parts else 'as scatter around the line'}"
         evidence += f"; single runs: drift from run to run {seen} (--repeats)"
     return replace(
         series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence

@@ -10,7 +10,6 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, combinations
 from random import Random
@@ -30,15 +29,6 @@ TAIL = 10
 
 Draws = tuple[list[float], list[float]]
 """Replicates of a figure: its least and its greatest possible value, the same list where values are exact."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the bounds ``[lo, hi]`` around it."""
-
-    estimate: float
-    lo: float
-    hi: float
 
 
 class Distribution:
@@ -183,6 +173,17 @@ def drift(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
         squares += sum((figure / mean - 1) ** 2 for figure in group) if mean else 0.0
         freedom += len(group) - 1
     return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
+
+
+def drift_within(runs: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return :func:`drift` between the parts of a run: of the least steady run.
+
+    A single run does not show how far the next one will be off. On a busy machine the parts of a run are as far apart
+    (bench/README.md, "agree").
+
+    :param runs: for each run the same figure of each of its parts; runs without parts are skipped.
+    """
+    return max((drift([parts]) for parts in runs if parts), default=(0.0, 0))
 
 
 def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:

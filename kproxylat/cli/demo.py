@@ -11,7 +11,7 @@ import typer
 from kproxylat.cli.options import Kind, OutputDir, Protocol, ProtocolOption, end
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.sweep import Finished, SweepOptions, keep_possible, sweep_in_vms
-from kproxylat.cli.virtual import Clock, wants_vm
+from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import say, show
 from kproxylat.errors import KproxylatError
 from kproxylat.report.plot import plot_clocks
@@ -83,6 +83,6 @@ def _sweep_untraced(options: SweepOptions) -> Finished:
 def _sweep_traced(options: SweepOptions) -> Finished:
     """Sweep by bpftrace: here, or where that is not possible in virtual machines that count instructions."""
     points = options.plan(OnNode(), ("demo",))
-    if wants_vm(False, True, [point.mode for point in points], options.probe):
+    if InVm(vm_if_needed=True).is_used([point.mode for point in points], options.probe):
         return sweep_in_vms(replace(options, fresh=True), points, Clock.INSTRUCTIONS, None)
     return sweeping.sweep(points, 1, None, True)

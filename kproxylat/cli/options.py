@@ -27,38 +27,6 @@ if TYPE_CHECKING:
     from kproxylat.results import Result
 
 
-class Position(StrEnum):
-    """Where the worker's rule stands."""
-
-    FIRST = "first"
-    MIDDLE = "middle"
-    LAST = "last"
-
-
-class WorkerPorts(StrEnum):
-    """Protocols of the lab's worker."""
-
-    BOTH = "both"
-    UDP = "udp"
-    TCP = "tcp"
-
-
-class Origin(StrEnum):
-    """Whose packets are sent."""
-
-    POD = "pod"
-    NODE = "node"
-
-
-class Kind(StrEnum):
-    """What the probes are."""
-
-    AUTO = "auto"
-    FENTRY = "fentry"
-    KPROBE = "kprobe"
-    NONE = "none"
-
-
 class Family(StrEnum):
     """IP family."""
 
@@ -66,21 +34,18 @@ class Family(StrEnum):
     IPV6 = "6"
 
 
-class Protocol(StrEnum):
-    """Protocols of the packets that are compared."""
-
-    TCP = "tcp"
-    UDP = "udp"
-    BOTH = "both"
-
-
-class Format(StrEnum):
-    """How a result is written to stdout."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
+Position = StrEnum("Position", ["FIRST", "MIDDLE", "LAST"])
+"""Where the worker's rule stands."""
+WorkerPorts = StrEnum("WorkerPorts", ["BOTH", "UDP", "TCP"])
+"""Protocols of the lab's worker."""
+Origin = StrEnum("Origin", ["POD", "NODE"])
+"""Whose packets are sent."""
+Kind = StrEnum("Kind", ["AUTO", "FENTRY", "KPROBE", "NONE"])
+"""What the probes are."""
+Protocol = StrEnum("Protocol", ["TCP", "UDP", "BOTH"])
+"""Protocols of the packets that are compared."""
+Format = StrEnum("Format", ["TABLE", "JSON"])
+"""How a result is written to stdout."""
 DUMMIES = 100
 """Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]

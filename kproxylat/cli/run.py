@@ -42,7 +42,7 @@ from kproxylat.cli.options import (
 )
 from kproxylat.cli.places import OnNode, Place
 from kproxylat.cli.spread import spread
-from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmClock, VmIfNeeded, check_vm, describe_vm, relay_if
+from kproxylat.cli.virtual import InVm, KernelImage, Vm
 from kproxylat.console import say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.modes import mode_names
@@ -183,10 +183,7 @@ def run(
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
-    vm: InVm = False,
-    vm_if_needed: VmIfNeeded = False,
-    kernel: KernelImage = None,
-    clock: VmClock = None,
+    machine: InVm,
     node: OnNode,
     nodes: Nodes,
 ) -> None:
@@ -223,11 +220,11 @@ def run(
     from kproxylat.report.tables import show_result
     from kproxylat.results_json import to_json
 
-    check_vm(vm or vm_if_needed, clock, kernel)
-    if keep and (not options.lab or options.ruleset or vm or vm_if_needed):
+    machine.check()
+    if keep and (not options.lab or options.ruleset or machine.asked):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
     if in_pods := nodes.asked():
-        own = {"lab": options.lab, "vm": vm, "vm_if_needed": vm_if_needed, "template": options.template}
+        own = {"lab": options.lab, "vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
         nodes.refuse(node, dry_run, output_dir, **own, yes=dry_run and yes)
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
@@ -240,10 +237,9 @@ def run(
         run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
     if dry_run:
         plan, _ = options.look_up(plan, node)
-        machine = describe_vm(vm, vm_if_needed, clock, kernel)
-        show_runs("run", [preview(plan)], form, virtual_machine=machine, asks_first=asks)
+        show_runs("run", [preview(plan)], form, virtual_machine=machine.describe(), asks_first=asks)
         return
-    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.NS, kernel, [plan.mode], options.probe)
+    machine.relay_if(ctx.obj, output_dir, [plan.mode], options.probe)
     options.enter_namespace()
     plan, read_target = options.look_up(plan, node)
     if options.lab or not plan.sending.generator.sends:
@@ -314,7 +310,7 @@ def render(
     ctx: typer.Context,
     *,
     options: RunOptions,
-    vm: InVm = False,
+    vm: Vm = False,
     kernel: KernelImage = None,
     node: OnNode,
 ) -> None:
@@ -335,9 +331,10 @@ def render(
     from kproxylat.trace.engine import KINDS
     from kproxylat.trace.script import render_script
 
-    check_vm(vm, None, kernel)
+    machine = InVm(vm, kernel=kernel)
+    machine.check()
     plan = options.plan(node, Record())
-    relay_if(ctx.obj, vm, False, None, Clock.NS, kernel)
+    machine.relay_if(ctx.obj, None)
     check_root()
     plan, _ = options.look_up(plan, node)
     load_modules(plan.mode)

@@ -28,17 +28,7 @@ from kproxylat.cli.options import (
 from kproxylat.cli.places import OnNode
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
-from kproxylat.cli.virtual import (
-    Clock,
-    InVm,
-    KernelImage,
-    VmClock,
-    VmIfNeeded,
-    check_vm,
-    describe_vm,
-    relay_if,
-    wants_vm,
-)
+from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import confirm, say, show
 from kproxylat.errors import MachineError, UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
@@ -61,12 +51,8 @@ Finished = tuple[Sweep, Ended]
 """A sweep, and what cut it short."""
 
 
-class SweepFormat(StrEnum):
-    """How a sweep is written to stdout."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
+SweepFormat = StrEnum("SweepFormat", ["TABLE", "JSON", "CSV"])
+"""How a sweep is written to stdout."""
 
 
 DURATION_S = {"ns": 2, "instructions": 0.3}
@@ -193,10 +179,7 @@ def sweep(
     form: Annotated[
         SweepFormat, typer.Option("--format", "-o", help="How it is written to stdout; csv is the old experiment's.")
     ] = SweepFormat.TABLE,
-    vm: InVm = False,
-    vm_if_needed: VmIfNeeded = False,
-    kernel: KernelImage = None,
-    clock: VmClock = None,
+    machine: InVm,
     node: OnNode,
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
@@ -217,27 +200,26 @@ def sweep(
       kproxylat sweep --lab --mode nftables --kube-proxy 1.36,1.37 --services 10
     """
     options.check(node, services=options.services or None, position=options.position)
-    check_vm(vm or vm_if_needed, clock, kernel)
+    machine.check()
     if options.lab:
         refuse_options("--lab sets no cluster's mode", yes=yes)
     else:
         refuse_options("a cluster is measured mode by mode, in the order of --services", seed=options.seed)
-    if (clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
+    if (machine.clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
         refuse_options("on the instruction clock the order is not random", seed=options.seed)
     points = options.plan(node, ctx.obj)
     if dry_run:
         if form == SweepFormat.CSV:
             raise UsageError("--dry-run has no CSV", "--format takes table or json then")
-        machine = describe_vm(vm, vm_if_needed, clock, kernel)
-        _show_points(options, points, node, form, virtual_machine=machine, asks_first=not (options.lab or yes))
+        asks = not (options.lab or yes)
+        _show_points(options, points, node, form, virtual_machine=machine.describe(), asks_first=asks)
         return
     rows = [point.mode for point in points]
-    machine_clock = clock or Clock.NS
     if not options.lab:
-        relay_if(ctx.obj, vm, vm_if_needed, options.output_dir, machine_clock, kernel, rows, options.probe)
+        machine.relay_if(ctx.obj, options.output_dir, rows, options.probe)
         finished, ended = _sweep_cluster(options, points, node, ask=not yes)
-    elif wants_vm(vm, vm_if_needed, rows, options.probe):
-        finished, ended = sweep_in_vms(options, points, machine_clock, kernel)
+    elif machine.is_used(rows, options.probe):
+        finished, ended = sweep_in_vms(options, points, machine.its_clock, machine.kernel)
     else:
         options.enter_namespace()
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)

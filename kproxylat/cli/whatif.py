@@ -5,6 +5,7 @@ Imported in the function: :mod:`kproxylat.lab` and what uses it, for the sake of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,8 @@ from kproxylat.cli.options import (
     end,
     show_runs,
 )
-from kproxylat.cli.virtual import Clock, InVm, KernelImage, VmIfNeeded, check_vm, describe_vm, relay_if
+from kproxylat.cli.spread import spread
+from kproxylat.cli.virtual import Clock, InVm
 from kproxylat.console import say, show
 from kproxylat.modes import MODES, find_mode
 from kproxylat.report import plot as plotting
@@ -32,6 +34,15 @@ from kproxylat.report.tables import show_whatif
 from kproxylat.system.kernel import detect_clock
 
 
+@dataclass(frozen=True)
+class InCountingVm(InVm):
+    """The same, where the virtual machine counts instructions unless asked otherwise."""
+
+    clock: Annotated[Clock | None, typer.Option("--clock", help="Clock with --vm: ns, or instructions (those).")] = None
+    usual = Clock.INSTRUCTIONS
+
+
+@spread
 def whatif(
     ctx: typer.Context,
     ruleset: Annotated[
@@ -50,12 +61,8 @@ def whatif(
     dry_run: DryRun = False,
     form: Form = Format.TABLE,
     output_dir: OutputDir = LOGS,
-    vm: InVm = False,
-    vm_if_needed: VmIfNeeded = False,
-    kernel: KernelImage = None,
-    clock: Annotated[
-        Clock | None, typer.Option("--clock", help="Clock with --vm: ns, or instructions (those).")
-    ] = None,
+    *,
+    machine: InCountingVm,
 ) -> None:
     """Measure the lookups of a captured ruleset, in its own mode and in each other mode.
 
@@ -75,7 +82,7 @@ def whatif(
     from kproxylat.measure.preview import preview
     from kproxylat.sweep import whatif as alternatives
 
-    check_vm(vm or vm_if_needed, clock, kernel)
+    machine.check()
     releases = kube_proxy.split(",")
     for release in releases:
         check_release(release, find_mode("nftables", None))
@@ -86,10 +93,9 @@ def whatif(
     plan_all = partial(alternatives.plan_modes, options, rules, MODES, packets, only, releases)
     if dry_run:
         runs = [preview(plan) for plan in plan_all()]
-        machine = describe_vm(vm, vm_if_needed, clock or Clock.INSTRUCTIONS, kernel)
-        show_runs("whatif", runs, form, virtual_machine=machine, picture=picture)
+        show_runs("whatif", runs, form, virtual_machine=machine.describe(), picture=picture)
         return
-    relay_if(ctx.obj, vm, vm_if_needed, output_dir, clock or Clock.INSTRUCTIONS, kernel, MODES)
+    machine.relay_if(ctx.obj, output_dir, MODES)
     plans, (_, emulated) = plan_all(), detect_clock()
     say_expected(sum(expect_s(plan, emulated) for plan in plans))
     answer, ended = alternatives.whatif(rules, plans)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.metrics import count_nat_rules
-from kproxylat.cluster.proxy_config import Configured, Setting, read_configured
+from kproxylat.cluster.proxy_config import Configured, read_configured
 from kproxylat.errors import MachineError
 from kproxylat.modes import Mode, find_mode, mode_names, only_backend
 from kproxylat.node.live_rules import LiveRules, probe, read_live_rules, read_proxy
@@ -25,37 +25,21 @@ SETTLE = "sudo kproxylat mode show --send-packet"
 ASK_NODE = "on a node: curl http://localhost:10249/proxyMode"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The answers of all sources.
+@dataclass
+class Evidence(Configured):
+    """The answers of all sources: kube-proxy's configuration in the API, and those of the node.
 
     :param running: kube-proxy's answer to /proxyMode (None: no answer).
-    :param settings: the modes in kube-proxy's configuration.
     :param rules: the rules in the node's kernel (None: they could not be read).
     :param counted: names of the rules that counted a packet to a Service that all of them hold (None: no packet was
         sent).
-    :param workloads: number of DaemonSets, pods or node programs that run kube-proxy (None: the API was not asked).
-    :param replacements: programs that replace kube-proxy, by their configuration.
-    :param candidates: programs in the cluster that can replace kube-proxy, but may run beside it.
-    :param disabled: settings that switch kube-proxy off.
-    :param problems: reasons why kube-proxy's configuration is not known.
-    :param has_node: whether the API knows this machine's node.
     :param written: number of rules that kube-proxy keeps in table nat, by its metrics (None: not asked).
-    :param unasked: sources that could not be asked, with the reason.
     """
 
     running: str | None = None
-    settings: tuple[Setting, ...] = ()
     rules: tuple[LiveRules, ...] | None = None
     counted: frozenset[str] | None = None
-    workloads: int | None = None
-    replacements: tuple[str, ...] = ()
-    candidates: tuple[str, ...] = ()
-    disabled: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    has_node: bool = False
     written: int | None = None
-    unasked: tuple[str, ...] = ()
 
     @property
     def sources(self) -> list[tuple[str, str]]:
@@ -68,7 +52,7 @@ class Evidence:
         if self.counted is not None:
             counted = ", ".join(sorted(self.counted)) or "none of the rules that have counters"
             answers.append(("rules that counted a packet sent", counted))
-        notes = {
+        notes: dict[str, Sequence[str]] = {
             "instead of kube-proxy": self.replacements,
             "can replace kube-proxy": self.candidates,
             "switched off": self.disabled,
@@ -221,9 +205,9 @@ def _choose_rules(rules: Sequence[LiveRules], evidence: Evidence, warnings: list
 
 def _decide_configured(configured: list[str], evidence: Evidence, warnings: list[str]) -> Finding:
     """Decide without an answer of kube-proxy and without rules in the kernel."""
-    replacements = evidence.replacements
-    if evidence.rules == () and evidence.has_node:
-        replacements += evidence.candidates  # The node's kernel has no Service rules.
+    # Where the node's kernel has no Service rules, a program that can replace kube-proxy does.
+    is_empty = evidence.rules == () and evidence.has_node
+    replacements = [*evidence.replacements, *(evidence.candidates if is_empty else ())]
     problems = [*evidence.problems, *evidence.disabled]
     if not evidence.workloads and (replacements or (evidence.disabled and not configured)):
         instead = f", but {', '.join(replacements)}" if replacements else ""
@@ -237,7 +221,7 @@ def _decide_configured(configured: list[str], evidence: Evidence, warnings: list
     reason = f"kube-proxy is set to {' and '.join(configured)}"
     if len(configured) > 1:
         return Finding(None, None, AMBIGUOUS, reason, ASK_NODE)
-    if evidence.workloads == 0:
+    if not evidence.workloads:
         warnings.append("no DaemonSet, pod or node that runs kube-proxy was found")
     [mode] = configured
     return Finding(mode, only_backend(mode), LIKELY, f"{reason}; this kernel {problem}", ASK_NODE)
@@ -253,7 +237,7 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
     :raises UsageError: the command line names a context or a file that does not exist.
     """
     node = node or Node()
-    running, rules, counted, workloads, written = None, None, None, None, None
+    running, rules, counted, written = None, None, None, None
     configured = Configured()
     unasked: list[str] = []
 
@@ -281,22 +265,8 @@ def gather(open_api: Callable[[], Api] | None, send_packet: bool = False, node: 
     if open_api:
         with asking("the cluster's API"):
             configured = read_configured(open_api(), node.name)
-            workloads = configured.workloads
-    unasked += configured.unasked
-    return Evidence(
-        running,
-        tuple(configured.settings),
-        rules,
-        counted,
-        workloads,
-        tuple(configured.replacements),
-        tuple(configured.candidates),
-        tuple(configured.disabled),
-        tuple(configured.problems),
-        configured.has_node,
-        written,
-        tuple(unasked),
-    )
+    known = vars(configured) | {"unasked": [*unasked, *configured.unasked]}
+    return Evidence(**known, running=running, rules=rules, counted=counted, written=written)
 
 
 def detect_mode(

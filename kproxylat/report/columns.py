@@ -9,10 +9,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from kproxylat import console
 from kproxylat.console import plain
+from kproxylat.results import Bounded
 
 WIDTH = 80
 """Columns of a pipe or a file."""
@@ -72,8 +74,33 @@ def write_figure(number: float | None, unit: str | None) -> str:
     return f"{ns / scale:.3g} {name}" if abs(ns) < 999.5 * scale else f"{ns / scale:,.0f} {name}"
 
 
+def write_bounded(figure: Bounded | None, form: str = ",.4g") -> str:
+    """Write an estimate with its bounds, where it has some; "-" if it is unknown.
+
+    :param form: of each number, in Python's words.
+    """
+    if figure is None:
+        return "-"
+    bounds = f" ({figure.lo:{form}} to {figure.hi:{form}})" if figure.lo < figure.hi else ""
+    return f"{figure.estimate:{form}}{bounds}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, for the screen or a page; ``left`` are the headers of the columns of words."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    left: Collection[str]
+
+    def draw(self) -> str:
+        """Draw the table for the screen, see :func:`draw_table`."""
+        return draw_table(self.title, self.header, self.rows, self.left)
+
+
 def draw_table(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[str] = (), fold: int = 0
+    title: str, header: Sequence[str], rows: Iterable[Sequence[object]], left: Collection[str] = (), fold: int = 0
 ) -> str:
     """Draw a table: title, header, rule, rows. A cell may have several lines.
 

@@ -16,8 +16,9 @@ from kproxylat.analysis.compare import compare, cross, read_comparisons, read_re
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import Key, Series, build_series, find_key
-from kproxylat.analysis.stats import Distribution, Interval
+from kproxylat.analysis.stats import Distribution
 from kproxylat.errors import LogError, MachineError, UsageError
+from kproxylat.report.columns import write_bounded
 from kproxylat.report.figure import (
     INK,
     STYLES,
@@ -30,7 +31,7 @@ from kproxylat.report.figure import (
     write_below,
     write_beside,
 )
-from kproxylat.results import Result, name_unit
+from kproxylat.results import Bounded, Result, name_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +168,7 @@ def picture_reproduction(reproduction: Reproduction) -> Figure:
         series = {name: [row for row in rows if f"{row.mode}/{row.backend}" == name]
                   for name in dict.fromkeys(f"{row.mode}/{row.backend}" for row in rows)}  # fmt: skip
         for (name, own), style in zip(series.items(), STYLES, strict=False):
-            values = [Interval(row.measured.estimate, row.measured.lo, row.measured.hi) for row in own]
+            values = [row.measured for row in own]
             sizes = [row.services for row in own]
             _draw_points(axes, style, f"{name}, measured", sizes, values, ",.1f", "us")
             axes.plot(sizes, [value.estimate for value in values], color=style.color, linestyle=style.line,
@@ -318,7 +319,7 @@ def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]], axis: 
     return f"marks: p50, p95 and p99{beyond}"
 
 
-def find_crossings(results: Sequence[Result], seed: int = 0) -> tuple[tuple[str, Interval], ...]:
+def find_crossings(results: Sequence[Result], seed: int = 0) -> tuple[tuple[str, Bounded], ...]:
     """Find the numbers of Services at which two series of one protocol certainly cost the same, with both names."""
     groups: dict[Key, list[Result]] = {}
     for result in results:
@@ -329,7 +330,7 @@ def find_crossings(results: Sequence[Result], seed: int = 0) -> tuple[tuple[str,
 
 
 def draw_series(
-    axes: Axes, every: Sequence[Series], before: bool = False, crossings: Sequence[tuple[str, Interval]] = ()
+    axes: Axes, every: Sequence[Series], before: bool = False, crossings: Sequence[tuple[str, Bounded]] = ()
 ) -> None:
     """Draw the cost of a lookup over numbers of Services, the lines through it, and the bounds of each point.
 
@@ -346,7 +347,7 @@ def draw_series(
         if slope and not (series.verdict == "O(1)" and series.level == 1):
             label += f", {slope.estimate:.4g} per Service"
             label += f"\n({slope.lo:.4g} to {slope.hi:.4g})" if series.level < 1 else ""
-        costs = [Interval(point.cost, point.lo, point.hi) for point in series.points]
+        costs = [Bounded(point.cost, point.lo, point.hi) for point in series.points]
         sizes = [point.services for point in series.points]
         _draw_points(axes, style, series.name, sizes, costs, ",.0f", unit)
         if slope and base:
@@ -372,7 +373,7 @@ def draw_series(
     label_ends(axes, labels)
 
 
-def _mark_crossings(axes: Axes, crossings: Sequence[tuple[str, Interval]], height: float = 0.97) -> None:
+def _mark_crossings(axes: Axes, crossings: Sequence[tuple[str, Bounded]], height: float = 0.97) -> None:
     """Mark where two lines cross, with a label below ``height``; leave out what is not on the axes."""
     left, right = axes.get_xlim()
     shown = [(names, where) for names, where in crossings if left < where.lo <= where.hi < right]
@@ -386,7 +387,7 @@ def _mark_crossings(axes: Axes, crossings: Sequence[tuple[str, Interval]], heigh
 
 
 def _draw_points(
-    axes: Axes, style: Style, name: str, sizes: Sequence[int], values: Sequence[Interval], form: str, unit: str
+    axes: Axes, style: Style, name: str, sizes: Sequence[int], values: Sequence[Bounded], form: str, unit: str
 ) -> None:
     """Draw values over numbers of Services, with their bounds where they have some.
 
@@ -397,8 +398,7 @@ def _draw_points(
                   linestyle="none", capsize=4, color=style.color, marker=style.marker,
                   markersize=3 if len(sizes) > FEW else None)  # fmt: skip
     for size, value in zip(sizes, values, strict=True) if len(sizes) <= MANY else ():
-        bounds = f" ({value.lo:{form}} to {value.hi:{form}})" if value.lo < value.hi else ""
-        add_value(axes, size, value.estimate, f"{name}, {size:,} Services: {value.estimate:{form}}{bounds} {unit}")
+        add_value(axes, size, value.estimate, f"{name}, {size:,} Services: {write_bounded(value, form)} {unit}")
 
 
 def _draw_curve(axes: Axes, style: Style, sizes: Sequence[int], line: Line, divisor: Line = (0, 1)) -> None:

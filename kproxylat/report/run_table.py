@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 
 from kproxylat.console import plain, plain_line
-from kproxylat.report.columns import draw_table, fill, width, write_figure
+from kproxylat.report.columns import Table, draw_table, fill, width, write_figure
 from kproxylat.report.first_packet import draw_first_packet
 from kproxylat.report.sentences import describe_result
 from kproxylat.results import (
@@ -47,7 +47,7 @@ def draw_result(result: Result) -> Iterator[str]:
     for engine, slow in result.slow.items():
         yield f"slow {engine}: {slow.lines:,}, worst {slow.worst[0].max:,} us at {slow.worst[0].time}"
     if result.services:
-        yield draw_services(result.services, head_unit(result.probes[0].unit, result.run.emulated))
+        yield list_services(result.services, head_unit(result.probes[0].unit, result.run.emulated)).draw()
     if result.accounting and result.traffic:
         yield from _draw_accounting(result.accounting, result.traffic)
     for warning in result.quality.warnings:
@@ -269,16 +269,11 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
         yield fill(f"packets freed on the whole machine: {freed or 'none'}", indent="")
 
 
-def draw_services(services: Iterable[ServiceCost], unit: str) -> str:
-    """Draw the table of each Service's lookup; the unit as :func:`head_unit` writes it."""
-    rows = [
-        (
-            service.name,
-            service.target,
-            *(f"{count:,}" for count in (service.before, service.calls)),
-            write_figure(service.cost, unit.removeprefix("emulated ")),
-        )
-        for service in services
-    ]
+def list_services(services: Iterable[ServiceCost], unit: str) -> Table:
+    """List the costs of each Service's lookup; the unit as :func:`head_unit` writes it."""
+    rows = []
+    for service in services:
+        cost = write_figure(service.cost, unit.removeprefix("emulated "))
+        rows.append((service.name, service.target, f"{service.before:,}", f"{service.calls:,}", cost))
     header = ("Service", "target", "before it", "calls", "cost")
-    return draw_table(f"lookup of each Service, {unit}", header, rows, ("Service", "target"))
+    return Table(f"lookup of each Service, {unit}", header, rows, header[:2])

@@ -6,7 +6,7 @@ Another kind of document is another row of :data:`KINDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,8 @@ from kproxylat.analysis.alternatives import build_outcome
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.contrast import Figure as Contrasted
 from kproxylat.analysis.published import Reproduction
-from kproxylat.analysis.series import Series, build_series
-from kproxylat.report.columns import write_figure
+from kproxylat.analysis.series import build_series
+from kproxylat.report.columns import Table, write_bounded, write_figure
 from kproxylat.report.plot import (
     name_run,
     picture_comparisons,
@@ -23,12 +23,15 @@ from kproxylat.report.plot import (
     picture_results,
 )
 from kproxylat.report.reproduction import FIGURES, SLOPES, list_figures, list_slopes, list_verdicts
-from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
-from kproxylat.results import Probe, Result, ServiceCost, name_unit, target_text
+from kproxylat.report.run_table import head_unit, list_services
+from kproxylat.report.sentences import describe_alternative, describe_result, describe_series
+from kproxylat.report.tables import ALTERNATIVES, explain_series, list_alternatives, list_series
+from kproxylat.results import Probe, Result, name_unit, target_text
 from kproxylat.results_json import build, build_results
 
 MANY = 40
 """Of more runs than this only those have a row that need one."""
+FACTS, SHAPES = ("fact", "value"), ("shape", "verdict", "evidence")
 METHODS = {
     "lookup": "bpftrace timed the kernel function that looks a packet up in kube-proxy's rules. The time includes a "
     "part of the probe's own cost.",
@@ -36,16 +39,6 @@ METHODS = {
     "send time": "The sender took the time of the system call that carries a packet its whole way by its own clock.",
 }
 """What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> how."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first ``words`` columns hold words, the others numbers."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    words: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,14 +58,6 @@ class Section:
     facts: Table | None = None
 
 
-def _bound(figure: Any, form: str = ",.4g") -> str:
-    """Write an estimate with its bounds, where it has some; "-" if it is unknown."""
-    if figure is None:
-        return "-"
-    bounds = f" ({figure.lo:{form}} to {figure.hi:{form}})" if figure.lo < figure.hi else ""
-    return f"{figure.estimate:{form}}{bounds}"
-
-
 def _number(value: float | None) -> str:
     return write_figure(value, None)
 
@@ -90,12 +75,16 @@ def build_runs(document: Mapping[str, Any]) -> Section:
     if not series:
         nothing = "no lookup was measured."
         sentences = [describe_result(result) or f"{name_run(result)}: {nothing}" for result in results[:MANY]]
-    tables = [_list_series(series)] if series else []
+    evidence = [(line.strip(),) for line in explain_series(series)]
+    tables = (
+        [list_series(series), Table("Evidence", ("of each series",), evidence, ("of each series",))] if series else []
+    )
     if len(results) == 1:
         tables += [_list_probes("Calls", dict(_name_probes(results[0])), results[0])]
         maps = [(name, content.kind, len(content.entries)) for name, content in results[0].maps.items()]
-        tables += [Table("Maps of the probe script", ("map", "kind", "entries"), maps, words=2)] if maps else []
-        tables += [_list_services(results[0].services, results[0].run.clock)] if results[0].services else []
+        tables += [Table("Maps of the probe script", ("map", "kind", "entries"), maps, ("map", "kind"))] if maps else []
+        unit = head_unit(results[0].run.clock or "unknown unit", results[0].run.emulated)
+        tables += [list_services(results[0].services, unit)] if results[0].services else []
     elif len(results) <= MANY:
         probes = {f"{number}. {name_run(result)}": probe for number, result in enumerate(results, 1)
                   if (probe := result.main_probe)}  # fmt: skip
@@ -121,7 +110,7 @@ def _complete(
             for name, counts in known if len(known) <= MANY or not counts.closed]  # fmt: skip
     header = ("run", "sent", "lookups", "rule hits", "delivered", "balanced")
     title = f"Packet accounting: balanced in {closed} of {len(known)} runs"
-    accounting = [Table(title, header, rows)] if known else []
+    accounting = [Table(title, header, rows, header[:1])] if known else []
     noted = dict.fromkeys(warnings)
     for number, result in enumerate(results, 1):
         prefix = f"run {number}: " if results[1:] else ""
@@ -134,7 +123,7 @@ def _complete(
     methods = dict.fromkeys(METHODS[probe.measured] for result in results if (probe := result.main_probe))
     if any(result.run.emulated for result in results):
         methods["The machine was emulated: compare its costs with each other, not with those of hardware."] = None
-    facts = Table("Setting", ("fact", "value"), list(_list_facts(results)), words=2)
+    facts = Table("Setting", FACTS, list(_list_facts(results)), FACTS)
     return Section(kind, sentences, picture, [*tables, *accounting], [*noted], [*methods], facts)
 
 
@@ -144,7 +133,7 @@ def _list_facts(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
     for result in results:
         traffic = result.traffic
         sending = {"generator": traffic.generator, "packets a second": traffic.rate_pps} if traffic else {}
-        overhead = {"tracing adds to a call": _bound(result.overhead.script)} if result.overhead else {}
+        overhead = {"tracing adds to a call": write_bounded(result.overhead.script)} if result.overhead else {}
         runs.append({**asdict(result.run), "target": target_text(result), **sending, **overhead})
     for name in dict.fromkeys(name for run in runs for name in run):
         texts = dict.fromkeys(_write_fact(run.get(name)) for run in runs)
@@ -183,43 +172,17 @@ def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Tab
         rows.append((name, f"{probe.count:,}", *costs))
     unit = name_unit(" and ".join(dict.fromkeys(probe.unit for probe in probes.values())), result.run.emulated)
     header = ("", "calls", "least", *(f"p{name}" for name in names), "mean", "most")
-    return Table(f"{title}, {unit}", header, rows)
-
-
-def _list_services(services: Sequence[ServiceCost], unit: str | None) -> Table:
-    rows = [(service.name, service.target, *map(_number, (service.before, service.calls, service.cost)))
-            for service in services[:MANY]]  # fmt: skip
-    header = ("Service", "target", "before it", "calls", "cost")
-    return Table(f"Most expensive Services, {unit or 'unknown unit'}", header, rows, words=2)
-
-
-def _list_series(every: Sequence[Series]) -> Table:
-    unit = name_unit(every[0].unit, every[0].emulated)
-    checked = any(series.cross_check for series in every)
-    rows = []
-    for series in every:
-        check = series.cross_check
-        verdict = f"{_bound(check.send_time)}: {'agrees' if check.agrees else 'DISAGREES'}" if check else "-"
-        costs = (_bound(series.per_service), _bound(series.base, ",.0f"), *([verdict] if checked else []))
-        rows.append((series.name, series.verdict, series.evidence, *costs))
-    header = ("mode", "verdict", "evidence", "each Service adds", "base", *(["by send time"] if checked else []))
-    return Table(f"Growth with the Services, {unit}", header, rows, words=3)
+    return Table(f"{title}, {unit}", header, rows, header[:1])
 
 
 def build_whatif(document: Mapping[str, Any]) -> Section:
     """Build the section of the costs of captured rules in each mode."""
     results = build_results(document)
     outcome = build_outcome(document)
-    modes, unit = outcome.alternatives, outcome.unit
-    sentences = [describe_alternative(mode, outcome) for mode in modes]
-    rows = []
-    for mode in modes:
-        rules = "as captured" if mode.captured else "as kube-proxy 1.36 would write them"
-        costs = map(_number, (mode.least, mode.mean, mode.most, mode.per_service))
-        rows.append((f"{mode.mode}/{mode.backend}", rules, *costs, equal_at(mode, outcome)))
-    header = ("mode", "rules", "least", "mean", "most", "each Service adds", "equal to now at")
-    tables = [Table(f"A lookup in each mode, {unit}", header, rows, words=2), _list_services(outcome.dearest, unit)]
-    return _complete("What if", sentences, partial(picture_results, results), tables, results, outcome.notes)
+    sentences = [describe_alternative(mode, outcome) for mode in outcome.alternatives]
+    picture = partial(picture_results, results)
+    section = _complete("What if", sentences, picture, list_alternatives(outcome), results, outcome.notes)
+    return replace(section, methods=[ALTERNATIVES, *section.methods])
 
 
 def build_comparisons(document: Mapping[str, Any]) -> Section:
@@ -240,11 +203,12 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
         shown += [(f"{call.what} (another call)", call.main) for call in pair.calls]
         rows = [(name, *_contrast(figure)) for name, figure in shown]
         level = "" if pair.lookups[0].level == 1 else f", bounds {pair.lookups[0].level:.1%}"
-        tables.append(Table(f"{sides}; {unit}{level}", ("", "A", "B", "B - A", "B / A"), rows))
+        tables.append(Table(f"{sides}; {unit}{level}", ("", "A", "B", "B - A", "B / A"), rows, ("",)))
         if pair.changed:
             changes = [(name.replace("_", " "), *("-" if value == "None" else value for value in values))
                        for name, values in pair.changed.items()]  # fmt: skip
-            tables.append(Table(f"Conditions that differ; {sides}", ("condition", "A", "B"), changes, words=3))
+            header = ("condition", "A", "B")
+            tables.append(Table(f"Conditions that differ; {sides}", header, changes, header))
         warnings |= {f"{name} differs ({difference}), and --allow lets it": None
                      for name, difference in pair.overruled.items()}  # fmt: skip
         warnings |= dict.fromkeys((*pair.only, *(f"B lacks {name}" for name in pair.missing)))
@@ -252,7 +216,7 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
     files = dict.fromkeys(
         (side.file, f"{side.mode}/{side.backend}", str(side.runs)) for pair in pairs for side in (pair.a, pair.b)
     )
-    facts = Table("What was compared", ("file", "mode", "runs"), list(files), words=2)
+    facts = Table("What was compared", ("file", "mode", "runs"), list(files), ("file", "mode"))
     methods = dict.fromkeys(METHODS[pair.measured] for pair in pairs if pair.measured in METHODS)
     statements = [pair.statement for pair in pairs]
     return Section(
@@ -261,7 +225,12 @@ def build_comparisons(document: Mapping[str, Any]) -> Section:
 
 
 def _contrast(figure: Contrasted) -> tuple[str, ...]:
-    return _number(figure.a), _number(figure.b), _bound(figure.difference, "+,.0f"), _bound(figure.ratio, ".3f")
+    return (
+        _number(figure.a),
+        _number(figure.b),
+        write_bounded(figure.difference, "+,.0f"),
+        write_bounded(figure.ratio, ".3f"),
+    )
 
 
 def build_reproduction(document: Mapping[str, Any]) -> Section:
@@ -272,12 +241,12 @@ def build_reproduction(document: Mapping[str, Any]) -> Section:
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     sentences = [f"{published.title}: of {len(states)} shapes {counted or 'none was judged'}."]
     more = " more than at the least number of Services" if published.growth_only else ""
-    tables = [Table("Shape by shape", ("shape", "verdict", "evidence"), list_verdicts(reproduction), words=3),
-              Table(f"First packet, us{more}", FIGURES, list_figures(reproduction)),
-              Table("What each Service adds, ns", SLOPES, list_slopes(reproduction), words=2)]  # fmt: skip
+    tables = [Table("Shape by shape", SHAPES, list_verdicts(reproduction), SHAPES),
+              Table(f"First packet, us{more}", FIGURES, list_figures(reproduction), FIGURES[:1]),
+              Table("What each Service adds, ns", SLOPES, list_slopes(reproduction), SLOPES[:2])]  # fmt: skip
     facts = {"published": f"{published.date}, {published.address}", "their method": published.method}
     facts |= {"this machine": str(document.get("machine", "unknown"))}
-    table = Table("Setting", ("fact", "value"), list(facts.items()), words=2)
+    table = Table("Setting", FACTS, list(facts.items()), FACTS)
     picture = partial(picture_reproduction, reproduction)
     differs = [f"may differ: {reason}" for reason in published.differs]
     return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)

@@ -12,7 +12,6 @@ from kproxylat.results import Bounded, Result, target_text
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import Alternative, WhatIf
     from kproxylat.analysis.series import Series
-    from kproxylat.analysis.stats import Interval
 
 _KINDS = {"tcp": "TCP connection", "udp": "UDP flow"}
 _NEARLY = 0.02
@@ -117,7 +116,7 @@ def equal_at(mode: Alternative, outcome: WhatIf) -> str:
     return "never" if pairs and any(apart) else "unclear"
 
 
-def write_bounds(figure: Interval | Bounded) -> str:
+def write_bounds(figure: Bounded) -> str:
     """Write a number of Services with its bounds, if they differ."""
     estimate, lo, hi = (write_figure(number, None) for number in (figure.estimate, max(figure.lo, 0), figure.hi))
     return estimate if lo == hi else f"{estimate} ({lo} to {hi})"

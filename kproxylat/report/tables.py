@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kproxylat.analysis.comparison import state
-from kproxylat.report.columns import draw_table, fill, show, write_figure
-from kproxylat.report.run_table import draw_result, draw_services, head_unit
+from kproxylat.report.columns import Table, draw_table, fill, show, write_bounded, write_figure
+from kproxylat.report.run_table import draw_result, head_unit, list_services
 from kproxylat.report.sentences import describe_alternative, describe_series, equal_at
 from kproxylat.results import Result, name_unit
 
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
     from kproxylat.analysis.contrast import Contrast, Figure
-    from kproxylat.analysis.series import CrossCheck, Series
+    from kproxylat.analysis.series import Series
     from kproxylat.node.doctor import Finding
 
 MOST_LINES = 12
 """Most lines of a list in a preview; its JSON has all."""
+ALTERNATIVES = (
+    "now: the rules as captured; others: what kube-proxy 1.36, or the release that is named, would write for the same "
+    "Services. equal at: with so many Services before it, a lookup costs the same in both; before counts Services, not "
+    "rules. per Service, base and equal at are those of TCP, where it was measured."
+)
+"""What the columns of :func:`list_alternatives` mean."""
 
 
 def show_result(result: Result) -> None:
@@ -28,11 +35,8 @@ def show_result(result: Result) -> None:
         show(paragraph)
 
 
-def show_whatif(outcome: WhatIf, most: int = 10) -> None:
-    """Print what lookups cost in each mode, the most expensive Services, and a verdict for each mode.
-
-    :param most: how many of these Services.
-    """
+def list_alternatives(outcome: WhatIf) -> tuple[Table, Table]:
+    """List what lookups cost in each mode, as :data:`ALTERNATIVES` explains, and each Service's in the present one."""
     unit = outcome.unit.removeprefix("emulated ")
     rows = []
     for mode in outcome.alternatives:
@@ -41,24 +45,55 @@ def show_whatif(outcome: WhatIf, most: int = 10) -> None:
         rows.append((f"{mode.mode}/{mode.backend}", *written, equal_at(mode, outcome)))
     header = ("mode", "least", "mean", "most", "base", "per Service", "equal at")
     head = head_unit(outcome.series[0].unit, outcome.series[0].emulated) if outcome.series else outcome.unit
-    show(draw_table(f"lookup in each mode, {head}", header, rows, ("mode",)))
-    show(
-        fill(
-            "now: the rules as captured; others: what kube-proxy 1.36, or the release that is named, would write for "
-            "the same Services. equal at: with so many Services before it, a lookup costs the same in both; before "
-            "counts Services, not rules. per Service, base and equal at are those of TCP, where it was measured.",
-            indent="",
-        )
-    )
+    return Table(f"lookup in each mode, {head}", header, rows, header[:1]), list_services(outcome.dearest, head)
+
+
+def show_whatif(outcome: WhatIf, most: int = 10) -> None:
+    """Print what lookups cost in each mode, the most expensive Services, and a verdict for each mode.
+
+    :param most: how many of these Services.
+    """
+    modes, services = list_alternatives(outcome)
+    show(modes.draw())
+    show(fill(ALTERNATIVES, indent=""))
     show()
     for note in outcome.notes:
         show(fill(f"note: {note}"))
-    show(draw_services(outcome.dearest[:most], head))
+    show(replace(services, rows=services.rows[:most]).draw())
     for series in outcome.series:
         show(fill(f"{series.name}: {series.verdict}: {series.evidence}"))
     show()
     for mode in outcome.alternatives:
         show(fill(describe_alternative(mode, outcome)))
+
+
+def list_series(every: Sequence[Series]) -> Table:
+    """List what each Service adds, in one or more series."""
+    rows = []
+    for series in every:
+        per, bounds = series.per_service, "-"
+        if per:
+            exact = per.lo == per.hi and series.level == 1
+            bounds = "exact" if exact else f"{per.lo:.4g} to {per.hi:.4g}"
+        base = write_figure(round(series.base.estimate), series.unit) if series.base else "-"
+        rows.append((series.name, f"{per.estimate:.4g}" if per else "-", bounds, base, series.verdict))
+    header = ("series", "per Service", "bounds", "base", "verdict")
+    title = f"what each Service adds, {head_unit(every[0].unit, every[0].emulated)}"
+    return Table(title, header, rows, ("series", "verdict"))
+
+
+def explain_series(every: Sequence[Series]) -> Iterator[str]:
+    """Yield the evidence of each series, and in indented lines what is besides."""
+    for series in every:
+        yield f"{series.name}: {series.evidence}"
+        apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
+        if apart:
+            yield f"  less common values, and how often: {'; '.join(apart)}"
+        if check := series.cross_check:
+            probe, send_time = (write_bounded(side, ".4g") for side in (check.probe, check.send_time))
+            verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
+            unit = name_unit(check.unit, series.emulated)
+            yield f"  each Service adds {probe} by the probe, {send_time} by the send time, {unit}: {verdict}"
 
 
 def show_series(every: Sequence[Series]) -> None:
@@ -69,20 +104,13 @@ def show_series(every: Sequence[Series]) -> None:
     for sentence in describe_series(every):
         show(fill(sentence))
     show()
+    show(list_series(every).draw())
+    show()
+    for line in explain_series(every):
+        show(fill(line, indent="    " if line.startswith(" ") else "  "))
+    show()
     first = every[0]
     unit = head_unit(first.unit, first.emulated)
-    rows = [_describe_series(series) for series in every]
-    header = ("series", "per Service", "bounds", "base", "verdict")
-    show(draw_table(f"what each Service adds, {unit}", header, rows, ("series", "verdict")))
-    show()
-    for series in every:
-        show(fill(f"{series.name}: {series.evidence}"))
-        apart = [f"{_list_values(point.others)} at {point.services:,}" for point in series.points if point.others]
-        if apart:
-            show(fill(f"  less common values, and how often: {'; '.join(apart)}", indent="    "))
-        if series.cross_check:
-            show(fill(_say_cross_check(series.cross_check, series.emulated), indent="    "))
-    show()
     costs = [
         {point.services: write_figure(round(point.cost), series.unit) for point in series.points} for series in every
     ]
@@ -111,25 +139,6 @@ def _say_growth(series: Series | None) -> str:
     if not series or not series.per_service:
         return "-"
     return f"{series.verdict}: {series.per_service.estimate:.3g}" if series.verdict != "O(1)" else "O(1)"
-
-
-def _say_cross_check(check: CrossCheck, emulated: bool) -> str:
-    sides = [
-        f"{side.estimate:.4g}" + (f" ({side.lo:.4g} to {side.hi:.4g})" if side.lo < side.hi else "")
-        for side in (check.probe, check.send_time)
-    ]
-    verdict = "the clocks agree" if check.agrees else "THE CLOCKS DISAGREE"
-    unit = name_unit(check.unit, emulated)
-    return f"  each Service adds {sides[0]} by the probe, {sides[1]} by the send time, {unit}: {verdict}"
-
-
-def _describe_series(series: Series) -> tuple[str, ...]:
-    per, bounds = series.per_service, "-"
-    if per:
-        exact = per.lo == per.hi and series.level == 1
-        bounds = "exact" if exact else f"{per.lo:.4g} to {per.hi:.4g}"
-    base = write_figure(round(series.base.estimate), series.unit) if series.base else "-"
-    return series.name, f"{per.estimate:.4g}" if per else "-", bounds, base, series.verdict
 
 
 def _list_values(values: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from kproxylat.analysis.contrast import ALARMS, contrast
 from kproxylat.cli import app
 from kproxylat.errors import LogError, UsageError
 from kproxylat.results import Accounting, Probe, Quality, Result, Traffic
-from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
+from tests.results import COUNTED, LOGS, TIMED, change_run, load, untraced, with_values
 from tests.support import TESTS
 from tests.support.documents import files
 
@@ -46,6 +46,21 @@ def lookup(result: Result) -> Probe:
 def pair(directory: Path, a: Result | Iterable[Result], b: Result | Iterable[Result], **options: Any) -> Comparison:
     [found] = compare(*files(directory, a, b), **options)
     return found
+
+
+# The sender's clock: the machine drifts.
+
+
+def test_two_runs_of_a_busy_machine_differ_only_beyond_its_drift(tmp_path: Path) -> None:
+    rng, wrong, unseen = Random(4), 0, 0
+    for _ in range(8):
+        a, b, more = (untraced(20_000 * factor, 0.15, rng) for factor in (1, 1, 4))
+        wrong += pair(tmp_path, a, b).differs is not False
+        unseen += pair(tmp_path, a, more).differs is not True
+    assert (wrong <= 1, unseen) == (True, 0), (wrong, unseen)
+    assert not {"bpftrace", "script"} & {*pair(tmp_path, a, b).unknown}, "nothing is traced"
+    calm = pair(tmp_path, untraced(20_000, 0.01, rng), untraced(22_000, 0.01, rng))
+    assert (calm.differs, calm.lookups[0].reason) == (True, "beyond chance: p50 (parts of a run are 1% apart)")
 
 
 # Instructions: exact.

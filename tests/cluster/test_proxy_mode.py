@@ -168,7 +168,7 @@ def test_every_step_has_an_answer() -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_recorded_mode_switches(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     running, node = STEPS[step]
-    finding = decide(Evidence(running, rules=look(monkeypatch, node)))
+    finding = decide(Evidence(running=running, rules=look(monkeypatch, node)))
     [expected] = [answer for start, answer in ANSWERS.items() if step.startswith(start)]
     assert (finding.mode, finding.backend, finding.sure) == expected
     assert finding.reason
@@ -198,7 +198,7 @@ def test_counters_decide_between_backends(
     monkeypatch: pytest.MonkeyPatch, step: str, counted: set[str], expected: tuple[str | None, str | None, str]
 ) -> None:
     [(running, node)] = [each for name, each in STEPS.items() if name.startswith(step)]
-    finding = decide(Evidence(running, rules=look(monkeypatch, node), counted=frozenset(counted)))
+    finding = decide(Evidence(running=running, rules=look(monkeypatch, node), counted=frozenset(counted)))
     assert (finding.mode, finding.backend, finding.sure) == expected
     assert bool(finding.settle) == (expected[2] == "ambiguous")
     if finding.settle:
@@ -248,7 +248,7 @@ def test_recorded_nodes(monkeypatch: pytest.MonkeyPatch, path: Path, running: bo
         tables = "\n".join(re.findall(r"^table .*(?= \{)", text, re.M))
         node = Node(service_ips=json.dumps({"nftables": [{"map": {"elem": keys}}]}), tables=tables)
     [rules] = found = look(monkeypatch, node)
-    finding = decide(Evidence(mode if running else None, rules=found))
+    finding = decide(Evidence(running=mode if running else None, rules=found))
     sure = "certain" if running else "likely"
     assert (finding.mode, finding.backend, finding.sure, finding.warnings) == (mode, backend or "nft", sure, ())
     assert len(rules.services) == int(path.name[1:]) + 4
@@ -283,7 +283,7 @@ def test_ipvs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rules
     assert set(rules.services) == {Target("10.96.0.1", 443, "tcp"), Target("10.96.100.51", 50051, "udp")}
     iptables = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
-    finding = decide(Evidence("ipvs", rules=look(monkeypatch, Node(nft=iptables, ip_vs=IP_VS))))
+    finding = decide(Evidence(running="ipvs", rules=look(monkeypatch, Node(nft=iptables, ip_vs=IP_VS))))
     assert (finding.mode, finding.backend, finding.sure) == ("ipvs", "ipvs", "certain")
 
 
@@ -297,72 +297,72 @@ IN_IPTABLES, IN_NFTABLES = Setting("ConfigMap kube-proxy, config.conf", "iptable
 @pytest.mark.parametrize(
     ("evidence", "expected", "message"),
     [
-        (Evidence(settings=(IN_IPTABLES,), rules=(IPT,)), ("iptables", "nft", "certain"), "only rules of"),
+        (Evidence(settings=[IN_IPTABLES], rules=(IPT,)), ("iptables", "nft", "certain"), "only rules of"),
         (
-            Evidence(settings=(IN_NFTABLES,), rules=(IPT,)),
+            Evidence(settings=[IN_NFTABLES], rules=(IPT,)),
             ("iptables", "nft", "likely"),
             "is set to nftables, but the rules",
         ),
-        (Evidence(settings=(IN_NFTABLES,)), ("nftables", "nft", "likely"), "could not be read"),
-        (Evidence(settings=(IN_IPTABLES,)), ("iptables", None, "likely"), "could not be read"),
-        (Evidence(settings=(IN_IPTABLES,), rules=()), ("iptables", None, "likely"), "is it a node's?"),
-        (Evidence(settings=(IN_IPTABLES,), rules=(), workloads=0), ("iptables", None, "likely"), "no DaemonSet, pod"),
-        (Evidence(settings=(IN_IPTABLES, IN_NFTABLES)), (None, None, "ambiguous"), "set to iptables and nftables"),
+        (Evidence(settings=[IN_NFTABLES]), ("nftables", "nft", "likely"), "could not be read"),
+        (Evidence(settings=[IN_IPTABLES]), ("iptables", None, "likely"), "could not be read"),
+        (Evidence(settings=[IN_IPTABLES], rules=()), ("iptables", None, "likely"), "is it a node's?"),
+        (Evidence(settings=[IN_IPTABLES], rules=(), workloads=0), ("iptables", None, "likely"), "no DaemonSet, pod"),
+        (Evidence(settings=[IN_IPTABLES, IN_NFTABLES]), (None, None, "ambiguous"), "set to iptables and nftables"),
         (
-            Evidence("nftables", (IN_IPTABLES,), (NFT_MAP,)),
+            Evidence([IN_IPTABLES], running="nftables", rules=(NFT_MAP,)),
             ("nftables", "nft", "certain"),
             "set to iptables but runs nftables",
         ),
-        (Evidence("iptables", (), ()), ("iptables", None, "likely"), "none of its rules"),
-        (Evidence("nftables", (), (IPT,)), ("nftables", "nft", "likely"), f"{NFT} were left behind"),
+        (Evidence(running="iptables", rules=()), ("iptables", None, "likely"), "none of its rules"),
+        (Evidence(running="nftables", rules=(IPT,)), ("nftables", "nft", "likely"), f"{NFT} were left behind"),
         (
-            Evidence(rules=(), workloads=0, replacements=("Cilium (DaemonSet cilium)",)),
+            Evidence(rules=(), workloads=0, replacements=["Cilium (DaemonSet cilium)"]),
             (None, None, "none"),
             "no kube-proxy, but Cilium",
         ),
         (
-            Evidence(settings=(IN_IPTABLES,), rules=(), workloads=0, replacements=("Cilium",)),
+            Evidence(settings=[IN_IPTABLES], rules=(), workloads=0, replacements=["Cilium"]),
             (None, None, "none"),
             "no kube-proxy, but Cilium",
         ),
         (
-            Evidence("iptables", (), (IPT,), workloads=1, replacements=("Cilium",)),
+            Evidence(running="iptables", rules=(IPT,), workloads=1, replacements=["Cilium"]),
             ("iptables", "nft", "certain"),
             "besides kube-proxy, the cluster runs Cilium",
         ),
         (Evidence(rules=()), (None, None, "unknown"), "no source knows"),
         (
-            Evidence(rules=(), workloads=0, candidates=("Calico (DaemonSet calico-node)",)),
+            Evidence(rules=(), workloads=0, candidates=["Calico (DaemonSet calico-node)"]),
             (None, None, "unknown"),
             "Calico (DaemonSet calico-node) can replace kube-proxy; this kernel has no Service rules: is it a node's?",
         ),
         (
-            Evidence(rules=(), workloads=0, candidates=("Calico (DaemonSet calico-node)",), has_node=True),
+            Evidence(rules=(), workloads=0, candidates=["Calico (DaemonSet calico-node)"], has_node=True),
             (None, None, "none"),
             "the cluster has no kube-proxy, but Calico (DaemonSet calico-node)",
         ),
         (
-            Evidence(workloads=0, candidates=("Calico",), has_node=True),
+            Evidence(workloads=0, candidates=["Calico"], has_node=True),
             (None, None, "unknown"),
             "Calico can replace kube-proxy; this kernel could not be read",
         ),
         (
-            Evidence(rules=(IPT,), workloads=0, candidates=("Calico",), has_node=True),
+            Evidence(rules=(IPT,), workloads=0, candidates=["Calico"], has_node=True),
             ("iptables", "nft", "likely"),
             "the kernel holds only rules of iptables on nft",
         ),
         (
-            Evidence(workloads=0, disabled=("node a: k3s.io/node-args: --disable-kube-proxy",)),
+            Evidence(workloads=0, disabled=["node a: k3s.io/node-args: --disable-kube-proxy"]),
             (None, None, "none"),
             "the cluster has no kube-proxy (node a: k3s.io/node-args: --disable-kube-proxy)",
         ),
         (
-            Evidence(workloads=1, problems=("pod x reads its configuration from the file /etc/y of its node",)),
+            Evidence(workloads=1, problems=["pod x reads its configuration from the file /etc/y of its node"]),
             (None, None, "unknown"),
             "pod x reads its configuration from the file /etc/y of its node; this kernel could not be read",
         ),
         (
-            Evidence(workloads=0, replacements=("Calico",), problems=("DaemonSet kube-proxy has no pods",)),
+            Evidence(workloads=0, replacements=["Calico"], problems=["DaemonSet kube-proxy has no pods"]),
             (None, None, "none"),
             "the cluster has no kube-proxy, but Calico (DaemonSet kube-proxy has no pods)",
         ),

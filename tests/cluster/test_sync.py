@@ -206,7 +206,7 @@ def test_mode_ports_are_the_same_in_every_mode(monkeypatch: pytest.MonkeyPatch) 
 def test_mode_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     left = LiveRules("iptables", "legacy", 6, dict.fromkeys([OTHER, Target("10.96.7.7", 1, "udp")], 0))
     rules = left, LiveRules("iptables", "nft", 6, dict.fromkeys([OTHER, *PORTS], 0))
-    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("iptables", rules=rules))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(running="iptables", rules=rules))
     assert mode_ports(None, "iptables", set.intersection) == {OTHER}
     assert mode_ports(None, "iptables") == {*left.services, *PORTS}
     assert mode_ports(None, "nftables", set.intersection) == set()
@@ -217,13 +217,13 @@ def test_live_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPa
         LiveRules("iptables", "legacy", 6, dict.fromkeys(PORTS, 0)),
         LiveRules("nftables", "nft", 1, {OTHER: None}),
     )
-    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence("nftables", rules=rules))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(running="nftables", rules=rules))
     assert live_ports() == {OTHER}
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(rules=rules))
     with pytest.raises(MachineError, match="ambiguous: the kernel holds the rules of iptables on legacy and nftables"):
         live_ports()
     assert live_ports(mode="nftables") == {OTHER}
     assert live_ports(mode="iptables", backend="legacy") == PORTS
-    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=("this kernel's rules: it takes root",)))
+    monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=["this kernel's rules: it takes root"]))
     with pytest.raises(MachineError, match="takes root"):
         live_ports()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -226,6 +227,27 @@ def test_on_a_node_its_own_rules_are_measured(rules: str, mode: str, protocol: s
     assert books
     assert (books.closed, books.sent, books.delivered) == (True, PACKETS, None)
     assert books.rule_hits == (PACKETS if mode == "iptables" else None)
+
+
+def test_on_a_container_its_own_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker is a stand-in, which knows one container and its process."""
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text('#!/bin/sh\nfor name; do :; done\n[ "$name" = kind-worker ] && ip netns pids node | head -1\n')
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
+    words = ("--mode", "nftables", "--target", "10.96.100.50:50051", "--protocol", "udp", "--probe", "none", *SHORT)
+    done = run_on_node("", *words, directory=tmp_path, place="--node-container=kind-worker")
+    assert done.returncode == 0, done.stderr
+    result = from_json(done.stdout)
+    assert result.send_time
+    assert dict(result.send_time.sent) == {"target": PACKETS}
+    assert result.accounting
+    assert result.accounting.closed
+    assert "kind-worker" in done.stderr
+    refused = run_on_node("", *words, directory=tmp_path, place="--node-container=other")
+    assert refused.returncode == 1
+    assert "container other not found" in refused.stderr
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:

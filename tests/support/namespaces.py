@@ -78,7 +78,7 @@ from kproxylat.measure.options import Lab
 from kproxylat.modes import find_mode
 from kproxylat.system.processes import Background, run
 
-rules, port, *words = sys.argv[1:]
+rules, port, place, *words = sys.argv[1:]
 for line in (
     "netns add node", "netns add pod", "link add cni0 netns node type veth peer name eth0 netns pod",
     "-n node address add 10.244.1.1/24 dev cni0", "-n node link set cni0 up", "-n pod link set eth0 up",
@@ -94,19 +94,29 @@ pod = [sys.executable, "-c", "import kproxylat.traffic.responder as r; print(r._
 pod[2] = "import sys; " + pod[2]
 responder = Background(*pod, port, on_out=lambda _: None, on_err=print, netns="pod")
 responder.wait(1)
-sys.argv = ["kproxylat", "run", "--netns", "/run/netns/node", "--format", "json", *words]
+# A container's process, for the stand-in of docker to find.
+inside = Background("sleep", "300", on_out=lambda _: None, on_err=print, netns="node")
+sys.argv = ["kproxylat", "run", *place.split("="), "--format", "json", *words]
 try:
     runpy.run_module("kproxylat", run_name="__main__")
 finally:
     responder.end()
+    inside.end()
 """
 
 
-def run_on_node(rules: str, *words: str, directory: Path, listening: str = "50051") -> subprocess.CompletedProcess[str]:
+def run_on_node(
+    rules: str,
+    *words: str,
+    directory: Path,
+    listening: str = "50051",
+    place: str = "--netns=/run/netns/node",
+) -> subprocess.CompletedProcess[str]:
     """Run ``kproxylat run`` on a network namespace that stands for a node, beside one that stands for its pod.
 
     :param rules: the file of what a kube-proxy wrote ("": the lab's rules of 20 Services in the mode that is passed).
     :param listening: the port at which the pod answers connections.
+    :param place: the option that names the node.
     """
     words = (*words, "--output-dir", str(directory))
-    return run_python("-c", _NODE, rules, listening, *words, directory=directory)
+    return run_python("-c", _NODE, rules, listening, place, *words, directory=directory)

@@ -60,3 +60,14 @@ def test_overhead_is_an_integer_and_the_hook_is_around_the_call(
     assert result["send_time"]["sent"] == {"target": 200, "endpoint": 200, "no_service": 200}
     [again] = read_log(result["run"]["log"])
     assert replace(again, source=None) == from_json(Path(result["run"]["log"]).with_suffix(".json").read_text())
+
+
+def test_the_senders_clock_measures_ipvs(counting: Guest) -> None:
+    """Only a kernel with ip_vs can; the sender's time is counted in instructions here."""
+    words = ("0.2", "1000", "--lab", "--mode", "ipvs", "--services", "20", "--probe", "none", "--format", "json")
+    done = counting.kproxylat("run", *words, "--output-dir", str(counting.directory))
+    assert done.status == 0, done.err
+    books, times = done.json["accounting"], done.json["send_time"]
+    assert (books["closed"], books["sent"], books["rule_hits"], books["delivered"]) == (True, 200, 200, 200)
+    assert (times["late"], times["target"]["unit"]) == (0, "instructions")
+    assert times["target"]["min"] > times["endpoint"]["min"] > 1000, "ipvs finds and translates on top"
