@@ -8,10 +8,11 @@ from tests.vm.commands import BACKENDS, lookup_of
 from tests.vm.conftest import Guest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("affinity", [(), ("--affinity",)])
 @pytest.mark.parametrize(
     ("mode", "backend"),
-    [pytest.param(*row, marks=[] if row == ("iptables", "legacy") else [pytest.mark.long]) for row in BACKENDS],
+    BACKENDS,
 )
 def test_every_packet_arrives_at_one_of_the_endpoints(
     counting: Guest, mode: str, backend: str, affinity: tuple[str, ...]
