@@ -16,7 +16,7 @@ help:
 	@echo "make check      ruff, mypy, and the tests without a kernel"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (up to 25 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
-	@echo "make matrix     exact costs on 3 kernels with 2 versions of bpftrace (an hour; 2 GB of disk; root)"
+	@echo "make matrix     exact costs on 4 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
 	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
 	@echo "make plugin     the client as one file, and krew's manifest, in dist/"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"
@@ -42,7 +42,7 @@ test-long: setup
 
 test test-long check: PACKAGES += chromium fonts-dejavu-core
 test test-long: PACKAGES += debian-archive-keyring mmdebstrap
-matrix: PACKAGES += debian-archive-keyring debootstrap
+matrix test-long: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
 

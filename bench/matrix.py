@@ -1,11 +1,12 @@
-"""Exact costs of a Service lookup on three kernels by two versions of bpftrace, held against bench/golden.json.
+"""Exact costs of a Service lookup on four kernels by three versions of bpftrace, held against bench/golden.json.
 
-    python bench/matrix.py [--update] [KERNEL/ROOT ...]
+    python bench/matrix.py [--update] [--resume] [KERNEL/ROOT ...]
 
-Boots each kernel over each root on the instruction clock, sweeps every backend with every kind of probe that there is,
-and prints one table. Fails if the books of a run do not close, or if a value is not the one of golden.json;
-``--update`` writes what it measured there: say why in the commit. What it takes (two root file systems by debootstrap,
-three kernels; 2 GB) it fetches into .cache/matrix from where this machine's apt has its own packages. Root only.
+Boots each kernel over each root on the instruction clock, sweeps every backend with every kind of probe, and prints
+one table. Fails if the counts of a run disagree, or if a value is not the one of golden.json; ``--update`` writes what
+it measured there, and both tables of bench/README.md: say why in the commit. It fetches what it boots (root file
+systems by debootstrap, and kernels; 4 GB) into .cache/matrix from where this machine's apt has its own packages. Root
+only.
 """
 
 from __future__ import annotations
@@ -14,61 +15,87 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kproxylat.analysis.series import HASH_EFFECT
 from kproxylat.console import say
 from kproxylat.errors import KproxylatError, MachineError
+from kproxylat.system import virtual_machine
 from kproxylat.system.virtual_machine import PACKAGE, Machine
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache/matrix"
 GOLDEN = HERE / "golden.json"
-KERNELS = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
-"""Kernel -> the Debian release whose kernel it is."""
-ROOTS = {"bookworm": "3.11", "trixie": "3.13"}
-"""Debian release, of bpftrace 0.17 and 0.23 -> its Python."""
-PLACES = [f"{kernel}/{root}" for root in ROOTS for kernel in KERNELS]
+README = HERE / "README.md"
+KERNELS = {
+    "5.10": "bullseye",
+    "6.1": "bookworm",
+    "6.12": "trixie",
+    "sid": "sid",
+}
+"""Name of a kernel -> the Debian release or suite whose kernel it is. The last one moves."""
+
+
+class Root(NamedTuple):
+    """A root file system: its Python, and the kernels that boot over it."""
+
+    python: str
+    kernels: tuple[str, ...]
+
+
+ROOTS = {
+    "bookworm": Root("3.11", ("5.10", "6.1", "6.12")),
+    "trixie": Root("3.13", ("5.10", "6.1", "6.12")),
+    "sid": Root("3.14", ("sid",)),
+}
+"""Debian release, of bpftrace 0.17, 0.23 and the newest -> its root file system."""
+PLACES = [f"{kernel}/{name}" for name, root in ROOTS.items() for kernel in root.kernels]
 PACKAGES = "python3,bpftrace,iptables,nftables,ipvsadm,ipset,conntrack,iproute2,kmod,linux-libc-dev,nfacct,procps,udev"
+TOOLS = {"iptables": "iptables", "nft": "nft", "python": "python3"}
+"""Key of a place's result -> the program of the root file system whose version it holds."""
 SERVICES = "10,1000"
 UNTYPED = {"5.10"}
 """Kernels whose modules have no types, so that kprobes are all there is."""
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+BOOT_LIMIT_S = 1200
+"""A person waits 300 s for a machine; a matrix runs beside other work."""
 
 Costs = dict[str, int]
 """``MODE/BACKEND PROBE SERVICES`` -> instructions of the commonest lookup."""
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> str:
-    """Run a program and return its stdout; its stderr is seen only where it fails.
+    """Run a program and return its stdout. Its stderr appears only in the error.
 
-    :raises MachineError: it is not there, or fails.
+    :raises MachineError: the program is missing or fails.
     """
     try:
         return subprocess.run(argv, cwd=cwd, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError:
         raise MachineError(f"{argv[0]} not found", f"apt-get install {argv[0]}") from None
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().splitlines()[-1:]
-        raise MachineError(f"{argv[0]} failed (status {error.returncode}): {' '.join(said)}") from None
+        lines = (error.stderr or error.stdout).strip().splitlines()
+        raise MachineError(f"{argv[0]} failed (status {error.returncode}): {' '.join(lines[-1:])}") from None
 
 
 def make(path: Path, build: Callable[[Path], None]) -> Path:
-    """Build a directory of the cache, unless it is there: whole or not at all."""
+    """Build a directory of the cache unless it exists: whole or not at all."""
     if not path.exists():
         say(f"making {path}")
         part = path.with_name(f"{path.name}.part")
         # An interrupted debootstrap leaves the kernel's file systems mounted.
-        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for each in sorted((each for each in mounted if each.startswith(f"{part}/")), reverse=True):
-            run("umount", each)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in sorted((mount for mount in mounts if mount.startswith(f"{part}/")), reverse=True):
+            run("umount", mount)
         run("rm", "-rf", "--one-file-system", part)
         part.mkdir(parents=True)
         build(part)
@@ -81,21 +108,24 @@ def find_mirror() -> str:
 
     :raises MachineError: it has none.
     """
-    wanted = "Created-By: Packages", "Origin: Debian", "Component: main"
-    listed = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", *wanted)
+    filters = "Created-By: Packages", "Origin: Debian", "Component: main"
+    targets = run("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", *filters)
     # bookworm-security and the like have an archive of their own.
-    mirrors = [line.split()[1] for line in listed.splitlines() if "-" not in line.split()[0]]
+    mirrors = [line.split()[1] for line in targets.splitlines() if "-" not in line.split()[0]]
     if not mirrors:
         raise MachineError("apt knows no Debian packages here", "apt-get update, on Debian")
     return mirrors[0]
 
 
 def make_kernel(kernel: str) -> Path:
-    """Fetch a Debian release's kernel; boot/ and lib/modules/ are below what is returned, or below its usr/."""
+    """Fetch a Debian release's kernel and return its directory.
+
+    lib/modules/ is below it or below its usr/. The image is in boot/, or beside the modules since Linux 7.
+    """
 
     def build(part: Path) -> None:
-        for each in ("lists/partial", "archives/partial"):
-            (part / "apt" / each).mkdir(parents=True)
+        for name in ("lists/partial", "archives/partial"):
+            (part / "apt" / name).mkdir(parents=True)
         sources = part / "apt/sources.list"
         sources.write_text(f"deb [signed-by={KEYRING}] {find_mirror()} {KERNELS[kernel]} main\n")
         settings = {
@@ -108,64 +138,93 @@ def make_kernel(kernel: str) -> Path:
         }
         options = [f"-o{name}={value}" for name, value in settings.items()]
         run("apt-get", *options, "update")
-        package = run("apt-cache", *options, "depends", "linux-image-amd64").split("Depends: ")[1].split()[0]
-        run("apt-get", *options, "download", package, cwd=part)
-        [deb] = part.glob("*.deb")
-        run("dpkg-deb", "--extract", deb, part)
-        deb.unlink()
+        depends = run("apt-cache", *options, "depends", "--recurse", "--important", "linux-image-amd64")
+        packages = sorted(set(re.findall(r"^linux-(?:image|binary|modules)-\d\S+$", depends, re.M)))
+        run("apt-get", *options, "download", *packages, cwd=part)
+        for package in part.glob("*.deb"):
+            run("dpkg-deb", "--extract", package, part)
+            package.unlink()
         shutil.rmtree(part / "apt")
 
     return make(CACHE / f"linux-{kernel}", build)
 
 
+def install_kernel(kernel: str, top: Path) -> Path:
+    """Copy a kernel and its modules into a root file system and return its image there."""
+    source = make_kernel(kernel)
+    [modules] = source.glob("**/lib/modules/*")
+
+    def build(part: Path) -> None:
+        shutil.copytree(modules, part, symlinks=True, dirs_exist_ok=True)
+
+    target = make(top / "usr/lib/modules" / modules.name, build)
+    run("depmod", "-b", top, modules.name)
+    for image in source.glob("boot/vmlinuz-*"):
+        return Path(shutil.copy(image, top / "boot"))
+    return target / "vmlinuz"
+
+
 def make_root(root: str) -> Path:
-    """Make a root file system with bpftrace, all kernels, and this kproxylat as it is now."""
+    """Make a root file system with bpftrace, and with this kproxylat as it is now."""
 
     def build(part: Path) -> None:
         run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", root, part, find_mirror())
-        for kernel in map(make_kernel, KERNELS):
-            [image], [modules] = kernel.glob("boot/vmlinuz-*"), [*kernel.glob("**/lib/modules/*")]
-            shutil.copy(image, part / "boot")
-            shutil.copytree(modules, part / "usr/lib/modules" / modules.name, symlinks=True)
-            run("depmod", "-b", part, modules.name)
 
-    made = make(CACHE / root, build)
-    package = made / PACKAGE.lstrip("/")
+    top = make(CACHE / root, build)
+    package = top / PACKAGE.lstrip("/")
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target")
     if not package.exists():
-        binary = ("--only-binary=:all:", "--python-version", ROOTS[root])
+        binary = ("--only-binary=:all:", "--python-version", ROOTS[root].python)
         run(*pip, package, *binary, HERE.parent)
     for source in ("kproxylat", "templates"):
         target = package / "kproxylat" / ("" if source == "kproxylat" else source)
         shutil.rmtree(target, ignore_errors=source == "templates")
         shutil.copytree(HERE.parent / source, target, ignore=shutil.ignore_patterns("__pycache__"))
     # The guest cannot write to it, and would compile everything anew at each boot.
-    run("chroot", made, "python3", "-m", "compileall", "-q", PACKAGE)
-    return made
+    run("chroot", top, "python3", "-m", "compileall", "-q", PACKAGE)
+    return top
 
 
-def measure(kernel: str, root: str) -> dict[str, Any]:
+def read_versions(top: Path) -> dict[str, str]:
+    """Return the versions of a root file system's :data:`TOOLS`, and its architecture."""
+    versions = {}
+    for key, program in TOOLS.items():
+        text = run("chroot", top, program, "--version")
+        [versions[key]] = re.findall(r"\bv?(\d+(?:\.\d+)+)", text.splitlines()[0])
+    return versions | {"architecture": run("chroot", top, "dpkg", "--print-architecture").strip()}
+
+
+def measure(kernel: str, root: str, resume: bool) -> dict[str, Any]:
     """Boot one kernel over one root and sweep.
 
-    :return: "kernel" and "bpftrace", as they call themselves, and "lookups": :data:`Costs`.
-    :raises MachineError: it did not boot, or a sweep failed; books that do not close are a failure, too.
+    :param resume: take the runs that an interrupted call has measured.
+    :return: "kernel" and "bpftrace", as they call themselves; what :func:`read_versions` returns; "lookups":
+        :data:`Costs`.
+    :raises MachineError: the machine did not boot, or a sweep failed, which it also does if its counts disagree.
     """
     top = make_root(root)
-    [image] = (top / "boot").glob(f"vmlinuz-{kernel}.*")
+    image = install_kernel(kernel, top)
+    virtual_machine.BOOT_LIMIT_S = BOOT_LIMIT_S
     with Machine("instructions", top / "srv", kernel=image, root=top) as machine:
         results: list[dict[str, Any]] = []
         for probe in ("kprobe",) if kernel in UNTYPED else ("fentry", "kprobe"):
-            out, err = io.StringIO(), io.StringIO()
-            words = (
-                f"sweep --lab --fresh --format json --services {SERVICES} --probe {probe} --protocol udp --output-dir"
-            )
-            status = machine.run([*words.split(), machine.inside], out, err)
-            if status:
-                said = " ".join(err.getvalue().splitlines()[-2:])
-                raise MachineError(f"{kernel}/{root} by {probe}: status {status}: {said}")
-            results += json.loads(out.getvalue())["results"]
+            saved = top / "srv" / f"{kernel}-{probe}.json"
+            if not (resume and saved.exists()):
+                out, err = io.StringIO(), io.StringIO()
+                words = f"sweep --lab --format json --services {SERVICES} --probe {probe} --protocol udp --output-dir"
+                fresh = [] if resume else ["--fresh"]
+                status = machine.run([*words.split(), machine.inside, *fresh], out, err)
+                if status:
+                    message = " ".join(err.getvalue().splitlines()[-2:])
+                    raise MachineError(f"{kernel}/{root} by {probe}: status {status}: {message}")
+                saved.write_text(out.getvalue())
+            results += json.loads(saved.read_text())["results"]
+    for warning in (warning for result in results for warning in result["quality"]["warnings"]):
+        if "WARNING" in warning:
+            raise MachineError(f"{kernel}/{root}: bpftrace warns of its script: {warning}")
     about = results[0]["run"]
-    return {"kernel": about["kernel"], "bpftrace": about["bpftrace"], "lookups": dict(map(_read, results))}
+    versions = {"kernel": about["kernel"], "bpftrace": about["bpftrace"]} | read_versions(top)
+    return versions | {"lookups": dict(map(_read, results))}
 
 
 def _read(result: dict[str, Any]) -> tuple[str, int]:
@@ -173,48 +232,64 @@ def _read(result: dict[str, Any]) -> tuple[str, int]:
     return f"{run['mode']}/{run['backend']} {run['probe_kind']} {run['services']}", lookup["mode"]
 
 
-def compare(place: str, golden: Mapping[str, Any] | None, found: Mapping[str, Any]) -> list[str]:
-    """Return what differs from golden.json, a line each.
+def compare(place: str, golden: Mapping[str, Any] | None, result: Mapping[str, Any]) -> list[str]:
+    """Return the differences from golden.json, a line each.
 
-    Hash seeds may make another value outside of mode iptables (docs/numbers.md).
+    Outside of mode iptables, hash seeds may change a value (docs/numbers.md).
     """
     if golden is None:
         return [f"{place}: not in golden.json"]
-    said = [
-        f"{place}: {name} {golden[name]} -> {found[name]}"
-        for name in ("kernel", "bpftrace")
-        if golden[name] != found[name]
+    lines = [
+        f"{place}: {name} {golden.get(name)} -> {value}"
+        for name, value in result.items()
+        if name != "lookups" and value != golden.get(name)
     ]
-    before, now = golden["lookups"], found["lookups"]
+    before, now = golden["lookups"], result["lookups"]
     for name in sorted(before.keys() | now.keys()):
         allowed = 0 if name.startswith("iptables/") else HASH_EFFECT
         if name not in before or name not in now or abs(before[name] - now[name]) > allowed:
-            said.append(f"{place}: {name} {before.get(name)} -> {now.get(name)}")
-    return said
+            lines.append(f"{place}: {name} {before.get(name)} -> {now.get(name)}")
+    return lines
 
 
-def draw(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Draw the table: backend, probe and Services down, kernel and bpftrace across."""
-    places = list(found)
-    names = list(dict.fromkeys(name for place in places for name in found[place]["lookups"]))
-    heads = [
-        ".".join(found[place][what].lstrip("v").split(".")[:2]) for what in ("kernel", "bpftrace") for place in places
-    ]
-    kernels, bpftraces = heads[: len(places)], heads[len(places) :]
-    lines = [
-        f"{'Linux':<30}" + "".join(f"{each:>8}" for each in kernels),
-        f"{'bpftrace':<30}" + "".join(f"{each:>8}" for each in bpftraces),
-    ]
-    for name in sorted(names, key=lambda each: (each.split()[:2], int(each.split()[2]))):
-        costs = [found[place]["lookups"].get(name) for place in places]
-        lines.append(f"{name:<30}" + "".join(f"{'-' if cost is None else f'{cost:,}':>8}" for cost in costs))
+def draw(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw the table of costs: backend, probe and Services down, kernel and bpftrace across."""
+    names = dict.fromkeys(name for result in results.values() for name in result["lookups"])
+    lines = []
+    for head, key in (("Linux", "kernel"), ("bpftrace", "bpftrace")):
+        versions = [".".join(result[key].lstrip("v").split(".")[:2]) for result in results.values()]
+        lines.append(f"{head:<27}" + "".join(f"{version:>7}" for version in versions))
+    for name in sorted(names, key=lambda name: (name.split()[:2], int(name.split()[2]))):
+        costs = [result["lookups"].get(name) for result in results.values()]
+        lines.append(f"{name:<27}" + "".join(f"{'-' if cost is None else f'{cost:,}':>7}" for cost in costs))
     return "\n".join(lines)
+
+
+def list_versions(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the table of versions that were tried, in Markdown."""
+    columns = ("kernel", "bpftrace", *TOOLS, "architecture")
+    rows = [("place", *columns, "probes"), ("---",) * (len(columns) + 2)]
+    for place, result in results.items():
+        probes = sorted({name.split()[1] for name in result["lookups"]})
+        rows.append((place, *(result[column].lstrip("v") for column in columns), ", ".join(probes)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return README's text with both tables, each between its marks, as these results give them."""
+    tables = {"costs": f"```\n{draw(results)}\n```", "versions": list_versions(results)}
+    for name, table in tables.items():
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        text = f"{before}{begin}{table}\n{end}{after}"
+    return text
 
 
 def main(words: Iterable[str]) -> None:
     """Measure, print, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="write golden.json")
+    parser.add_argument("--update", action="store_true", help="write golden.json and README's tables")
+    parser.add_argument("--resume", action="store_true", help="take the runs that an interrupted call has measured")
     parser.add_argument("places", nargs="*", metavar="KERNEL/ROOT", help=f"of {', '.join(PLACES)} (all)")
     options = parser.parse_args(list(words))
     if unknown := set(options.places) - set(PLACES):
@@ -222,18 +297,22 @@ def main(words: Iterable[str]) -> None:
     if os.geteuid():
         raise MachineError("making root file systems takes root", "run it with sudo")
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for place in options.places or PLACES:
         say(f"== {place}")
-        found[place] = measure(*place.split("/"))
-    print(draw(found))
-    different = [line for place, each in found.items() for line in compare(place, golden.get(place), each)]
-    print(*(different or ["as in golden.json"]), sep="\n")
+        kernel, root = place.split("/")
+        results[place] = measure(kernel, root, options.resume)
+    print(draw(results))
+    differences = [line for place, result in results.items() for line in compare(place, golden.get(place), result)]
+    print(*(differences or ["as in golden.json"]), sep="\n")
     if options.update:
-        merged = {place: (golden | found)[place] for place in PLACES if place in golden | found}
+        merged = {place: (golden | results)[place] for place in PLACES if place in golden | results}
         GOLDEN.write_text(json.dumps(merged, indent=1) + "\n")
-    elif different:
-        raise MachineError(f"{len(different)} values are not those of golden.json", "explain them, then pass --update")
+        README.write_text(document(README.read_text(), merged))
+    elif differences:
+        raise MachineError(
+            f"{len(differences)} values are not those of golden.json", "explain them, then pass --update"
+        )
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ class Run:
     :param sync_s: duration of kube-proxy's sync before the run, if the run changed Services.
     :param load_s: how long the lab took to load its rules, or those on top of the ones that stood.
     :param kube_proxy: the release whose rules the lab was asked for (None: the default one, or not a lab).
+    :param endpoints: the number of endpoints of each Service that the lab was asked for; ``affinity``: whether its
+        Services have session affinity.
     """
 
     started: str | None = None
@@ -127,6 +129,8 @@ class Run:
     sync_s: float | None = None
     load_s: float | None = None
     kube_proxy: str | None = None
+    endpoints: int | None = None
+    affinity: bool = False
     path: str | None = None
     masqueraded: bool | None = None
     cut_short: bool = False
@@ -134,8 +138,15 @@ class Run:
 
     @property
     def rules(self) -> tuple[str, str]:
-        """Mode and backend, this with kube-proxy's release if one was asked for: what a series has in common."""
-        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", self.kube_proxy)))
+        """Mode and backend, this with what the lab's rules were asked to be: what a series has in common."""
+        variant = name_variant(self.kube_proxy, self.endpoints, self.affinity)
+        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", variant)))
+
+
+def name_variant(release: str | None, endpoints: int | None, affinity: bool) -> str:
+    """Name what a lab's rules were asked to be, e.g. ``1.37 4 endpoints affinity``; "" is what they are by default."""
+    words = release, f"{endpoints} endpoints" if endpoints and endpoints > 1 else None, "affinity" if affinity else None
+    return " ".join(filter(None, words))
 
 
 def join_host_port(ip: str, port: int | str) -> str:

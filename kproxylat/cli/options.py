@@ -142,6 +142,12 @@ class Measured:
     kube_proxy: Annotated[
         str, typer.Option("--kube-proxy", metavar="RELEASE", help="Release whose nftables rules the lab has (1.36).")
     ] = ""
+    endpoints: Annotated[
+        int | None, typer.Option("--endpoints", metavar="N", help="Endpoints of each of the lab's Services (1).")
+    ] = None
+    affinity: Annotated[
+        bool, typer.Option("--affinity", help="Give the lab's Services session affinity, by client address.")
+    ] = False
     first_packet: Annotated[
         bool, typer.Option("--first-packet", help="Open TCP connections, and time each from SYN to SYN-ACK.")
     ] = False
@@ -173,20 +179,21 @@ class Measured:
         :param own: further options of the lab's own Services, which a ruleset replaces.
         :raises UsageError: one of them was passed.
         """
+        of_services = {
+            "worker_ports": self.worker_ports,
+            "places": self.places,
+            "kube_proxy": self.kube_proxy or None,
+            "endpoints": self.endpoints,
+            "affinity": self.affinity or None,
+        }
         if self.ruleset and not self.lab:
             raise UsageError("--ruleset is for the lab", "add --lab")
         if self.every_service and not self.ruleset:
             raise UsageError("--every-service is for a --ruleset", "add --lab --ruleset FILE")
         if self.ruleset:
-            refuse_options(
-                "--ruleset brings its own Services", "", family=self.family, worker_ports=self.worker_ports,
-                places=self.places, kube_proxy=self.kube_proxy or None, **own,
-            )  # fmt: skip
+            refuse_options("--ruleset brings its own Services", "", family=self.family, **of_services, **own)
         if not self.lab:
-            refuse_options(
-                "only the lab makes Services", "add --lab", worker_ports=self.worker_ports, places=self.places,
-                kube_proxy=self.kube_proxy or None,
-            )  # fmt: skip
+            refuse_options("only the lab makes Services", "add --lab", **of_services)
         if not self.first_packet:
             refuse_options("only connections go to several of them", "add --first-packet", places=self.places)
         node.check(self.lab, self.target)
@@ -221,7 +228,7 @@ class Measured:
             raise UsageError(f"{self.places} places are not possible", "--places takes 1 or more")
         lab = measuring.Lab(
             services, self.position or "last", self.worker_ports or "both", places=self.places or 0,
-            release=self.kube_proxy,
+            release=self.kube_proxy, endpoints=1 if self.endpoints is None else self.endpoints, affinity=self.affinity,
         )  # fmt: skip
         on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
         source = measuring.parse_source(self.source) if self.source else None

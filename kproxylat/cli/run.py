@@ -97,8 +97,7 @@ def words(options: Options) -> list[str]:
     """Write the arguments of ``run`` that ask for these options: the inverse of its command line.
 
     :param options: of a lab; or of a node in a named network namespace, with target, mode and backend. The words leave
-        out what a run adds itself: arguments, warnings, and the cluster's facts. Of a ruleset's Services the words name
-        one, or all.
+        out what a run adds itself: arguments, warnings, the cluster's facts. They name one Service of a ruleset or all.
     """
     sending, tracing, lab, ruleset = options.sending, options.tracing, options.lab, options.ruleset
     protocol = options.target.protocol
@@ -122,10 +121,12 @@ def words(options: Options) -> list[str]:
         "probe": tracing.probe,
         "places": (lab and lab.places) or None,
         "kube-proxy": (lab and not ruleset and lab.release) or None,
+        "endpoints": lab.endpoints if lab and lab.endpoints != 1 else None,
         "output-dir": options.record.output_dir,
     }
     flags = {
         "lab": lab,
+        "affinity": lab and lab.affinity,
         "keep": lab and lab.keep,
         "every-service": ruleset and options.targets,
         "envelope": tracing.envelope,

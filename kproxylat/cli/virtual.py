@@ -27,7 +27,7 @@ Clock = StrEnum("Clock", ["NS", "INSTRUCTIONS"])
 
 
 Vm = Annotated[bool, typer.Option("--vm", help="Run in a virtual machine; needs neither root nor KVM.")]
-KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest in /boot).")]
+KernelImage = Annotated[Path | None, typer.Option("--kernel", help="Kernel image for --vm (the newest installed).")]
 RUN_S = 45
 """About how long an emulated machine takes for a short run."""
 _VM_FLAGS = {"--output": 1, "--vm": 0, "--vm-if-needed": 0, "--kernel": 1, "--clock": 1}
@@ -70,7 +70,7 @@ class InVm:
         if not self.asked:
             return None
         return {"is used": "always" if self.vm else "if this machine cannot trace", "clock": self.its_clock,
-                "kernel": str(self.kernel or "the newest in /boot")}  # fmt: skip
+                "kernel": str(self.kernel or "the newest installed")}  # fmt: skip
 
     def is_used(self, modes: Iterable[Mode], probe: str) -> bool:
         """Return whether to use a virtual machine: always, or if this machine cannot measure.

@@ -38,6 +38,8 @@ RELEASES = {
 """Release of kube-proxy -> its rules. Releases between two of them write as the older one does."""
 DEFAULT_RELEASE = "1.36"
 """The newest release whose rules were held against a real kube-proxy."""
+AFFINITY_S = 10800
+"""Kubernetes, pkg/apis/core/types.go, DefaultClientIPServiceAffinitySeconds."""
 SMALL = 50
 """Services of one transaction in a user namespace, where a netlink socket's buffer cannot be enlarged beyond
 net.core.wmem_max (kernel, net/core/sock.c, SO_SNDBUFFORCE needs CAP_NET_ADMIN of the initial namespace)."""
@@ -87,6 +89,7 @@ def render_ruleset(
         "bits": 128 if mode.family == 6 else 32,
         "services": services,
         "release": RELEASES[release or DEFAULT_RELEASE],
+        "affinity_s": AFFINITY_S,
     }
     old = {service.port_name for service in standing}
     new = [service for service in services if service.port_name not in old]

@@ -6,7 +6,7 @@ from base64 import b32encode
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kproxylat.errors import UsageError
 from kproxylat.results import join_host_port
@@ -58,6 +58,9 @@ WORKER_PORT = 50051
 POSITIONS = ("first", "middle", "last")
 WORKER_PORTS = {"both": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
 MAX_SERVICES = 60_000
+MAX_ENDPOINTS = 200
+"""Endpoints of a Service: the worker's have consecutive addresses in the backend's network."""
+MAX_ENDPOINTS_IN_ALL = 500_000
 LARGE_CLUSTER = 1000
 """Endpoints above which kube-proxy leaves the comments out of the endpoint rules that it writes from then on; those
 that stand keep theirs (Kubernetes, pkg/proxy/iptables/proxier.go, largeClusterEndpointsThreshold)."""
@@ -77,6 +80,7 @@ class Service:
     :param protocol: lower case.
     :param endpoints: the endpoints, as ``IP:PORT``.
     :param commented: whether the rules of the endpoints have comments, in mode iptables.
+    :param affinity: whether the packets of a client go to the same endpoint (``sessionAffinity: ClientIP``).
     """
 
     port_name: str
@@ -85,6 +89,7 @@ class Service:
     port: int
     endpoints: tuple[str, ...]
     commented: bool = True
+    affinity: bool = False
 
     @cached_property
     def svc_chain(self) -> str:
@@ -103,11 +108,18 @@ class Service:
         return f"service-{_hash(text, 8)}-{text}"
 
     def endpoint_chain(self, ip: str, port: str) -> str:
-        """The chain that translates to one endpoint, in mode nftables up to kube-proxy 1.35."""
+        """The chain that translates to one endpoint, in mode nftables: up to kube-proxy 1.35, or with affinity."""
+        return f"endpoint-{self._name_endpoint(ip, port)}"
+
+    def affinity_set(self, ip: str, port: str) -> str:
+        """The set of the clients of one endpoint, in mode nftables."""
+        return f"affinity-{self._name_endpoint(ip, port)}"
+
+    def _name_endpoint(self, ip: str, port: str) -> str:
         name, _, port_name = self.port_name.partition(":")
         # A colon is not allowed in a chain's name.
         text = f"{name}/{self.protocol}/{port_name}__{ip.replace(':', '.')}/{port}"
-        return f"endpoint-{_hash(text, 8)}-{text}"
+        return f"{_hash(text, 8)}-{text}"
 
     @property
     def address(self) -> str:
@@ -131,51 +143,67 @@ class Service:
 
 
 @lru_cache(None)
-def dummy_service(number: int, commented: bool = True, family: int = 4) -> Service:
-    """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port, one endpoint.
+def dummy_service(
+    number: int, commented: bool = True, family: int = 4, endpoints: int = 1, affinity: bool = False
+) -> Service:
+    """Return the dummy Service of a number from 0 on: dummy-service-<number>, one TCP port.
 
     The cache keeps the names of its chains, which a sweep needs for each backend and number of Services.
     """
     # 250 to 256 addresses, so that none ends in 0 or 255.
     offset = number // 250 * 256 + number % 250
-    ip, endpoint = str(ADDRESSES[family].dummy_ip + offset), str(ADDRESSES[family].dummy_endpoint + offset)
+    ip, first = str(ADDRESSES[family].dummy_ip + offset), ADDRESSES[family].dummy_endpoint + offset
+    # Each dummy Service has the same place in the network of its first, second, ... endpoint.
+    ips = (str(first + (place << 16)) for place in range(endpoints))
     name = f"default/dummy-service-{number}:http"
-    return Service(name, "tcp", ip, 80, (join_host_port(endpoint, 80),), commented)
+    return Service(name, "tcp", ip, 80, tuple(join_host_port(ip, 80) for ip in ips), commented, affinity)
 
 
-def worker_services(ports: str, family: int = 4) -> list[Service]:
+def list_worker_endpoints(family: int = 4, endpoints: int = 1) -> list[str]:
+    """Return the addresses of the worker's endpoints."""
+    first = ip_address(ADDRESSES[family].endpoint_ip)
+    return [str(first + place) for place in range(endpoints)]
+
+
+def worker_services(ports: str, family: int = 4, endpoints: int = 1, affinity: bool = False) -> list[Service]:
     """Return the worker's ports: gRPC over TCP, and the same over UDP for pktgen to hit.
 
     :param ports: "both", "tcp" or "udp".
     """
-    names = {"tcp": "grpc", "udp": "grpc-udp"}
-    endpoint = join_host_port(ADDRESSES[family].endpoint_ip, WORKER_PORT)
+    names, ip = {"tcp": "grpc", "udp": "grpc-udp"}, ADDRESSES[family].worker_ip
+    pods = tuple(join_host_port(pod, WORKER_PORT) for pod in list_worker_endpoints(family, endpoints))
     return [
-        Service(f"default/worker:{names[protocol]}", protocol, ADDRESSES[family].worker_ip, WORKER_PORT, (endpoint,))
+        Service(f"default/worker:{names[protocol]}", protocol, ip, WORKER_PORT, pods, affinity=affinity)
         for protocol in WORKER_PORTS[ports]
     ]
 
 
-def place_services(count: int, position: str, ports: str, family: int = 4) -> list[Service]:
+def place_services(
+    count: int, position: str, ports: str, family: int = 4, endpoints: int = 1, affinity: bool = False
+) -> list[Service]:
     """Return the worker among ``count`` dummy Services, in the order of KUBE-SERVICES, as in a cluster that grew from
     the worker on.
 
     :param position: the worker's place: "first", "middle" or "last" (of its ports, the UDP one outermost).
     :param ports: the worker's ports: "both", "tcp" or "udp".
     :param family: the addresses' IP family, 4 or 6.
+    :param endpoints: the number of endpoints of each Service; ``affinity``: whether the Services have session affinity.
     :raises UsageError: see :func:`check_services`.
     """
-    check_services(count, position, ports)
-    worker = worker_services(ports, family)
-    dummies = [dummy_service(number, number + len(worker) < LARGE_CLUSTER, family) for number in range(count)]
+    check_services(count, position, ports, endpoints)
+    worker = worker_services(ports, family, endpoints, affinity)
+    dummies = [
+        dummy_service(number, (number + 1 + len(worker)) * endpoints <= LARGE_CLUSTER, family, endpoints, affinity)
+        for number in range(count)
+    ]
     before = {"first": 0, "middle": count // 2, "last": count}[position]
     return dummies[:before] + (worker[::-1] if position == "first" else worker) + dummies[before:]
 
 
-def check_services(count: int, position: str, ports: str) -> None:
+def check_services(count: int, position: str, ports: str, endpoints: int = 1) -> None:
     """Check arguments of :func:`place_services`.
 
-    :raises UsageError: the position, the ports or the count is invalid.
+    :raises UsageError: the position, the ports, the count or the number of endpoints is invalid.
     """
     if position not in POSITIONS:
         raise UsageError(f"unknown position {position!r}", f"it takes one of: {', '.join(POSITIONS)}")
@@ -183,3 +211,10 @@ def check_services(count: int, position: str, ports: str) -> None:
         raise UsageError(f"unknown worker ports {ports!r}", f"--worker-ports takes one of: {', '.join(WORKER_PORTS)}")
     if not 0 <= count <= MAX_SERVICES:
         raise UsageError(f"{count} Services are not possible", f"--services takes 0 to {MAX_SERVICES}")
+    if not 1 <= endpoints <= MAX_ENDPOINTS:
+        raise UsageError(f"{endpoints} endpoints are not possible", f"--endpoints takes 1 to {MAX_ENDPOINTS}")
+    if count * endpoints > MAX_ENDPOINTS_IN_ALL:
+        raise UsageError(
+            f"{count} Services with {endpoints} endpoints each are too many",
+            f"fewer Services or --endpoints: {MAX_ENDPOINTS_IN_ALL} endpoints in all",
+        )

@@ -28,6 +28,8 @@ def complete(
         arguments=options.record.arguments,
         services=options.where.services,
         kube_proxy=(options.lab and options.lab.release) or None,
+        endpoints=options.lab.endpoints if options.lab and not options.ruleset else None,
+        affinity=bool(options.lab and options.lab.affinity),
         position=rule.position,
         chain_length=rule.chain_length,
         position_after=after.position,

@@ -19,7 +19,7 @@ from kproxylat.lab.ruleset import Ruleset
 from kproxylat.modes import Mode
 from kproxylat.node.network import POD_LINK, name_addresses
 from kproxylat.node.node import Node
-from kproxylat.results import IpNetwork, Target
+from kproxylat.results import IpNetwork, Target, name_variant
 from kproxylat.traffic.generators import GENERATORS, Generator
 
 LAB_SOURCE = {family: ip_network(addresses.source) for family, addresses in lab.ADDRESSES.items()}
@@ -45,6 +45,7 @@ class Lab:
         no fewer Services, continues in it.
     :param release: kube-proxy's, whose rules are loaded ("": the default one).
     :param places: so many of the dummy Services are the targets, in turn, in place of the worker (0: none).
+    :param endpoints: the number of endpoints of each Service; ``affinity``: whether the Services have session affinity.
     """
 
     services: int = 100
@@ -54,6 +55,22 @@ class Lab:
     keep: bool = False
     places: int = 0
     release: str = ""
+    endpoints: int = 1
+    affinity: bool = False
+
+    @property
+    def variant(self) -> str:
+        """A name for what the rules were asked to be, as :attr:`kproxylat.results.Run.rules` has it."""
+        return name_variant(self.release, self.endpoints, self.affinity)
+
+    def place_services(self, family: int, count: int | None = None) -> list[lab.Service]:
+        """Return the lab's own Services, or with ``count`` dummy Services those that it had before."""
+        count = self.services if count is None else count
+        return lab.place_services(count, self.position, self.worker_ports, family, self.endpoints, self.affinity)
+
+    def list_targets(self, family: int) -> list[lab.Service]:
+        """Return the dummy Services that are targets."""
+        return [lab.dummy_service(number, family=family, endpoints=self.endpoints) for number in self.list_places()]
 
     def list_places(self) -> list[int]:
         """Return the numbers of the dummy Services that are targets, spread evenly, as npinaeva/conntrack-metrics does
@@ -62,8 +79,7 @@ class Lab:
 
     def name_taken(self, family: int) -> Iterator[tuple[str, str]]:
         """Name the addresses that packets must not come from, and what has them."""
-        own = (self.services, self.position, self.worker_ports, family)
-        for service in self.ruleset.services if self.ruleset else lab.place_services(*own):
+        for service in self.ruleset.services if self.ruleset else self.place_services(family):
             yield service.ip, "a ClusterIP"
             yield from ((ip, "an endpoint") for ip, _ in service.pairs)
         yield from ((ip, "the lab's node") for ip in name_addresses(self.backend(family)))
@@ -82,8 +98,7 @@ class Lab:
             self.ruleset.load(netns)
             return
         services, loaded = (
-            () if count is None else lab.place_services(count, self.position, self.worker_ports, mode.family)
-            for count in (self.services, standing)
+            () if count is None else self.place_services(mode.family, count) for count in (self.services, standing)
         )
         rules.load_ruleset(rules.render_ruleset(mode, services, standing=loaded, release=self.release), netns)
 
@@ -185,7 +200,7 @@ class Options:
         row = self.mode.for_family(self.family)
         object.__setattr__(self, "mode", row.from_node() if self.sending.origin == "node" else row)
         if self.lab and self.lab.places:
-            services = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
+            services = self.lab.list_targets(self.family)
             targets = tuple(Target(service.ip, service.port, service.protocol) for service in services)
             object.__setattr__(self, "targets", targets)
             object.__setattr__(self, "target", targets[0])
@@ -291,10 +306,11 @@ class Options:
     def endpoints(self) -> tuple[Target, ...]:
         """Where the targets' packets are delivered in the lab."""
         if self.lab and self.lab.places:
-            dummies = [lab.dummy_service(number, family=self.family) for number in self.lab.list_places()]
+            dummies = self.lab.list_targets(self.family)
             return tuple(Target(ip, int(port), "tcp") for dummy in dummies for ip, port in dummy.pairs)
         if not self.ruleset:
-            return (Target(lab.ADDRESSES[self.family].endpoint_ip, self.target.port, self.target.protocol),)
+            pods = lab.list_worker_endpoints(self.family, self.lab.endpoints if self.lab else 1)
+            return tuple(Target(ip, self.target.port, self.target.protocol) for ip in pods)
         services = self.ruleset.targets
         return tuple(
             Target(ip, int(port), target.protocol)

@@ -43,7 +43,8 @@ def check_options(options: Options) -> None:
     check_settings(options.tracing.settings)
     check_template(options.tracing.template)
     if options.lab and not options.ruleset:
-        lab.check_services(options.lab.services, options.lab.position, options.lab.worker_ports)
+        own = options.lab
+        lab.check_services(own.services, own.position, own.worker_ports, own.endpoints)
         check_release(options.lab.release, options.mode)
     for name in options.on_node.allow if options.on_node else ():
         if name not in ALLOWABLE:

@@ -32,6 +32,8 @@ def preview(options: Options) -> Preview:
         "position": options.where.position,
         "worker_ports": options.lab.worker_ports if options.lab and not ruleset else None,
         "kube_proxy": (options.lab and options.lab.release) or None,
+        "endpoints": options.lab.endpoints if options.lab and not ruleset else None,
+        "affinity": bool(options.lab and options.lab.affinity),
         "targets": [str(target) for target in options.targets or (options.target,)],
         "origin": sending.origin,
         "generator": sending.generator.name,

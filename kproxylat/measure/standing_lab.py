@@ -65,7 +65,7 @@ def clear() -> None:
 
 def _kind(options: Options) -> str:
     mode, lab = options.mode, options.lab
-    own = (lab.position, lab.worker_ports, lab.release) if lab else ()
+    own = (lab.position, lab.worker_ports, lab.variant) if lab else ()
     words = __version__, mode.name, mode.backend, mode.origin, *own
     target = f"{lab.places} places" if lab and lab.places else options.target
     return " ".join(map(str, (*words, options.sources, target, options.sending.connects)))

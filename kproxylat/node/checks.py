@@ -196,13 +196,13 @@ def check_virtual_machine() -> str:
     """Check that ``--vm`` can boot, and return the kernel."""
     virtual_machine.find_runner()
     accelerator = "with KVM" if virtual_machine.has_kvm() else "emulated"
-    return f"{virtual_machine.find_kernel(None, None).name}, {accelerator}"
+    return f"vmlinuz-{virtual_machine.find_release(virtual_machine.find_kernel(None, None))}, {accelerator}"
 
 
 def find_other_kernel() -> str:
     """Return the release of the newest installed kernel that virtual machines boot, too; "" if it runs, or none is."""
     try:
-        installed = virtual_machine.find_kernel(None, None).name.removeprefix("vmlinuz-")
+        installed = virtual_machine.find_release(virtual_machine.find_kernel(None, None))
     except MachineError:
         return ""
     return "" if installed == kernel.release() else installed

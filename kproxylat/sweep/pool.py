@@ -22,7 +22,7 @@ from kproxylat.results_json import from_json
 from kproxylat.sweep.sweep import Done, Ended, Run, name_series, title
 from kproxylat.system import interrupts
 from kproxylat.system.files import make_directory
-from kproxylat.system.virtual_machine import POLL_S, Machine, boot
+from kproxylat.system.virtual_machine import POLL_S, Machine, boot, find_release
 
 MEMORY_KIB = 3 << 20
 """Memory of a machine: the guest's 2 GiB, and QEMU's translated code."""
@@ -91,7 +91,7 @@ class Pool:
     def describe(self) -> dict[str, Any]:
         """As :class:`kproxylat.sweep.sweep.Place` says."""
         first = self._first
-        return {"clock": [first.clock, not first.kvm], "kernel": first.image.name.removeprefix("vmlinuz-")}
+        return {"clock": [first.clock, not first.kvm], "kernel": find_release(first.image)}
 
     def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
         """As :class:`kproxylat.sweep.sweep.Place` says."""

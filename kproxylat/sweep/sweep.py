@@ -207,13 +207,13 @@ def order_points(points: Sequence[Options], repeats: int, seed: int | None) -> l
 
 
 def name_series(point: Options) -> str:
-    """Name mode, backend, kube-proxy's release if one was asked for, and protocol.
+    """Name mode, backend, what the lab's rules were asked to be, and protocol.
 
     On a cluster the backend is known only once kube-proxy runs in the mode.
     """
     if not point.lab:
         return point.mode.name
-    backend = " ".join(filter(None, (point.mode.backend, point.lab.release)))
+    backend = " ".join(filter(None, (point.mode.backend, point.lab.variant)))
     return name_key((point.mode.name, backend, "" if point.ruleset else point.target.protocol or ""))
 
 
@@ -251,6 +251,8 @@ def _describe_extras(point: Options) -> dict[str, Any]:
         extras["origin"] = str(point.sending.origin)
     if point.sending.connects:
         extras["first_packet"] = point.lab.places if point.lab else 0
+    if point.lab and (point.lab.endpoints, point.lab.affinity) != (1, False):
+        extras |= {"endpoints": point.lab.endpoints, "affinity": point.lab.affinity}
     if point.lab and point.target.protocol != "udp" and not point.ruleset:
         extras["protocol"] = point.target.protocol
     return extras

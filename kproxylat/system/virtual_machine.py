@@ -66,21 +66,30 @@ def find_runner() -> str:
     return str(program) if program.exists() else found
 
 
+def find_release(image: Path) -> str:
+    """Return the release of a kernel image by its path: boot/vmlinuz-RELEASE or lib/modules/RELEASE/vmlinuz."""
+    return image.parent.name if image.name == "vmlinuz" else image.name.removeprefix("vmlinuz-")
+
+
 def find_kernel(image: Path | None, root: Path | None) -> Path:
-    """Return the kernel image to boot: ``image``, else the newest below ``root``/boot.
+    """Return the kernel image to boot: ``image``, else the newest below ``root``, in /boot or beside its modules.
 
     :raises MachineError: no image was found, it cannot be read, or its modules are not below ``root``.
     """
     top = root or Path("/")
     if image is None:
+        # Fedora, Arch, and Debian since Linux 7 have the image beside the modules.
+        images = [*(top / "boot").glob("vmlinuz-*"), *(top / "lib/modules").glob("*/vmlinuz")]
         # A cloud kernel lacks 9p, by which the guest reads its root file system.
-        images = [path for path in (top / "boot").glob("vmlinuz-*") if "-cloud-" not in path.name]
+        images = [path for path in images if "-cloud-" not in find_release(path)]
         if not images:
-            raise MachineError(f"no kernel image in {top / 'boot'}", f"{APT_KERNEL}, or --kernel IMAGE")
-        image = max(images, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+            raise MachineError(
+                f"no kernel image in {top / 'boot'} or {top / 'lib/modules'}", f"{APT_KERNEL}, or --kernel IMAGE"
+            )
+        image = max(images, key=lambda path: [int(part) for part in re.findall(r"\d+", find_release(path))])
     if not os.access(image, os.R_OK):
         raise MachineError(f"kernel image {image} cannot be read", f"{APT_KERNEL}, or another --kernel IMAGE")
-    modules = top / "lib/modules" / image.name.removeprefix("vmlinuz-")
+    modules = top / "lib/modules" / find_release(image)
     if not modules.is_dir():
         raise MachineError(
             f"the modules of {image.name} are not in {modules}", "pass an image whose modules are installed"
@@ -99,7 +108,7 @@ class Machine:
 
     :param clock: "ns" or "instructions".
     :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
-    :param kernel: kernel image (None: the newest in /boot).
+    :param kernel: kernel image (None: the newest).
     :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
     :ivar columns: the width of the terminal that shows what a command prints.
     :ivar inside: path of ``writable`` in the guest ("" without one); ``shared``: where QEMU opens it, whatever its name
@@ -288,7 +297,7 @@ def boot(machines: Sequence[Machine], stack: ExitStack) -> None:
     find_runner()
     text = f"{number} virtual machines" if number > 1 else "a virtual machine"
     duration = "with KVM" if kvm else f"emulated, about {BOOT_S} s"
-    say(f"Booting {machines[0].image.name} in {text} ({duration})...")
+    say(f"Booting vmlinuz-{find_release(machines[0].image)} in {text} ({duration})...")
     for machine in machines:
         machine.begin()
         stack.callback(machine.__exit__)

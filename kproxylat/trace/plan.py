@@ -114,6 +114,7 @@ class Plan:
     stepping: bool = False
     others: bool = False
     reasons: Mapping[int, str] = field(default_factory=dict)
+    discard: str = ""
     fields: str = "args->"
     live: Live | None = None
 
@@ -192,6 +193,7 @@ def make_plan(
         stepping=stepping,
         others=others,
         reasons=kernel.read_drop_reasons() if others else {},
+        discard="$_ = " if version >= (0, 26) else "",
         fields=probe_words(version)[2],
         live=live,
     )

@@ -100,6 +100,7 @@ API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
 NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
+NO_LAB |= {"--endpoints", "--affinity"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
 NO_OTHER = {"--selector", "--all-nodes"}
@@ -108,6 +109,7 @@ NO_PERCENTILES = {"--percentiles"}
 NO_POD = NO_NODE | NO_OTHER | {"--template"}
 NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
+OWN |= {"--endpoints", "--affinity"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
@@ -143,11 +145,9 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         | {"--target", "--overhead", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
-        "cluster": NO_VM
-        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
+        "cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
-        "dry cluster": NO_VM
-        | {"--target", "--ruleset", "--every-service", "--seed", "--worker-ports", "--places", "--kube-proxy"},
+        "dry cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
     },
     "whatif": {"here": NO_VM | {"--mode"}, "vm": {"--mode"}, "dry": NO_VM | {"--mode"}},
     "trace": {
@@ -218,6 +218,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--count": ("--count", "6"),
     "--csv-dialect": ("--csv-dialect", "experiment"),
     "trace --duration": ("--duration", "7"),
+    "--endpoints": ("--endpoints", "3"),
     "--fail-if-worse": ("--fail-if-worse", "7"),
     "--family": ("--family", "6"),
     "--format": ("--format", "json"),

@@ -93,7 +93,15 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
 @settings(deadline=None)
 @given(
     everything_but_where(),
-    st.builds(Lab, st.integers(0, 5000), POSITIONS, st.sampled_from(["both", "udp", "tcp"]), keep=st.booleans()),
+    st.builds(
+        Lab,
+        st.integers(0, 5000),
+        POSITIONS,
+        st.sampled_from(["both", "udp", "tcp"]),
+        keep=st.booleans(),
+        endpoints=st.integers(1, 9),
+        affinity=st.booleans(),
+    ),
 )
 def test_words_of_a_lab_are_read_as_the_same_options(rest: dict[str, Any], lab: Lab) -> None:
     options = Options(where=lab, **rest)

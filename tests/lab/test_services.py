@@ -260,6 +260,58 @@ def test_several_endpoints_share_by_probability() -> None:
     assert "numgen random mod 3 map { 0 : 10.0.0.1 . 80, 1 : 10.0.0.2 . 80, 2 : 10.0.0.3 . 80 }" in nft
 
 
+HASH = re.compile(r"(?<=-)[A-Z0-9]{8}(?=-)|(?<=KUBE-S..-)[A-Z0-9]{16}")
+"""The part of a chain's name that the captured files have replaced."""
+
+
+def test_affinity_equals_what_kube_proxy_1_35_wrote_in_mode_nftables() -> None:
+    """tests/rulesets/kube-proxy-1.35-nft.txt; its set of clients has an element, a client's."""
+    text = (TESTS / "rulesets/kube-proxy-1.35-nft.txt").read_text().replace("10.42.0.0/16", "10.244.0.0/16")
+    text = text.replace("\t\telements = { 10.42.9.9 expires 2h50m }\n", "")
+    real = nft_blocks(text[text.index("table ip kube-proxy") :])
+    pods = ("10.42.200.11:8080", "10.42.4.12:8080")
+    sticky = Service("secretns/aff:http", "tcp", "10.43.1.5", 80, pods, affinity=True)
+    [(_, rendered)] = render_ruleset(find_mode("nftables", None), [sticky], release="1.33")
+    ours, theirs = (
+        {HASH.sub("H", name): {HASH.sub("H", line) for line in lines}
+         for name, lines in blocks.items() if "secretns/aff/" in name}
+        for blocks in (nft_blocks(rendered), real)
+    )  # fmt: skip
+    assert len(theirs) == 5  # its own chain, and a set and a chain of each endpoint
+    assert ours == theirs
+
+
+def test_affinity_equals_what_kube_proxy_wrote_in_mode_iptables() -> None:
+    """tests/rulesets/cni-iptables-save.txt, of an older release, which names no endpoint in a comment."""
+    text = (TESTS / "rulesets/cni-iptables-save.txt").read_text()
+    real = {HASH.sub("H", line) for line in text.splitlines() if " -m recent " in line}
+    sticky = Service("kube-system/kube-dns:dns", "udp", "10.43.0.10", 53, ("10.42.0.5:53",), affinity=True)
+    rendered = text_of(find_mode("iptables", "nft"), [sticky]).replace(" -> 10.42.0.5:53", "")
+    assert len(real) == 2
+    assert {HASH.sub("H", line) for line in rendered.splitlines() if " -m recent " in line} == real
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_each_service_of_the_lab_has_so_many_endpoints(family: int) -> None:
+    services = place_services(300, "middle", "both", family, 7, affinity=True)
+    assert {len(set(service.endpoints)) for service in services} == {7}
+    dummies = [endpoint for service in services if "dummy" in service.port_name for endpoint in service.endpoints]
+    assert len(set(dummies)) == len(dummies) == 2100, "no two Services share a pod"
+    assert sum(service.commented for service in services) == 1000 // 7
+    for mode in MODES:
+        text = text_of(mode.for_family(family), services)
+        counts = {"iptables": (" -m recent --set", 2114), "nftables": ("\tupdate @affinity-", 2114),
+                  "ipvs": (" -s rr -p 10800", 302)}  # fmt: skip
+        pattern, count = counts[mode.name]
+        assert text.count(pattern) == count, mode
+
+
+@pytest.mark.parametrize(("count", "endpoints"), [(10, 0), (10, -1), (10, 201), (2501, 200)])
+def test_impossible_endpoints_are_refused(count: int, endpoints: int) -> None:
+    with pytest.raises(UsageError, match=str(endpoints)):
+        place_services(count, "last", "both", endpoints=endpoints)
+
+
 def test_services_that_share_an_endpoint_are_one_element_of_a_set() -> None:
     for argv, text in render_ruleset(find_mode("ipvs", None), ALWAYS):
         if argv[0] in ("ipset", "ip", "ipvsadm"):

@@ -132,6 +132,21 @@ def test_a_sweep_of_two_releases_has_a_series_for_each(tmp_path: Path) -> None:
     assert {result.run.kube_proxy for result in list_from_json(found.to_json())} == {None, "1.37"}
 
 
+@pytest.mark.usefixtures("machine")
+def test_endpoints_and_affinity_are_sweeps_and_labs_of_their_own(tmp_path: Path) -> None:
+    base = points(tmp_path)[0]
+    places = [Lab(), Lab(endpoints=4), Lab(affinity=True), Lab(endpoints=4, affinity=True)]
+    planned = [sweep.plan_points(replace(base, where=place), [base.mode], (10,))[0] for place in places]
+    assert [sweep.name_series(point) for point in planned] == [
+        "iptables/legacy",
+        "iptables/legacy 4 endpoints",
+        "iptables/legacy affinity",
+        "iptables/legacy 4 endpoints affinity",
+    ]
+    assert len({standing_lab._kind(point) for point in planned}) == 4
+    assert len({str(sweep._describe(point, {})) for point in planned}) == 4
+
+
 def states(directory: Path) -> list[str]:
     return [each.name for each in directory.glob("sweep_*.state")]
 

@@ -21,7 +21,7 @@ import pytest
 from kproxylat import __version__
 from kproxylat.errors import Interrupted, MachineError, UsageError
 from kproxylat.system import interrupts, kernel, virtual_machine
-from kproxylat.system.virtual_machine import Machine, build_command, find_kernel
+from kproxylat.system.virtual_machine import Machine, build_command, find_kernel, find_release
 from tests.results import LOGS
 from tests.support import ROOT
 from tests.support.agent import Agent
@@ -39,6 +39,22 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_newest_kernel_that_is_not_a_cloud_kernel_is_booted(root: Path) -> None:
     assert find_kernel(None, root).name == "vmlinuz-6.1.0-56-amd64"
+
+
+def test_an_image_beside_its_modules_is_booted(root: Path) -> None:
+    """Fedora, Arch, and Debian since Linux 7 keep the image there; a link to a removed file is none."""
+    image = root / "lib/modules/7.2.13+deb14-amd64/vmlinuz"
+    for path in (image, root / "lib/modules/7.3.4-cloud-amd64/vmlinuz"):
+        path.parent.mkdir()
+        path.touch()
+    assert find_kernel(None, root) == find_kernel(image, root) == image
+    assert find_release(image) == "7.2.13+deb14-amd64"
+    command = build_command(Machine("ns", root=root), None)
+    assert command[command.index("--kimg") + 1] == str(image)
+    newer = root / "boot/vmlinuz-7.10.1-amd64"
+    newer.touch()
+    (root / "lib/modules/7.10.1-amd64").mkdir()
+    assert find_kernel(None, root) == newer
 
 
 @pytest.mark.parametrize(("clock", "set_to"), [("instructions", [(time.CLOCK_REALTIME, 1_700_000_000.0)]), ("ns", [])])

@@ -69,7 +69,7 @@ def as_kprobes(script: str, mode: Mode) -> str:
     names = mode.engines[0].layout
     for name in ("skb", "state", *names):
         number = names.index(name) if name in names else ("skb", "state").index(name)
-        script = re.sub(rf"args(?:->|\.){name}\b", f"({types.get(name, '')}arg{number})", script)
+        script = re.sub(rf"args(?:->|\.){name}\b", f"({types.get(name, '(struct sk_buff *)')}arg{number})", script)
     return re.sub(r"^(?:kretfunc|kfunc|fexit|fentry|kretprobe):(?:\w+:)?", "kprobe:", script, flags=re.M).replace(
         "retval", "arg5"
     )
@@ -92,6 +92,16 @@ def test_bpftrace_has_no_warning_of_a_script(mode: Mode, version: str, tmp_path:
                 pytest.skip("this kernel has no types of the module")
             said = [line for line in done.stderr.splitlines() if "WARNING" in line and "not traceable" not in line]
             assert (done.returncode, said) == (0, []), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["fentry", "kprobe"])
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.name}-{mode.backend}")
+def test_bpftrace_0_27_finds_every_result_used(mode: Mode, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It warns of a delete whose result is discarded; older versions do not let a script use it."""
+    monkeypatch.setitem(KINDS, "0.27", ((0, 27), kind))
+    script = render_script(plan_of(mode, "0.27", *SHAPES["flow"]))
+    assert "$_ = delete(@start[$key]);" in script
+    assert not re.search(r"(?<!\$_ = )delete\(", script)
 
 
 def test_there_is_no_golden_script_too_many() -> None:
