@@ -24,7 +24,7 @@ from kproxylat.analysis.series import (
 from kproxylat.analysis.stats import bounds, crossing
 from kproxylat.console import leave_out
 from kproxylat.errors import KproxylatError, LogError, UsageError
-from kproxylat.logs.files import open_log
+from kproxylat.logs.files import open_log, read_whole
 from kproxylat.logs.reader import LogReader
 from kproxylat.modes import is_ordered
 from kproxylat.results import Bounded, Probe, Result, name_unit, target_text
@@ -47,7 +47,7 @@ def read_results(name: str) -> list[Result]:
         if stream.peek(1)[:1] != b"{":  # type: ignore[attr-defined]
             return list(LogReader(name).read(stream))
         try:
-            results = list_from_json(stream.read(), lambda reason: leave_out(f"{name}: {reason}"))
+            results = list_from_json(read_whole(name, stream), lambda reason: leave_out(f"{name}: {reason}"))
         except (ValueError, OSError, EOFError) as error:
             raise LogError(f"{name}: {error}", "name a result, a log, or a sweep's .json") from None
     if not results:
@@ -62,7 +62,7 @@ def read_comparisons(name: str) -> tuple[Comparison, ...]:
     """
     with open_log(name) as stream:
         try:
-            text = stream.read() if name != "-" and stream.peek(1)[:1] == b"{" else b""  # type: ignore[attr-defined]
+            text = read_whole(name, stream) if name != "-" and stream.peek(1)[:1] == b"{" else b""  # type: ignore[attr-defined]
             return from_json(text) if COMPARISON.encode() in text[:200] else ()
         except (ValueError, OSError, EOFError) as error:
             raise LogError(f"{name}: {error}", "make it again: kproxylat compare --format json") from None

@@ -17,6 +17,8 @@ from kproxylat.logs.containers import unwrap
 
 LONG = 1 << 20
 """Longer lines are truncated to this many bytes."""
+WHOLE = 256 << 20
+"""Bytes of a document that is read at once."""
 _PIECE = 1 << 16
 _PACKERS = {b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\x04\x22\x4d\x18": "lz4"}
 """The first bytes of a compressed file -> the program that decompresses it."""
@@ -70,6 +72,17 @@ def _find_decoder(start: bytes) -> codecs.IncrementalDecoder | None:
     elif len(start) > 3 and not any(start[:100:2]) and all(start[1:100:2]):
         name = "utf-16-be"
     return codecs.getincrementaldecoder(name)(errors="replace") if name else None
+
+
+def read_whole(name: str, stream: IO[bytes]) -> bytes:
+    """Return the whole of a document.
+
+    :raises LogError: it is larger than :data:`WHOLE`.
+    """
+    content = stream.read(WHOLE + 1)
+    if len(content) > WHOLE:
+        raise LogError(f"{name}: is larger than {WHOLE >> 20} MiB", "parse reads larger logs")
+    return content
 
 
 @contextmanager

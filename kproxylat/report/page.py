@@ -13,7 +13,7 @@ from kproxylat import __version__
 from kproxylat.analysis.comparison import SCHEMA as COMPARISON
 from kproxylat.console import plain
 from kproxylat.errors import KproxylatError, LogError
-from kproxylat.logs.files import open_log
+from kproxylat.logs.files import open_log, read_whole
 from kproxylat.logs.reader import LogReader
 from kproxylat.report.figure import write_inline
 from kproxylat.report.sections import KINDS, MANY, Complain, Section
@@ -45,7 +45,7 @@ def read_part(name: str, complain: Complain) -> Part:
     """
     with open_log(name) as stream:
         try:
-            content = stream.read()
+            content = read_whole(name, stream)
         except (OSError, EOFError) as error:
             raise LogError(f"{name}: {error}") from None
     try:

@@ -13,7 +13,7 @@ SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
 """Kinds that take a minute."""
 DROPPED = {
     "one key", "one key of ends", "one key of brackets", "lines of keys", "a line without end", "tuples",
-    "signs of a dialect", "slow lines of many engines", "sections of a report", "JSON text without line ends",
+    "signs of a dialect", "JSON text without line ends",
 }  # fmt: skip
 """Kinds of which nothing long is kept: their 40 MB, once in memory, would exceed :data:`SMALL_MB`."""
 SMALL_MB = 70

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -340,6 +341,19 @@ def test_a_bad_result_costs_itself(capsys: Captured, tmp_path: Path) -> None:
             assert reason in text.replace("\\", "")
         assert "results[4]" not in err
         assert "comparisons[2]" not in err
+
+
+@pytest.mark.parametrize("words", [("report", "-o", "out.html"), ("compare",)], ids=lambda words: words[0])
+def test_an_endless_document_has_an_end(capsys: Captured, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """As /dev/zero, or a small gzip that holds gigabytes."""
+    bomb = tmp_path / "bomb.json"
+    with gzip.open(bomb, "wb") as file:
+        file.write(b"{")
+        for _ in range(257):
+            file.write(bytes(1 << 20))
+    status, _, err = call(capsys, *words, str(bomb), *([str(LOGS[0])] if words[0] == "compare" else []))
+    assert status == 1
+    assert f"{bomb}: is larger than 256 MiB\n  parse reads larger logs" in err
 
 
 def test_what_it_refuses(capsys: Captured, tmp_path: Path) -> None:

@@ -51,8 +51,6 @@ KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
     "a line without end": (ATTACHED, lambda: iter([b"@s: ", *repeat(LONG, 40)])),
     "tuples": (ATTACHED, lambda: repeat(f"@t[{{}}]: ({'1, ' * 300_000}1)\n", 40)),
     "signs of a dialect": (b"", lambda: repeat(f"kproxylat: {{}}{LONG}\n", 40)),
-    "slow lines of many engines": (b"", lambda: repeat("12:00:01 SLOW e{}: 500 us (tid=5)\n", 200_000)),
-    "sections of a report": (b"", lambda: repeat("  FINAL REPORT\n--- E{} MODE ---\nTotal invocations: 5\n", 30_000)),
     "JSON strings": (JSON, lambda: repeat(f'{{{{"type": "map", "data": {{{{"@s{{}}": "{LONG}"}}}}}}}}\n', 40)),
     "JSON maps": (JSON, lambda: nest(40, 1)),
     "JSON nested": (JSON, lambda: nest(40, 30)),
