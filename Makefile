@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 help:
 	@echo "make demo       measure 3 backends in real nanoseconds, then by bpftrace (about 5 minutes on 2 cores)"
 	@echo "make check      ruff, mypy, and the tests without a kernel"
-	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (up to 25 minutes)"
+	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (40 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
 	@echo "make matrix     exact costs on 4 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
 	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
