@@ -110,7 +110,7 @@ def test_demo(tmp_path: Path, services: str) -> None:
 
 def test_run_in_a_virtual_machine_and_parse_its_log(tmp_path: Path) -> None:
     """From outside, as a user calls it; the log read again gives the run, its target, traffic and books."""
-    [command] = [each for each in COMMANDS if "--vm" in each]
+    [command] = [each for each in COMMANDS if "--vm " in each]
     package = str(ROOT)
     environment = {**os.environ, "PYTHONPATH": package}
     done = subprocess.run(
