@@ -34,6 +34,8 @@ GROUPS = {
         "--every-service",
         "--keep",
         "--kube-proxy",
+        "--endpoints",
+        "--affinity",
     ),
     "Node and cluster": (
         *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
