@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
                 status = app(args=arguments, prog_name=name_program(), standalone_mode=False, obj=tuple(arguments))
             finally:
                 sys.stdout.flush()
-        sys.exit(status or bool(left_out))
+        sys.exit(int(status or bool(left_out)))
     except KproxylatError as error:
         _say_errors(error)
         sys.exit(error.exit_code)
