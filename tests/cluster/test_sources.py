@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kproxylat.cluster import sources
 from kproxylat.cluster.api import Api
-from kproxylat.cluster.sources import choose_remote_source, choose_source, read_pod_cidr
+from kproxylat.cluster.sources import choose_source, read_pod_cidr
 from kproxylat.errors import MachineError
 from kproxylat.node import addresses
 from kproxylat.node.addresses import check_free, find_free
@@ -62,7 +62,9 @@ def test_the_last_free_part(api: Api, fake: FakeApi) -> None:
     assert choose_source(api, Node("n1", "x"), 7, 4) == IPv4Network("10.244.1.224/28")
     assert choose_source(api, Node("n1", "x"), 1, 4) == IPv4Network("10.244.1.248/30")
     here = fake.objects["", "nodes", "", "here"]
-    assert choose_remote_source(api, here, 6, 4) == IPv4Network("10.244.1.240/29"), "of a node that is not asked"
+    assert choose_source(api, None, 6, 4, document=here) == IPv4Network("10.244.1.240/29"), (
+        "of a node that is not asked"
+    )
 
 
 def test_used_parts_are_not_chosen(api: Api, nodes: FakeApi, kernel: dict[str, list[dict[str, Any]]]) -> None:
