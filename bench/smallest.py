@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SERVICES = 1000
-MORE = (0, 10, 30, 100, 300)
+MORE = (0, 300, 1000, 3000)
 """Services that the second run has more. In mode iptables each is one more rule before the target's."""
 RUN = ("run", "25", "1000", "--lab", "--probe", "none", "--mode", "iptables", "--backend", "legacy", "--format", "json")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.modes import find_mode
+from tests.support import ROOT
 from tests.support.rules import CAPTURED, OTHERS
 from tests.vm.commands import COMMANDS
 from tests.vm.conftest import Guest
@@ -200,3 +203,12 @@ def test_the_accounting_closes_without_services_outside_of_conntrack(counting: G
     [service] = result["services"]
     assert "10.24.138.30" not in str(service), service
     assert any("10.24.138.30:53/udp" in warning for warning in result["quality"]["warnings"])
+
+
+def test_ipvsadm_loads_the_same_servers(timing: Guest) -> None:
+    """tests/lab/test_same_rules.py asks the same of the other tools on any kernel; this one needs ip_vs."""
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/lab/test_same_rules.py", "-k", "ipvsadm", "-rs")
+    done = timing.program("sh", "-c", 'modprobe ip_vs && cd "$0" && exec "$@"', str(ROOT), sys.executable, *words)
+    assert done.status == 0, done.out + done.err
+    assert "nothing for ipvsadm" not in done.out
+    assert re.search(r"\b[2-9] passed", done.out), "a text of kube-proxy's, and the mixtures"
