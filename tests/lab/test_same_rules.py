@@ -85,6 +85,9 @@ def load(tool: str, text: str) -> list[str] | None:
     restore, save = TOOLS[tool]
     names = set(re.findall(r"--match-set (\S+)", text))
     prepare = "nfacct add ct_state_invalid_dropped_pkts; " + "".join(f"ipset create {name} hash:ip; " for name in names)
+    if tool == "ipvsadm":
+        # A real server needs a route (kernel, net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_dest).
+        prepare = "ip link set lo up; ip route add default dev lo; "
     shell = shutil.which("sh") or "sh"
     argv = ["unshare", "--net", shell, "-c", f"{prepare if '-A ' in text else ''}{restore} || exit 9; {save}"]
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
