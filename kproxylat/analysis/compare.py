@@ -13,14 +13,7 @@ from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.points import draw_lines, draw_medians
-from kproxylat.analysis.series import (
-    Key,
-    Series,
-    build_series,
-    find_key,
-    group_results,
-    name_key,
-)
+from kproxylat.analysis.series import Key, Series, build_series, find_key, group_results, name_key
 from kproxylat.analysis.stats import bounds, crossing
 from kproxylat.console import leave_out
 from kproxylat.errors import KproxylatError, LogError, UsageError

@@ -229,8 +229,7 @@ class Machine:
         :raises MachineError: the guest ended.
         """
         cwd = "/" if self.root else str(Path.cwd())
-        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode)}
-        order["columns"] = self.columns
+        order = {"argv": list(argv), "cwd": cwd, "program": program, "mode": list(mode), "columns": self.columns}
         self._process.write(json.dumps(order) + "\n")
         forwarded = 0
         while True:
