@@ -243,7 +243,7 @@ def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Se
     if where is None:
         return series, None
     rng = Random(seed)  # noqa: S311
-    drawn = [draw_lines(*draw_medians(next(iter(group_results(side).values())), rng)) for side in (a, b)]
+    drawn = [draw_lines(*draw_medians(next(iter(group_results(side).values())), rng)[:2]) for side in (a, b)]
     places = [crossing(x, y) for x, y in zip(*drawn, strict=True)]
     met = [place for place in places if place is not None]
     if len(met) < (1 - ALARMS / 2) * len(places):

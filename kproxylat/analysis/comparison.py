@@ -76,7 +76,7 @@ def state(comparison: Comparison, on_screen: bool = False) -> str:
         return f"The figures are {comparison.unit}: their difference means nothing."
     text = _state_one(comparison, last, on_screen)
     if comparison.lookups[0].level < 1 and comparison.a.runs == comparison.b.runs == len(comparison.lookups):
-        seen = "between parts of a run is" if comparison.measured != "lookup" else "from run to run is not"
+        seen = "between parts of a run is" if comparison.lookups[0].drift_from else "from run to run is not"
         text += f" {'These are' if on_screen else 'Of'} single runs: what drifts {seen} in it."
     if len(comparison.lookups) == 1:
         calls = [call.what for call in comparison.calls if call.differs]

@@ -50,6 +50,7 @@ class Contrast:
     :param distance: the greatest difference of the distribution functions; chance alone exceeds ``chance_distance``
         at most as often as a figure exceeds its bounds.
     :param reason: the reason for ``differs``, in a few words.
+    :param drift_from: as :attr:`kproxylat.analysis.stats.Drift.source`: what the bounds know of the drift between runs.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Contrast:
     reason: str
     distance: float | None = None
     chance_distance: float | None = None
+    drift_from: str = ""
 
     @property
     def main(self) -> Figure:
@@ -97,7 +99,7 @@ def contrast(
     if not all(means) or any(len(side) < len(probes) for side, probes in zip(sides, (a, b), strict=True)):
         mean = _plain("mean", *(fmean(side) if side else None for side in means))
         return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "a side has no distribution")
-    return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds, stats.drift_within(parts))
+    return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds, parts)
 
 
 def _plain(name: str, a: float | None, b: float | None) -> Figure:
@@ -159,10 +161,10 @@ def _contrast_timed(
     services: tuple[int | None, int | None],
     tests: int,
     rounds: int,
-    within: tuple[float, int],
+    parts: Sequence[Sequence[float]],
 ) -> Contrast:
     single = all(len(side) == 1 for side in sides)
-    alone = tests == 1 and not within[1]
+    alone = tests == 1 and not any(parts)
     quantiles = [p for p in QUANTILES if all(run.has_tail(p) for side in sides for run in side)]
     # The mean does not decide: a few calls that last a hundred times as long dominate it.
     deciding = [p for p in quantiles if alone or p == 0.5]
@@ -172,11 +174,11 @@ def _contrast_timed(
     for p in quantiles:
         middles = [[run.estimate(p) for run in side] for side in sides]
         draws = [[run.draw(p, rng, rounds) for run in side] for side in sides]
-        figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng, within))
+        figures.append(_bound(f"p{p * 100:g}", middles, draws, level, rng, parts))
     judged = [figure for p, figure in zip(quantiles, figures, strict=True) if p in deciding]
     draws = [[run.draw_mean(mean, rng, rounds) for run, mean in zip(*side, strict=True)]
              for side in zip(sides, means, strict=True)]  # fmt: skip
-    figures.append(_bound("mean", means, draws, level, rng, within))
+    figures.append(_bound("mean", means, draws, level, rng, parts))
     wrong = [f.name for f in judged if f.difference and not f.difference.lo <= 0 <= f.difference.hi]
     apart = by_chance = None
     if single:
@@ -185,12 +187,13 @@ def _contrast_timed(
         if with_distance and apart > by_chance:
             wrong.append("the distribution")
     reason = f"beyond chance: {', '.join(wrong)}" if wrong else "chance alone makes such differences"
-    if single and within[1]:
-        reason += f" (parts of a run are {within[0]:.0%} apart)"
+    drift = stats.find_drift(means, parts)
+    if drift.source == "parts":
+        reason += f" (parts of a run are {drift.relative:.0%} apart)"
     if not judged:
         reason = "too few calls to tell"
     differs = bool(wrong) if judged else None
-    return Contrast(what, services, (*figures, *plain), level, differs, reason, apart, by_chance)
+    return Contrast(what, services, (*figures, *plain), level, differs, reason, apart, by_chance, drift.source)
 
 
 def _bound(
@@ -199,13 +202,11 @@ def _bound(
     draws: Sequence[Sequence[stats.Draws]],
     level: float,
     rng: Random,
-    within: tuple[float, int],
+    parts: Sequence[Sequence[float]],
 ) -> Figure:
     """Bound the difference and the ratio of a figure by the replicates of both sides' runs, and by their drift."""
-    spread = stats.drift(middles)
-    if not spread[1]:
-        spread = within
-    (a_low, a_high), (b_low, b_high) = (stats.merge_draws(side, spread, rng) for side in draws)
+    drift = stats.find_drift(middles, parts)
+    (a_low, a_high), (b_low, b_high) = (stats.merge_draws(side, drift, rng) for side in draws)
     a, b = fmean(middles[0]), fmean(middles[1])
     # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high

@@ -14,10 +14,10 @@ from kproxylat.analysis.stats import (
     MANY,
     ROUNDS,
     Distribution,
+    Drift,
     bounds,
     choose_pairs,
-    drift,
-    drift_within,
+    find_drift,
     fit_line,
     merge_draws,
 )
@@ -59,40 +59,35 @@ class Point:
 
 def draw_medians(
     cells: Mapping[int, list[Result]], rng: Random, level: float = LEVEL
-) -> tuple[list[Point], list[list[float]]]:
+) -> tuple[list[Point], list[list[float]], Drift]:
     """Draw replicates of the median at each number of Services.
 
-    :return: the points, and for each point its replicates.
+    :return: the points; for each point its replicates; the drift that they contain.
     """
     runs = {size: [values for result in cell if (values := _values_to_draw(result))] for size, cell in cells.items()}
     middles = {size: [run.estimate(0.5) for run in repeats] for size, repeats in runs.items()}
-    spread = _find_drift(cells, middles)
+    drift = _find_drift(cells, middles)
     # At 95 % a quarter of the rounds leaves 12 replicates beyond each bound.
     rounds = ROUNDS if len(cells) <= MANY else ROUNDS // 4
     points, drawn = [], []
     for size, repeats in runs.items():
-        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in repeats], spread, rng)
+        replicates = merge_draws([run.draw(0.5, rng, rounds) for run in repeats], drift, rng)
         lo, hi = bounds(replicates[0], level)[0], bounds(replicates[1], level)[1]
         calls = sum(run.count for run in repeats)
         points.append(Point(size, len(repeats), calls, fmean(middles[size]), lo, hi))
         drawn.append([(low + high) / 2 for low, high in zip(*replicates, strict=True)])
-    return points, drawn
+    return points, drawn, drift
 
 
-def _find_drift(cells: Mapping[int, list[Result]], middles: Mapping[int, list[float]]) -> tuple[float, int]:
-    """Return how far runs of the same thing are apart: by repeats, else by parts of runs, else by the points of a line.
-
-    :return: as :func:`kproxylat.analysis.stats.drift`; without freedom, where single runs do not show it.
-    """
-    for spread in (drift(middles.values()), drift_within(result.blocks for cell in cells.values() for result in cell)):
-        if spread[1]:
-            return spread
-    if len(middles) < SCATTERED:
-        return 0.0, 0
+def _find_drift(cells: Mapping[int, list[Result]], middles: Mapping[int, list[float]]) -> Drift:
+    """Find the drift as :func:`kproxylat.analysis.stats.find_drift` does, else by the scatter around the line."""
+    drift = find_drift(middles.values(), (result.blocks for cell in cells.values() for result in cell))
+    if drift.freedom or len(middles) < SCATTERED:
+        return drift
     costs = [(size, cost) for size, [cost] in middles.items()]
     slope, base = fit_line(costs, choose_pairs(len(costs)))
     squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs)
-    return math.sqrt(squares / (len(costs) - 2)), len(costs) - 2
+    return Drift(math.sqrt(squares / (len(costs) - 2)), len(costs) - 2, "line")
 
 
 def _values_to_draw(result: Result) -> Distribution | None:

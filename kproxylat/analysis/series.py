@@ -10,7 +10,7 @@ from itertools import pairwise
 from random import Random
 
 from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
-from kproxylat.analysis.points import LINEAR, SCATTERED, Point, draw_lines, draw_medians
+from kproxylat.analysis.points import LINEAR, Point, draw_lines, draw_medians
 from kproxylat.analysis.stats import LEVEL, bounds, fit_line, slopes
 from kproxylat.modes import is_ordered
 from kproxylat.results import Bounded, Result
@@ -26,6 +26,12 @@ FLAT = 0.25
 """On the ns clock a cost is O(1) if it certainly grows by less than this part of the base over the whole sweep,"""
 DECADE = 10
 """and if that had at least so many times as many Services at its end, and 100 of them."""
+_SINGLE = {
+    "": "is not in the bounds",
+    "parts": "shows only between parts of a run",
+    "line": "shows only as scatter around the line",
+}
+"""Source of the drift of single runs -> what the evidence says of it."""
 
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
@@ -225,7 +231,7 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
 
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
     """Judge medians of nanoseconds by the bootstrap of the line through them."""
-    points, drawn = draw_medians(cells, rng)
+    points, drawn, drift = draw_medians(cells, rng)
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
     slope, base = fit_line([(point.services, point.cost) for point in points])
@@ -238,9 +244,7 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     growth, most = slope * span, max(abs(per_service.lo), abs(per_service.hi)) * span
     ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
     share = most / base if base > 0 else float("inf")
-    single = all(point.runs == 1 for point in points)
-    in_parts = all(result.blocks for cell in cells.values() for result in cell)
-    least, verdict = 1 if single and not in_parts and len(points) < SCATTERED else FLAT, "unclear"
+    least, verdict = FLAT if drift.freedom else 1, "unclear"
     is_line = all(point.is_on_line(growth) for point in points)
     if per_service.lo > 0 and len(points) > 2 and is_line and growth > least * base:
         verdict = "O(n)"
@@ -257,10 +261,7 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:
         evidence = f"it grows {ends}, but not in a line: residuals of up to {worst:,.0f} ns"
-    if single:
-        seen = "is not in the bounds"
-        if in_parts or len(points) >= SCATTERED:
-            seen = f"shows only {'between parts of a run' if in_parts else 'as scatter around the line'}"
+    if seen := _SINGLE.get(drift.source):
         evidence += f"; single runs: drift from run to run {seen} (--repeats)"
     return replace(
         series, points=tuple(points), per_service=per_service, base=base_bounds, verdict=verdict, evidence=evidence

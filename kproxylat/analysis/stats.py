@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import accumulate, chain, combinations
 from random import Random
 from statistics import fmean, median
+from typing import NamedTuple
 
 from kproxylat.trace.percentiles import compute_percentiles
 
@@ -162,28 +163,40 @@ def chance_distance(n: int, m: int, level: float) -> float:
     return math.sqrt(-math.log((1 - level) / 2) / 2 * (n + m) / (n * m))
 
 
-def drift(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """Return the relative standard deviation from run to run, and its degrees of freedom.
+class Drift(NamedTuple):
+    """How far runs of the same thing are apart.
 
-    :param groups: for each group of repeats, the same figure of each run.
+    :param relative: the standard deviation, as a part of the mean.
+    :param freedom: its degrees of freedom; 0: the drift is unknown.
+    :param source: where it was seen: "runs" (repeats), "parts" (of single runs), "line" (the scatter around it), or "".
     """
+
+    relative: float = 0.0
+    freedom: int = 0
+    source: str = ""
+
+
+def find_drift(repeats: Iterable[Sequence[float]], parts: Iterable[Sequence[float]] = ()) -> Drift:
+    """Find the drift by repeats; where each run is a single one, by the parts of the least steady run.
+
+    A single run does not show how far the next one will be off. On a busy machine the parts of a run are as far apart
+    (bench/README.md, "agree").
+
+    :param repeats: for each group of repeats, the same figure of each run.
+    :param parts: for each run the same figure of each of its parts; runs without parts are skipped.
+    """
+    if (drift := _spread(repeats, "runs")).freedom:
+        return drift
+    return max((_spread([run], "parts") for run in parts if len(run) > 1), default=Drift())
+
+
+def _spread(groups: Iterable[Sequence[float]], source: str) -> Drift:
     squares, freedom = 0.0, 0
     for group in groups:
         mean = fmean(group)
         squares += sum((figure / mean - 1) ** 2 for figure in group) if mean else 0.0
         freedom += len(group) - 1
-    return (math.sqrt(squares / freedom), freedom) if freedom else (0.0, 0)
-
-
-def drift_within(runs: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """Return :func:`drift` between the parts of a run: of the least steady run.
-
-    A single run does not show how far the next one will be off. On a busy machine the parts of a run are as far apart
-    (bench/README.md, "agree").
-
-    :param runs: for each run the same figure of each of its parts; runs without parts are skipped.
-    """
-    return max((drift([parts]) for parts in runs if parts), default=(0.0, 0))
+    return Drift(math.sqrt(squares / freedom), freedom, source) if freedom else Drift()
 
 
 def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:
@@ -191,13 +204,13 @@ def student(freedom: int, rng: Random, rounds: int = ROUNDS) -> list[float]:
     return [rng.gauss() / math.sqrt(rng.gammavariate(freedom / 2, 2 / freedom)) for _ in range(rounds)]
 
 
-def merge_draws(runs: Sequence[Draws], spread: tuple[float, int], rng: Random) -> Draws:
+def merge_draws(runs: Sequence[Draws], drift: Drift, rng: Random) -> Draws:
     """Draw replicates of a figure's mean over repeats, from the replicates of each run and the drift between runs.
 
     :param runs: the replicates of each repeat.
-    :param spread: as :func:`drift` returns it; without freedom it has no effect: the drift of a single run is unknown.
+    :param drift: without freedom it has no effect.
     """
-    relative, freedom = spread
+    relative, freedom, _ = drift
     if len(runs) == 1 and not (freedom and relative):
         return runs[0]
     rounds, root = len(runs[0][0]), math.sqrt(len(runs))

@@ -14,11 +14,12 @@ from kproxylat.analysis import stats
 from kproxylat.analysis.contrast import QUANTILES, contrast
 from kproxylat.analysis.stats import (
     Distribution,
+    Drift,
     bounds,
     choose_pairs,
     distance,
     draw_blocks,
-    drift,
+    find_drift,
     fit_line,
     merge_draws,
     student,
@@ -112,12 +113,14 @@ def test_drift_between_runs_widens_the_bounds() -> None:
     ]
     widths = []
     for each in (runs, shifted):
-        spread = drift([[run.quantile(0.5)[0] for run in each]])
+        spread = find_drift([[run.quantile(0.5)[0] for run in each]])
         drawn = merge_draws([run.draw(0.5, Random(1)) for run in each], spread, Random(1))
         low, high = bounds(drawn[0], 0.95)
         widths.append(high - low)
     assert widths[1] > 4 * widths[0]
-    assert drift([[5], [7]]) == (0.0, 0)
+    assert find_drift([[5], [7]]) == Drift()
+    assert find_drift([[5], [7]], [(), (4, 4), (9, 11)]) == (pytest.approx(2**0.5 / 10), 1, "parts")
+    assert find_drift([[5, 5], [7]], [(9, 11)]) == Drift(0.0, 1, "runs"), "repeats win"
 
 
 def test_the_bounds_of_repeats_hold_the_truth_as_often_as_they_say() -> None:
@@ -125,7 +128,7 @@ def test_the_bounds_of_repeats_hold_the_truth_as_often_as_they_say() -> None:
     rng, missed = Random(11), 0
     for _ in range(300):
         runs = [Distribution.of_values({round(rng.gauss(1000, 50)): 1000}) for _ in range(3)]
-        spread = drift([[run.quantile(0.5)[0] for run in runs]])
+        spread = find_drift([[run.quantile(0.5)[0] for run in runs]])
         drawn = merge_draws([run.draw(0.5, rng, 400) for run in runs], spread, rng)
         low, high = bounds(drawn[0], 0.95)
         missed += not low <= 1000 <= high
