@@ -91,7 +91,7 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
 
     :param name: a file, or ``-`` for stdin.
     :return: a context with the decompressed stream.
-    :raises LogError: the file does not exist, is a directory or cannot be read; or stdin is closed.
+    :raises LogError: the file does not exist, is a directory or a device, or cannot be read; or stdin is closed.
     """
     with ExitStack() as stack:
         try:
@@ -99,6 +99,8 @@ def open_log(name: str) -> Iterator[IO[bytes]]:
                 raise LogError("a file's name is empty", "Name a log, or - for stdin")
             if Path(name).is_dir():
                 raise LogError(f"{name}: is a directory", "Name the logs in it, e.g. with a pattern: DIR/*.log")
+            if Path(name).is_char_device() and not Path(name).samefile("/dev/stdin"):
+                raise LogError(f"{name}: is a device, which may have no end", "Pass a file, or a pipe as -")
             if name == "-" and not sys.stdin:
                 raise LogError("-: stdin is closed", "Pass a file or a pipe: kproxylat parse - < FILE")
             file = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))

@@ -61,6 +61,10 @@ def test_two_runs_of_a_busy_machine_differ_only_beyond_its_drift(tmp_path: Path)
     assert not {"bpftrace", "script"} & {*pair(tmp_path, a, b).unknown}, "nothing is traced"
     calm = pair(tmp_path, untraced(20_000, 0.01, rng), untraced(22_000, 0.01, rng))
     assert (calm.differs, calm.lookups[0].reason) == (True, "beyond chance: p50 (parts of a run are 1% apart)")
+    assert "what drifts between parts of a run is in it" in calm.statement
+    assert a.send_time
+    old = replace(a, send_time=replace(a.send_time, blocks=()))
+    assert "what drifts from run to run is not in it" in pair(tmp_path, old, old).statement, "its parts were not kept"
 
 
 # Instructions: exact.

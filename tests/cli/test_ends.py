@@ -31,6 +31,8 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     ("kproxylat --version >/dev/full", 1, "kproxylat: [Errno 28] No space left on device\n"),
     ("kproxylat --version <&- 2>&-", 0, ""),
     ("kproxylat parse - <&-", 1, "kproxylat: -: is empty\n"),
+    ("kproxylat parse /dev/zero", 1, "kproxylat: /dev/zero: is a device, which may have no end\n"),
+    (f"kproxylat compare /dev/urandom {RESULT}", 1, "kproxylat: /dev/urandom: is a device, which may have no end\n"),
     ("ulimit -Sn 18; kproxylat --version", 0, ""),
     *((f"ulimit -n {limit}; kproxylat run --lab", 1, f"kproxylat: this process can open only {limit} files\n  ulimit")
       for limit in (18, 20, 22)),
