@@ -13,6 +13,12 @@ from tests.vm.conftest import Guest
 DOCS = (ROOT / "docs/templates.md").read_text()
 EXAMPLES = dict(re.findall(r"^### (\S+)\n```\n(.*?)^```$", DOCS, re.M | re.S))
 PACKETS = 200
+RECURSING = """{% extends "trace-kubeproxy.bt.j2" %}
+{% block probes %}{{ super() }}
+{{ plan.entry }}:htab_map_update_elem { @again[1] = 1; }
+{% endblock %}
+"""
+"""A probe of the function that its own write of a map calls: the kernel skips each of these inner calls."""
 
 
 def run(guest: Guest, name: str, backend: str, *options: str) -> dict[str, Any]:
@@ -72,3 +78,18 @@ def test_the_old_one_liner(timing: Guest) -> None:
     [entry] = result["maps"]["latency_ns"]["entries"]
     assert entry["value"]["count"] >= PACKETS * 4, "each packet enters several tables"
     assert result["maps"]["avg_ns"]["entries"][0]["value"] > 0
+
+
+def test_calls_that_the_kernel_skipped_are_counted_and_named(counting: Guest) -> None:
+    """The lookups are whole, and still the run does not call its books closed: a probe has missed calls."""
+    template = counting.directory / "recursing.bt.j2"
+    template.write_text(RECURSING)
+    done = counting.kproxylat(
+        *("run", "0.5", "400", "--lab", "--mode", "iptables", "--backend", "legacy", "--services", "10"),
+        *("--template", str(template), "--format", "json"),
+    )
+    counts, missed = done.json["accounting"], done.json["quality"]["missed_probes"]
+    assert (done.status, counts["lookups"], counts["delivered"]) == (4, PACKETS, PACKETS)
+    assert missed >= PACKETS * sum(probe["count"] == PACKETS for probe in done.json["probes"]), "a write for each call"
+    assert counts["difference"] == f"{missed} calls missed, or without an exit"
+    assert done.err.splitlines()[-1].endswith(f"the books don't close: {missed} calls missed, or without an exit")
