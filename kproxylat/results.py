@@ -98,6 +98,7 @@ class Run:
     """When, where and how the result was measured.
 
     :param origin: of the packets: a "pod" or the "node".
+    :param processor: its model and the sizes of its caches.
     :param script_sha256: of the probe script with fixed numbers for the sources and the network namespace.
     :param position_after: the rule's place when the run ended; ``chain_length_after`` likewise.
     :param sync_s: duration of kube-proxy's sync before the run, if the run changed Services.
@@ -120,6 +121,7 @@ class Run:
     probe_kind: str | None = None
     script_sha256: str | None = None
     mitigations: Mapping[str, str] | None = None
+    processor: str | None = None
     arguments: tuple[str, ...] = ()
     services: int | None = None
     position: int | None = None

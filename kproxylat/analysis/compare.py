@@ -24,7 +24,8 @@ from kproxylat.results import Bounded, Probe, Result, name_unit, target_text
 from kproxylat.results_json import list_from_json
 
 Cells = dict[int | None, list[Result]]
-_FACTS = ("mode", "backend", "position", "chain_length", "path", "services", "duration_s", "kproxylat", "cut_short")
+_FACTS = ("processor", "mode", "backend", "position", "chain_length", "path", "services", "duration_s", "kproxylat",
+          "cut_short")  # fmt: skip
 
 
 class CompareError(KproxylatError):

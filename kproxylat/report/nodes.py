@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from kproxylat.cluster.nodes import Outcome
 from kproxylat.report.columns import draw_table
 from kproxylat.report.run_table import list_figures, name_figures
-from kproxylat.results import Result, name_unit
+from kproxylat.results import Probe, Result, name_unit
 from kproxylat.results_json import from_json
+from kproxylat.trace.percentiles import compute_percentiles
 
 SCHEMA = "kproxylat-nodes/1"
+_ALIKE = ("kernel", "bpftrace", "processor", "mitigations", "mode", "backend", "origin", "position", "clock",
+          "emulated", "probe_kind", "script_sha256")  # fmt: skip
+"""Facts of a run in which nodes must agree for one distribution of all their calls."""
 
 
 def read_results(outcomes: Iterable[Outcome]) -> dict[str, Result]:
@@ -27,6 +33,33 @@ def read_results(outcomes: Iterable[Outcome]) -> dict[str, Result]:
     return dict(sorted(results.items(), key=lambda pair: (costs[pair[0]] is None, -(costs[pair[0]] or 0))))
 
 
+def pool(results: Mapping[str, Result]) -> dict[tuple[str, ...], Probe]:
+    """Pool the calls of nodes that agree in kernel, bpftrace, processor, mode, the rule's place, and script.
+
+    :return: the nodes of each pool, two or more -> all their calls. What is unknown does not agree.
+    """
+    pools: dict[str, list[str]] = {}
+    for node, result in results.items():
+        run, probe = result.run, result.headline
+        if probe and probe.values and run.processor and (run.script_sha256 or run.probe_kind == "none"):
+            facts = [getattr(run, name) for name in _ALIKE]
+            pools.setdefault(json.dumps([*facts, probe.engine, probe.unit]), []).append(node)
+    return {tuple(nodes): _merge([results[node].headline for node in nodes]) for nodes in pools.values() if nodes[1:]}
+
+
+def _merge(probes: Sequence[Probe | None]) -> Probe:
+    """Return one probe with the calls of all, each of which has every distinct value."""
+    first, values = next(filter(None, probes)), Counter[int]()
+    for probe in filter(None, probes):
+        values.update({int(value): count for value, count in (probe.values or {}).items()})
+    count, total = values.total(), sum(value * number for value, number in values.items())
+    [(commonest, _)] = values.most_common(1)
+    percentiles = compute_percentiles(values, map(float, first.percentiles))
+    kept = {str(value): number for value, number in sorted(values.items())}
+    return replace(first, count=count, min=min(values), max=max(values), mean=total / count, mode=commonest, sum=total,
+                   percentiles=percentiles, values=kept, targets=None)  # fmt: skip
+
+
 def draw_runs(results: Mapping[str, Result]) -> str:
     """Draw a table of runs by node, in their order."""
     rows = []
@@ -38,20 +71,33 @@ def draw_runs(results: Mapping[str, Result]) -> str:
         figures = list_figures(probe) if probe else ["-"] * len(columns)
         books = "" if result.accounting is None else "closed" if result.accounting.closed else "open"
         rows.append((node, f"{run.mode}/{run.backend}", *figures, books))
+    pools = pool(results)
+    for nodes, probe in pools.items():
+        accounts = [results[node].accounting for node in nodes]
+        closed = all(account and account.closed for account in accounts)
+        mode = f"{results[nodes[0]].run.mode}/{results[nodes[0]].run.backend}"
+        rows.append((f"these {len(nodes)}*", mode, *list_figures(probe), "closed" if closed else "open"))
     title = f"a Service lookup by node, the slowest first, {' or '.join(sorted(units))}"
-    return draw_table(title, ("node", "mode", *columns, "books"), rows, ("node", "mode", "books"))
+    table = draw_table(title, ("node", "mode", *columns, "books"), rows, ("node", "mode", "books"))
+    return "\n".join(
+        [table, *(f"* {', '.join(nodes)}: alike in kernel, processor, rules and script" for nodes in pools)]
+    )
 
 
 def to_json(command: str, outcomes: Sequence[Outcome]) -> str:
     """Return one document with the outcome of every node, in the order given.
 
-    ``result`` is the command's own JSON, or the text that it printed; None if there is none.
+    ``result`` is the command's own JSON, or the text that it printed; None if there is none. ``pooled``: as
+    :func:`pool` returns it.
     """
     nodes = [
         {"node": outcome.node, "status": outcome.status, "error": outcome.error or None, "result": _read(outcome)}
         for outcome in outcomes
     ]
-    return json.dumps({"schema": SCHEMA, "command": command, "nodes": nodes}, indent=2, ensure_ascii=False)
+    runs = read_results(outcomes) if command == "run" else {}
+    pooled = [{"nodes": names, "probe": asdict(probe)} for names, probe in pool(runs).items()]
+    document = {"schema": SCHEMA, "command": command, "nodes": nodes, "pooled": pooled}
+    return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def _read(outcome: Outcome) -> Any:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from kproxylat.cli.bill import read_address
 from kproxylat.cluster import envelope, nodes
 from kproxylat.cluster.envelope import Envelope, read_log, write_begin, write_envelope
 from kproxylat.cluster.job import COMMANDS, IMAGE, PROFILES, find_changes, make_job, make_name
+from kproxylat.report.nodes import pool
 from kproxylat.results_json import list_from_json, to_json
+from kproxylat.trace.percentiles import add_percentiles
 from tests.results import COUNTED
 from tests.support import ROOT
 from tests.support.command import Captured, call
@@ -201,6 +204,30 @@ def test_many_nodes(capsys: Captured, pods: Cluster) -> None:
     assert {"--target=10.96.0.10:53", "--format=json", "1.0", "100"} <= set(commands[0])
     sources = {word.rpartition(".")[0] for command in commands for word in command if word.startswith("--source")}
     assert sources == {f"--source=10.244.{number}" for number in range(3)}
+
+
+def test_nodes_that_are_alike_are_pooled(capsys: Captured, pods: Cluster) -> None:
+    """Of n2 and n3, which agree in everything, and n1, which has another processor; values are known exactly."""
+    lookup = RESULTS[0].headline
+    assert lookup
+    facts = {"n1": ("another", {7: 9}), "n2": ("one", {10: 3, 30: 1}), "n3": ("one", {20: 1, 30: 1})}
+    runs = {}
+    for name, (processor, values) in facts.items():
+        kept = {str(value): count for value, count in values.items()}
+        probe = replace(lookup, count=sum(values.values()), values=kept, percentiles={})
+        runs[name] = replace(RESULTS[0], run=replace(RESULTS[0].run, processor=processor), probes=(probe,))
+        pods.print(name, write_log(to_json(add_percentiles(runs[name], (50, 99)))))
+    status, out, _ = call(capsys, "run", "--all-nodes", *TARGET, "--format", "json")
+    [pooled] = json.loads(out)["pooled"]
+    assert (status, sorted(pooled["nodes"])) == (0, ["n2", "n3"])
+    assert pooled["probe"]["values"] == {"10": 3, "20": 1, "30": 2}
+    assert [pooled["probe"][name] for name in ("count", "min", "max", "sum", "mode")] == [6, 10, 30, 110, 10]
+    assert pooled["probe"]["percentiles"]["50"]["estimate"] == 15
+    _, out, _ = call(capsys, "run", "--all-nodes", *TARGET)
+    assert re.search(r"^ these 2\*.* 6 .*closed$", out, re.M)
+    assert re.search(r"^\* n[23], n[23]: alike in kernel, processor, rules and script$", out, re.M)
+    unknown = replace(runs["n3"], run=replace(runs["n3"].run, processor=None))
+    assert pool({"a": unknown, "b": unknown}) == {}, "what is unknown does not agree"
 
 
 def test_a_failing_node_spoils_no_other(capsys: Captured, pods: Cluster) -> None:
