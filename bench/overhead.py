@@ -26,6 +26,7 @@ WAYS = {
     "old": "a script of the old shape",
     "script": "ours, the target's call",
     "others": "ours, another's call",
+    "established": "ours, an established flow's call",
 }
 LIMITS = {"script": 0.5, "others": 0.2}
 """Share of the old shape's that is the goal."""
