@@ -150,7 +150,8 @@ def _list_values(values: Mapping[str, int]) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
     for name, side in (("A", comparison.a), ("B", comparison.b)):
-        show(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
+        runs = f"{side.runs} run{'s' if side.runs > 1 else ''}"
+        show(fill(f"{name}: {side.mode}/{side.backend}, {runs}, {side.file}"))
     changed = [f"{name} {_say_condition(a)} -> {_say_condition(b)}" for name, (a, b) in comparison.changed.items()]
     notes = {
         "only": comparison.only,
@@ -266,11 +267,14 @@ def show_findings(
     header = ("check", "state", "found")
     rows = [(check.name, check.state, check.found) for check in findings]
     show(draw_table("what a measurement takes", header, rows, left=header, fold=2))
-    for check in findings:
-        if check.state != "ok":
-            show(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
-            if check.dnf != check.apt:
-                show(f"  {check.dnf}")
+    problems = [check for check in findings if check.state != "ok"]
+    for remedy in dict.fromkeys((check.apt, check.dnf) for check in problems):
+        show("")
+        for check in problems:
+            if (check.apt, check.dnf) == remedy:
+                show(f"{check.name} ({check.state}) concerns {check.breaks}")
+        for command in dict.fromkeys(remedy):
+            show(f"  {command}")
     header = ("mode", "clock", "works here")
     rows = [
         (mode, clock, f"no: {', '.join(name.removeprefix(f'{mode}: ') for name in names)}" if names else "yes")
@@ -279,4 +283,4 @@ def show_findings(
     ]
     show(f"\n{draw_table('which clock works for which mode', header, rows, left=header, fold=2)}")
     possible = ", ".join(modes)
-    show(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")
+    show(f"\ncan be traced here: {possible or 'nothing; the table names the clocks that work without'}")

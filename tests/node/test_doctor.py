@@ -447,7 +447,9 @@ def test_an_ordinary_user_without_any_tool(
     assert "root" in out
     assert "apt-get install bpftrace" in out
     assert "dnf install bpftrace" in out
-    assert "can be measured here: nothing" in out
+    assert "can be traced here: nothing" in out
+    remedies = [line for line in out.splitlines() if line.startswith("  apt-get")]
+    assert remedies.count("  apt-get install util-linux") == 1, "problems of the same remedy stand together"
     assert max(map(len, out.splitlines())) <= 80
 
 
