@@ -209,7 +209,12 @@ def test_repeats_are_one_entry_of_the_legend(tmp_path: Path) -> None:
 
 def test_styles_differ_in_grey() -> None:
     for part in ("line", "marker", "color"):
-        assert len({str(getattr(style, part)) for style in STYLES}) == len(STYLES)
+        assert len({str(getattr(style, part)) for style in STYLES[:5]}) == 5
+    assert len({(str(style.line), style.marker) for style in STYLES}) == len(STYLES) == 12
+    for style, same_color in zip(STYLES, STYLES[5:], strict=False):
+        assert style.color == same_color.color
+        assert style.line != same_color.line
+        assert style.marker != same_color.marker
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
