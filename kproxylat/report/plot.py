@@ -481,7 +481,9 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
     axes.set_xlabel(f"Number of Services{_scale_sizes(axes, [lookup.services[0] or 0 for lookup in lookups])}")
-    axes.set_ylabel(_label_ratio(pairs[0]))
+    # The labels of several pairs name their own sides.
+    sides = "B / A" if len(pairs) == 1 or pairs[0].a.name == "A" else "first / second"
+    axes.set_ylabel(f"{sides}: {_label_costs(pairs[0])}")
     different = any(lookup.differs is not False for lookup in lookups)
     note = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: ratio of the lines through both sweeps"
     write_below(axes, note if different else f"no difference beyond chance; {_name_bars(lookups[0].level)}")
@@ -489,9 +491,8 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
     label_ends(axes, labels)
 
 
-def _label_ratio(pair: Comparison) -> str:
-    sides = "B / A" if pair.a.name == "A" else "first / second"
-    return f"{sides}: {name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
+def _label_costs(pair: Comparison) -> str:
+    return f"{name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
 
 
 def _name_bars(level: float) -> str:
@@ -514,7 +515,7 @@ def draw_figures(axes: Axes, pair: Comparison) -> None:
     names = {"p50": "median", "commonest": "commonest value"}
     axes.set_yticks(range(len(rows)), [names.get(figure.name, figure.name) for figure, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
-    axes.set_xlabel(f"{_label_ratio(pair)}; {_name_bars(contrast.level)}")
+    axes.set_xlabel(f"B / A: {_label_costs(pair)}; {_name_bars(contrast.level)}")
     write_below(axes, pair.statement)
 
 

@@ -20,7 +20,7 @@ from kproxylat.analysis.comparison import from_json, to_json
 from kproxylat.analysis.series import build_series
 from kproxylat.cli import app
 from kproxylat.report.figure import STYLES, make_figure
-from kproxylat.report.plot import draw_distributions, draw_ratios, draw_series, find_crossings, plot
+from kproxylat.report.plot import draw_distributions, draw_figures, draw_ratios, draw_series, find_crossings, plot
 from kproxylat.results import Result
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support.documents import files
@@ -205,6 +205,12 @@ def test_repeats_are_one_entry_of_the_legend(tmp_path: Path) -> None:
     words = draw(tmp_path, *files(tmp_path, counted, counted[:3]))
     assert "A: iptables/legacy, 100 Services (10 runs" in words
     assert "B: iptables/legacy, 100 Services (3 runs" in words
+
+
+def test_a_pairs_axis_names_the_sides_as_its_table_does(tmp_path: Path) -> None:
+    [axes] = make_figure("x", "y")[1]
+    draw_figures(axes, compare(*files(tmp_path, SLOW[0], SLOW[2]))[0])
+    assert axes.get_xlabel().startswith("B / A: ")
 
 
 def test_styles_differ_in_grey() -> None:
