@@ -110,7 +110,7 @@ def _check_untraced(options: Options) -> None:
         "--send-time": tracing.send_time,
         "--template": tracing.template,
         "--set": tracing.settings,
-        "--every-service": bool(options.targets),
+        "--every-service": bool(options.targets and options.ruleset),
         f"--generator {options.sending.generator.name}": options.sending.generator.name != "sockets",
     }
     for name, is_set in passed.items():
