@@ -104,7 +104,7 @@ def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str
             same = "cost the same" if abs(main.a - main.b) <= ROUNDING else "cannot be told apart"
             return f"{a} and {b} {same}{where}: {costs}; {lookup.reason}."
         span = f"between {100 * (main.ratio.lo - 1):+.1f} and {100 * (main.ratio.hi - 1):+.1f}%"
-        alarms = f"(said wrongly at most {comparison.alarms:.0%} of the time)"
+        alarms = f"(wrong at most {comparison.alarms:.0%} of the time)"
         return f"No difference beyond chance{where} {alarms}; that of the median is {span}."
     beyond, _, figures = lookup.reason.partition("beyond chance: ")
     if lookup.level < 1 and not beyond and figures and main.difference.lo <= 0 <= main.difference.hi:

@@ -209,7 +209,7 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
         verdict = "O(1)"
         evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
     elif len(points) < 3:
-        verdict, evidence = "unclear", f"it grows by {growth:,.0f}, but two points show no line"
+        verdict, evidence = "unclear", f"it changes by {growth:+,.0f}, but two points show no line"
     elif worst <= ROUNDING and growth > 0:
         verdict, evidence = "O(n)", f"each Service adds {slope:,.6g}, residual {worst:.0f} {where}"
     elif not is_ordered(series.mode) and spread <= HASH_EFFECT:

@@ -184,12 +184,15 @@ def _write_to(path: Path | None) -> Iterator[None]:
         reason = "it exists" if os.path.lexists(path) else f"no permission to write in {path.parent}"
         raise MachineError(f"{path} cannot be written: {reason}", "pass another --output")
     text = TextIOWrapper(BytesIO(), encoding="utf-8", newline="")
+    ended = False
     try:
         with redirect_stdout(text):
             yield
+        ended = True
     finally:
         text.flush()
         written = text.detach().getvalue()
-        if written:
+        # An empty list is an answer, too; a command that failed without output has none.
+        if written or ended:
             save_file(path, written, "--output")
             say(f"saved: {path}")

@@ -110,12 +110,13 @@ def _check_untraced(options: Options) -> None:
         "--send-time": tracing.send_time,
         "--template": tracing.template,
         "--set": tracing.settings,
+        "--every-service": bool(options.targets and options.ruleset),
         f"--generator {options.sending.generator.name}": options.sending.generator.name != "sockets",
     }
     for name, is_set in passed.items():
         if is_set:
             raise UsageError(
-                f"{name} has no effect with --probe none: nothing is traced, and sockets send", "leave it out"
+                f"{name} cannot be used with --probe none: nothing is traced, and sockets send", "leave one of them out"
             )
 
 

@@ -39,8 +39,11 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     make_directory(options.record.output_dir)
     lock = stack.enter_context(node_lock.lock())
     standing = find_standing(options)
+    # Among runs that keep their lab, such as a sweep's, a lab that the next one cannot use is not a leftover.
+    replaces = options.lab and options.lab.keep and net.read_label()
     for name in clean_up(lock, standing is not None):
-        say(f"      removed {name} of an earlier run")
+        if not replaces or not name.startswith(net.PREFIX):
+            say(f"      removed {name} of an earlier run")
     changes = Changes(lock, options.node)
     stack.callback(_restore, changes)
     return changes, standing

@@ -227,7 +227,7 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
     :raises MachineError: something is missing; the remedy is for this system.
     """
     for check, finding in _find_missing([mode], uses, probe):
-        if finding.found.endswith(" not found"):
+        if finding.found.startswith("the program"):
             programs = [row.name for row in CHECKS if row.use in uses and getattr(row.look, "func", None) is find]
             find(*(["bpftrace"] if "trace" in uses else []), *programs, *(mode.tools if "run" in uses else ()))
         command = finding.dnf if check.dnf and not has_apt() else finding.apt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxylat.analysis.bill import Bill, Row, cut
-from kproxylat.report.columns import draw_table
+from kproxylat.report.columns import Table, draw_table, fill
 from kproxylat.report.export import csv_row
 from kproxylat.results import Bounded
 
@@ -32,23 +32,32 @@ def describe_bill(bill: Bill) -> str:
 
 def draw_bill(bill: Bill) -> str:
     """Write the sentence, the table, and what the numbers rest on."""
-    header = ("Service or address", "lookups/s", "% (95 % bounds)", "mean ns", "p99 below", "CPU ms/s")
+    rows = list_destinations(bill)
     # A column of numbers takes the fold, so that a name stays in one line.
-    rows = [_draw_row(row) for row in cut(bill.rows)]
+    table = draw_table("", rows.header, rows.rows, rows.left, fold=2)
+    facts = [*list_facts(bill), *(f"warning: {warning}" for warning in bill.warnings)]
+    return "\n\n".join([fill(describe_bill(bill), indent=""), table, "\n".join(map(fill, facts))])
+
+
+def list_destinations(bill: Bill) -> Table:
+    """List the lookups of each destination; of many Services the first."""
+    header = ("Service or address", "lookups\na second", "%\n(95 % bounds)", "mean\nns", "p99 ns\nbelow", "CPU\nms/s")
+    return Table("Lookups by destination", header, [_draw_row(row) for row in cut(bill.rows)], header[:1])
+
+
+def list_facts(bill: Bill) -> list[str]:
+    """Return what the numbers rest on: the windows, another counter, and what the probes took."""
     usage, check = bill.usage, bill.check
     verdict = {True: "closed", False: "NOT CLOSED", None: ""}[check.closed]
     counter = "unknown" if check.lookups is None else f"{check.lookups:,.0f} about the same time: {verdict}"
     how = "measured" if usage.measured else "expected"
-    return "\n".join([
-        f"{describe_bill(bill)}\n",
-        draw_table("", header, rows, left=("Service or address",), fold=1),
-        f"\nlookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "
+    return [
+        f"lookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "
         f"{bill.seconds:.2f} s in all, {bill.sampled:.2%} of {bill.period_s:.0f} s",
         f"windows: {check.counted:,} lookups; another counter ({check.counter}): {counter}",
         f"the probes took {usage.mean:.3%} of one CPU ({how}; budget {usage.budget:.3%}), at most {usage.peak:.2%} in "
         f"a second, {usage.calls:,} runs; starting bpftrace took {usage.bpftrace_s:.1f} s of CPU beside it",
-        *(f"warning: {warning}" for warning in bill.warnings),
-    ])  # fmt: skip
+    ]
 
 
 def _draw_row(row: Row) -> tuple[str, ...]:
@@ -56,7 +65,7 @@ def _draw_row(row: Row) -> tuple[str, ...]:
     p99 = f"{row.p99_ns.hi:,.0f}" if row.p99_ns and row.p99_ns.hi is not None else "-"
     return (
         row.name or row.key, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
-        f"{row.cpu_ms_per_s:,.3g}",
+        f"{row.cpu_ms_per_s:,.2g}",
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ _SCALES = (("s", 1e9), ("ms", 1e6), ("µs", 1e3), ("ns", 1.0))
 _NS = {"ns": 1, "us": 1000}
 _COLOURS = {
     r"^ \S+ \*  .*": "1",
-    r"^[A-Z].*\(p50.*": "1",
+    r"\A[A-Z][^(]*\((?:p50|the\s+commonest)(?s:.*)": "1",
     r"\b(warning|unclear)\b": "33",
     r"\b(NOT CLOSED|NOT REPRODUCED|THE CLOCKS DISAGREE|missing|do not balance)\b": "31",
     r"(?<=: )closed$|(?<=  )ok(?=  )|\bREPRODUCED\b": "32",

@@ -38,19 +38,16 @@ class Style(NamedTuple):
     marker: str
 
 
-STYLES = (
-    Style("#0072b2", "-", "o"),
-    Style("#b84e00", "--", "s"),
-    Style("#007d5a", "-.", "^"),
-    Style("#a64d82", ":", "D"),
-    Style("#555555", (0, (5, 1, 1, 1, 1, 1)), "v"),
-)
-"""The styles of series or runs, in turn."""
+_COLORS = ("#0072b2", "#b84e00", "#007d5a", "#a64d82", "#555555")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = "os^DvP"
+STYLES = [Style(_COLORS[n % 5], _LINES[(n + n // 5) % 5], _MARKERS[n % 6]) for n in range(12)]
+"""The styles of series or runs, in turn. Two of the same colour differ in line and marker."""
 COLORS = {
     INK: "ink",
     GRID: "grid",
     PAPER: "paper",
-    **{style.color: f"series-{number}" for number, style in enumerate(STYLES)},
+    **{color: f"series-{number}" for number, color in enumerate(_COLORS)},
 }
 """Colour of a figure -> the CSS variable that takes its place in a page."""
 
@@ -91,18 +88,19 @@ def _import_matplotlib() -> Any:
     return matplotlib
 
 
-def make_figure(title: str, origin: str, wide: int = 0) -> tuple[Figure, list[Axes]]:
-    """Return a figure with one pair of axes, or with ``wide`` parts side by side, each with its own axes.
+def make_figure(title: str, origin: str, wide: int = 0, high: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one pair of axes, or with parts, each with its own axes.
 
     :param title: above everything. ``origin``: where the numbers are from, below everything.
+    :param wide: how many parts stand side by side (0: no parts), in ``high`` rows.
     :raises MachineError: matplotlib is missing.
     """
-    size = (7.5 * max(wide, 1), 5.2)
+    size = (7.5 * max(wide, 1), 5.2 * high)
     figure: Figure = _import_matplotlib().figure.Figure(figsize=size, dpi=150, layout="constrained")
     width = 92 * max(wide, 1)
     figure.suptitle(_wrap(title, width - 20), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
     figure.supxlabel(_wrap(origin, width + 30), x=0.01, ha="left", fontsize=7.5)
-    parts: list[Any] = [*figure.subfigures(1, wide, squeeze=False)[0]] if wide else [figure]
+    parts: list[Any] = [*figure.subfigures(high, wide, squeeze=False).flat] if wide else [figure]
     every: list[Axes] = [part.subplots() for part in parts]
     for axes in every:
         axes.grid(visible=True, color=GRID, linewidth=0.6)

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 from kproxylat import __version__
+from kproxylat.analysis.bill import SCHEMA as BILL
 from kproxylat.analysis.comparison import SCHEMA as COMPARISON
 from kproxylat.console import plain
 from kproxylat.errors import KproxylatError, LogError
@@ -51,8 +52,8 @@ def read_part(name: str, complain: Complain) -> Part:
     try:
         document, raw = _load(name, content)
         build = next((build for member, build in KINDS.items() if member in document), None)
-        if not build or document.get("schema") not in (SCHEMA, COMPARISON):
-            raise LogError(f"{name}: not a result, sweep, comparison, whatif or reproduction of this version")
+        if not build or document.get("schema") not in (SCHEMA, COMPARISON, BILL):
+            raise LogError(f"{name}: not a result, sweep, comparison, whatif, reproduction or bill of this version")
         return Part(name, build(document, lambda reason: complain(f"{name}: {reason}")), raw)
     except _DAMAGE as error:
         raise LogError(f"{name}: damaged: {plain(str(error))[:200] or type(error).__name__}") from None

@@ -11,6 +11,7 @@ from itertools import combinations, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kproxylat.analysis.bill import Bill, cut
 from kproxylat.analysis.comparable import counts_before, distribution, refuse_mixed_time
 from kproxylat.analysis.compare import compare, cross, read_comparisons, read_results
 from kproxylat.analysis.comparison import Comparison
@@ -153,10 +154,14 @@ def picture_reproduction(reproduction: Reproduction) -> Figure:
     if not names:
         raise MachineError("nothing was measured that was published", "measure again")
     origin = f"published: {published.date}, {published.address}; measured by the sender's clock"
-    figure, every = make_figure(published.title, origin, wide=len(names))
-    figure.set_size_inches(max(4.6 * len(names), 7), 5.2)
+    # A page has room for two side by side.
+    wide, high = min(len(names), 2), (len(names) + 1) // 2
+    figure, every = make_figure(published.title, origin, wide, high)
+    figure.set_size_inches(max(4.6 * wide, 7), 5.2 * high)
+    for axes in every[len(names) :]:
+        axes.remove()
     more = " more than with the fewest" if published.growth_only else ""
-    for axes, percentile in zip(every, names, strict=True):
+    for axes, percentile in zip(every, names, strict=False):
         rows = [row for row in reproduction.figures if row.percentile == percentile]
         theirs = {mode: [row for row in rows if row.mode == mode] for mode in dict.fromkeys(row.mode for row in rows)}
         for (mode, own), marker in zip(theirs.items(), "sD", strict=False):
@@ -179,6 +184,25 @@ def picture_reproduction(reproduction: Reproduction) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(f"Microseconds from SYN to SYN-ACK{more}")
         _write_legend(axes)
+    return figure
+
+
+def picture_bill(bill: Bill) -> Figure:
+    """Draw the CPU time of lookups by destination, the most expensive ones.
+
+    :raises MachineError: matplotlib is missing.
+    """
+    origin = f"Linux {bill.kernel}, bpftrace {bill.bpftrace}, {bill.started[:10]}"
+    figure, [axes] = make_figure("CPU time of Service lookups, by destination", origin)
+    rows = sorted(cut(bill.rows, FEW), key=lambda row: -row.cpu_ms_per_s)
+    bars = axes.barh([row.name or row.key for row in rows], [row.cpu_ms_per_s for row in rows], color=STYLES[0].color)
+    for bar, row in zip(bars, rows, strict=True):
+        bar.set_gid(f"value: {row.name or row.key}: {row.cpu_ms_per_s:,.2g} ms a second, {row.share.estimate:.2%}")
+    axes.bar_label(bars, [f"{row.cpu_ms_per_s:,.2g}" for row in rows], padding=4, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel("Milliseconds of CPU a second")
+    axes.grid(visible=False, axis="y")
+    figure.set_size_inches(7.5, 1.8 + 0.3 * len(rows))
     return figure
 
 
@@ -457,17 +481,18 @@ def draw_ratios(axes: Axes, pairs: Sequence[Comparison]) -> None:
         axes.set_yscale("log")
         _number_plainly(axes.yaxis)
     axes.set_xlabel(f"Number of Services{_scale_sizes(axes, [lookup.services[0] or 0 for lookup in lookups])}")
-    axes.set_ylabel(_label_ratio(pairs[0]))
+    # The labels of several pairs name their own sides.
+    sides = "B / A" if len(pairs) == 1 or pairs[0].a.name == "A" else "first / second"
+    axes.set_ylabel(f"{sides}: {_label_costs(pairs[0])}")
     different = any(lookup.differs is not False for lookup in lookups)
-    note = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: of the lines through both sweeps"
+    note = f"above 1 B costs more; {_name_bars(lookups[0].level)}; lines: ratio of the lines through both sweeps"
     write_below(axes, note if different else f"no difference beyond chance; {_name_bars(lookups[0].level)}")
     _mark_crossings(axes, [(f"{pair.b.name} and {pair.a.name}", pair.crossing) for pair in pairs if pair.crossing], 0.2)
     label_ends(axes, labels)
 
 
-def _label_ratio(pair: Comparison) -> str:
-    sides = "B / A" if pair.a.name == "A" else "first / second"
-    return f"{sides}: {name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
+def _label_costs(pair: Comparison) -> str:
+    return f"{name_unit(pair.unit, pair.emulated)} {SUBJECTS.get(pair.measured, SUBJECTS['lookup'])[1]}"
 
 
 def _name_bars(level: float) -> str:
@@ -490,7 +515,7 @@ def draw_figures(axes: Axes, pair: Comparison) -> None:
     names = {"p50": "median", "commonest": "commonest value"}
     axes.set_yticks(range(len(rows)), [names.get(figure.name, figure.name) for figure, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
-    axes.set_xlabel(f"{_label_ratio(pair)}; {_name_bars(contrast.level)}")
+    axes.set_xlabel(f"B / A: {_label_costs(pair)}; {_name_bars(contrast.level)}")
     write_below(axes, pair.statement)
 
 

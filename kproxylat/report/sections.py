@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 from kproxylat.analysis.alternatives import build_outcome
+from kproxylat.analysis.bill import Bill
 from kproxylat.analysis.comparison import Comparison
 from kproxylat.analysis.published import Reproduction
 from kproxylat.analysis.series import build_series
 from kproxylat.report import plot
+from kproxylat.report.bill import describe_bill, list_destinations, list_facts
 from kproxylat.report.columns import Table, write_bounded, write_figure
 from kproxylat.report.reproduction import list_times, list_verdicts
 from kproxylat.report.run_table import head_unit, list_services
@@ -243,9 +245,20 @@ def build_reproduction(document: Mapping[str, Any], _: Complain) -> Section:
     return Section("Reproduction", sentences, picture, tables, differs, [METHODS["first packet"]], table)
 
 
+def build_bill(document: Mapping[str, Any], _: Complain) -> Section:
+    """Build the section of the bill of live traffic."""
+    bill: Bill = build(Bill, document)
+    names = ("started", "mode", "backend", "kernel", "bpftrace", "period_s", "windows")
+    facts = [(name.replace("_", " "), _write_fact(document[name])) for name in names]
+    picture, warnings = partial(plot.picture_bill, bill), bill.warnings
+    tables, setting = [list_destinations(bill)], Table("Setting", FACTS, facts, FACTS)
+    return Section("Bill", [describe_bill(bill)], picture, tables, warnings, list_facts(bill), setting)
+
+
 KINDS: Mapping[str, Callable[[Mapping[str, Any], Complain], Section]] = {
     "comparisons": build_comparisons,
     "published": build_reproduction,
+    "cpu_s_per_day": build_bill,
     "whatif": build_whatif,
     "results": build_runs,
     "run": build_runs,

@@ -15,7 +15,7 @@ from kproxylat.results import Result, name_unit
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
     from kproxylat.analysis.comparison import Comparison
-    from kproxylat.analysis.contrast import Contrast, Figure
+    from kproxylat.analysis.contrast import Figure
     from kproxylat.analysis.series import Series
     from kproxylat.node.doctor import Finding
 
@@ -150,7 +150,8 @@ def _list_values(values: Mapping[str, int]) -> str:
 def show_comparison(comparison: Comparison) -> None:
     """Print what changed from A to B, as tables and a sentence."""
     for name, side in (("A", comparison.a), ("B", comparison.b)):
-        show(f"{name}: {side.mode}/{side.backend}, {side.runs} run{'s' if side.runs > 1 else ''}, {side.file}")
+        runs = f"{side.runs} run{'s' if side.runs > 1 else ''}"
+        show(fill(f"{name}: {side.mode}/{side.backend}, {runs}, {side.file}"))
     changed = [f"{name} {_say_condition(a)} -> {_say_condition(b)}" for name, (a, b) in comparison.changed.items()]
     notes = {
         "only": comparison.only,
@@ -163,14 +164,19 @@ def show_comparison(comparison: Comparison) -> None:
             show(fill(f"{name}: {', '.join(facts)}"))
     show()
     unit = head_unit(comparison.unit, comparison.emulated)
-    lookups, main = comparison.lookups, _say_figure(comparison.lookups[0].main)
+    lookups, first = comparison.lookups, comparison.lookups[0]
     if len(lookups) == 1:
-        _show_figures(lookups[0], unit)
+        _show_figures(f"{first.what}, {unit}", first.level, [(_say_figure(row), row) for row in first.figures])
+        if first.distance is not None and first.chance_distance is not None:
+            apart = f"at the cost where A and B differ most, {first.distance:.1%} more of one side's calls are below it"
+            show(fill(f"{apart} (chance alone: up to {first.chance_distance:.1%})", indent=""))
     else:
-        _show_contrasts(lookups, f"{main} {comparison.measured}, {unit}")
+        title = f"{_say_figure(first.main)} {comparison.measured}, {unit}"
+        _show_figures(title, first.level, [(lookup.what, lookup.main) for lookup in lookups])
     if comparison.calls:
         show()
-        _show_contrasts(comparison.calls, "other calls")
+        calls = [(call.what, call.main) for call in comparison.calls]
+        _show_figures("other calls", comparison.calls[0].level, calls)
     show()
     show(fill(state(comparison, on_screen=True), indent=""))
     show()
@@ -184,26 +190,8 @@ def _say_figure(figure: Figure) -> str:
     return "median" if figure.name == "p50" else figure.name
 
 
-def _show_figures(contrast: Contrast, unit: str) -> None:
-    rows = [(_say_figure(figure), *_compare_figure(figure, contrast.level)) for figure in contrast.figures]
-    _print_contrasts(f"{contrast.what}, {unit}", contrast.level, rows)
-    apart, chance = contrast.distance, contrast.chance_distance
-    if apart is not None and chance is not None:
-        show(
-            fill(
-                f"at the cost where A and B differ most, {apart:.1%} more of one side's calls are below it "
-                f"(chance alone: up to {chance:.1%})",
-                indent="",
-            )
-        )
-
-
-def _show_contrasts(contrasts: Sequence[Contrast], title: str) -> None:
-    rows = [(contrast.what, *_compare_figure(contrast.main, contrast.level)) for contrast in contrasts]
-    _print_contrasts(title, contrasts[0].level, rows)
-
-
-def _print_contrasts(title: str, level: float, rows: Iterable[Sequence[str]]) -> None:
+def _show_figures(title: str, level: float, figures: Iterable[tuple[str, Figure]]) -> None:
+    rows = [(name, *_compare_figure(figure, level)) for name, figure in figures]
     bounds = "" if level == 1 else f"bounds ({level:.1%})"
     show(draw_table(title, ("", "A", "B", "B - A", bounds, "B / A"), rows, left=("",)))
 
@@ -266,11 +254,14 @@ def show_findings(
     header = ("check", "state", "found")
     rows = [(check.name, check.state, check.found) for check in findings]
     show(draw_table("what a measurement takes", header, rows, left=header, fold=2))
-    for check in findings:
-        if check.state != "ok":
-            show(f"\n{check.name} ({check.state}) concerns {check.breaks}\n  {check.apt}")
-            if check.dnf != check.apt:
-                show(f"  {check.dnf}")
+    problems = [check for check in findings if check.state != "ok"]
+    for remedy in dict.fromkeys((check.apt, check.dnf) for check in problems):
+        show("")
+        for check in problems:
+            if (check.apt, check.dnf) == remedy:
+                show(f"{check.name} ({check.state}) concerns {check.breaks}")
+        for command in dict.fromkeys(remedy):
+            show(f"  {command}")
     header = ("mode", "clock", "works here")
     rows = [
         (mode, clock, f"no: {', '.join(name.removeprefix(f'{mode}: ') for name in names)}" if names else "yes")
@@ -279,4 +270,4 @@ def show_findings(
     ]
     show(f"\n{draw_table('which clock works for which mode', header, rows, left=header, fold=2)}")
     possible = ", ".join(modes)
-    show(f"\ncan be measured here: {possible or 'nothing; in a virtual machine: kproxylat run --lab --vm'}")
+    show(f"\ncan be traced here: {possible or 'nothing; the table names the clocks that work without'}")

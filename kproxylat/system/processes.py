@@ -100,7 +100,9 @@ def find(*programs: str) -> str:
     """
     paths = {program: shutil.which(program, path=PATH) for program in programs}
     if missing := [program for program, path in paths.items() if not path]:
-        raise MachineError(f"{', '.join(missing)} not found", install(*missing)[0 if has_apt() else 1])
+        form = "the program {} is missing" if len(missing) == 1 else "the programs {} are missing"
+        names = ", ".join(f"'{program}'" for program in missing)
+        raise MachineError(form.format(names), install(*missing)[0 if has_apt() else 1])
     return str(paths[programs[-1]])
 
 

@@ -110,6 +110,8 @@ def test_the_table_has_a_row_for_all_and_says_what_was_used() -> None:
     text = draw_bill(make_bill())
     firsts = [line.split()[0] for line in text.splitlines() if line.strip()]
     assert {"kube-system/kube-dns:dns", "no", "other", "IPv6", "10.0.0.1:30080/tcp"} <= set(firsts)
+    assert max(map(len, text.splitlines())) <= 80
+    text = " ".join(text.split())
     assert "windows: 1,220 lookups; another counter (the rules that jump to KUBE-SERVICES): 1,220 about" in text
     assert "(measured; budget 1.000%)" in text
     lines = list(export_bill_csv(make_bill()))

@@ -242,10 +242,10 @@ def test_no_bpftrace(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(processes, "PATH", str(tmp_path))
-    for argv, others in ((LAB, ", setpriv, modprobe, "), (("trace", "--mode", "nftables"), "")):
+    for argv, others in ((LAB, ", 'setpriv', 'modprobe', "), (("trace", "--mode", "nftables"), "")):
         status, _, err = call(capsys, *argv)
         message, remedy = [line for line in err.splitlines() if not line.startswith(("[", "This takes about "))]
-        assert (status, f"bpftrace{others}" in message, "apt-get install bpftrace" in remedy) == (1, True, True)
+        assert (status, f"'bpftrace'{others}" in message, "apt-get install bpftrace" in remedy) == (1, True, True)
 
 
 def test_a_second_run_at_the_same_time(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -33,6 +33,22 @@ def test_mode_show(capsys: Captured, cluster: FakeApi) -> None:
     assert cluster.calls
 
 
+@pytest.mark.parametrize("words", [("mode", "show"), ("services", "list")])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_output_writes_to_a_file_what_stdout_would_get(
+    capsys: Captured, cluster: FakeApi, tmp_path: Path, words: tuple[str, ...], form: str
+) -> None:
+    assert cluster.port
+    argv = (*words, *(("--format", "json") if form == "json" else ()))
+    path = tmp_path / "answer"
+    expected = call(capsys, *argv)[1]
+    assert call(capsys, *argv, "--output", str(path))[:2] == (0, "")
+    assert (path.read_text(), form == "json") == (expected, expected.startswith("{"))
+    status, out, err = call(capsys, *argv, "--output", str(path))
+    assert (status, out, path.read_text()) == (1, "", expected)
+    assert f"{path} cannot be written: it exists" in err
+
+
 def test_mode_show_where_sources_disagree(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.port
     running(monkeypatch, "nftables", RULES, LiveRules("nftables", "nft", 4, {}))

@@ -147,7 +147,7 @@ LINES = 'yes "@a[$(printf %01000d 0)]: 4" | head -c 10000000'
 GARBAGE = "head -c 3000 /dev/urandom"
 FULL = "seq -f '@n[8, %.0f]: 1' 65536; echo '@table[8]: kube-proxy'; echo '@chain[8]: nat-prerouting'"
 FAULTS = (
-    Fault("bpftrace-missing", 1, r"bpftrace not found\n  apt-get install bpftrace", {"bpftrace": None}, ()),
+    Fault("bpftrace-missing", 1, r"'bpftrace' is missing\n  apt-get install bpftrace", {"bpftrace": None}, ()),
     Fault("bpftrace-too-old", 1, "v0.9.4 is too old", {"bpftrace": "echo bpftrace v0.9.4"}, ()),
     Fault("bpftrace-says-no-version", 1, "bpftrace --version printed no version", {"bpftrace": "echo hello"}, ()),
     Fault("bpftrace-not-executable", 1, "status 126", {"bpftrace": "exit 126"}, ()),

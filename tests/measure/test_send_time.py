@@ -21,6 +21,7 @@ from kproxylat.results import Result, SendTime
 from kproxylat.results_json import from_json, to_json
 from kproxylat.system import kernel
 from kproxylat.traffic.generators import GENERATORS
+from tests.support.command import RULES
 from tests.support.namespaces import measure_alone, run_alone, run_on_node, run_python, sweep_alone
 
 LAB = ("--lab", "--probe", "none", "--services", "20")
@@ -187,10 +188,11 @@ def test_options_of_tracing_are_refused(tmp_path: Path) -> None:
         (("--others",), "--others"),
         (("--generator", "pktgen"), "--generator pktgen"),
         (("--set", "a=b"), "--set"),
+        (("--ruleset", RULES, "--every-service"), "--every-service"),
     ):
-        done = run_alone("run", *LAB, *words, directory=tmp_path)
+        done = run_alone("run", "--lab", "--probe", "none", *words, directory=tmp_path)
         assert done.returncode == 2
-        assert f"{name} has no effect with --probe none" in done.stderr
+        assert f"{name} cannot be used with --probe none" in done.stderr
 
 
 def test_a_sweep_judges_the_way_through_the_rules(tmp_path: Path) -> None:

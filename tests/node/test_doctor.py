@@ -146,29 +146,29 @@ def write(name: str, text: str) -> Edit:
     ("name", "edit", "state", "message"),
     [
         ("rights", write("proc/self/status", "CapEff:\t0000000000001000\n"), "missing", "SYS_ADMIN"),
-        ("bpftrace", remove("bin/bpftrace"), "missing", "bpftrace not found"),
+        ("bpftrace", remove("bin/bpftrace"), "missing", "the program 'bpftrace' is missing"),
         ("bpftrace", write("bin/bpftrace", "#!/bin/sh\necho bpftrace v0.9.4\n"), "missing", "too old"),
-        ("setpriv", remove("bin/setpriv"), "missing", "setpriv not found"),
-        ("modprobe", remove("bin/modprobe"), "missing", "modprobe not found"),
-        ("ip", remove("bin/ip"), "missing", "ip not found"),
-        ("nft", remove("bin/nft"), "missing", "nft not found"),
-        ("nsenter", remove("bin/nsenter"), "missing", "nsenter not found"),
-        ("sysctl", remove("bin/sysctl"), "missing", "sysctl not found"),
-        ("conntrack", remove("bin/conntrack"), "missing", "conntrack not found"),
+        ("setpriv", remove("bin/setpriv"), "missing", "the program 'setpriv' is missing"),
+        ("modprobe", remove("bin/modprobe"), "missing", "the program 'modprobe' is missing"),
+        ("ip", remove("bin/ip"), "missing", "the program 'ip' is missing"),
+        ("nft", remove("bin/nft"), "missing", "the program 'nft' is missing"),
+        ("nsenter", remove("bin/nsenter"), "missing", "the program 'nsenter' is missing"),
+        ("sysctl", remove("bin/sysctl"), "missing", "the program 'sysctl' is missing"),
+        ("conntrack", remove("bin/conntrack"), "missing", "the program 'conntrack' is missing"),
         ("BTF", remove("sys/kernel/btf/vmlinux"), "missing", "CONFIG_DEBUG_INFO_BTF"),
         ("BTF", remove("sys/kernel/btf/nf_tables"), "missing", "CONFIG_DEBUG_INFO_BTF_MODULES"),
         ("function tracing", remove("proc/sys/kernel/ftrace_enabled"), "missing", "CONFIG_FUNCTION_TRACER"),
         ("function tracing", write("proc/sys/kernel/ftrace_enabled", "0\n"), "missing", "switched off"),
         ("tracefs", remove("sys/kernel/tracing/available_filter_functions"), "missing", "not mounted"),
         ("kprobes", remove("sys/bus/event_source/devices/kprobe"), "missing", "CONFIG_KPROBE_EVENTS"),
-        ("hping3", remove("bin/hping3"), "missing", "hping3 not found"),
+        ("hping3", remove("bin/hping3"), "missing", "the program 'hping3' is missing"),
         ("hping3", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing", "lacks CAP_NET_RAW"),
         ("iptables on legacy: rights", write("proc/self/status", "CapEff:\t000001ffffffdfff\n"), "missing",
             "lacks CAP_NET_RAW"),
         ("lockdown", write("sys/kernel/security/lockdown", "none [confidentiality]"), "missing", "locked down"),
         ("user namespace", write("proc/self/ns/other", ""), "missing", "user namespace"),
-        ("iptables on legacy: tools", remove("bin/nfacct"), "missing", "nfacct not found"),
-        ("iptables", remove("bin/iptables"), "warning", "iptables not found"),
+        ("iptables on legacy: tools", remove("bin/nfacct"), "missing", "the program 'nfacct' is missing"),
+        ("iptables", remove("bin/iptables"), "warning", "the program 'iptables' is missing"),
         ("clock source", write(
             "sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet"), "warning", "hpet"),
         ("mitigations", write("sys/devices/system/cpu/vulnerabilities/mds", "Vulnerable\n"), "warning", "mds"),
@@ -177,8 +177,8 @@ def write(name: str, text: str) -> Edit:
         ("surroundings", write(".dockerenv", ""), "warning", "/.dockerenv"),
         ("surroundings", remove("sys/fs/bpf"), "warning", "no /sys/fs/bpf"),
         ("surroundings", remove("sys/kernel/debug"), "warning", "no /sys/kernel/debug"),
-        ("virtual machine", remove("bin/qemu-system-x86_64"), "missing", "qemu-system-x86_64 not found"),
-        ("virtual machine", remove("bin/virtme-run"), "missing", "virtme-run not found"),
+        ("virtual machine", remove("bin/qemu-system-x86_64"), "missing", "the program 'qemu-system-x86_64' is missing"),
+        ("virtual machine", remove("bin/virtme-run"), "missing", "the program 'virtme-run' is missing"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )  # fmt: skip
@@ -388,7 +388,7 @@ def test_missing_modules_stop_only_their_mode(monkeypatch: pytest.MonkeyPatch) -
 def test_all_missing_programs_are_named_at_once(good: Path) -> None:
     for name in ("ip", "nft", "iptables-legacy"):
         remove(f"bin/{name}")(good)
-    with pytest.raises(MachineError, match=r"^ip, nft, iptables-legacy not found$") as caught:
+    with pytest.raises(MachineError, match=r"^the programs 'ip', 'nft', 'iptables-legacy' are missing$") as caught:
         require(LEGACY, "trace", "run")
     assert caught.value.remedy == "apt-get install iproute2 nftables iptables"
 
@@ -447,7 +447,9 @@ def test_an_ordinary_user_without_any_tool(
     assert "root" in out
     assert "apt-get install bpftrace" in out
     assert "dnf install bpftrace" in out
-    assert "can be measured here: nothing" in out
+    assert "can be traced here: nothing" in out
+    remedies = [line for line in out.splitlines() if line.startswith("  apt-get")]
+    assert remedies.count("  apt-get install util-linux") == 1, "problems of the same remedy stand together"
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -491,5 +493,5 @@ def test_the_modes_family_and_origin_keep_its_checks(good: Path, monkeypatch: py
         require(LEGACY.for_family(6).from_node(), "trace", "run")
     remove("bin/ip6tables-legacy")(good)
     monkeypatch.delenv("ABSENT")
-    with pytest.raises(MachineError, match="ip6tables-legacy not found"):
+    with pytest.raises(MachineError, match="the program 'ip6tables-legacy' is missing"):
         require(LEGACY.for_family(6), "trace", "run")

@@ -30,6 +30,7 @@ from kproxylat.results import FirstPacket, Percentile, Result, ServiceCost, Targ
 from kproxylat.results_json import list_to_json, to_json
 from tests.results import COUNTED, LOGS, TIMED, change_run, load
 from tests.support import ROOT
+from tests.support.bills import make_bill
 from tests.support.browser import Browser, browsing
 from tests.support.command import Captured, call
 from tests.support.documents import files
@@ -71,6 +72,7 @@ def documents(directory: Path) -> dict[str, Path]:
         "comparison": comparisons_to_json(compare(str(COUNTED), None)),
         "pair": comparisons_to_json(compare(*files(directory, SLOW[0], SLOW[2]))),
         "whatif": whatif.to_json(),
+        "bill": make_bill().to_json(),
         "reproduction": json.dumps(machine | json.loads(json.dumps(reproduction(), default=lambda x: x.__dict__))),
     }
     paths = {name: directory / f"{name}.json" for name in texts}
@@ -290,7 +292,7 @@ def test_problems_are_warnings(capsys: Captured, tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"{", "damaged"),
-        (b"{}", "not a result, sweep, comparison, whatif or reproduction"),
+        (b"{}", "not a result, sweep, comparison, whatif, reproduction or bill"),
         (b"[1]", "holds no run"),
         (b'{"schema": "kproxylat/2", "results": []}', "of this version"),
         (b'{"schema": "kproxylat/1", "results": 5}', "damaged"),

@@ -20,7 +20,7 @@ from kproxylat.analysis.comparison import from_json, to_json
 from kproxylat.analysis.series import build_series
 from kproxylat.cli import app
 from kproxylat.report.figure import STYLES, make_figure
-from kproxylat.report.plot import draw_distributions, draw_ratios, draw_series, find_crossings, plot
+from kproxylat.report.plot import draw_distributions, draw_figures, draw_ratios, draw_series, find_crossings, plot
 from kproxylat.results import Result
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support.documents import files
@@ -207,9 +207,20 @@ def test_repeats_are_one_entry_of_the_legend(tmp_path: Path) -> None:
     assert "B: iptables/legacy, 100 Services (3 runs" in words
 
 
+def test_a_pairs_axis_names_the_sides_as_its_table_does(tmp_path: Path) -> None:
+    [axes] = make_figure("x", "y")[1]
+    draw_figures(axes, compare(*files(tmp_path, SLOW[0], SLOW[2]))[0])
+    assert axes.get_xlabel().startswith("B / A: ")
+
+
 def test_styles_differ_in_grey() -> None:
     for part in ("line", "marker", "color"):
-        assert len({str(getattr(style, part)) for style in STYLES}) == len(STYLES)
+        assert len({str(getattr(style, part)) for style in STYLES[:5]}) == 5
+    assert len({(str(style.line), style.marker) for style in STYLES}) == len(STYLES) == 12
+    for style, same_color in zip(STYLES, STYLES[5:], strict=False):
+        assert style.color == same_color.color
+        assert style.line != same_color.line
+        assert style.marker != same_color.marker
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:

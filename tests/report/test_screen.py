@@ -173,6 +173,8 @@ def test_a_terminals_width_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     use_terminal(monkeypatch)
     text = paint("\n".join(draw_result(timed().warn("unclear " + "word " * 20))))
     assert columns.width() == 120
+    for answer in ("A packet takes 17\nµs (p50); it is\ncounted.", "A flow takes 9 (the\ncommonest)"):
+        assert paint(answer) == f"\033[1m{answer}\033[0m"
     assert "\033[1m nat *  " in text
     assert "\033[33mwarning\033[0m: " in text
     plain = re.sub(r"\033\[\d+m", "", text)

@@ -76,9 +76,10 @@ def measure_alone(*words: str, user: str = "root", directory: Path) -> Result:
 
 
 def sweep_alone(*words: str, directory: Path) -> dict[str, Any]:
-    """Return the document of a sweep; it must succeed."""
+    """Return the document of a sweep; it must succeed, and report none of its own labs as a leftover."""
     done = run_alone("sweep", *words, "--format", "json", directory=directory)
     assert done.returncode == 0, done.stderr
+    assert "of an earlier run" not in done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 

@@ -98,7 +98,7 @@ def test_the_order_of_the_runs_does_not_change_the_bounds() -> None:
 
 def test_a_sweep_without_tracing_does_not_ask_for_bpftrace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> tuple[str, tuple[int, int]]:
-        raise MachineError("bpftrace not found")
+        raise MachineError("the program 'bpftrace' is missing")
 
     monkeypatch.setattr(sweep, "find_version", fail)
     untraced = replace(points(tmp_path)[0], tracing=Tracing(probe="none"))

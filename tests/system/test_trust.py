@@ -131,7 +131,7 @@ def test_no_program_comes_from_the_current_directory(tmp_path: Path, path: str |
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from kproxylat.system.processes import run; "
     code += "run('kproxylat-trap')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "kproxylat-trap not found" in done.stderr
+    assert "the program 'kproxylat-trap' is missing" in done.stderr
     assert not (tmp_path / "pwned").exists()
 
 

@@ -463,6 +463,6 @@ def test_lost_events(text: str, lost: int) -> None:
 
 def test_no_bpftrace_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PATH", str(tmp_path))
-    with pytest.raises(MachineError, match="bpftrace not found") as caught, trace(SCRIPT, lambda _: None):
+    with pytest.raises(MachineError, match="program 'bpftrace' is missing") as caught, trace(SCRIPT, lambda _: None):
         pass
     assert caught.value.remedy == "apt-get install bpftrace"

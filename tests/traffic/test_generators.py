@@ -210,7 +210,7 @@ def test_hping3_has_one_address() -> None:
 
 def test_a_missing_hping3_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processes, "PATH", str(tmp_path))
-    with pytest.raises(MachineError, match=r"^hping3 not found$") as caught:
+    with pytest.raises(MachineError, match=r"^the program 'hping3' is missing$") as caught:
         processes.find(*GENERATORS["hping3"].tools)
     assert caught.value.remedy == "apt-get install hping3"
 

@@ -159,17 +159,27 @@ OF_SERVICE = "-d 10.24.138.29/32 -p udp -m udp --dport 53 -j KUBE-MARK-MASQ\n"
 UNKNOWN = "-A POSTROUTING -p udp -m udp --dport 53 -j MASQUERADE\n"
 
 
-@pytest.mark.parametrize("backend", ["legacy", "nft"])
-@pytest.mark.parametrize(("rules", "service", "masqueraded", "cause"), [
-    (WEAVE, "", False, None),
-    ("", f"-A KUBE-SVC-A ! -i azv+ {OF_SERVICE}", False, None),
-    ("", f"-A KUBE-SVC-A ! -s 10.24.0.0/16 {OF_SERVICE}", False, None),
-    ("", f"-A KUBE-SVC-A {OF_SERVICE}", True, "the rules masquerade all packets to ClusterIPs"),
-    (UNKNOWN, "", True, "by a rule that is not recognized"),
-], ids=["weave", "interface", "cluster-ip-in-cluster-cidr", "masquerade-all", "unknown"])  # fmt: skip
-def test_masquerade_is_seen(
-    counting: Guest, backend: str, rules: str, service: str, masqueraded: bool, cause: str | None
-) -> None:
+MASQUERADES = {
+    "weave": (WEAVE, "", False, None),
+    "interface": ("", f"-A KUBE-SVC-A ! -i azv+ {OF_SERVICE}", False, None),
+    "cluster-ip-in-cluster-cidr": ("", f"-A KUBE-SVC-A ! -s 10.24.0.0/16 {OF_SERVICE}", False, None),
+    "masquerade-all": ("", f"-A KUBE-SVC-A {OF_SERVICE}", True, "the rules masquerade all packets to ClusterIPs"),
+    "unknown": (UNKNOWN, "", True, "by a rule that is not recognized"),
+}
+QUICK = {("weave", "legacy"), ("interface", "nft"), ("masquerade-all", "nft"), ("unknown", "legacy")}
+"""On each backend one that masquerades and one that does not; the others take a minute and a half."""
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(name, backend, marks=[] if (name, backend) in QUICK else [pytest.mark.long])
+        for name in MASQUERADES
+        for backend in ("legacy", "nft")
+    ],
+)
+def test_masquerade_is_seen(counting: Guest, name: str, backend: str) -> None:
+    rules, service, masqueraded, cause = MASQUERADES[name]
     file = counting.directory / "masquerade.txt"
     file.write_text(UNIT.format(backend=backend, rules=rules, service=service))
     result = replay(counting, file, "0.2", "500", "20", "--target", "10.24.138.29:53")
@@ -179,7 +189,9 @@ def test_masquerade_is_seen(
     assert warnings == ([f"100 of 100 packets were masqueraded: {cause}"] if cause else [])
 
 
-@pytest.mark.parametrize(("mode", "backend"), [("iptables", "legacy"), ("nftables", "nft"), ("ipvs", "ipvs")])
+@pytest.mark.parametrize(("mode", "backend"), [
+    pytest.param("iptables", "legacy", marks=pytest.mark.long), ("nftables", "nft"), ("ipvs", "ipvs"),
+])  # fmt: skip
 def test_packets_from_outside_the_cluster_are_masqueraded(counting: Guest, mode: str, backend: str) -> None:
     argv = ("run", "0.2", "500", "20", "--lab", "--services", "5", "--mode", mode, "--backend", backend)
     done = counting.kproxylat(*argv, "--source", "198.18.0.0/24", "--format", "json")
@@ -188,7 +200,7 @@ def test_packets_from_outside_the_cluster_are_masqueraded(counting: Guest, mode:
     assert "the rules masquerade packets from outside 10.244.0.0/16" in done.json["quality"]["warnings"][-1]
 
 
-@pytest.mark.parametrize("backend", ["legacy", "nft"])
+@pytest.mark.parametrize("backend", ["legacy", pytest.param("nft", marks=pytest.mark.long)])
 def test_the_accounting_closes_without_services_outside_of_conntrack(counting: Guest, backend: str) -> None:
     """NodeLocal DNSCache takes its address out of conntrack, so that no rule of its Service sees a packet."""
     second = OF_SERVICE.replace("10.24.138.29", "10.24.138.30").replace("KUBE-MARK-MASQ", "KUBE-SVC-A")

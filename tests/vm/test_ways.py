@@ -41,7 +41,7 @@ def test_signal_leaves_nothing(timing: Guest, step: str, signum: int) -> None:
 
 
 def test_signal_while_sending_saves_what_there_is(timing: Guest) -> None:
-    done = interrupt(timing, "[7/7]", signal.SIGTERM, delay_s=10)
+    done = interrupt(timing, "[7/7]", signal.SIGTERM, delay_s=4)
     assert done.status == 128 + signal.SIGTERM
     result = done.json
     assert result["run"]["cut_short"] is True
