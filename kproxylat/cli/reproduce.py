@@ -78,7 +78,7 @@ def show_reproduction(reproduction: Reproduction, form: Format, directory: Path)
     except MachineError as error:
         say(f"no picture: {error}\n  {error.remedy}")
     load = f"load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} CPUs"
-    machine = f"Linux {kernel.release()}; {kernel.describe_processor()}; {load}"
+    machine = f"Linux {kernel.release()}; {kernel.describe_processor() or 'unknown processor'}; {load}"
     if form is Format.JSON:
         show(json.dumps({"schema": SCHEMA, "machine": machine, **asdict(reproduction)}, indent=2))
         return

@@ -48,11 +48,12 @@ def set_clock() -> None:
 
 
 def describe_processor() -> str:
-    """Describe the processor: its model, and the sizes of its caches."""
-    models = re.findall(r"^(?:model name|Model)\s*: (.*)", read_path("proc/cpuinfo"), re.M)
+    """Describe the processor: its model (arm64: its part), and the sizes of its caches; "" if the model is unknown."""
+    cpuinfo = ROOT / "proc/cpuinfo"
+    models = re.findall(r"^(?:model name|CPU part)\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
     caches = sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*"))
     sizes = [f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}" for cache in caches]
-    return f"{models[0] if models else 'unknown processor'}, caches {', '.join(sizes) or 'unknown'}"
+    return f"{models[0]}, caches {', '.join(sizes) or 'unknown'}" if models else ""
 
 
 def detect_mitigations() -> dict[str, str]:

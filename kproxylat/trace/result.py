@@ -63,7 +63,7 @@ def describe_run(mode: Mode, kind: str, started: datetime) -> Run:
         kernel=kernel.release(),
         probe_kind=kind,
         mitigations=kernel.detect_mitigations(),
-        processor=kernel.describe_processor(),
+        processor=kernel.describe_processor() or None,
     )
 
 
