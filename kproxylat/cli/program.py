@@ -37,9 +37,13 @@ GROUPS = {
         "--endpoints",
         "--affinity",
     ),
-    "Node and cluster": (
-        *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
-        *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),
+    "Node": (
+        *("--service", "--port", "--target", "--mode", "--backend", "--family", "--netns"),
+        *("--node-container", "--allow", "--yes"),
+    ),
+    "Cluster": (
+        *("--namespace", "--all-namespaces", "--kubeconfig", "--context", "--cluster", "--as", "--as-group"),
+        "--request-timeout",
     ),
     "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),

@@ -189,6 +189,24 @@ def test_an_ambiguous_mode(
     assert err.splitlines()[1].startswith("  ")
 
 
+def test_the_options_of_kubectl(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--as goes to the server with each request; --as-group without it is refused, as in kubectl."""
+    asked, answer = [], cluster.answer
+
+    def note(method: str, target: str, headers: dict[str, str], body: bytes) -> object:
+        asked.append((headers.get("impersonate-user"), headers.get("impersonate-group")))
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(cluster, "answer", note)
+    words = ("services", "list", "--cluster=fake", "--request-timeout", "1m")
+    assert call(capsys, *words, "--as", "jane", "--as-group", "ops")[0] == 0
+    assert {*asked} == {("jane", "ops")}
+    status, _, err = call(capsys, *words, "--as-group", "ops")
+    assert (status, "--as-group would have no effect" in err) == (2, True)
+    status, _, err = call(capsys, "services", "list", "--request-timeout", "soon")
+    assert (status, "--request-timeout 'soon' is not a time" in err) == (2, True)
+
+
 def test_services_from_the_command_line(capsys: Captured, cluster: FakeApi) -> None:
     assert call(capsys, "services", "create", "--count", "3", "--dry-run")[1] == (
         "would create 3 dummy Services and their EndpointSlices in namespace default; 0 are there\n"
