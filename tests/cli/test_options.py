@@ -436,6 +436,7 @@ ENTRIES: dict[str, Any] = {
     "cli.services.service_ports": set(),
     "cli.services.wait_for_rules": 1.0,
     "cli.services.read_dummies": DUMMIES,
+    "cli.services.read_all_dummies": {"prod": DUMMIES},
     "cli.services.plan_creation": [1],
     "cli.services.create": None,
     "cli.services.delete": (0, 0),
