@@ -234,3 +234,11 @@ def test_a_flag_takes_no_value(capsys: Captured, word: str) -> None:
     assert (status, out) == (2, "")
     assert err.splitlines()[0] == f"kproxylat: option '{word.partition('=')[0]}' does not take a value"
     assert err.splitlines()[1].endswith(" --help")
+
+
+@pytest.mark.parametrize("command", [name for name, own in PARAMETERS.items() if "--format" in map(name_of, own)])
+def test_yaml_is_wherever_json_is(capsys: Captured, command: str) -> None:
+    text = call(capsys, *command.split(), "--help")[1]
+    forms = re.search(r"--format <(.*?)>", text)
+    assert forms, text
+    assert {"json", "yaml"} <= {*forms[1].split("|")} or "json" not in forms[1]
