@@ -632,10 +632,10 @@ def test_a_timeout_ends_a_request(fake: FakeApi, tmp_path: Path, patience_s: flo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "FIRST_S", patience_s)
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            path = fake.kubeconfig(tmp_path, port=silent.getsockname()[1])
+            api = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]), timeout_s=0.4)
             started_s = time.monotonic()
             with pytest.raises(MachineError, match=r"no API server answers at .*Read timed out"):
-                connect(path, timeout_s=0.4).get(SERVICES)
+                api.get(SERVICES)
             assert 0.4 <= time.monotonic() - started_s < 2
 
 
