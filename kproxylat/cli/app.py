@@ -124,7 +124,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     :param argv: the arguments without the program's name; ``sys.argv`` if None.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    # kubectl's --dry-run has a value; ours never asks the server to check the objects.
+    words = sys.argv[1:] if argv is None else argv
+    arguments = ["--dry-run" if word == "--dry-run=client" else word for word in words]
     try:
         streams.prepare()
         with interrupts.raised():

@@ -34,6 +34,7 @@ class BillFormat(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
     CSV = "csv"
     OPENMETRICS = "openmetrics"
 
@@ -106,7 +107,7 @@ def bill(
     if nodes.asked():
         nodes.refuse(place, serve=serve, whatif=whatif)
         if form in (BillFormat.CSV, BillFormat.OPENMETRICS):
-            raise UsageError(f"the bills of several nodes have no format {form}", "--format takes table or json")
+            raise UsageError(f"the bills of several nodes have no format {form}", "--format takes table, json or yaml")
         errand = Errand("bill", list_words(ctx), period_s + START_S)
         run_on_nodes(nodes, nodes, lambda _: errand, form or BillFormat.TABLE)
     if address:

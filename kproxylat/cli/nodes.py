@@ -95,7 +95,7 @@ class Remote(Nodes, Cluster):
         """
         asked = super().asked()
         if not asked:
-            refuse_options("no cluster is asked", "add --node", kubeconfig=self.kubeconfig, context=self.context)
+            refuse_options("no cluster is asked", "add --node", **self.api_options)
         return asked
 
 

@@ -44,8 +44,10 @@ Kind = StrEnum("Kind", ["AUTO", "FENTRY", "KPROBE", "NONE"])
 """What the probes are."""
 Protocol = StrEnum("Protocol", ["TCP", "UDP", "BOTH"])
 """Protocols of the packets that are compared."""
-Format = StrEnum("Format", ["TABLE", "JSON"])
-"""How a result is written to stdout."""
+Format = StrEnum("Format", ["TABLE", "JSON", "YAML"])
+"""How a result is written to stdout; a command sees JSON for YAML, and kproxylat.cli.program translates."""
+ListFormat = StrEnum("ListFormat", ["TABLE", "WIDE", "JSON", "YAML", "NAME"])
+"""How a list of objects is written to stdout, as kubectl does."""
 DUMMIES = 100
 """Services of the lab, if none are asked for."""
 Duration = Annotated[float, typer.Argument(help="Seconds to send for.")]

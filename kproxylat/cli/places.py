@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +23,46 @@ class Cluster:
         Path | None, typer.Option("--kubeconfig", help="As kubectl has it (KUBECONFIG, ~/.kube/config).")
     ] = None
     context: Annotated[str | None, typer.Option("--context", help="The kubeconfig's context (the current one).")] = None
+    cluster_name: Annotated[str | None, typer.Option("--cluster", help="The kubeconfig's cluster (the context's).")] = (
+        None
+    )
+    as_user: Annotated[str | None, typer.Option("--as", metavar="USER", help="Act as this user, as in kubectl.")] = None
+    as_group: Annotated[
+        list[str] | None,
+        typer.Option("--as-group", metavar="GROUP", help="With --as: act as in this group; repeatable."),
+    ] = None
+    request_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--request-timeout", metavar="TIME", help="Give up a request after TIME: 10, 10s, 1m; 0 is never (60s)."
+        ),
+    ] = None
 
     def connect(self) -> Api:
-        """Connect to the API: it is where this is called first that it is needed."""
-        from kproxylat.cluster.api import connect
+        """Connect to the API: it is where this is called first that it is needed.
 
-        return connect(self.kubeconfig, self.context, getattr(self, "namespace", None))
+        :raises UsageError: an option is invalid.
+        """
+        from kproxylat.cluster.api import connect
+        from kproxylat.cluster.transport import parse_timeout
+
+        if not self.as_user:
+            refuse_options("without --as the kubeconfig names the user", "add --as", as_group=self.as_group)
+        identity = {"as": self.as_user, "as-groups": self.as_group}
+        return connect(
+            self.kubeconfig,
+            self.context,
+            getattr(self, "namespace", None),
+            self.cluster_name,
+            {name: value for name, value in identity.items() if value},
+            None if self.request_timeout is None else parse_timeout(self.request_timeout),
+        )
+
+    @property
+    def api_options(self) -> dict[str, object]:
+        """The options of the API, as :func:`kproxylat.errors.refuse_options` takes them."""
+        renamed = {"cluster_name": "cluster", "as_user": "as"}
+        return {renamed.get(field.name, field.name): getattr(self, field.name) or None for field in fields(Cluster)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +113,7 @@ class OnNode(Namespaced, Place):
         :param target: ``--target``.
         :raises UsageError: one of them was passed.
         """
-        names = ("kubeconfig", "context", "namespace", "service", "port")
-        cluster: dict[str, Any] = {name: getattr(self, name) for name in names}
+        cluster = self.api_options | {name: getattr(self, name) for name in ("namespace", "service", "port")}
         if lab:
             node: dict[str, Any] = {name: getattr(self, name) or None for name in ("netns", "node_container", "allow")}
             refuse_options("--lab makes its own node, without a cluster", "leave out --lab", **node, **cluster)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO, TextIOWrapper
@@ -37,9 +38,13 @@ GROUPS = {
         "--endpoints",
         "--affinity",
     ),
-    "Node and cluster": (
-        *("--service", "--port", "--namespace", "--target", "--mode", "--backend", "--family", "--netns"),
-        *("--node-container", "--allow", "--kubeconfig", "--context", "--yes"),
+    "Node": (
+        *("--service", "--port", "--target", "--mode", "--backend", "--family", "--netns"),
+        *("--node-container", "--allow", "--yes"),
+    ),
+    "Cluster": (
+        *("--namespace", "--all-namespaces", "--kubeconfig", "--context", "--cluster", "--as", "--as-group"),
+        "--request-timeout",
     ),
     "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
@@ -100,14 +105,15 @@ class Program(TyperGroup):
         try:
             return super().main(args, **{**more, "standalone_mode": False})
         except Exception as error:
-            # Typer exports no class for all errors of its parser; each knows its context.
-            context = getattr(error, "ctx", None)
-            if not context or not hasattr(error, "format_message"):
+            # Typer exports no class for all errors of its parser; a value of a flag has no context.
+            if not hasattr(error, "format_message"):
                 raise
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else more.get("prog_name")
             if type(error).__name__ == "NoArgsIsHelpError":
                 show(error.format_message(), file=sys.stderr)
                 sys.exit(UsageError.exit_code)
-            raise UsageError(_describe(error), f"see {context.command_path} --help") from None
+            raise UsageError(_describe(error), f"see {path} --help") from None
 
 
 def _describe(error: Any) -> str:
@@ -146,8 +152,13 @@ def _add_options(command: Callable[..., None]) -> Callable[..., None]:
         if common.quiet and common.verbose:
             raise UsageError("--quiet and --verbose exclude each other", "leave out one of them")
         set_volume(common.quiet, common.verbose)
+        form = values.get("form")
+        if is_yaml := form == "yaml":
+            values["form"] = type(form)("json")
+            if "ctx" in values:
+                values["ctx"].params["form"] = values["form"]
         try:
-            with _write_to(getattr(common, "file", None)):
+            with _write_to(getattr(common, "file", None), is_yaml):
                 command(**values)
         finally:
             set_volume()
@@ -170,17 +181,19 @@ def _names(parameter: inspect.Parameter) -> tuple[str, ...]:
 
 
 @contextmanager
-def _write_to(path: Path | None) -> Iterator[None]:
+def _write_to(path: Path | None, is_yaml: bool) -> Iterator[None]:
     """Write what the block prints on stdout to a file, whatever ends the block (None: leave it on stdout).
+
+    :param is_yaml: the block prints a JSON document, which becomes YAML.
 
     :raises MachineError: the file exists, or cannot be written; then the block has not begun.
     """
     from kproxylat.system.files import save_file
 
-    if path is None:
+    if path is None and not is_yaml:
         yield
         return
-    if os.path.lexists(path) or not os.access(path.parent, os.W_OK):
+    if path and (os.path.lexists(path) or not os.access(path.parent, os.W_OK)):
         reason = "it exists" if os.path.lexists(path) else f"no permission to write in {path.parent}"
         raise MachineError(f"{path} cannot be written: {reason}", "pass another --output")
     text = TextIOWrapper(BytesIO(), encoding="utf-8", newline="")
@@ -192,7 +205,17 @@ def _write_to(path: Path | None) -> Iterator[None]:
     finally:
         text.flush()
         written = text.detach().getvalue()
+        with suppress(ValueError):  # What an error cut stays as it is.
+            written = _to_yaml(written) if is_yaml else written
         # An empty list is an answer, too; a command that failed without output has none.
-        if written or ended:
+        if path and (written or ended):
             save_file(path, written, "--output")
             say(f"saved: {path}")
+        elif written:
+            show(written.decode(), end="")
+
+
+def _to_yaml(document: bytes) -> bytes:
+    import yaml
+
+    return str(yaml.safe_dump(json.loads(document), sort_keys=False)).encode()

@@ -5,7 +5,7 @@ Each imports what it needs when it runs, so that none waits for another's import
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 
 from kproxylat.cli import options as opt
 from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
-from kproxylat.cli.places import OnNode, Place
+from kproxylat.cli.places import Cluster, OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import InVm, KernelImage, Vm
 from kproxylat.console import say, show
@@ -202,7 +202,7 @@ def run(
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
     # With --target the Service is not looked up, but the Jobs still take a cluster.
-    local = replace(node, kubeconfig=None, context=None) if in_pods and options.target else node
+    local = replace(node, **{field.name: None for field in fields(Cluster)}) if in_pods and options.target else node
     plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)

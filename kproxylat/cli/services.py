@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.options import Format
+from kproxylat.cli.options import ListFormat
 from kproxylat.cli.places import Namespaced, Place
 from kproxylat.cli.spread import spread
-from kproxylat.cluster.dummies import check_count, create, delete, plan_creation, read_dummies
+from kproxylat.cluster.dummies import (
+    Dummies,
+    check_count,
+    create,
+    delete,
+    plan_creation,
+    read_all_dummies,
+    read_dummies,
+)
 from kproxylat.cluster.sync import service_ports, wait_for_rules
 from kproxylat.cluster.worker import IMAGE, apply_worker, delete_worker, find_service, find_worker
 from kproxylat.console import plain_line, say, show
@@ -155,7 +163,12 @@ def services_delete(
 @services_app.command("list")
 @spread
 def services_list(
-    form: Annotated[Format, typer.Option("--format", "-o", help="How the list is written to stdout.")] = Format.TABLE,
+    form: Annotated[
+        ListFormat, typer.Option("--format", "-o", help="How the list is written to stdout.")
+    ] = ListFormat.TABLE,
+    all_namespaces: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces, whatever --namespace says.")
+    ] = False,
     *,
     cluster: Namespaced,
 ) -> None:
@@ -164,19 +177,39 @@ def services_list(
     \b
     Examples:
       kproxylat services list
+      kproxylat services list --all-namespaces -o wide
       kproxylat services list --format json | jq .count
     """
     api = cluster.connect()
-    existing = read_dummies(api)
-    addresses = {number: existing.services[number]["spec"].get("clusterIP", "") for number in sorted(existing.services)}
-    without_slice = existing.without_slice
-    if form is Format.JSON:
-        details = {"without_slice": without_slice, "not_ours": existing.strange, "services": addresses}
-        show(json.dumps({"namespace": api.namespace, "count": len(addresses), **details}, indent=2))
+    namespaces = read_all_dummies(api) if all_namespaces else {api.namespace: read_dummies(api)}
+    if form is ListFormat.JSON:
+        documents = [_describe(namespace, existing) for namespace, existing in namespaces.items()]
+        show(json.dumps({"namespaces": documents} if all_namespaces else documents[0], indent=2))
         return
-    for number, address in addresses.items():
-        lack = "  no EndpointSlice" if number in without_slice else ""
-        show(f"dummy-service-{number:<6} {plain_line(address)}{lack}")
-    say(f"{len(addresses)} dummy Services in namespace {api.namespace}; without EndpointSlice: {len(without_slice)}")
-    for name in existing.strange:
-        say(f"not ours, though it has the label: {plain_line(name)}")
+    for namespace, existing in namespaces.items():
+        without_slice = existing.without_slice
+        for number, service in sorted(existing.services.items()):
+            if form is ListFormat.NAME:
+                show(f"service/dummy-service-{number}")
+                continue
+            ports = [f"{port.get('port')}/{port.get('protocol', 'TCP')}" for port in service["spec"].get("ports") or ()]
+            columns = (
+                f"{namespace:<20}" if all_namespaces else "",
+                f"dummy-service-{number:<6}",
+                service["spec"].get("clusterIP", ""),
+                f" {','.join(ports)}" if form is ListFormat.WIDE else "",
+                " no EndpointSlice" if number in without_slice else "",
+            )
+            show(plain_line(" ".join(filter(None, columns))))
+        count = len(existing.services)
+        say(f"{count} dummy Services in namespace {plain_line(namespace)}; without EndpointSlice: {len(without_slice)}")
+        for name in existing.strange:
+            say(f"not ours, though it has the label: {plain_line(name)}")
+    if not namespaces:
+        say("0 dummy Services in all namespaces")
+
+
+def _describe(namespace: str, existing: Dummies) -> dict[str, object]:
+    addresses = {number: existing.services[number]["spec"].get("clusterIP", "") for number in sorted(existing.services)}
+    details = {"without_slice": existing.without_slice, "not_ours": existing.strange, "services": addresses}
+    return {"namespace": namespace, "count": len(addresses), **details}

@@ -35,7 +35,7 @@ Finished = tuple[Sweep, Ended]
 """A sweep, and what cut it short."""
 
 
-SweepFormat = StrEnum("SweepFormat", ["TABLE", "JSON", "CSV"])
+SweepFormat = StrEnum("SweepFormat", ["TABLE", "JSON", "YAML", "CSV"])
 """How a sweep is written to stdout."""
 
 

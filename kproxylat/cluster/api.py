@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -85,9 +86,17 @@ class Api:
     :param namespace: the context's namespace, or that of the command line.
     :param context: the context's name, for messages.
     :param load: makes a new client from the present configuration.
+    :param timeout_s: how long a request waits for its answer (None: :data:`ANSWER_S`).
     """
 
-    def __init__(self, client: Client, namespace: str, context: str, load: Callable[[], Client]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        namespace: str,
+        context: str,
+        load: Callable[[], Client],
+        timeout_s: float | None = None,
+    ) -> None:
         self.namespace = namespace
         self.context = context
         self._client = client
@@ -97,6 +106,7 @@ class Api:
         self._load = load
         self._auth = threading.Lock()
         self._answered = False
+        self._timeout_s = timeout_s
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -222,7 +232,8 @@ class Api:
                 raise CancelledError
             client = self._client
             headers = [*self._read_credentials(client), _AGENT, ("Accept", accept), ("Content-Type", content_type)]
-            ends_s = min(started_s + self._patience_s, time.monotonic() + ANSWER_S)
+            left_s = started_s + self._patience_s - time.monotonic()
+            ends_s = time.monotonic() + (self._timeout_s or min(left_s, ANSWER_S))
             try:
                 answer = client.transport.exchange(method, target, headers, data, ends_s)
             except TransportError as error:
@@ -251,7 +262,7 @@ class Api:
 
     @property
     def _patience_s(self) -> float:
-        return PATIENCE_S if self._answered else FIRST_S
+        return min(PATIENCE_S if self._answered else FIRST_S, self._timeout_s or PATIENCE_S)
 
     def _read_credentials(self, client: Client) -> Sequence[tuple[str, str]]:
         owner, expires_s, headers = self._credentials
@@ -317,13 +328,23 @@ def _has_name(item: object) -> bool:
     return isinstance(meta, dict) and isinstance(meta.get("name"), str)
 
 
-def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Api:
+def connect(
+    kubeconfig: Path | None = None,
+    context: str | None = None,
+    namespace: str | None = None,
+    cluster: str | None = None,
+    identity: Mapping[str, object] | None = None,
+    timeout_s: float | None = None,
+) -> Api:
     """Read the configuration as kubectl does: ``--kubeconfig``, KUBECONFIG, ~/.kube/config, or a pod's account.
 
     :param context: the context's name (None: the current one).
     :param namespace: a namespace instead of the context's.
-    :raises UsageError: the file or the context does not exist.
+    :param cluster: as in :func:`kproxylat.cluster.kubeconfig.load_client`, like ``identity``.
+    :param timeout_s: as in :class:`Api`.
+    :raises UsageError: the file, the context or the cluster does not exist.
     :raises MachineError: the configuration is missing or invalid.
     """
-    client, name, default = load_client(kubeconfig, context)
-    return Api(client, namespace or default or "default", name, lambda: load_client(kubeconfig, context)[0])
+    load = partial(load_client, kubeconfig, context, cluster, identity)
+    client, name, default = load()
+    return Api(client, namespace or default or "default", name, lambda: load()[0], timeout_s)

@@ -92,6 +92,21 @@ def read_dummies(api: Api) -> Dummies:
     )
     if not services and not slices:
         check_namespace(api)
+    return _sort(services, slices)
+
+
+def read_all_dummies(api: Api) -> dict[str, Dummies]:
+    """List the dummy Services of all namespaces, by namespace."""
+    lists: list[dict[str, dict[str, Object]]] = [{}, {}]
+    for path, documents in zip(("/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"), lists, strict=True):
+        for document in api.list(path, labelSelector=SELECTOR):
+            meta = document["metadata"]
+            documents.setdefault(str(meta.get("namespace")), {})[meta["name"]] = document
+    services, slices = lists
+    return {name: _sort(services.get(name, {}), slices.get(name, {})) for name in sorted({*services, *slices})}
+
+
+def _sort(services: dict[str, Object], slices: dict[str, Object]) -> Dummies:
     numbered = {int(match[1]): service for name, service in services.items() if (match := NAME.fullmatch(name))}
     own_slices = {name: document for name, document in slices.items() if SLICE_NAME.fullmatch(name)}
     return Dummies(numbered, own_slices, tuple(sorted(name for name in services if not NAME.fullmatch(name))))

@@ -86,11 +86,18 @@ def raise_logged_errors(plugin: str, install_hint: str = "") -> Iterator[None]:
         raise MachineError(f"exec plugin {plugin} failed: {message}", remedy)
 
 
-def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, str, str | None]:
+def load_client(
+    kubeconfig: Path | None,
+    context: str | None,
+    cluster: str | None = None,
+    identity: Mapping[str, object] | None = None,
+) -> tuple[Client, str, str | None]:
     """Make the client from the kubeconfig files, or in a pod from its service account.
 
     :param kubeconfig: the file to use (None: those of KUBECONFIG, else ~/.kube/config).
     :param context: the context's name (None: the current one).
+    :param cluster: the cluster's name (None: the context's).
+    :param identity: entries that replace the user's own, as in the kubeconfig: ``as``, ``as-groups``.
     :return: the client, the context's name, and its namespace.
     :raises UsageError: the file or the context does not exist.
     :raises MachineError: the configuration is missing, invalid or not supported.
@@ -107,7 +114,9 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, s
         if files := _find_files(kubeconfig):
             for file in files:
                 secrets |= check_file(file)
-            name, namespace, user = _read_files(files, context, configuration)
+            name, namespace, user = _read_files(files, context, cluster, configuration)
+        elif cluster:
+            raise UsageError("--cluster takes a kubeconfig, and there is none", "leave it out, or pass --kubeconfig")
         else:
             load_incluster_config(configuration)
             name, namespace = "(in-cluster)", (IN_CLUSTER / "namespace").read_text().strip()
@@ -116,7 +125,7 @@ def load_client(kubeconfig: Path | None, context: str | None) -> tuple[Client, s
         client = Client(
             _open_transport(configuration),
             configuration,
-            tuple(_impersonate(user)),
+            tuple(_impersonate({**user, **(identity or {})})),
             (str(plugin.get("command") or ""), hint),
         )
     except (ConfigException, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -144,9 +153,11 @@ def _find_files(kubeconfig: Path | None) -> list[str]:
     return [path for path in files if Path(path).stat().st_size] or files
 
 
-def _read_files(files: Sequence[str], context: str | None, configuration: Any) -> tuple[str, str | None, Object]:
+def _read_files(
+    files: Sequence[str], context: str | None, cluster: str | None, configuration: Any
+) -> tuple[str, str | None, Object]:
     """Load a context of the kubeconfig files into the client's configuration; return its name, namespace and user."""
-    from kubernetes.config import load_kube_config
+    from kubernetes.config import load_kube_config_from_dict
     from kubernetes.config.kube_config import KubeConfigMerger
 
     merger = KubeConfigMerger(os.pathsep.join(files))
@@ -159,11 +170,17 @@ def _read_files(files: Sequence[str], context: str | None, configuration: Any) -
             f"the kubeconfig has no context {name!r}" if name else "the kubeconfig names no current context",
             f"--context takes one of: {', '.join(map(str, contexts))}",
         )
+    if cluster:
+        clusters = _read_section(merger, "cluster")
+        if cluster not in clusters:
+            names = ", ".join(map(str, clusters))
+            raise UsageError(f"the kubeconfig has no cluster {cluster!r}", f"--cluster takes one of: {names}")
+        contexts[name]["cluster"] = cluster
     user = _read_section(merger, "user").get(contexts[name].get("user"), {})
     plugin = user.get("exec") or {}
     check_credentials(user, files)
     with keep_keys_in_memory(), raise_logged_errors(str(plugin.get("command")), str(plugin.get("installHint") or "")):
-        load_kube_config(os.pathsep.join(files), name, configuration, persist_config=False)
+        load_kube_config_from_dict(merger.config, name, configuration, persist_config=False)
     return name, contexts[name].get("namespace"), user
 
 
@@ -185,7 +202,7 @@ def _impersonate(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _read_section(merger: Any, kind: str) -> dict[Any, Object]:
-    """Return the merged contexts or users (``kind``: "context" or "user") by name."""
+    """Return the merged contexts, clusters or users (``kind``: "context", ...) by name."""
     entries = [getattr(entry, "value", entry) for entry in merger.config.value.get(f"{kind}s") or ()]
     return {entry["name"]: entry.get(kind) or {} for entry in entries}
 

@@ -6,12 +6,13 @@ read, so a server that sends a byte a second never exceeds it, and they take twi
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from kproxylat.errors import MachineError
+from kproxylat.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     import urllib3
@@ -21,6 +22,25 @@ LARGEST = 64 * 2**20
 """Bytes of an answer, head included. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
 _PIECE = 2**16
 """Bytes of one read, and the largest head of an answer."""
+
+
+_DAY_S = 86_400.0
+_UNITS_S = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def parse_timeout(text: str) -> float:
+    """Read a time as kubectl does: seconds, or numbers with units; 0 is a day: longer than any request.
+
+    :raises UsageError: the text is something else.
+    """
+    parts = re.findall(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ms|us|µs|ns|h|m|s)", text)
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        seconds = float(text)
+    elif parts and "".join(map("".join, parts)) == text and len(text) < 100:
+        seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    else:
+        raise UsageError(f"--request-timeout {text!r} is not a time", "it takes e.g. 10, 10s, 1m30s or 0")
+    return min(seconds, _DAY_S) or _DAY_S
 
 
 class TransportError(Exception):

@@ -111,12 +111,14 @@ def check_namespaces() -> str:
     return "on"
 
 
+class UnloadedError(MachineError):
+    """A module is not loaded, and this process may not load it."""
+
+
 def check_rules(*names: str) -> str:
     """Check that the modules of a mode's rules are loaded, or that a run can load them."""
     if not kernel.is_initial_user_namespace():
-        for name in names:
-            if not kernel.has_module(name):
-                raise MachineError(f"module {name} is not loaded, and only root of the machine can: modprobe {name}")
+        _check_loaded(*names)
     return check_modules(*names)
 
 
@@ -125,9 +127,20 @@ def check_modules(*names: str) -> str:
     absent = [name for name in names if not kernel.has_module(name)]
     missing = [] if not absent or _can_load(*absent) else [name for name in absent if not _can_load(name)]
     if missing:
+        if os.geteuid() == 0 and kernel.list_lacking(kernel.SYS_MODULE):
+            _check_loaded(*missing)
         options = "; ".join(OPTIONS[name] for name in missing)
         raise MachineError(f"module not found for this kernel: {', '.join(missing)} ({options})")
     return ", ".join(names)
+
+
+def _check_loaded(*names: str) -> None:
+    for name in names:
+        if not kernel.has_module(name):
+            remedy = f"modprobe {name} # as root on the node" + (
+                "; or: pass --generator sockets" if name == "pktgen" else ""
+            )
+            raise UnloadedError(f"module {name} is not loaded, and only root of the machine can", remedy)
 
 
 def _can_load(*names: str) -> bool:

@@ -172,6 +172,9 @@ def _look(check: Check) -> Finding:
         state, found = "ok", check.look()
     except (SuspiciousError, PermissionError) as error:
         state, found = "warning", str(error)
+    except checks.UnloadedError as error:
+        state = "missing" if check.use else "warning"
+        return Finding(check.name, state, str(error), check.breaks, error.remedy, error.remedy)
     except (MachineError, OSError) as error:
         state, found = "missing" if check.use else "warning", str(error)
         own = getattr(error, "remedy", "")
@@ -231,7 +234,7 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
             programs = [row.name for row in CHECKS if row.use in uses and getattr(row.look, "func", None) is find]
             find(*(["bpftrace"] if "trace" in uses else []), *programs, *(mode.tools if "run" in uses else ()))
         command = finding.dnf if check.dnf and not has_apt() else finding.apt
-        in_vm = check.in_vm and kernel.IN_VM not in command
+        in_vm = check.in_vm and not command.startswith("modprobe") and kernel.IN_VM not in command
         raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
 
 

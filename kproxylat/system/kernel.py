@@ -84,6 +84,8 @@ CAPABILITIES = {"NET_ADMIN": 12, "SYS_ADMIN": 21}
 and PERFMON, which alone do not suffice: cluster/job.py has the reason. docs/rights.md has those that only some need."""
 NET_RAW = {"NET_RAW": 13}
 """The capability that iptables-legacy and hping3 need in addition, for their raw sockets."""
+SYS_MODULE = {"SYS_MODULE": 16}
+"""The capability that loads modules, which pods lack."""
 
 
 def check_root(capabilities: Mapping[str, int] = CAPABILITIES) -> None:
@@ -93,10 +95,14 @@ def check_root(capabilities: Mapping[str, int] = CAPABILITIES) -> None:
     """
     if os.geteuid() != 0:
         raise MachineError("tracing and network namespaces need root", f"use sudo; or: {IN_VM}")
-    held = int((ROOT / "proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
-    missing = [f"CAP_{name}" for name, number in capabilities.items() if not held >> number & 1]
-    if missing:
+    if missing := list_lacking(capabilities):
         raise MachineError(f"root lacks {', '.join(missing)}", f"add these capabilities; or: {IN_VM}")
+
+
+def list_lacking(capabilities: Mapping[str, int]) -> list[str]:
+    """Return the capabilities that this process lacks, as CAP_NAME."""
+    held = int((ROOT / "proc/self/status").read_text().partition("CapEff:")[2].split()[0], 16)
+    return [f"CAP_{name}" for name, number in capabilities.items() if not held >> number & 1]
 
 
 FUNCTIONS = {

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kproxylat.cluster import proxy_mode
 from kproxylat.measure.options import Options
@@ -203,6 +204,55 @@ def test_an_ambiguous_mode(
     assert (status, out, measured) == (1, "", [])
     assert message in err
     assert err.splitlines()[1].startswith("  ")
+
+
+def test_the_options_of_kubectl(capsys: Captured, cluster: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--as goes to the server with each request; --as-group without it is refused, as in kubectl."""
+    asked, answer = [], cluster.answer
+
+    def note(method: str, target: str, headers: dict[str, str], body: bytes) -> object:
+        asked.append((headers.get("impersonate-user"), headers.get("impersonate-group")))
+        return answer(method, target, headers, body)
+
+    monkeypatch.setattr(cluster, "answer", note)
+    words = ("services", "list", "--cluster=fake", "--request-timeout", "1m")
+    assert call(capsys, *words, "--as", "jane", "--as-group", "ops")[0] == 0
+    assert {*asked} == {("jane", "ops")}
+    status, _, err = call(capsys, *words, "--as-group", "ops")
+    assert (status, "--as-group would have no effect" in err) == (2, True)
+    status, _, err = call(capsys, "services", "list", "--request-timeout", "soon")
+    assert (status, "--request-timeout 'soon' is not a time" in err) == (2, True)
+
+
+def test_services_of_all_namespaces_in_each_form(capsys: Captured, cluster: FakeApi) -> None:
+    """-A is as in kubectl: whatever --namespace says; wide adds the ports, name is what kubectl delete takes."""
+    assert cluster.named("services") == []
+    for namespace, count in (("team", "2"), ("default", "1")):
+        assert call(capsys, "services", "create", "--count", count, "-n", namespace)[0] == 0
+    rows = {}
+    for form in ("table", "wide", "name"):
+        status, out, err = call(capsys, "services", "list", "-A", "-n", "nowhere", "-o", form)
+        assert status == 0
+        rows[form] = [line.split() for line in out.splitlines()]
+        assert "2 dummy Services in namespace team; without EndpointSlice: 0" in err
+    assert [row[:2] for row in rows["table"]] == [
+        ["default", "dummy-service-0"],
+        ["team", "dummy-service-0"],
+        ["team", "dummy-service-1"],
+    ]
+    assert rows["name"] == [["service/dummy-service-0"], ["service/dummy-service-0"], ["service/dummy-service-1"]]
+    assert [row[:3] for row in rows["wide"]] == rows["table"]
+    assert all(re.fullmatch(r"[0-9]+/(TCP|UDP)(,[0-9]+/(TCP|UDP))*", row[3]) for row in rows["wide"])
+    document = json.loads(call(capsys, "services", "list", "-A", "-o", "json")[1])
+    assert [(part["namespace"], part["count"]) for part in document["namespaces"]] == [("default", 1), ("team", 2)]
+    assert yaml.safe_load(call(capsys, "services", "list", "-A", "-o", "yaml")[1]) == document
+    one = ("services", "list", "-n", "team", "-o")
+    assert yaml.safe_load(call(capsys, *one, "yaml")[1]) == json.loads(call(capsys, *one, "json")[1])
+
+
+def test_services_of_all_namespaces_without_any(capsys: Captured, cluster: FakeApi) -> None:
+    assert cluster.named("services") == []
+    assert call(capsys, "services", "list", "-A") == (0, "", "0 dummy Services in all namespaces\n")
 
 
 def test_services_from_the_command_line(capsys: Captured, cluster: FakeApi) -> None:

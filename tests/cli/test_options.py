@@ -96,7 +96,8 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
     "services list": {"cluster": ()},
 }
 """Command -> place -> the words that bring the command there."""
-API = {"--kubeconfig", "--context", "--namespace", "--service", "--port"}
+CONNECTION = {"--kubeconfig", "--context", "--cluster", "--as", "--as-group", "--request-timeout"}
+API = CONNECTION | {"--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
 NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
@@ -182,7 +183,7 @@ for command in ("run", "trace", "bill", "capture", "cleanup", "doctor", "mode sh
     for place, base in PLACES[command].items():
         if "--node" not in base:
             local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
-            local |= set() if command in ("run", "mode show") else {"--kubeconfig", "--context"}
+            local |= set() if command in ("run", "mode show") else CONNECTION
             local |= set() if command != "trace" else {"--node", *NO_OTHER}
             REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
 """Without --node, options of pods are refused, and with the lab or without --duration --node is."""
@@ -214,7 +215,11 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "--backend": ("--backend", "legacy"),
     "--clock": ("--clock", "instructions"),
     "whatif --clock": ("--clock", "ns"),
+    "--as": ("--as", "person"),
+    "--as-group": ("--as-group", "group"),
+    "--cluster": ("--cluster", "other"),
     "--context": ("--context", "prod"),
+    "--request-timeout": ("--request-timeout", "1m30s"),
     "--count": ("--count", "6"),
     "--csv-dialect": ("--csv-dialect", "experiment"),
     "trace --duration": ("--duration", "7"),
@@ -273,6 +278,7 @@ SAMPLES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Option or argument, after a command and a place if need be -> words that pass it; a flag needs none."""
 WITH = {
+    "--as-group": ("--as", "person"),
     "--protocol": ("--generator", "sockets"),
     "--family": ("--generator", "sockets"),
     "--ruleset": ("--every-service",),
@@ -430,6 +436,7 @@ ENTRIES: dict[str, Any] = {
     "cli.services.service_ports": set(),
     "cli.services.wait_for_rules": 1.0,
     "cli.services.read_dummies": DUMMIES,
+    "cli.services.read_all_dummies": {"prod": DUMMIES},
     "cli.services.plan_creation": [1],
     "cli.services.create": None,
     "cli.services.delete": (0, 0),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from kproxylat import console
 from kproxylat.cli import app, program
@@ -214,3 +215,30 @@ def test_a_plugin_has_the_name_that_people_type(path: dict[str, str], client: st
     done = call_plugin("kubectl-kproxylat", "run", "--none", **path)
     assert done.stderr.endswith(f"see {client} kproxylat run --help\n")
     assert call_plugin("kproxylat", "run", "--help", **path).stdout.startswith("Usage: kproxylat run")
+
+
+def test_yaml_is_the_document_of_json(capsys: Captured, tmp_path: Path) -> None:
+    """On stdout and in a file; kubectl's spelling of --dry-run is accepted."""
+    words = ("run", "--lab", "--mode", "nftables", "5", "100", "--format")
+    document = json.loads(call(capsys, *words, "json", "--dry-run")[1])
+    assert yaml.safe_load(call(capsys, *words, "yaml", "--dry-run=client")[1]) == document
+    path = tmp_path / "preview.yaml"
+    status, out, _ = call(capsys, *words, "yaml", "--dry-run", "--output", str(path))
+    assert (status, out, yaml.safe_load(path.read_text())) == (0, "", document)
+
+
+@pytest.mark.parametrize("word", ["--dry-run=server", "--lab=yes"])
+def test_a_flag_takes_no_value(capsys: Captured, word: str) -> None:
+    """Also where its output would be YAML."""
+    status, out, err = call(capsys, "run", "--lab", "-o", "yaml", word, "5", "100")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[0] == f"kproxylat: option '{word.partition('=')[0]}' does not take a value"
+    assert err.splitlines()[1].endswith(" --help")
+
+
+@pytest.mark.parametrize("command", [name for name, own in PARAMETERS.items() if "--format" in map(name_of, own)])
+def test_yaml_is_wherever_json_is(capsys: Captured, command: str) -> None:
+    text = call(capsys, *command.split(), "--help")[1]
+    forms = re.search(r"--format <(.*?)>", text)
+    assert forms, text
+    assert {"json", "yaml"} <= {*forms[1].split("|")} or "json" not in forms[1]

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from kproxylat.cluster import api as cluster
 from kproxylat.cluster import kubeconfig, transport
 from kproxylat.cluster.api import Api, connect, join_path
+from kproxylat.cluster.transport import parse_timeout
 from kproxylat.errors import ApiError, MachineError, UsageError
 from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
@@ -584,6 +585,58 @@ def test_impersonation(fake: FakeApi, tmp_path: Path) -> None:
     ]
     with pytest.raises(MachineError, match="as-groups or as-user-extra, but not as"):
         with_user(fake, tmp_path, {"token": TOKEN, "as-groups": ["a"]})
+
+
+def test_the_command_lines_user_replaces_the_kubeconfigs(fake: FakeApi, tmp_path: Path) -> None:
+    """As in kubectl, --as and --as-group replace their own field alone."""
+    with_user(fake, tmp_path, {"token": TOKEN, "as": "jane", "as-groups": ["a", "b"]})
+    for identity, groups in (({"as": "joe"}, ["a", "b"]), ({"as": "joe", "as-groups": ["c"]}, ["c"])):
+        lines = headers_of_one_request(fake, connect(tmp_path / "kubeconfig", identity=identity))
+        assert [line.partition(": ")[2] for line in lines if line.startswith("Impersonate")] == ["joe", *groups]
+
+
+def test_another_cluster_of_the_kubeconfig(fake: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = fake.kubeconfig(tmp_path, port=1)
+    document = json.loads(path.read_text())
+    document["clusters"].append({"name": "other", "cluster": {"server": f"http://127.0.0.1:{fake.port}"}})
+    path.write_text(json.dumps(document))
+    assert list(connect(path, cluster="other").list(SERVICES)) == []
+    with pytest.raises(UsageError, match="the kubeconfig has no cluster 'prod'") as caught:
+        connect(path, cluster="prod")
+    assert caught.value.remedy == "--cluster takes one of: fake, other"
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with pytest.raises(UsageError, match="--cluster takes a kubeconfig, and there is none"):
+        connect(cluster="prod")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10", 10), ("10s", 10), ("1m", 60), ("1m30s", 90), ("1.5s", 1.5), (".5m", 30), ("500ms", 0.5), ("2h", 7200)]
+    + [(text, 86400) for text in ("0", "0s", "0h0m", "100h", "999999999")],
+)
+def test_a_timeout_is_written_as_for_kubectl(text: str, seconds: float) -> None:
+    assert parse_timeout(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "10x", "-1s", "+1s", "1 s", "1s2", "1.5", "1e3s", "٣s", "9" * 200, "inf"])
+def test_what_is_not_a_timeout(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--request-timeout .* is not a time") as caught:
+        parse_timeout(text)
+    assert caught.value.remedy == "it takes e.g. 10, 10s, 1m30s or 0"
+
+
+@pytest.mark.parametrize("patience_s", [0.05, 60])
+def test_a_timeout_ends_a_request(fake: FakeApi, tmp_path: Path, patience_s: float) -> None:
+    """Earlier than the usual patience, or later; and the request is not repeated after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "FIRST_S", patience_s)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            api = connect(fake.kubeconfig(tmp_path, port=silent.getsockname()[1]), timeout_s=0.4)
+            started_s = time.monotonic()
+            with pytest.raises(MachineError, match=r"no API server answers at .*Read timed out"):
+                api.get(SERVICES)
+            assert 0.4 <= time.monotonic() - started_s < 2
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "  \n\n"])

@@ -495,3 +495,13 @@ def test_the_modes_family_and_origin_keep_its_checks(good: Path, monkeypatch: py
     monkeypatch.delenv("ABSENT")
     with pytest.raises(MachineError, match="the program 'ip6tables-legacy' is missing"):
         require(LEGACY.for_family(6), "trace", "run")
+
+
+def test_a_module_that_a_pod_may_not_load_is_loaded_on_the_node(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod of --node: the remedy is no package of a kernel, whose modules the node has."""
+    monkeypatch.setenv("ABSENT", "pktgen")
+    write("proc/self/status", f"CapEff:\t{(1 << 40) - 1 - (1 << 16):016x}\n")(good)
+    with pytest.raises(MachineError, match="module pktgen is not loaded, and only root of the machine can") as caught:
+        require(LEGACY, "run", "pktgen")
+    assert caught.value.remedy == "modprobe pktgen # as root on the node; or: pass --generator sockets"
+    assert states()["pktgen"].state == "missing"
