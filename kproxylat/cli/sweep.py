@@ -194,7 +194,7 @@ def sweep(
     points = options.plan(node, ctx.obj)
     if dry_run:
         if form == SweepFormat.CSV:
-            raise UsageError("--dry-run has no CSV", "--format takes table or json then")
+            raise UsageError("--dry-run has no CSV", "--format takes table, json or yaml then")
         asks = not (options.lab or yes)
         _show_points(options, points, node, form, virtual_machine=machine.describe(), asks_first=asks)
         return
