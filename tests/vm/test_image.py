@@ -73,7 +73,7 @@ def test_a_run(node: Guest) -> None:
     counts = document["accounting"]
     assert counts["sent"] == counts["lookups"] == 50
     assert counts["closed"] is True
-    assert document["run"]["bpftrace"].lstrip("v").startswith("0.27")
+    assert tuple(map(int, re.findall(r"\d+", document["run"]["bpftrace"])[:2])) >= (0, 25)
 
 
 @pytest.mark.parametrize("name", PROFILES["observe"].capabilities)
