@@ -41,9 +41,13 @@ def begin(options: Options, stack: ExitStack) -> tuple[Changes, Standing | None]
     standing = find_standing(options)
     # Among runs that keep their lab, such as a sweep's, a lab that the next one cannot use is not a leftover.
     replaces = options.lab and options.lab.keep and net.read_label()
-    for name in clean_up(lock, standing is not None):
-        if not replaces or not name.startswith(net.PREFIX):
+    removed = clean_up(lock, standing is not None)
+    replaced = [name for name in removed if replaces and name.startswith(net.PREFIX)]
+    for name in removed:
+        if name not in replaced:
             say(f"      removed {name} of an earlier run")
+    if replaced:
+        say("      the lab that stands is replaced")
     changes = Changes(lock, options.node)
     stack.callback(_restore, changes)
     return changes, standing
