@@ -315,7 +315,7 @@ def test_with_none_the_run_lasts_its_time_and_nobody_knows_what_was_sent() -> No
     started = time.monotonic()
     sender = generator.start(replace(BURST, count=30, rate_pps=100))
     assert sender.wait(10)
-    assert time.monotonic() - started == pytest.approx(0.3, abs=0.2)
+    assert 0.3 <= time.monotonic() - started < 3, "30 packets at 100 a second; the rest is a busy machine's"
     assert generator.read(BURST, sender) == Sent(None, None, None)
 
 
