@@ -111,14 +111,14 @@ def _plain(name: str, a: float | None, b: float | None) -> Figure:
 def _contrast_counted(
     what: str, a: Sequence[Probe], b: Sequence[Probe], services: tuple[int | None, int | None], hashed: bool
 ) -> Contrast:
-    merged = [_merge(side) for side in (a, b)]
+    merged = [merge_values(side) for side in (a, b)]
     costs = [values.most_common(1)[0][0] for values in merged]
     sides = [stats.Distribution.of_values(values) for values in merged]
     figures = [_plain("commonest", *costs), _plain("min", *(float(side.lows[0]) for side in sides))]
     figures += [_plain(f"p{p * 100:g}", *(side.estimate(p) for side in sides)) for p in QUANTILES[2:]]
     figures += [_plain("mean", *(sum(v * n for v, n in values.items()) / values.total() for values in merged))]
     figures += [_plain("max", *(float(side.lows[-1]) for side in sides))]
-    near = [{value for probe in side for value in _find_commonest(_merge([probe]))} for side in (a, b)]
+    near = [{value for probe in side for value in _find_commonest(merge_values([probe]))} for side in (a, b)]
     apart = min(abs(x - y) for x in near[0] for y in near[1])
     if apart <= ROUNDING:
         reason = "the same commonest value"
@@ -136,7 +136,8 @@ def _contrast_counted(
     return Contrast(what, services, tuple(figures), 1.0, apart > ROUNDING, reason, distance=spread)
 
 
-def _merge(probes: Sequence[Probe]) -> Counter[int]:
+def merge_values(probes: Sequence[Probe]) -> Counter[int]:
+    """Add up how often each distinct value occurred in several probes."""
     merged: Counter[int] = Counter()
     for probe in probes:
         merged.update({int(value): count for value, count in (probe.values or {}).items()})

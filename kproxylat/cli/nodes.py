@@ -257,7 +257,7 @@ def _show(command: str, outcomes: list[Outcome], form: str) -> None:
     order: Mapping[str, int] = {name: place for place, name in enumerate(results)}
     outcomes.sort(key=lambda outcome: (order.get(outcome.node, len(order)), outcome.node))
     if form == Format.JSON:
-        show(report.to_json(command, outcomes))
+        show(report.to_json(command, outcomes, results))
     elif results:
         show(report.draw_runs(results))
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from kproxylat.analysis.contrast import merge_values
 from kproxylat.cluster.nodes import Outcome
 from kproxylat.report.columns import draw_table
 from kproxylat.report.run_table import list_figures, name_figures
@@ -38,20 +38,18 @@ def pool(results: Mapping[str, Result]) -> dict[tuple[str, ...], Probe]:
 
     :return: the nodes of each pool, two or more -> all their calls. What is unknown does not agree.
     """
-    pools: dict[str, list[str]] = {}
+    pools: dict[str, dict[str, Probe]] = {}
     for node, result in results.items():
         run, probe = result.run, result.headline
         if probe and probe.values and run.processor and (run.script_sha256 or run.probe_kind == "none"):
             facts = [getattr(run, name) for name in _ALIKE]
-            pools.setdefault(json.dumps([*facts, probe.engine, probe.unit]), []).append(node)
-    return {tuple(nodes): _merge([results[node].headline for node in nodes]) for nodes in pools.values() if nodes[1:]}
+            pools.setdefault(json.dumps([*facts, probe.engine, probe.unit]), {})[node] = probe
+    return {tuple(alike): _merge([*alike.values()]) for alike in pools.values() if len(alike) > 1}
 
 
-def _merge(probes: Sequence[Probe | None]) -> Probe:
+def _merge(probes: Sequence[Probe]) -> Probe:
     """Return one probe with the calls of all, each of which has every distinct value."""
-    first, values = next(filter(None, probes)), Counter[int]()
-    for probe in filter(None, probes):
-        values.update({int(value): count for value, count in (probe.values or {}).items()})
+    first, values = probes[0], merge_values(probes)
     count, total = values.total(), sum(value * number for value, number in values.items())
     [(commonest, _)] = values.most_common(1)
     percentiles = compute_percentiles(values, map(float, first.percentiles))
@@ -84,18 +82,19 @@ def draw_runs(results: Mapping[str, Result]) -> str:
     )
 
 
-def to_json(command: str, outcomes: Sequence[Outcome]) -> str:
+def to_json(command: str, outcomes: Sequence[Outcome], results: Mapping[str, Result]) -> str:
     """Return one document with the outcome of every node, in the order given.
 
     ``result`` is the command's own JSON, or the text that it printed; None if there is none. ``pooled``: as
     :func:`pool` returns it.
+
+    :param results: as :func:`read_results` returns them; of another command than ``run`` none.
     """
     nodes = [
         {"node": outcome.node, "status": outcome.status, "error": outcome.error or None, "result": _read(outcome)}
         for outcome in outcomes
     ]
-    runs = read_results(outcomes) if command == "run" else {}
-    pooled = [{"nodes": names, "probe": asdict(probe)} for names, probe in pool(runs).items()]
+    pooled = [{"nodes": names, "probe": asdict(probe)} for names, probe in pool(results).items()]
     document = {"schema": SCHEMA, "command": command, "nodes": nodes, "pooled": pooled}
     return json.dumps(document, indent=2, ensure_ascii=False)
 
