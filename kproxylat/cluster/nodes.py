@@ -5,6 +5,7 @@ The API is asked once a second instead of watched: a watch that breaks off needs
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -280,6 +281,10 @@ class _Run:
         """Delete the Job; wait for the clean-up of a pod that still runs, and say what was not seen."""
         ran = (self._pod or {"status": {}})["status"].get("phase") == "Running"
         try:
+            # A pod that has ended since the last look goes with its Job, and its log with it.
+            if ran and not self._is_ended:
+                with contextlib.suppress(KproxylatError):  # The Job goes, whatever happens.
+                    self._read_log()
             self._api.delete(f"{self._jobs}/{self._name}")
             ends_s = time.monotonic() + GRACE_S + SPARE_S
             while pod := self._find_pod():

@@ -455,6 +455,37 @@ def test_a_pod_that_is_killed_in_its_clean_up(pods: Cluster, tmp_path: Path) -> 
     assert pods.left() == []
 
 
+def test_a_pod_that_ended_just_before_the_signal(
+    pods: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes with its Job: its end is looked for before the Job is deleted."""
+
+    def stop(pod: Pod) -> None:
+        pods.fake.objects.pop(("", "pods", pod.job["metadata"]["namespace"], pod.name))
+
+    monkeypatch.setattr(pods.kubelet, "_stop", stop)
+    last, goes_on = tmp_path / "last", tmp_path / "goes-on"
+    last.write_text(write_envelope(Envelope(__version__, 0, "", time.time())))
+    script = 'echo "$0"; while ! [ -e "$2" ]; do sleep 0.01; done; cat "$1"'
+    pods.kubelet.wrap = lambda _: ["sh", "-c", script, write_begin(__version__) + "working", str(last), str(goes_on)]
+    argv = [sys.executable, "-m", "kproxylat", "run", "--node", "n1", *TARGET]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as client:
+        assert client.stderr
+        while "working" not in client.stderr.readline():
+            assert client.poll() is None
+        # The client has just looked, and looks again in a second.
+        goes_on.touch()
+        [pod] = pods.kubelet.ran
+        assert pod.process
+        assert pod.process.wait(0.5) == 0
+        client.send_signal(signal.SIGTERM)
+        seen = client.stderr.read()
+        assert client.wait(60) == 143
+    assert "not seen" not in seen
+    assert pods.left() == []
+
+
 def test_the_documented_permissions_suffice(capsys: Captured, pods: Cluster) -> None:
     """From the first word to the last, against a server that permits what the manifests have, and no more."""
     for file in RECORDED.glob("*worker-dual.json"):

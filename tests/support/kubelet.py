@@ -107,7 +107,8 @@ class Kubelet:
             if pod.process and pod.process.poll() is None:
                 pod.process.send_signal(signal.SIGTERM)
                 pod.process.wait(60)
-                # The kubelet reports the end before it removes the pod.
+            if pod.process:
+                # The garbage collector takes its time, and the kubelet reports the end before it removes the pod.
                 threading.Event().wait(0.5)
             self.fake.objects.pop(("", "pods", pod.job["metadata"]["namespace"], pod.name), None)
 
