@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 
 from kproxylat.analysis.alternatives import WhatIf
@@ -185,6 +185,19 @@ def add_up(windows: Sequence[Window], names: Mapping[str, str]) -> tuple[tuple[R
     relative = math.sqrt(spread * _moment(every, 2)) / mass if mass else 1
     ordered = tuple(sorted(rows, key=lambda row: -row.cpu_ms_per_s))
     return ordered, rate, _around(cpu * DAY_S, relative)
+
+
+def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
+    """Name the rows that the node's rules do not name.
+
+    :param names: as :func:`kproxylat.cluster.service_names.read_names` returns them.
+    """
+    rows = []
+    for row in bill.rows:
+        node_port = f":{row.key.rpartition(':')[2]}"
+        kind, name = names.get(row.key) or names.get(node_port) or (row.kind, "")
+        rows.append(row if row.name or row.kind == "none" else replace(row, kind=kind, name=name))
+    return replace(bill, rows=tuple(rows))
 
 
 def compare_counter(windows: Sequence[Window], counter: str) -> Check:

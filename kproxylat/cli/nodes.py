@@ -105,13 +105,14 @@ class Errand:
 
     :param command: a key of :data:`kproxylat.cluster.job.COMMANDS`.
     :param words: its words for every node. ``own``: returns further words for a Node object.
-    :param expected_s: how long it takes.
+    :param expected_s: how long it takes. ``finish``: completes the outcome of each node.
     """
 
     command: str
     words: Sequence[str]
     expected_s: float = 60
     own: Callable[[Object], Iterable[str]] = lambda _: ()
+    finish: Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
 CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)} | {"dry_run", "output_dir", "output"}
@@ -219,7 +220,7 @@ def run_on_nodes(
         check_namespace(api, namespace)
         outcomes = [Outcome(name, error=fault) for name, fault in faults.items()]
         for outcome in run_jobs(api, planned, nodes.parallel or PARALLEL):
-            outcomes.append(outcome)
+            outcomes.append(errand.finish(outcome))
             if output_dir:
                 _save(outcome, output_dir)
     _show(errand.command, outcomes, form)

@@ -17,6 +17,7 @@ from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Cos
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.capture import capture
+from kproxylat.lab.ruleset_services import make_up_name
 from kproxylat.measure.options import ANY_SOURCE
 from kproxylat.measure.plan import make_flow
 from kproxylat.measure.stage import check_machine
@@ -128,7 +129,7 @@ class Meter:
 class Billing:
     """What to count.
 
-    :param names: ``IP:PORT/PROTOCOL`` of each Service -> its name.
+    :param names: ``IP:PORT/PROTOCOL`` of each Service -> its name, "" if the rules do not hold it.
     :param budget: part of one CPU. ``period_s``: how long to count.
     """
 
@@ -156,8 +157,10 @@ def plan_bill(mode: str | None, backend: str | None, node: Node, budget: float, 
             raise
         say(f"warning: the Services' names are unknown: {error}")
         return Billing(find_mode(mode, backend), node, {}, budget, period_s, probe)
-    services = rules.services
-    names = {str(Target(row.ip, row.port, row.protocol)): row.port_name for row in services}
+    names = {}
+    for row in rules.services:
+        has_name = row.port_name != make_up_name(row.protocol, row.ip, row.port)
+        names[str(Target(row.ip, row.port, row.protocol))] = row.port_name if has_name else ""
     return Billing(rules.mode, node, names, budget, period_s, probe)
 
 

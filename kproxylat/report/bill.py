@@ -63,8 +63,10 @@ def list_facts(bill: Bill) -> list[str]:
 def _draw_row(row: Row) -> tuple[str, ...]:
     shares = [f"{share * 100:.2g}" for share in (row.share.estimate, row.share.lo, row.share.hi)]
     p99 = f"{row.p99_ns.hi:,.0f}" if row.p99_ns and row.p99_ns.hi is not None else "-"
+    # Several addresses may lead to the same Service.
+    name = f"{row.name} {row.key}" if row.name and row.kind == "address" else row.name or row.key
     return (
-        row.name or row.key, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
+        name, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
         f"{row.cpu_ms_per_s:,.2g}",
     )  # fmt: skip
 

@@ -183,7 +183,7 @@ for command in ("run", "trace", "bill", "capture", "cleanup", "doctor", "mode sh
     for place, base in PLACES[command].items():
         if "--node" not in base:
             local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
-            local |= set() if command in ("run", "mode show") else CONNECTION
+            local |= set() if command in ("run", "bill", "mode show") else CONNECTION
             local |= set() if command != "trace" else {"--node", *NO_OTHER}
             REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
 """Without --node, options of pods are refused, and with the lab or without --duration --node is."""
@@ -408,6 +408,7 @@ ENTRIES: dict[str, Any] = {
     "cli.bill.serve_bills": None,
     "measure.bill.plan_bill": None,
     "measure.bill.bill": (make_bill(), None),
+    "cluster.service_names.read_names": {},
     "measure.plan.load_modules": None,
     "measure.plan.plan_script": lambda options: SimpleNamespace(kind="", options=describe(options)),
     "trace.script.render_script": "",

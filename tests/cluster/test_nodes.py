@@ -30,6 +30,7 @@ from kproxylat.results_json import list_from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.bills import count, make_bill, window
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import RECORDED
@@ -547,6 +548,62 @@ def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Clus
     status, out, err = call(capsys, *words, "--node", "n1")
     assert (status, out) == (0, "== node n1\ntext of n1\n"), err
     assert find_command(pods.kubelet.ran[0].job)[4] == words[0]
+
+
+BILL = make_bill(
+    (
+        window(
+            {"10.96.0.9:80/tcp": count(5, 9000), "192.0.2.1:30080/tcp": count(2, 900), "10.96.7.7:1/sctp": count(1, 9)}
+        ),
+    )
+)
+ANONYMOUS = replace(BILL, mode="ipvs", rows=tuple(replace(row, name="") for row in BILL.rows))
+
+
+def add_service(fake: FakeApi) -> None:
+    """Add a Service with a NodePort, and a port without a name."""
+    ports = [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 1, "protocol": "SCTP"}]
+    spec = {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "externalIPs": ["10.96.7.7"], "ports": ports}
+    meta = {"name": "web", "namespace": "shop"}
+    fake.add({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+
+
+def test_bills_have_the_names_of_the_api(capsys: Captured, pods: Cluster) -> None:
+    """With the rights of docs/rbac.md and no more; the API is asked once for all nodes."""
+    add_service(pods.fake)
+    for name in NAMES:
+        pods.print(name, write_log(ANONYMOUS.to_json() + "\n"))
+    pods.fake.permitted = set().union(*(rights(MANIFESTS[name]) for name in ("bill", "run --node")))
+    status, out, err = call(capsys, "bill", "--all-nodes", "--for", "5s")
+    assert (status, "orbidden" in err) == (0, False), err
+    rows = re.findall(r"^ *(shop/\S+(?: [0-9]\S+)?)", out, re.M)
+    assert rows == ["shop/web:http", "shop/web:http 192.0.2.1:30080/tcp", "shop/web 10.96.7.7:1/sctp"] * 3, out
+    assert [call.resource for call in pods.fake.calls].count("services") == 1
+    assert find_command(pods.kubelet.ran[0].job)[4:] == ["bill", "--for=5s", "--format=json"]
+    _, out, _ = call(capsys, "bill", "--node", "n1", "--format", "json")
+    [document] = json.loads(out)["nodes"]
+    assert [(row["kind"], row["name"]) for row in document["result"]["rows"]] == [
+        ("service", "shop/web:http"),
+        ("address", "shop/web:http"),
+        ("address", "shop/web"),
+    ]
+
+
+def test_bills_without_the_right_to_list_services(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.denied.add(("list", "services"))
+    for name in NAMES:
+        pods.print(name, write_log(ANONYMOUS.to_json()))
+    status, out, err = call(capsys, "bill", "--all-nodes")
+    assert (status, out.count("10.96.0.9:80/tcp")) == (0, 3)
+    [line] = err.splitlines()
+    assert line.startswith("rows without a Service's name: 3: ")
+    assert "403" in line
+
+
+def test_bills_with_all_names_ask_for_none(capsys: Captured, pods: Cluster) -> None:
+    pods.print("n1", write_log(replace(BILL, rows=BILL.rows[:1]).to_json()))
+    assert call(capsys, "bill", "--node", "n1")[0] == 0
+    assert "services" not in [call.resource for call in pods.fake.calls]
 
 
 def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:

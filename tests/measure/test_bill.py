@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,11 +16,15 @@ from hypothesis import strategies as st
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
 from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import Interrupted, MachineError
+from kproxylat.lab.ruleset_services import parse_ipvsadm
 from kproxylat.measure import bill
 from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.system.bpf_stats import Used
+from tests.support.bills import make_bill
+from tests.support.command import Captured, call
+from tests.support.fake_api import FakeApi
 
 IPTABLES, NFTABLES = find_mode("iptables", "nft"), find_mode("nftables", "nft")
 PRINTED = """\
@@ -135,6 +141,34 @@ def test_rules_that_cannot_be_read_leave_names_out_only_if_the_mode_is_known(
     plan = plan_bill("iptables", "legacy", Node(), 0.01, 60, "auto")
     assert (plan.mode.backend, plan.names) == ("legacy", {})
     assert "names are unknown" in capsys.readouterr().err
+
+
+def test_rules_of_virtual_servers_hold_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = parse_ipvsadm("-A -t 10.96.0.9:80 -s rr\n-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1\n")
+    rules = SimpleNamespace(
+        services=[*services, replace(services[0], ip="10.96.0.8", port_name="a/b:c")], mode=IPTABLES
+    )
+    monkeypatch.setattr(bill, "capture", lambda *_: ("", rules))
+    names = plan_bill(None, None, Node(), 0.01, 60, "auto").names
+    assert names == {"10.96.0.9:80/tcp": "", "10.96.0.8:80/tcp": "a/b:c"}
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+def test_a_bill_on_a_node_asks_the_api_for_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, fake: FakeApi, tmp_path: Path, has_api: bool
+) -> None:
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    meta, spec = {"name": "web", "namespace": "shop"}, {"clusterIP": "10.96.7.7", "ports": ports}
+    fake.add({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path) if has_api else tmp_path / "none"))
+    monkeypatch.setattr("kproxylat.cli.bill.check_root", lambda: None)
+    monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
+    monkeypatch.setattr(bill, "bill", lambda _: (make_bill(), None))
+    status, out, err = call(capsys, "bill")
+    assert (status, "shop/web:http 10.0.0.1:30080/tcp" in out) == (0, has_api)
+    line = "rows without a Service's name: 1: "
+    assert [text.startswith(line) for text in err.splitlines()] == ([] if has_api else [True])
+    assert call(capsys, "bill", "--context", "gone")[0] == (2 if has_api else 1), "before it counts"
 
 
 class World:
