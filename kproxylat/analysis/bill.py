@@ -224,8 +224,10 @@ def _around(estimate: float, relative: float) -> Bounded:
 def _spread(counts: Sequence[int], expected: Sequence[float]) -> float:
     """Return how much more counts vary than chance lets them (1: not more), if they should be as ``expected``."""
     mean = sum(counts) / sum(expected) if sum(expected) else 0
+    if not mean:
+        return 1
     terms = [(count - mean * part) ** 2 / (mean * part) for count, part in zip(counts, expected, strict=True) if part]
-    return max(sum(terms) / (len(terms) - 1), 1) if len(terms) > 1 and mean else 1
+    return max(sum(terms) / (len(terms) - 1), 1) if len(terms) > 1 else 1
 
 
 def _wilson(share: float, count: float) -> Bounded:

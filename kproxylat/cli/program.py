@@ -49,7 +49,17 @@ GROUPS = {
     "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
-    "Output": ("--format", "--output", "--output-dir", "--plot", "--dry-run", "--quiet", "--verbose", "--help"),
+    "Output": (
+        "--format",
+        "--output",
+        "--output-dir",
+        "--plot",
+        "--watch",
+        "--dry-run",
+        "--quiet",
+        "--verbose",
+        "--help",
+    ),
 }
 """Heading on a help page with many options -> its options."""
 _MANY = 12

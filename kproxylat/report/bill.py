@@ -39,6 +39,16 @@ def draw_bill(bill: Bill) -> str:
     return "\n\n".join([fill(describe_bill(bill), indent=""), table, "\n".join(map(fill, facts))])
 
 
+def draw_live(bill: Bill) -> str:
+    """Write what a person watches while it grows: the table below a few figures."""
+    usage, rows = bill.usage, list_destinations(bill)
+    line = (
+        f"q ends. {bill.lookups_per_s.estimate:,.3g} lookups/s, {bill.cpu_s_per_day.estimate:,.3g} s of CPU a day; "
+        f"{bill.windows} windows in {bill.period_s:.0f} s; probes {usage.mean:.2%} of one CPU"
+    )
+    return f"{fill(line, indent='')}\n\n{draw_table('', rows.header, rows.rows, rows.left, fold=2)}"
+
+
 def list_destinations(bill: Bill) -> Table:
     """List the lookups of each destination; of many Services the first."""
     header = ("Service or address", "lookups\na second", "%\n(95 % bounds)", "mean\nns", "p99 ns\nbelow", "CPU\nms/s")

@@ -163,8 +163,8 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "doctor": {"nodes": NO_OTHER},
     "mode show": {"nodes": NO_POD - {"--template"}},
     "bill": {
-        "serve": {"--format", "--whatif", "--node", *NO_OTHER},
-        "nodes": NO_POD - {"--template"} | {"--serve", "--whatif"},
+        "serve": {"--format", "--whatif", "--watch", "--node", *NO_OTHER},
+        "nodes": NO_POD - {"--template"} | {"--serve", "--watch", "--whatif"},
     },
     "parse": {
         "table": {"--csv-dialect"},
@@ -405,6 +405,8 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
     "cli.bill.check_root": None,
+    "cli.bill.can_draw": True,
+    "cli.bill.watch_bill": (make_bill(), None),
     "cli.bill.serve_bills": None,
     "measure.bill.plan_bill": None,
     "measure.bill.bill": (make_bill(), None),

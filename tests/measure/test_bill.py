@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,8 +18,9 @@ from kproxylat.analysis.bill import IPV6, NO_SERVICE
 from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset_services import parse_ipvsadm
-from kproxylat.measure import bill
-from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
+from kproxylat.measure import bill, live_load
+from kproxylat.measure.bill import Meter, parse_window, plan_bill
+from kproxylat.measure.live_load import Counters, find_load, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.system.bpf_stats import Used
@@ -96,8 +98,8 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
         "OUTPUT": "-A OUTPUT -m comment --comment portals -c 20 1000 -j KUBE-SERVICES\n",
     }
     tables = {"ip"}
-    monkeypatch.setattr(bill, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
-    monkeypatch.setattr(bill, "has_table", lambda mode, _: mode.ip in tables)
+    monkeypatch.setattr(live_load, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
+    monkeypatch.setattr(live_load, "has_table", lambda mode, _: mode.ip in tables)
     counters = read_counters(IPTABLES, None)
     assert (counters.packets, counters.lookups) == (15, 320)
     tables.add("ip6")
@@ -227,22 +229,32 @@ class World:
 
 @settings(deadline=None)
 @given(
-    share=st.floats(1e-5, 0.19), start_s=st.floats(0.1, 5), budget=st.floats(0.0005, 0.05), period_s=st.floats(5, 300)
+    share=st.floats(1e-5, 0.19),
+    start_s=st.floats(0.1, 5),
+    budget=st.floats(0.0005, 0.05),
+    period_s=st.floats(5, 300),
+    is_watched=st.booleans(),
 )
 def test_a_bill_keeps_its_budget_whatever_the_probes_take(
-    share: float, start_s: float, budget: float, period_s: float
+    share: float, start_s: float, budget: float, period_s: float, is_watched: bool
 ) -> None:
-    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much."""
+    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much.
+
+    One that is watched keeps its budget in every minute.
+    """
+    drawn: list[int] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = World(monkeypatch, share, start_s)
         billing = bill.Billing(IPTABLES, Node("x"), {}, budget, period_s)
         monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
-        result, ended = bill.bill(billing)
+        result, ended = bill.bill(billing, (lambda so_far: drawn.append(so_far.windows)) if is_watched else None)
     assert ended is None
-    step = share * (bill.STEP_S + 0.001)
+    parts = math.ceil(period_s / bill.WATCH_S) if is_watched else 1
+    step = parts * share * (bill.STEP_S + 0.001)
+    assert drawn == ([*range(1, result.windows + 1)] if is_watched else [])
     assert result.usage.mean * result.period_s <= budget * period_s + step
     assert result.usage.peak <= SECOND + step
-    assert 1 <= world.attachments == result.windows <= 5
+    assert 1 <= world.attachments == result.windows <= 5 * parts
     assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
     if result.usage.peak > SECOND or result.usage.mean * result.period_s > budget * period_s:
         assert any("detached before its time" in warning for warning in result.warnings)
