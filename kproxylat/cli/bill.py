@@ -141,8 +141,7 @@ def bill(
         serve_bills(plan, names, *address)
         return
     answer, ended = watch_bill(plan, names) if watch else billing.bill(plan)
-    if not ended:
-        answer = names.complete(answer)
+    answer = names.complete(answer, asks=not ended)
     if model:
         answer = replace(answer, savings=save_by_mode(answer.rows, model, answer.mode, answer.backend))
     if form is BillFormat.JSON:
@@ -168,13 +167,16 @@ class Names:
         self._asked: set[str] = set()
         self._problem = ""
 
-    def complete(self, bill: Bill) -> Bill:
-        """Name a bill's rows; if the API cannot be asked, say why, once."""
+    def complete(self, bill: Bill, asks: bool = True) -> Bill:
+        """Name a bill's rows; if the API cannot be asked, say why, once.
+
+        :param asks: ask about rows that are new.
+        """
         from kproxylat.analysis.bill import name_rows
         from kproxylat.cluster.service_names import read_names
 
         nameless = {row.key for row in bill.rows if row.kind != "none" and not row.name}
-        if nameless - self._asked:
+        if asks and nameless - self._asked:
             try:
                 self._names = read_names(self.connect())
                 self._asked |= nameless
@@ -246,7 +248,7 @@ def serve_bills(plan: Billing, names: Names, host: str, port: int) -> None:
             say(f"kproxylat: {error}")
             interrupts.wait(threading.Event(), plan.period_s)
             continue
-        totals.add(answer if ended else names.complete(answer))
+        totals.add(names.complete(answer, asks=not ended))
         if ended:
             raise ended
 

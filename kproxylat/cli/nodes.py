@@ -53,19 +53,20 @@ class Nodes:
 
         :raises UsageError: two ways to name the nodes, or an option that has no effect here.
         """
-        if len(self._ways) > 1:
-            raise UsageError(f"{' and '.join(self._ways)} exclude each other", "pass one of them")
-        if not self._ways:
+        if len(self.ways) > 1:
+            raise UsageError(f"{' and '.join(self.ways)} exclude each other", "pass one of them")
+        if not self.ways:
             refuse_options(
                 "nothing runs in pods", "add --node", parallel=self.parallel, job_namespace=self.job_namespace,
                 image=self.image,
             )  # fmt: skip
         if self.parallel is not None and not 1 <= self.parallel <= 100:
             raise UsageError(f"--parallel {self.parallel} is out of range", "it takes 1 to 100")
-        return bool(self._ways)
+        return bool(self.ways)
 
     @property
-    def _ways(self) -> list[str]:
+    def ways(self) -> list[str]:
+        """The options that name the nodes."""
         ways = {"--node": self.node, "--selector": self.selector, "--all-nodes": self.all_nodes}
         return [name for name, value in ways.items() if value]
 
@@ -81,7 +82,7 @@ class Nodes:
         if place:
             local |= {"netns": place.netns, "node_container": place.node_container}
         local["output_dir"] = dry_run and output_dir != LOGS
-        refuse_options("a pod on the node does the work", f"leave out {self._ways[0]}", **local)
+        refuse_options("a pod on the node does the work", f"leave out {self.ways[0]}", **local)
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,28 @@ def plan_run(ctx: typer.Context, plan: Options, node: OnNode, asks: bool, api: A
     """
     from kproxylat.cluster.job import OUTPUT
     from kproxylat.measure.defaults import look_up_source, look_up_target
-    from kproxylat.measure.expected import announce
+    from kproxylat.measure.expected import announce, expect_s
 
-    words = list_words(ctx, "service", "port", "form", "family", "yes")
-    words += ["--yes", "--format=json", f"--output-dir={OUTPUT}"]
-    if ctx.params["target"] is None:
+    left_out = ("form", "yes") if plan.lab else ("service", "port", "form", "family", "yes")
+    words = list_words(ctx, *left_out)
+    words += [*([] if plan.lab else ["--yes"]), "--format=json", f"--output-dir={OUTPUT}"]
+    if ctx.params["target"] is None and not plan.lab:
         plan, target = look_up_target(plan, api, node.asked, number(ctx.params["family"]))
         words += target
-    if plan.sending.generator.sends:
+    if plan.sending.generator.sends and not plan.lab:
         announce(plan, asks)
     bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
-    expected_s = plan.sending.duration_s * bursts + 60
-    return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
+    expected_s = plan.sending.duration_s * bursts + expect_s(plan, False) + 60
+    return Errand("run", words, expected_s, lambda document: [] if plan.lab else look_up_source(plan, api, document))
+
+
+def plan_sweep(ctx: typer.Context, points: Sequence[Options], repeats: int, form: str) -> Errand:
+    """Return a sweep of the lab for pods, whose result is a table or JSON, as ``form`` says."""
+    from kproxylat.cluster.job import OUTPUT
+    from kproxylat.measure.expected import expect_s
+
+    words = [*list_words(ctx, "form"), f"--format={form}", f"--output-dir={OUTPUT}"]
+    return Errand("sweep", words, 2 * repeats * sum(expect_s(point, False) for point in points) + 60)
 
 
 def plan_trace(ctx: typer.Context, duration: float | None) -> Callable[[Api], Errand]:

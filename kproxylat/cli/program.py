@@ -50,15 +50,8 @@ GROUPS = {
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
     "Output": (
-        "--format",
-        "--output",
-        "--output-dir",
-        "--plot",
-        "--watch",
-        "--dry-run",
-        "--quiet",
-        "--verbose",
-        "--help",
+        *("--format", "--output", "--output-dir", "--plot", "--watch"),
+        *("--dry-run", "--quiet", "--verbose", "--help"),
     ),
 }
 """Heading on a help page with many options -> its options."""

@@ -79,6 +79,7 @@ PROFILES = {
 """Profile -> its rights, with a reason for each."""
 COMMANDS = {
     "run": "measure",
+    "sweep": "measure",
     "trace": "observe",
     "bill": "observe",
     "mode show": "observe",

@@ -51,6 +51,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "cluster": (),
         "nodes": NODES,
         "dry nodes": (*NODES, *DRY),
+        "lab nodes": (*LAB, *NODES),
         "dry": (*LAB, *DRY),
         "dry ruleset": (*REPLAY, *DRY),
         "dry node": (*NODE, *DRY),
@@ -62,6 +63,8 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "vm": (*LAB, *POINTS, "--vm"),
         "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
         "cluster": POINTS,
+        "nodes": (*LAB, *POINTS, *NODES),
+        "dry nodes": (*LAB, *POINTS, *NODES, *DRY),
         "dry": (*LAB, *POINTS, *DRY),
         "dry cluster": (*POINTS, *DRY),
     },
@@ -108,13 +111,16 @@ NO_OTHER = {"--selector", "--all-nodes"}
 NOT_DRY = {"--output-dir", "--parallel"}
 NO_PERCENTILES = {"--percentiles"}
 NO_POD = NO_NODE | NO_OTHER | {"--template"}
-NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
+NO_POD_LAB = NO_POD | NO_VM | {"--keep", "--vm", "--vm-if-needed", "--ruleset", "--every-service", "--allow"}
+NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--keep", "--vm", "--vm-if-needed"}
+NO_POD_SWEEP = (NO_POD_LAB - {"--keep"}) | {"--target", "--namespace", "--service", "--port", "--yes", "--fresh"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
 OWN |= {"--endpoints", "--affinity"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
-        "nodes": NO_POD_RUN | {"--keep"},
+        "nodes": NO_POD_RUN,
+        "lab nodes": NO_POD_LAB | {"--target", "--namespace", "--service", "--port", "--yes"},
         "dry nodes": NO_POD_RUN | NOT_DRY | {"--yes"},
         "lab": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
         "ruleset": IN_LAB
@@ -147,6 +153,8 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
         "cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
+        "nodes": NO_POD_SWEEP,
+        "dry nodes": NO_POD_SWEEP | NOT_DRY,
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
         "dry cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
     },
@@ -179,11 +187,15 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "services delete": {"cluster": NO_NODE},
 }
 """Command -> place -> the options that are refused there; all others are used."""
-for command in ("run", "trace", "bill", "capture", "cleanup", "doctor", "mode show"):
+for command in ("run", "sweep", "trace", "bill", "capture", "cleanup", "doctor", "mode show"):
     for place, base in PLACES[command].items():
         if "--node" not in base:
-            local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
-            local |= set() if command in ("run", "bill", "mode show") else CONNECTION
+            local = (
+                {"--node", *NO_OTHER}
+                if "--vm" in base or "--ruleset" in base or (command == "sweep" and "--lab" not in base)
+                else set()
+            )
+            local |= set() if command in ("run", "sweep", "bill", "mode show") else CONNECTION
             local |= set() if command != "trace" else {"--node", *NO_OTHER}
             REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
 """Without --node, options of pods are refused, and with the lab or without --duration --node is."""
@@ -191,7 +203,7 @@ IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
     ("reproduce", "quick", "name"),
-    *((command, place, "--node") for command in PLACES for place in ("nodes", "dry nodes")),
+    *((command, place, "--node") for command in PLACES for place in ("nodes", "lab nodes", "dry nodes")),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""

@@ -102,6 +102,16 @@ def test_a_run_without_tracing(tmp_path: Path) -> None:
     assert {Path(name).suffix for name in result.files} == {".log", ".json"}
 
 
+def test_a_sweep_without_tracing(tmp_path: Path) -> None:
+    words = ("--lab", "--probe", "none", "--mode", "nftables", "--services", "5,10", "0.2", "500")
+    result, text = run_pod(tmp_path, "sweep", *words, "--format=json", "--output-dir=/tmp/kproxylat")
+    assert result, text
+    assert result.status == 0, text
+    document = json.loads(result.stdout)
+    assert (document["sweep"]["complete"], len(document["results"])) == (True, 2)
+    assert any(name.startswith("sweep_") for name in result.files)
+
+
 def test_a_client_of_another_version(tmp_path: Path) -> None:
     job = make_job("doctor", "n1", ["doctor"], "ns", "image", 30)
     command = job["spec"]["template"]["spec"]["containers"][0]["command"]

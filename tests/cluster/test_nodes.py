@@ -560,6 +560,46 @@ BILL = make_bill(
 ANONYMOUS = replace(BILL, mode="ipvs", rows=tuple(replace(row, name="") for row in BILL.rows))
 
 
+LAB_WORDS = {
+    "run": ("run", "--lab", "--services", "7", "1", "100", "--family", "6"),
+    "sweep": ("sweep", "--lab", "--services", "5,10", "--mode", "nftables", "--repeats", "2", "1", "100"),
+}
+
+
+@pytest.mark.parametrize("command", LAB_WORDS)
+def test_a_lab_on_nodes(capsys: Captured, pods: Cluster, command: str) -> None:
+    """The words reach the pods, without those of the client; no Service is looked up."""
+    pods.fake.permitted = rights(MANIFESTS["run --node"])
+    words = LAB_WORDS[command]
+    status, out, err = call(capsys, *words, "--all-nodes", "--request-timeout", "9s", "-o", "json")
+    assert status == 0, err
+    assert len(json.loads(out)["nodes"]) == 3
+    sent = find_command(pods.kubelet.ran[0].job)[4:]
+    named = {word for word in sent if word.startswith("--")}
+    assert {"--lab", "--format=json", "--output-dir=/tmp/kproxylat", f"--services={words[3]}"} <= named
+    assert not {"--all-nodes", "--request-timeout=9s", "--yes"} & named
+    assert [word for word in sent if not word.startswith("--")] == [command, "1.0", "100"]
+    assert (Path("logs/ebpf/n1/x.json").read_text(), Path("logs/ebpf/n3/x.log").read_text()) == ("{}", "raw")
+
+
+def test_the_deadline_of_a_sweep_grows_with_its_points(capsys: Captured, pods: Cluster) -> None:
+    words = ("--lab", "--node", "n1", "--mode", "nftables", "--dry-run", "-o", "json")
+    limits = []
+    for services in ("5", "5,10", "5,10,10000"):
+        status, out, _ = call(capsys, "sweep", *words, "--services", services)
+        assert status == 0
+        [job] = json.loads(out)["items"]
+        limits.append(job["spec"]["activeDeadlineSeconds"])
+    assert limits == sorted(set(limits))
+    assert pods.kubelet.ran == []
+
+
+def test_a_sweep_that_changes_the_cluster_is_not_for_pods(capsys: Captured, pods: Cluster) -> None:
+    status, _, err = call(capsys, "sweep", "--services", "5", "--all-nodes")
+    assert (status, err.splitlines()[-1]) == (2, "  add --lab to --all-nodes")
+    assert pods.kubelet.ran == []
+
+
 def add_service(fake: FakeApi) -> None:
     """Add a Service with a NodePort, and a port without a name."""
     ports = [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 1, "protocol": "SCTP"}]
