@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PARALLEL = 5
 """Nodes at a time, unless the user names another number."""
+LoadModules = Annotated[bool, typer.Option("--load-modules", help="Let the pods of --node load kernel modules.")]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class Nodes:
     )
     image: Annotated[str | None, typer.Option("--image", help="Image of the pods (kproxylat:VERSION).")] = None
 
-    def asked(self) -> bool:
+    def asked(self, load_modules: bool = False) -> bool:
         """Return whether the command runs in pods.
 
+        :param load_modules: ``--load-modules``, of commands that have it.
         :raises UsageError: two ways to name the nodes, or an option that has no effect here.
         """
         if len(self.ways) > 1:
@@ -58,7 +60,7 @@ class Nodes:
         if not self.ways:
             refuse_options(
                 "nothing runs in pods", "add --node", parallel=self.parallel, job_namespace=self.job_namespace,
-                image=self.image,
+                image=self.image, load_modules=load_modules,
             )  # fmt: skip
         if self.parallel is not None and not 1 <= self.parallel <= 100:
             raise UsageError(f"--parallel {self.parallel} is out of range", "it takes 1 to 100")
@@ -89,12 +91,12 @@ class Nodes:
 class Remote(Nodes, Cluster):
     """The same for a command that asks no cluster by itself."""
 
-    def asked(self) -> bool:
+    def asked(self, load_modules: bool = False) -> bool:
         """Return whether the command runs in pods.
 
         :raises UsageError: as in :class:`Nodes`; also an option of the cluster without pods.
         """
-        asked = super().asked()
+        asked = super().asked(load_modules)
         if not asked:
             refuse_options("no cluster is asked", "add --node", **self.api_options)
         return asked
@@ -116,7 +118,12 @@ class Errand:
     finish: Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
-CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)} | {"dry_run", "output_dir", "output"}
+CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)} | {
+    "dry_run",
+    "output_dir",
+    "output",
+    "load_modules",
+}
 """Parameters that the client alone uses."""
 
 
@@ -198,12 +205,14 @@ def run_on_nodes(
     form: str = Format.TABLE,
     dry_run: bool = False,
     output_dir: Path | None = None,
+    load_modules: bool = False,
 ) -> NoReturn:
     """Run a command in pods, print the outcome of each node, and exit: 0 if all succeeded; 4 if only books are open; 1.
 
     :param plan: returns the command, with what only the API knows.
     :param form: "table" or "json"; ``dry_run``: print the Jobs and create none.
     :param output_dir: where to save the pods' files, in a directory for each node (None: they are left out).
+    :param load_modules: the pods may load kernel modules.
     :raises KproxylatError: nothing could be started. An error of one node is part of the output.
     """
     from kproxylat.cluster import job as jobs
@@ -220,7 +229,13 @@ def run_on_nodes(
         faults = {name: fault for name, document in objects.items() if (fault := find_fault(document))}
         planned = {
             name: jobs.make_job(
-                errand.command, name, [*errand.words, *errand.own(document)], namespace, image, errand.expected_s
+                errand.command,
+                name,
+                [*errand.words, *errand.own(document)],
+                namespace,
+                image,
+                errand.expected_s,
+                load_modules,
             )
             for name, document in objects.items()
             if dry_run or name not in faults

@@ -46,7 +46,15 @@ GROUPS = {
         *("--namespace", "--all-namespaces", "--kubeconfig", "--context", "--cluster", "--as", "--as-group"),
         "--request-timeout",
     ),
-    "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
+    "Pods on nodes": (
+        "--node",
+        "--selector",
+        "--all-nodes",
+        "--parallel",
+        "--job-namespace",
+        "--image",
+        "--load-modules",
+    ),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
     "Output": (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kproxylat.cli import options as opt
-from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
+from kproxylat.cli.nodes import LoadModules, Nodes, Remote, plan_run, plan_trace, run_on_nodes
 from kproxylat.cli.places import Cluster, OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import InVm, KernelImage, Vm
@@ -159,6 +159,7 @@ def run(
     machine: InVm,
     node: OnNode,
     nodes: Nodes,
+    load_modules: LoadModules = False,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
@@ -198,7 +199,7 @@ def run(
     machine.check()
     if keep and (not options.lab or options.ruleset or machine.asked):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    if in_pods := nodes.asked():
+    if in_pods := nodes.asked(load_modules):
         own = {"vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
         nodes.refuse(node, dry_run, output_dir, **own, keep=keep, ruleset=options.ruleset, yes=dry_run and yes)
     if options.lab:
@@ -210,7 +211,8 @@ def run(
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)
     if in_pods:
-        run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
+        errand = partial(plan_run, ctx, plan, node, asks and not dry_run)
+        run_on_nodes(nodes, node, errand, form, dry_run, output_dir, load_modules)
     if dry_run:
         plan, _ = options.look_up(plan, node)
         opt.show_runs("run", [preview(plan)], form, virtual_machine=machine.describe(), asks_first=asks)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kproxylat.cli import options as opt
-from kproxylat.cli.nodes import Nodes, plan_sweep, run_on_nodes
+from kproxylat.cli.nodes import LoadModules, Nodes, plan_sweep, run_on_nodes
 from kproxylat.cli.places import Cluster, OnNode
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
@@ -167,6 +167,7 @@ def sweep(
     machine: InVm,
     node: OnNode,
     nodes: Nodes,
+    load_modules: LoadModules = False,
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
@@ -187,7 +188,7 @@ def sweep(
       kubectl kproxylat sweep --lab --all-nodes --services 10,100,1000
       kproxylat sweep --lab --mode nftables --kube-proxy 1.36,1.37 --services 10
     """
-    in_pods = nodes.asked()
+    in_pods = nodes.asked(load_modules)
     if in_pods:
         if not options.lab:
             raise UsageError(
@@ -210,7 +211,7 @@ def sweep(
     points = options.plan(local, ctx.obj, "ns" if in_pods else "")
     if in_pods:
         errand = plan_sweep(ctx, points, options.repeats, form)
-        run_on_nodes(nodes, node, lambda _: errand, form, dry_run, options.output_dir)
+        run_on_nodes(nodes, node, lambda _: errand, form, dry_run, options.output_dir, load_modules)
     if dry_run:
         if form == SweepFormat.CSV:
             raise UsageError("--dry-run has no CSV", "--format takes table, json or yaml then")

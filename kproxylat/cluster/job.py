@@ -77,6 +77,12 @@ PROFILES = {
     ),
 }
 """Profile -> its rights, with a reason for each."""
+LOADING = Profile(
+    {"SYS_MODULE": "load missing kernel modules, such as pktgen"},
+    (Mount("/lib/modules", "Directory", "the modules of the node's kernel", is_read_only=True),),
+    is_confined=False,
+)
+"""What ``--load-modules`` adds to profile measure."""
 COMMANDS = {
     "run": "measure",
     "sweep": "measure",
@@ -96,21 +102,32 @@ def make_name(command: str, node: str) -> str:
     return f"{words}-{secrets.token_hex(4)}"
 
 
-def make_job(command: str, node: str, words: Sequence[str], namespace: str, image: str, expected_s: float) -> Object:
+def make_job(
+    command: str,
+    node: str,
+    words: Sequence[str],
+    namespace: str,
+    image: str,
+    expected_s: float,
+    load_modules: bool = False,
+) -> Object:
     """Return the Job of a command on a node.
 
     :param command: a key of :data:`COMMANDS`.
     :param words: the whole command line for the pod, without the program's name.
     :param expected_s: how long the command takes.
+    :param load_modules: add the rights of :data:`LOADING`.
     """
     name, profile = make_name(command, node), PROFILES[COMMANDS[command]]
+    more = [LOADING] if load_modules else []
     limit_s = int(expected_s) + SPARE_S
     labels = {**OURS, "kproxylat/command": command.replace(" ", "-")}
     mounts: list[tuple[str, Object, bool]] = [
         *((path, {"emptyDir": {"medium": "Memory"}}, False) for path in ("/run", "/tmp")),  # noqa: S108
         *(
             (mount.path, {"hostPath": {"path": mount.path, "type": mount.kind}}, mount.is_read_only)
-            for mount in profile.mounts
+            for part in (profile, *more)
+            for mount in part.mounts
         ),
     ]
     confined = "RuntimeDefault" if profile.is_confined else "Unconfined"
@@ -125,7 +142,10 @@ def make_job(command: str, node: str, words: Sequence[str], namespace: str, imag
             "privileged": False,
             "readOnlyRootFilesystem": True,
             "runAsUser": 0,
-            "capabilities": {"drop": ["ALL"], "add": sorted(profile.capabilities)},
+            "capabilities": {
+                "drop": ["ALL"],
+                "add": sorted({name for part in (profile, *more) for name in part.capabilities}),
+            },
             "seccompProfile": {"type": "RuntimeDefault"},
             "appArmorProfile": {"type": confined},
         },

@@ -107,6 +107,8 @@ NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--pla
 NO_LAB |= {"--endpoints", "--affinity"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
+LOADS = {"run", "sweep", "doctor"}
+"""Commands whose pods may load modules."""
 NO_OTHER = {"--selector", "--all-nodes"}
 NOT_DRY = {"--output-dir", "--parallel"}
 NO_PERCENTILES = {"--percentiles"}
@@ -197,7 +199,9 @@ for command in ("run", "sweep", "trace", "bill", "capture", "cleanup", "doctor",
             )
             local |= set() if command in ("run", "sweep", "bill", "mode show") else CONNECTION
             local |= set() if command != "trace" else {"--node", *NO_OTHER}
-            REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
+            REFUSED.setdefault(command, {}).setdefault(place, set()).update(
+                NO_PODS | local | ({"--load-modules"} if command in LOADS else set())
+            )
 """Without --node, options of pods are refused, and with the lab or without --duration --node is."""
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),

@@ -93,6 +93,19 @@ def test_each_right_is_needed(tmp_path: Path, name: str) -> None:
     assert (check["state"], f"CAP_{name}" in check["found"]) == ("missing", True)
 
 
+@pytest.mark.parametrize("load_modules", [False, True])
+def test_modules_of_the_node(tmp_path: Path, load_modules: bool) -> None:
+    """With --load-modules, modprobe in the pod finds the node's modules, and the kernel lets it load one."""
+    (tmp_path / "state").mkdir()
+    argv = write_pod(str(tmp_path / "state"), "doctor", load_modules=load_modules)
+    argv = argv[: argv.index("python3")]
+    look = "ls /lib/modules; grep CapBnd /proc/self/status"
+    text = subprocess.run([*argv, "sh", "-c", look], check=True, stdout=subprocess.PIPE, text=True).stdout
+    *modules, bounds = text.splitlines()
+    assert modules == (sorted(path.name for path in Path("/lib/modules").iterdir()) if load_modules else [])
+    assert bool(int(bounds.split()[1], 16) >> 16 & 1) == load_modules
+
+
 def test_a_run_without_tracing(tmp_path: Path) -> None:
     result, text = run_pod(tmp_path, *RUN)
     assert result, text

@@ -127,6 +127,42 @@ def test_the_job(command: str) -> None:
     assert ("/run/kproxylat" in writable) == (COMMANDS[command] == "measure")
 
 
+def test_the_job_that_loads_modules() -> None:
+    """It adds one capability and one directory, read-only; nothing else differs."""
+    plain, loading = (make_job("run", "n1", [], "ns", "image:1", 30, load) for load in (False, True))
+    containers = [job["spec"]["template"]["spec"]["containers"][0] for job in (plain, loading)]
+    before, after = (set(one["securityContext"]["capabilities"].pop("add")) for one in containers)
+    assert (after - before, before - after) == ({"SYS_MODULE"}, set())
+    mount = containers[1]["volumeMounts"].pop()
+    volume = loading["spec"]["template"]["spec"]["volumes"].pop()
+    assert mount == {"name": volume["name"], "mountPath": "/lib/modules", "readOnly": True}
+    assert volume["hostPath"] == {"path": "/lib/modules", "type": "Directory"}
+    for job in (plain, loading):
+        del job["metadata"]["name"]
+    assert plain == loading
+
+
+MODULES = {
+    "run": ("run", *TARGET),
+    "sweep": ("sweep", "--lab", "--services", "5"),
+    "doctor": ("doctor",),
+}
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_pods_that_may_load_modules(capsys: Captured, pods: Cluster, command: str) -> None:
+    """Only if asked: the Job has the right, and the pod's words are the same."""
+    words = MODULES[command]
+    for more in ((), ("--load-modules",)):
+        assert call(capsys, *words, "--node", "n1", *more)[0] == 0
+    plain, loading = (pod.job["spec"]["template"]["spec"]["containers"][0] for pod in pods.kubelet.ran)
+    assert plain["command"] == loading["command"]
+    assert "SYS_MODULE" not in plain["securityContext"]["capabilities"]["add"]
+    assert "SYS_MODULE" in loading["securityContext"]["capabilities"]["add"]
+    status, _, err = call(capsys, *words, "--load-modules")
+    assert (status, "--load-modules" in err, len(pods.kubelet.ran)) == (2, True, 2)
+
+
 @given(st.text(max_size=80))
 def test_a_jobs_name_is_a_label(node: str) -> None:
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])", make_name("mode show", node))
