@@ -4,9 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian packages for the lab, the traffic, the tracing, the virtual machine, and a test of OpenMetrics (prometheus).
+# Debian packages for the lab, the traffic, the tracing, the virtual machine, and tests of OpenMetrics (prometheus).
 PACKAGES := bpftrace busybox-static conntrack file hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
-	procps prometheus python3-venv qemu-system-x86 util-linux
+	procps prometheus prometheus-node-exporter python3-venv qemu-system-x86 util-linux
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
