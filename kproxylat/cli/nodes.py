@@ -118,12 +118,8 @@ class Errand:
     finish: Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
-CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)} | {
-    "dry_run",
-    "output_dir",
-    "output",
-    "load_modules",
-}
+CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)}
+CLIENTS |= {"dry_run", "output_dir", "output", "load_modules"}
 """Parameters that the client alone uses."""
 
 
@@ -163,8 +159,7 @@ def plan_run(ctx: typer.Context, plan: Options, node: OnNode, asks: bool, api: A
     from kproxylat.measure.defaults import look_up_source, look_up_target
     from kproxylat.measure.expected import announce, expect_s
 
-    left_out = ("form", "yes") if plan.lab else ("service", "port", "form", "family", "yes")
-    words = list_words(ctx, *left_out)
+    words = list_words(ctx, "form", "yes", *(() if plan.lab else ("service", "port", "family")))
     words += [*([] if plan.lab else ["--yes"]), "--format=json", f"--output-dir={OUTPUT}"]
     if ctx.params["target"] is None and not plan.lab:
         plan, target = look_up_target(plan, api, node.asked, number(ctx.params["family"]))

@@ -191,9 +191,7 @@ def sweep(
     in_pods = nodes.asked(load_modules)
     if in_pods:
         if not options.lab:
-            raise UsageError(
-                "a pod has no right to change the cluster's Services or mode", f"add --lab to {nodes.ways[0]}"
-            )
+            raise UsageError("a pod cannot change the cluster's Services or mode", f"add --lab to {nodes.ways[0]}")
         if form == SweepFormat.CSV:
             raise UsageError("the sweeps of several nodes have no CSV", "--format takes table, json or yaml")
         own = {"vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
@@ -201,14 +199,14 @@ def sweep(
     local = replace(node, **{field.name: None for field in fields(Cluster)}) if in_pods else node
     options.check(local, services=options.services or None, position=options.position)
     machine.check()
-    clock = "ns" if in_pods else machine.clock or detect_clock()[0]
+    clock = "ns" if in_pods else ""
     if options.lab:
         refuse_options("--lab sets no cluster's mode", yes=yes)
     else:
         refuse_options("a cluster is measured mode by mode, in the order of --services", seed=options.seed)
-    if clock == Clock.INSTRUCTIONS:
+    if (clock or machine.clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
         refuse_options("on the instruction clock the order is not random", seed=options.seed)
-    points = options.plan(local, ctx.obj, "ns" if in_pods else "")
+    points = options.plan(local, ctx.obj, clock)
     if in_pods:
         errand = plan_sweep(ctx, points, options.repeats, form)
         run_on_nodes(nodes, node, lambda _: errand, form, dry_run, options.output_dir, load_modules)

@@ -77,12 +77,12 @@ PROFILES = {
     ),
 }
 """Profile -> its rights, with a reason for each."""
-LOADING = Profile(
-    {"SYS_MODULE": "load missing kernel modules, such as pktgen"},
-    (Mount("/lib/modules", "Directory", "the modules of the node's kernel", is_read_only=True),),
+_MODULES = Mount("/lib/modules", "Directory", "the modules of the node's kernel", is_read_only=True)
+PROFILES["load modules"] = Profile(
+    {**PROFILES["measure"].capabilities, "SYS_MODULE": "load missing kernel modules, such as pktgen"},
+    (*PROFILES["measure"].mounts, _MODULES),
     is_confined=False,
 )
-"""What ``--load-modules`` adds to profile measure."""
 COMMANDS = {
     "run": "measure",
     "sweep": "measure",
@@ -116,18 +116,16 @@ def make_job(
     :param command: a key of :data:`COMMANDS`.
     :param words: the whole command line for the pod, without the program's name.
     :param expected_s: how long the command takes.
-    :param load_modules: add the rights of :data:`LOADING`.
+    :param load_modules: of profile measure: let the pod load kernel modules.
     """
-    name, profile = make_name(command, node), PROFILES[COMMANDS[command]]
-    more = [LOADING] if load_modules else []
+    name, profile = make_name(command, node), PROFILES["load modules" if load_modules else COMMANDS[command]]
     limit_s = int(expected_s) + SPARE_S
     labels = {**OURS, "kproxylat/command": command.replace(" ", "-")}
     mounts: list[tuple[str, Object, bool]] = [
         *((path, {"emptyDir": {"medium": "Memory"}}, False) for path in ("/run", "/tmp")),  # noqa: S108
         *(
             (mount.path, {"hostPath": {"path": mount.path, "type": mount.kind}}, mount.is_read_only)
-            for part in (profile, *more)
-            for mount in part.mounts
+            for mount in profile.mounts
         ),
     ]
     confined = "RuntimeDefault" if profile.is_confined else "Unconfined"
@@ -142,10 +140,7 @@ def make_job(
             "privileged": False,
             "readOnlyRootFilesystem": True,
             "runAsUser": 0,
-            "capabilities": {
-                "drop": ["ALL"],
-                "add": sorted({name for part in (profile, *more) for name in part.capabilities}),
-            },
+            "capabilities": {"drop": ["ALL"], "add": sorted(profile.capabilities)},
             "seccompProfile": {"type": "RuntimeDefault"},
             "appArmorProfile": {"type": confined},
         },
