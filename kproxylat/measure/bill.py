@@ -162,17 +162,17 @@ class _Account:
 
     def build(self) -> Bill:
         """Add up the windows so far."""
-        mode, windows, meter = self._billing.mode, self.windows, self._meter
-        rows, rate, day = add_up(windows, self._billing.names)
+        billing, mode, windows, meter = self._billing, self._billing.mode, self.windows, self._meter
+        rows, rate, day = add_up(windows, billing.names)
         warnings = dict.fromkeys(self.warnings)
         if not meter.calls:
-            expected = "what they took is expected, by bench/"
-            warnings[f"the kernel did not measure the probes (BPF statistics): {expected}"] = None
+            warnings["the kernel did not measure the probes (BPF statistics): their share is expected, by bench/"] = (
+                None
+            )
         if any(row.key == OTHER for row in rows):
             warnings["a map was full: some destinations are in the row 'other'"] = None
         period_s, starts_s = monotonic() - self._began_s, _read_children_s() - self._children_s
-        budget = self._billing.budget
-        usage = Usage(meter.calls > 0, budget, meter.used_s / period_s, meter.peak, meter.calls, starts_s)
+        usage = Usage(meter.calls > 0, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, starts_s)
         has_counter = mode.form == CHAIN
         counter = "the rules that jump to KUBE-SERVICES" if has_counter else "none that counts lookups in this mode"
         return Bill(

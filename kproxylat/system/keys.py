@@ -30,15 +30,10 @@ def quitting() -> Iterator[threading.Event]:
 
     def read() -> None:
         with suppress(OSError):  # The terminal is gone.
-            while not ended.is_set():
-                if not select.select([terminal], [], [], PAUSE_S)[0]:
-                    continue
-                keys = os.read(terminal, 100)
-                if QUIT in keys.lower():
+            while not (ended.is_set() or pressed.is_set()):
+                if select.select([terminal], [], [], PAUSE_S)[0] and QUIT in os.read(terminal, 100).lower():
                     pressed.set()
                     os.kill(os.getpid(), signal.SIGINT)
-                if not keys or pressed.is_set():
-                    return
 
     thread = threading.Thread(target=read, daemon=True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from dataclasses import replace
 from random import Random
@@ -76,8 +77,9 @@ def test_names_of_the_api_are_for_rows_without_one() -> None:
         "other/name",
     )
     text = draw_bill(name_rows(bill, names))
-    assert "default/web:http 10.0.0.1:30080/tcp" in text
-    assert "default/web:https 203.0.113.7:443/tcp" in text
+    assert re.search(r"^ default/web:http .*\n   10.0.0.1:30080/tcp", text, re.M)
+    assert re.search(r"^ default/web:https .*\n   203.0.113.7:443/tcp", text, re.M)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_share_lies_within_its_bounds_in_95_of_100() -> None:

@@ -652,8 +652,8 @@ def test_bills_have_the_names_of_the_api(capsys: Captured, pods: Cluster) -> Non
     pods.fake.permitted = set().union(*(rights(MANIFESTS[name]) for name in ("bill", "run --node")))
     status, out, err = call(capsys, "bill", "--all-nodes", "--for", "5s")
     assert (status, "orbidden" in err) == (0, False), err
-    rows = re.findall(r"^ *(shop/\S+(?: [0-9]\S+)?)", out, re.M)
-    assert rows == ["shop/web:http", "shop/web:http 192.0.2.1:30080/tcp", "shop/web 10.96.7.7:1/sctp"] * 3, out
+    rows = re.findall(r"^ +(shop/\S+|[0-9]+\.\S+:\S+)", out, re.M)
+    assert rows == ["shop/web:http", "shop/web:http", "192.0.2.1:30080/tcp", "shop/web", "10.96.7.7:1/sctp"] * 3, out
     assert [call.resource for call in pods.fake.calls].count("services") == 1
     assert find_command(pods.kubelet.ran[0].job)[4:] == ["bill", "--for=5s", "--format=json"]
     _, out, _ = call(capsys, "bill", "--node", "n1", "--format", "json")

@@ -167,7 +167,7 @@ def test_a_bill_on_a_node_asks_the_api_for_names(
     monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
     monkeypatch.setattr(bill, "bill", lambda _: (make_bill(), None))
     status, out, err = call(capsys, "bill")
-    assert (status, "shop/web:http 10.0.0.1:30080/tcp" in out) == (0, has_api)
+    assert (status, "shop/web:http" in out) == (0, has_api)
     line = "rows without a Service's name: 1: "
     assert [text.startswith(line) for text in err.splitlines()] == ([] if has_api else [True])
     assert call(capsys, "bill", "--context", "gone")[0] == (2 if has_api else 1), "before it counts"
