@@ -27,6 +27,8 @@ from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support import TESTS
 from tests.support.documents import files
 
+pytestmark = pytest.mark.slow
+
 SLOW = load(TIMED)
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at] for at in (0, 3, 6))
 
