@@ -22,6 +22,7 @@ from tests.support import ROOT
 from tests.support.bills import NAMES, make_bill, window
 from tests.support.command import Captured, call
 
+pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys, threading
 from contextlib import nullcontext
