@@ -16,7 +16,7 @@ help:
 	@echo "make check      ruff, mypy, and the quick tests (under 4 minutes on 2 cores)"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (40 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
-	@echo "make matrix     exact costs on 4 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
+	@echo "make matrix     exact costs on 5 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
 	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
 	@echo "make plugin     the client as one file, and krew's manifest, in dist/"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"
