@@ -286,8 +286,12 @@ def _trace_window(
             tracer.check_end()
         finally:
             used = read_used(fds) if fds else used
+            # What they took since the last look belongs to the worst second, too.
+            meter.check(used.seconds, monotonic())
             meter.used_s += used.seconds
             meter.calls += used.calls
+    # Where listing rules takes longer than the window, bpftrace has ended by then.
+    after = after or read_counters(mode, billing.node.netns)
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem

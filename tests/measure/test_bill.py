@@ -229,6 +229,27 @@ def test_a_window_that_does_not_end_leaves_the_others(monkeypatch: pytest.Monkey
     assert result.usage.mean * result.period_s > 10 * 0.2, "the time until it was killed"
 
 
+def test_a_window_that_ends_while_rules_are_listed_is_compared_with_their_counter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Listing takes longer than the window: of a large node's rules, or on a slow machine."""
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    world = World(monkeypatch, 0.002, 1)
+
+    def list_rules(*_: object) -> Counters:
+        counters = Counters(world.now_s, round(world.now_s * 1000), 0, round(world.now_s * 100))
+        if world.alive:
+            world.wait(20)
+        world.pass_time(2)
+        return counters
+
+    monkeypatch.setattr("kproxylat.measure.bill.read_counters", list_rules)
+    result, _ = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert result.check.lookups == pytest.approx(result.check.counted, rel=0.05)
+    assert result.check.closed is True
+    assert result.usage.peak > 0, "no look at the probes fell into the window"
+
+
 def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
     World(monkeypatch, 0.001, 1, interrupt_s=20)
