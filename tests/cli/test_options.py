@@ -101,7 +101,7 @@ API = CONNECTION | {"--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
 NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
-NO_LAB |= {"--endpoints", "--affinity"}
+NO_LAB |= {"--endpoints", "--affinity", "--node-port"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
 NO_OTHER = {"--selector", "--all-nodes"}
@@ -110,7 +110,7 @@ NO_PERCENTILES = {"--percentiles"}
 NO_POD = NO_NODE | NO_OTHER | {"--template"}
 NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
-OWN |= {"--endpoints", "--affinity"}
+OWN |= {"--endpoints", "--affinity", "--node-port"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
