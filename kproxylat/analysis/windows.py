@@ -105,8 +105,8 @@ def plan_windows(load: Load, costs: Costs, budget: float, period_s: float, most:
             f"probes would take {plan.share:.1%} of one CPU while attached: {load.packets:,.0f} packets/s at "
             f"{costs.packet * 1e9:,.0f} ns, {load.flows:,.0f} new flows/s at {costs.flow * 1e9:,.0f} ns; the shortest "
             f"window takes {shortest_ms:,.1f} ms, allowed are {min(PLANNED, budget * period_s) * 1000:,.1f} ms",
-            f"no second is planned to have more than {PLANNED:.0%} of one CPU; below that, a larger --budget or a longer "
-            "--for helps; else: kproxylat capture, then whatif",
+            f"no second is planned to have more than {PLANNED:.0%} of one CPU; below that, a larger --budget or a "
+            "longer --for helps; else: kproxylat capture, then whatif",
         )
     return plan
 
