@@ -107,20 +107,22 @@ class Meter:
     def check(self, used_s: float, now_s: float) -> str:
         """Return why the probes must be detached now; "" if they need not.
 
+        They must if they would take too much by the next look, should they take as much as since the last one.
+
         :param used_s: by the window's probes so far; ``now_s``: the time.
         """
-        total = self.used_s + used_s
+        total, (last_s, before) = self.used_s + used_s, self._seen[-1]
+        ahead = total - before if last_s > now_s - 1 else 0
         self._seen.append((now_s, total))
         while self._seen[1][0] <= now_s - 1:
             self._seen.popleft()
         in_second = total - self._seen[0][1]
         self.peak = max(self.peak, in_second)
-        if in_second > SECOND:
-            return f"the probes took {in_second:.1%} of one CPU in a second, more than {SECOND:.0%}"
-        if total > self.budget_s:
-            return (
-                f"the probes took {total * 1000:,.1f} ms of CPU, more than the period's {self.budget_s * 1000:,.1f} ms"
-            )
+        if in_second + ahead > SECOND:
+            return f"the probes took {in_second:.1%} of one CPU in a second, and soon more than {SECOND:.0%}"
+        if total + ahead > self.budget_s:
+            took_ms, budget_ms = total * 1000, self.budget_s * 1000
+            return f"the probes took {took_ms:,.1f} ms of CPU, and soon more than the period's {budget_ms:,.1f} ms"
         return ""
 
 
