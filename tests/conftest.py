@@ -41,6 +41,11 @@ def api(fake: FakeApi, tmp_path: Path) -> Api:
     return connect(fake.kubeconfig(tmp_path))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test by the first characters of a long text, so that a line of the report can be read."""
+    return f"{val[:40]!r}..." if isinstance(val, (str, bytes)) and len(val) > 60 else None
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the fault table: each row's name and how it went, and what a row notes of itself."""
 

@@ -30,6 +30,10 @@ STEP = 0.085
 """Least distance of two labels of two lines, as a part of the height of the axes."""
 
 
+LONGEST = 200
+"""Characters of a line of text in a figure: matplotlib takes minutes for a million, and nobody reads them."""
+
+
 class Style(NamedTuple):
     """The look of a series or a run, in matplotlib's words."""
 
@@ -118,6 +122,11 @@ def _wrap(text: str, width: int) -> str:
     return textwrap.fill(text, width, max_lines=3, placeholder=" …")
 
 
+def shorten(text: str) -> str:
+    """Cut lines of text that are longer than :data:`LONGEST`, such as a name of a damaged document."""
+    return "\n".join(line if len(line) <= LONGEST else f"{line[:LONGEST]}…" for line in text.split("\n"))
+
+
 def add_value(axes: Axes, x: float, y: float, text: str) -> None:
     """Add a value that a page shows when the pointer is over its place."""
     axes.plot([x], [y], marker="o", markersize=14, alpha=0, color=INK, gid=f"value: {text}", label="_", zorder=9)
@@ -166,6 +175,10 @@ def _write(figure: Figure, form: str, transparent: bool = False) -> bytes:
         "svg": {"Date": None, "Title": figure.get_suptitle(), "Creator": "kproxylat"},
         "png": {"Software": "kproxylat"}, "pdf": {"CreationDate": None, "Creator": "kproxylat"},
     }  # fmt: skip
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_text(shorten(text.get_text()))
     stream = BytesIO()
     with warnings.catch_warnings():
         # Long names leave little room, and letters may have no glyph: the picture is less nice then, and still true.

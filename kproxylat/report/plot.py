@@ -29,6 +29,7 @@ from kproxylat.report.figure import (
     label_ends,
     make_figure,
     save_figure,
+    shorten,
     write_below,
     write_beside,
 )
@@ -513,7 +514,7 @@ def draw_figures(axes: Axes, pair: Comparison) -> None:
         add_value(axes, ratio.estimate, at, f"{figure.name}: {sides} {pair.unit}, × {ratio.estimate:.3f}")
     axes.axvline(1, color=INK, linewidth=1)
     names = {"p50": "median", "commonest": "commonest value"}
-    axes.set_yticks(range(len(rows)), [names.get(figure.name, figure.name) for figure, _ in rows])
+    axes.set_yticks(range(len(rows)), [shorten(names.get(figure.name, figure.name)) for figure, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.set_xlabel(f"B / A: {_label_costs(pair)}; {_name_bars(contrast.level)}")
     write_below(axes, pair.statement)

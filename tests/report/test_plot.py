@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import html
+import json
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from kproxylat.report.figure import STYLES, make_figure
 from kproxylat.report.plot import draw_distributions, draw_figures, draw_ratios, draw_series, find_crossings, plot
 from kproxylat.results import Result
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
+from tests.support import TESTS
 from tests.support.documents import files
 
 SLOW = load(TIMED)
@@ -52,6 +54,18 @@ def test_a_sweep_counted(tmp_path: Path) -> None:
         "Linux 6.1.0-56-amd64, bpftrace v0.17.0, clock: emulated instructions, 2026-11-22, kproxylat 0.1.0",
     ):
         assert text in words
+
+
+@pytest.mark.parametrize("place", ["unit", "name"])
+def test_a_text_of_a_million_characters_is_cut(tmp_path: Path, place: str) -> None:
+    """matplotlib drew all of it, in minutes."""
+    document = json.loads((TESTS / "documents/comparison-1.json").read_bytes())
+    [pair] = document["comparisons"] = document["comparisons"][:1]
+    pair.update(lookups=pair["lookups"][:1], series=[], crossing=None)
+    (pair if place == "unit" else pair["lookups"][0]["figures"][0])[place] = "a" * 1_000_000
+    (tmp_path / "long.json").write_text(json.dumps(document))
+    words = draw(tmp_path, str(tmp_path / "long.json")).split(" | ")
+    assert 150 < max(map(len, words)) < 250
 
 
 def test_a_sweep_timed_has_error_bars(tmp_path: Path) -> None:
