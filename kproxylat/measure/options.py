@@ -86,7 +86,8 @@ class Lab:
         for service in self.ruleset.services if self.ruleset else self.place_services(family):
             yield service.ip, "a ClusterIP"
             yield from ((ip, "an endpoint") for ip, _ in service.pairs)
-        yield from ((ip, "the lab's node") for ip in name_addresses(self.backend(family)))
+        own = [lab.ADDRESSES[family].node_ip] if self.node_port else []
+        yield from ((ip, "the lab's node") for ip in (*name_addresses(self.backend(family)), *own))
 
     def backend(self, family: int) -> str:
         """Return the backend's own address, which a ruleset's endpoints do not need."""
