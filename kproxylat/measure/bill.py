@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -269,16 +270,18 @@ def _trace_window(
     problem, used = "", Used()
     say(f"Window of {length_s:.2f} s, one flow in {1 << plan.shift}: starting bpftrace...")
     with ExitStack() as stack:
+        # Listing rules may take longer than the window: the probes are watched meanwhile.
+        lister = stack.enter_context(ThreadPoolExecutor(1))
         tracer = stack.enter_context(trace(script, lambda _: True))
         attached_s = monotonic()
         fds = stack.enter_context(bpf_stats.programs_of(tracer.pid)) if measured else []
-        before, after = read_counters(mode, billing.node.netns), None
+        readings = [lister.submit(read_counters, mode, billing.node.netns)]
         try:
             while tracer.alive and not problem:
                 tracer.wait(STEP_S)
                 passed_s = monotonic() - attached_s
-                if passed_s >= length_s and not after:
-                    after = read_counters(mode, billing.node.netns)
+                if passed_s >= length_s and len(readings) == 1:
+                    readings.append(lister.submit(read_counters, mode, billing.node.netns))
                 used = read_used(fds) if fds else Used(plan.share * min(passed_s, length_s + TAIL_S))
                 problem = meter.check(used.seconds, monotonic())
                 if not problem and passed_s > length_s + 10:
@@ -292,13 +295,13 @@ def _trace_window(
             meter.check(used.seconds, monotonic())
             meter.used_s += used.seconds
             meter.calls += used.calls
-    # Where listing rules takes longer than the window, bpftrace has ended by then.
-    after = after or read_counters(mode, billing.node.netns)
+    before = readings[0].result()
+    after = readings[1].result() if len(readings) > 1 else read_counters(mode, billing.node.netns)
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem
     window = replace(window, used_s=used.seconds)
-    if after and after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
+    if after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
         window = replace(window, passed=after.lookups - before.lookups, passed_s=after.time_s - before.time_s)
     return window, problem
 
