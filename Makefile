@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 PACKAGES := bpftrace busybox-static conntrack file hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
 	procps prometheus python3-venv qemu-system-x86 util-linux
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m
 
 .PHONY: help demo test test-long matrix image plugin check setup packages clean
 help:
 	@echo "make demo       measure 3 backends in real nanoseconds, then by bpftrace (about 5 minutes on 2 cores)"
-	@echo "make check      ruff, mypy, and the tests without a kernel"
+	@echo "make check      ruff, mypy, and the quick tests (under 4 minutes on 2 cores)"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (40 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
 	@echo "make matrix     exact costs on 4 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
@@ -31,7 +31,7 @@ test: setup
 	$(BIN)/mypy
 	deploy/image.sh root
 	$(BIN)/python deploy/plugin.py
-	KPROXYLAT_REQUIRE=vm,image,plugin $(PYTEST)
+	KPROXYLAT_REQUIRE=vm,image,plugin $(PYTEST) "not long"
 
 test-long: setup
 	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
@@ -40,7 +40,7 @@ test-long: setup
 	KPROXYLAT_REQUIRE=image KPROXYLAT_MOMENTS=20 $(BIN)/python -m pytest -k test_ctrl_c_at_any_moment
 	KPROXYLAT_REQUIRE=vm $(BIN)/python -m pytest -m long
 
-test test-long check: PACKAGES += chromium fonts-dejavu-core
+test test-long: PACKAGES += chromium fonts-dejavu-core
 test test-long: PACKAGES += debian-archive-keyring mmdebstrap
 matrix test-long: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
@@ -57,7 +57,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) --ignore=tests/vm
+	$(PYTEST) "not long and not slow" --ignore=tests/vm
 
 # pip compiles no bytecode for an editable install, and PYTHONDONTWRITEBYTECODE stops Python from doing it later.
 setup: packages $(VENV)/ready

@@ -19,6 +19,8 @@ from tests.support import ROOT
 from tests.support.command import RULES
 from tests.support.documents import files
 
+pytestmark = pytest.mark.slow
+
 ACTION = yaml.safe_load((ROOT / "deploy/ci/action.yml").read_text())
 STEPS = {step["id"]: step for step in ACTION["runs"]["steps"]}
 RESULT = load(COUNTED)[0]

@@ -180,6 +180,7 @@ def walk(data: Any) -> Iterator[tuple[Any, Any]]:
         yield from walk(item)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["counted.json", "timed.json.gz"])
 def test_any_value_anywhere(tmp_path_factory: pytest.TempPathFactory, source: str) -> None:
     """Whatever a place of a result holds, comparing it works or names the file."""

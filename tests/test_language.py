@@ -112,5 +112,6 @@ def test_modules(path: Path) -> None:
     assert phrases_of(path) == []
 
 
+@pytest.mark.slow
 def test_modules_that_are_clean_are_not_excused() -> None:
     assert {name_module(path) for path in MODULES if phrases_of(path)} >= NOT_YET_CLEAN

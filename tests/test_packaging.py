@@ -23,6 +23,8 @@ import hatch_build
 from kproxylat import __version__
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 DISTRIBUTIONS = {"prometheus_client": "prometheus-client", "yaml": "pyyaml"}
 """Package as it is imported -> its name in pyproject.toml, where they differ."""
 EXTRAS = {"matplotlib": "plot"}

@@ -30,7 +30,7 @@ from tests.support.fake_api import FakeApi
 from tests.support.kubelet import Kubelet
 from tests.support.nodes import node_of
 
-pytestmark = pytest.mark.xdist_group("plugin")
+pytestmark = [pytest.mark.xdist_group("plugin"), pytest.mark.slow]
 FILE = ROOT / "dist/kproxylat.pyz"
 MAC = """
 import os, runpy, select, signal, socket, sys

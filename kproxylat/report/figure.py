@@ -31,7 +31,7 @@ STEP = 0.085
 
 
 LONGEST = 200
-"""Characters of a line of text in a figure: matplotlib takes minutes for a million, and nobody reads them."""
+"""The most characters of a line of text in a figure: matplotlib takes minutes for a million."""
 
 
 class Style(NamedTuple):

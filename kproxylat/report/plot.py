@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 Line = tuple[float, float]
 FEW = 20
 """Up to this number of distinct values are drawn one by one."""
+MOST = 60
+"""The most series of a picture. Each pair of them is looked at for a crossing."""
 SMALL = 100
 """If the numbers of Services begin at 0 and do not exceed this, their axis is linear."""
 DECADE = 10
@@ -95,11 +97,12 @@ def plot(
 def picture_results(results: Sequence[Result], title: str | None = None, seed: int = 0) -> Figure:
     """Draw a sweep's series, or the distributions of runs at one number of Services.
 
-    :raises LogError: the runs hold nothing to draw, or both real and emulated times.
+    :raises LogError: the runs hold nothing to draw, too much, or both real and emulated times.
     """
     series = [line for line in build_series(refuse_mixed_time(results), seed) if len(line.points) > 1]
     if not series:
         return picture_runs([("", result) for result in results], title)
+    _check_number(len(series))
     before = any(map(counts_before, results))
     size = "the Services before it" if before else "the number of Services"
     figure, [axes] = make_figure(title or f"{SUBJECTS[series[0].measured][0]} by {size}", describe_origin(results))
@@ -107,11 +110,19 @@ def picture_results(results: Sequence[Result], title: str | None = None, seed: i
     return figure
 
 
+def _check_number(number: int) -> None:
+    if number > MOST:
+        raise LogError(
+            f"{number:,} series are too many for a picture, which has room for {MOST}", "name a file of fewer"
+        )
+
+
 def picture_runs(results: Sequence[tuple[str, Result]], title: str | None = None, statement: str = "") -> Figure:
     """Draw the distributions of runs; the parameters are those of :func:`draw_distributions`."""
     probe = next((probe for _, result in results if (probe := result.main_probe)), None)
     subject = SUBJECTS[probe.measured if probe else "lookup"][0]
     names = list(dict.fromkeys(name_run(result) for _, result in results))
+    _check_number(len(names))
     title = title or f"{subject}, {' and '.join(names) if len(names) < 3 else f'{len(results)} runs'}"
     figure, [axes] = make_figure(title, describe_origin([result for _, result in results]))
     draw_distributions(axes, results, statement)
@@ -120,6 +131,7 @@ def picture_runs(results: Sequence[tuple[str, Result]], title: str | None = None
 
 def picture_comparisons(pairs: Sequence[Comparison], title: str | None = None) -> Figure:
     """Draw B's costs by A's: over numbers of Services, or in each figure of a single pair."""
+    _check_number(len(pairs))
     first = pairs[0]
     names = ("B", "A") if first.a.name == "A" else (first.b.name, first.a.name)
     title = title or ("Modes compared" if pairs[1:] else f"{names[0]} compared with {names[1]}")

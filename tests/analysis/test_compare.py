@@ -137,6 +137,7 @@ def test_other_calls_are_compared_too(tmp_path: Path) -> None:
 # Nanoseconds: chance.
 
 
+@pytest.mark.slow
 def test_false_alarms_stay_at_the_stated_level() -> None:
     """1,000 pairs drawn from one real run: at most 5 %, and as many as 50 + 2 standard deviations of that."""
     rng, alarms = Random(2), 0

@@ -28,6 +28,8 @@ from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import CONFIGMAP, DAEMONSET
 from tests.support.processes import find_marked
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = (*ENDING, signal.SIGKILL)
 TIMES = max(1, int(os.environ.get("KPROXYLAT_MOMENTS", "12")) // 12)
 """Kills of each command by each signal: 8 if KPROXYLAT_MOMENTS is 100, which makes 200 in all."""

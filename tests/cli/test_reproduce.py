@@ -11,6 +11,8 @@ import pytest
 from tests.support import ROOT
 from tests.support.namespaces import run_alone, run_python
 
+pytestmark = pytest.mark.slow
+
 [README_COMMAND] = re.findall(r"`kproxylat reproduce ([^`]+)`", (ROOT / "README.md").read_text())
 
 

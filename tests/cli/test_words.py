@@ -90,6 +90,7 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     everything_but_where(),

@@ -264,6 +264,7 @@ def agent(fake: FakeApi, tmp_path: Path) -> Iterator[Agent]:
     started.close()
 
 
+@pytest.mark.slow
 def test_the_same_command_resumes_after_ctrl_c(fake: FakeApi, agent: Agent) -> None:
     """A real process gets a real SIGINT; whatever is there then, the same command completes it."""
     draw, each_way = random.Random(7), INTERRUPTIONS // 2

@@ -33,7 +33,7 @@ from tests.support.nodes import node_of
 from tests.support.processes import find_marked
 from tests.support.rights import MANIFESTS, rights
 
-pytestmark = pytest.mark.xdist_group("image")
+pytestmark = [pytest.mark.xdist_group("image"), pytest.mark.slow]
 RUN = (
     "run",
     "--lab",

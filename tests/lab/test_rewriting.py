@@ -30,6 +30,7 @@ def read(file: Path) -> str:
     return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHECKS)
 @given(some.data())
 @settings(deadline=None, max_examples=300)

@@ -233,6 +233,7 @@ def mix_servers(dice: Random) -> str:
 MIXERS = {"legacy": mix_iptables, "nft": mix_iptables, "nftables": mix_nft, "ipset": mix_sets, "ipvsadm": mix_servers}
 
 
+@pytest.mark.slow
 @needs_tools
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_tools_load_the_same_rules_of_mixtures(tool: str, record_property: pytest.RecordProperty) -> None:

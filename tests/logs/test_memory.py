@@ -9,6 +9,8 @@ import pytest
 from kproxylat.logs.reader import read_log
 from tests.support.bulky import KINDS, LIMIT_MB, measure_parse, write_bulky
 
+pytestmark = pytest.mark.slow
+
 SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
 """Kinds that take a minute."""
 DROPPED = {

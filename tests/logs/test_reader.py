@@ -225,6 +225,7 @@ def test_damage_is_named() -> None:
     assert result.probes[0].count == 13
 
 
+@pytest.mark.slow
 def test_cut_anywhere() -> None:
     """Whatever is left is read, and no figure differs from what the whole log says at that place."""
     whole = {1, 3, 13, 40, 123, 0, 7, 43, 250, 2, 528, 307, 528 / 13, 307 / 7}
@@ -316,6 +317,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_pieces_give_the_result_of_single_lines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = b"Attaching 1 probe...\n" + KINDS[kind](write_lines(8000))
@@ -355,6 +357,7 @@ EMPTY = "00:00:00 Statistics:\n  No packets traced yet. Is there any traffic?"
 BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
 
 
+@pytest.mark.slow
 @example([["@b[", "@a: 1"], [EMPTY] * 20], False).via("text in a key that never ends")
 @example([["\n\n@s: word"], [EMPTY] * 20], True).via("text that may be a string's")
 @example([["@h:", "[4, 8)   3 |@@ |"], ["", EMPTY] * 20, ["@h:", "[4, 8)   3 |@@ |"]], True).via("a histogram's end")
@@ -562,6 +565,7 @@ def test_command(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_command_usage() -> None:
     for wrong in (
         ["--format", "xml"],

@@ -28,6 +28,8 @@ from tests.support import ROOT
 from tests.support.agent import Agent
 from tests.support.fakes import PROGRAMS, make_world
 
+pytestmark = pytest.mark.slow
+
 RUN = ("run", "0.2", "1000", "20", "--lab", "--mode", "nftables", "--format", "json", "--output-dir", "out")
 WATCH = ("trace", "--mode", "nftables", "--duration", "60")
 COMMAND = (sys.executable, "-m", "tests.support.fakes")

@@ -19,6 +19,8 @@ from kproxylat.traffic.generators import GENERATORS
 from kproxylat.traffic.sender import BLOCKS
 from tests.support.namespaces import measure_alone, run_alone, run_on_node, sweep_alone
 
+pytestmark = pytest.mark.slow
+
 LAB = ("--lab", "--probe", "none", "--first-packet")
 SHORT = ("0.2", "1000", "20")
 CONNECTIONS = 200

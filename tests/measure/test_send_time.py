@@ -24,6 +24,8 @@ from kproxylat.traffic.generators import GENERATORS
 from tests.support.command import RULES
 from tests.support.namespaces import measure_alone, run_alone, run_on_node, run_python, sweep_alone
 
+pytestmark = pytest.mark.slow
+
 LAB = ("--lab", "--probe", "none", "--services", "20")
 PACKETS = 200
 SHORT = ("0.2", "1000", "20")

@@ -142,6 +142,7 @@ def write(name: str, text: str) -> Edit:
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "edit", "state", "message"),
     [
@@ -231,6 +232,7 @@ KINDS_LEFT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lack", LACKS)
 @pytest.mark.parametrize("probe", ["auto", "fentry", "kprobe"])
 def test_doctor_and_run_give_the_same_answer(
@@ -292,6 +294,7 @@ def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypat
     assert caught.value.remedy == f"{reboot}; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("absent", "option", "left"),
     [

@@ -35,6 +35,8 @@ from tests.support.browser import Browser, browsing
 from tests.support.command import Captured, call
 from tests.support.documents import files
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|`*_[a](http://x.y/) \"'&amp;\u2028@all"
 SLOW = load(TIMED)
 

@@ -20,12 +20,15 @@ from kproxylat.analysis.compare import compare
 from kproxylat.analysis.comparison import from_json, to_json
 from kproxylat.analysis.series import build_series
 from kproxylat.cli import app
+from kproxylat.errors import LogError
 from kproxylat.report.figure import STYLES, make_figure
 from kproxylat.report.plot import draw_distributions, draw_figures, draw_ratios, draw_series, find_crossings, plot
 from kproxylat.results import Result
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, with_values
 from tests.support import TESTS
 from tests.support.documents import files
+
+pytestmark = pytest.mark.slow
 
 SLOW = load(TIMED)
 LEGACY, NFT, NFTABLES = (load(COUNTED)[at] for at in (0, 3, 6))
@@ -66,6 +69,19 @@ def test_a_text_of_a_million_characters_is_cut(tmp_path: Path, place: str) -> No
     (tmp_path / "long.json").write_text(json.dumps(document))
     words = draw(tmp_path, str(tmp_path / "long.json")).split(" | ")
     assert 150 < max(map(len, words)) < 250
+
+
+def test_a_thousand_series_are_refused(tmp_path: Path) -> None:
+    """Each pair of them was looked at, for minutes."""
+    document = json.loads(COUNTED.read_bytes())
+    document["results"] = [
+        {**each, "run": {**each["run"], "backend": f"b{number}"}}
+        for number in range(1000)
+        for each in document["results"][:2]
+    ]
+    (tmp_path / "many.json").write_text(json.dumps(document))
+    with pytest.raises(LogError, match="1,000 series are too many for a picture, which has room for 60"):
+        draw(tmp_path, str(tmp_path / "many.json"))
 
 
 def test_a_sweep_timed_has_error_bars(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from tests.support.kube_proxy import CONFIGMAP, DAEMONSET, RECORDED
 from tests.support.nodes import ADDRESSES, BRIDGE, node_of
 from tests.support.rights import MANIFESTS, made, rights
 
+pytestmark = pytest.mark.slow
+
 LATE = 3
 """Looks after which kube-proxy's rules hold what the API holds."""
 

@@ -26,6 +26,8 @@ from tests.results import LOGS
 from tests.support import ROOT
 from tests.support.agent import Agent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

@@ -13,6 +13,8 @@ from kproxylat.errors import LogError
 from kproxylat.logs.reader import LogReader
 from kproxylat.trace.dump import parse_dump, read_prints
 
+pytestmark = pytest.mark.slow
+
 INTS = st.integers(-(1 << 63), (1 << 64) - 1)
 NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
 COUNTS = st.integers(0, 10**9)

@@ -36,6 +36,7 @@ def make_lhist(samples: list[int], low: int, high: int, step: int) -> Histogram:
     )
 
 
+@pytest.mark.slow
 def test_bounds_hold_numpys_value() -> None:
     dice = random.Random(6)
     for _ in range(10_000):

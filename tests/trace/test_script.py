@@ -27,6 +27,8 @@ from kproxylat.trace.script import OVERHEAD_SCRIPT, SCRIPT, check_settings, rend
 from tests.support import ROOT, TESTS
 from tests.support.plans import FLOW, KINDS, PLAN, plan_of
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = TESTS / "scripts"
 FLOW6 = Flow((0xFD, 1, 2, 3), 0x001183C3, (0xFD, 4, 0, 0), (0xFFFFFFFF, 0xFFFFFFFF, 0, 0))
 SHAPES: Mapping[str, tuple[Any, ...]] = {
