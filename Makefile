@@ -4,9 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Debian packages for the lab, the traffic, the tracing, the virtual machine, and a test of OpenMetrics (prometheus).
+# Debian packages for the lab, the traffic, the tracing, the virtual machine, and tests of OpenMetrics (prometheus).
 PACKAGES := bpftrace busybox-static conntrack file hping3 iproute2 ipset iptables ipvsadm kmod linux-image-amd64 nfacct nftables \
-	procps prometheus python3-venv qemu-system-x86 util-linux
+	procps prometheus prometheus-node-exporter python3-venv qemu-system-x86 util-linux
 # Two workers. Each of the two guests of tests/vm has one worker to itself, until its tests are done.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup -m
 
@@ -16,7 +16,7 @@ help:
 	@echo "make check      ruff, mypy, and the quick tests (under 4 minutes on 2 cores)"
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (40 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
-	@echo "make matrix     exact costs on 4 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
+	@echo "make matrix     exact costs on 5 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
 	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
 	@echo "make plugin     the client as one file, and krew's manifest, in dist/"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"

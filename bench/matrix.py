@@ -1,4 +1,4 @@
-"""Exact costs of a Service lookup on four kernels by three versions of bpftrace, held against bench/golden.json.
+"""Exact costs of a Service lookup on five kernels by three versions of bpftrace, held against bench/golden.json.
 
     python bench/matrix.py [--update] [--resume] [KERNEL/ROOT ...]
 
@@ -39,9 +39,12 @@ KERNELS = {
     "5.10": "bullseye",
     "6.1": "bookworm",
     "6.12": "trixie",
+    "backports": "trixie-backports",
     "sid": "sid",
 }
-"""Name of a kernel -> the Debian release or suite whose kernel it is. The last one moves."""
+"""Name of a kernel -> the Debian release or suite whose kernel it is."""
+MOVING = {"backports", "sid"}
+"""Kernels whose version Debian raises now and then."""
 
 
 class Root(NamedTuple):
@@ -53,7 +56,7 @@ class Root(NamedTuple):
 
 ROOTS = {
     "bookworm": Root("3.11", ("5.10", "6.1", "6.12")),
-    "trixie": Root("3.13", ("5.10", "6.1", "6.12")),
+    "trixie": Root("3.13", ("5.10", "6.1", "6.12", "backports")),
     "sid": Root("3.14", ("sid",)),
 }
 """Debian release, of bpftrace 0.17, 0.23 and the newest -> its root file system."""

@@ -29,7 +29,7 @@ if ! diff --recursive --brief --exclude=__pycache__ --exclude=templates kproxyla
     cp -r kproxylat "$package"
     cp -r templates "$package/templates"
     find "$package" -name __pycache__ -prune -exec rm -rf {} +
-    mkdir -p "$root/run/kproxylat" "$root/sys/kernel/tracing"
+    mkdir -p "$root/run/kproxylat" "$root/sys/kernel/tracing" "$root/usr/lib/modules"
     # The root file system is read-only in a pod: Python would compile everything at each start.
     chroot "$root" python3 -m compileall -q /usr/lib/python3/dist-packages/kproxylat
 fi

@@ -148,6 +148,30 @@ def waiting(text: str, expected_s: float) -> Iterator[None]:
             thread.join()
 
 
+def can_draw() -> bool:
+    """Return whether a person watches and can press keys: stdin and stderr are a terminal that can move its cursor."""
+    return can_ask() and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextmanager
+def drawing() -> Iterator[Callable[[str], None]]:
+    """Draw texts in place on stderr, a terminal; of other messages only errors are printed in the block.
+
+    :return: draws a text over the one before.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    volume = _volume
+    set_volume(quiet=True)
+    try:
+        with Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False, transient=True) as live:
+            yield lambda text: live.update(Text(plain(text), no_wrap=True, overflow="crop"), refresh=True)
+    finally:
+        set_volume(volume == ESSENTIAL, volume == DETAIL)
+
+
 @contextmanager
 def counting(text: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar that counts up to ``total``, if stderr is a terminal.

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 
 from kproxylat.analysis.alternatives import WhatIf
@@ -187,6 +187,19 @@ def add_up(windows: Sequence[Window], names: Mapping[str, str]) -> tuple[tuple[R
     return ordered, rate, _around(cpu * DAY_S, relative)
 
 
+def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
+    """Name the rows that the node's rules do not name.
+
+    :param names: as :func:`kproxylat.cluster.service_names.read_names` returns them.
+    """
+    rows = []
+    for row in bill.rows:
+        node_port = f":{row.key.rpartition(':')[2]}"
+        kind, name = names.get(row.key) or names.get(node_port) or (row.kind, "")
+        rows.append(row if row.name or row.kind == "none" else replace(row, kind=kind, name=name))
+    return replace(bill, rows=tuple(rows))
+
+
 def compare_counter(windows: Sequence[Window], counter: str) -> Check:
     """Compare the windows' lookups with those of another counter, at its rate about the same time."""
     counted = sum(window.total.lookups << window.shift for window in windows)
@@ -211,8 +224,10 @@ def _around(estimate: float, relative: float) -> Bounded:
 def _spread(counts: Sequence[int], expected: Sequence[float]) -> float:
     """Return how much more counts vary than chance lets them (1: not more), if they should be as ``expected``."""
     mean = sum(counts) / sum(expected) if sum(expected) else 0
+    if not mean:
+        return 1
     terms = [(count - mean * part) ** 2 / (mean * part) for count, part in zip(counts, expected, strict=True) if part]
-    return max(sum(terms) / (len(terms) - 1), 1) if len(terms) > 1 and mean else 1
+    return max(sum(terms) / (len(terms) - 1), 1) if len(terms) > 1 else 1
 
 
 def _wilson(share: float, count: float) -> Bounded:

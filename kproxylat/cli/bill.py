@@ -6,22 +6,26 @@ import re
 import threading
 from dataclasses import replace
 from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
+from kproxylat.cli.nodes import Errand, Nodes, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
-from kproxylat.cli.places import Place
+from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
-from kproxylat.console import say, show, waiting
-from kproxylat.errors import MachineError, UsageError, refuse_options
+from kproxylat.console import ESSENTIAL, can_draw, drawing, plain_line, say, show, waiting
+from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
+from kproxylat.system.keys import quitting
 
 if TYPE_CHECKING:
     from kproxylat.analysis.alternatives import WhatIf
+    from kproxylat.analysis.bill import Bill
+    from kproxylat.cluster.nodes import Outcome
     from kproxylat.measure.bill import Billing
 
 START_S = 120
@@ -65,7 +69,9 @@ def read_address(text: str) -> tuple[str, int]:
 @spread
 def bill(
     ctx: typer.Context,
-    duration: Annotated[str, typer.Option("--for", metavar="TIME", help="How long to count: 60s, 5m.")] = "60s",
+    duration: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="How long to count: 60s, 5m (60s; with --watch 10m).")
+    ] = None,
     budget: Annotated[float, typer.Option("--budget", help="Percent of one CPU for the probes, on average.")] = 1.0,
     mode: ModeName = None,
     backend: Backend = None,
@@ -76,20 +82,26 @@ def bill(
     serve: Annotated[
         str | None, typer.Option("--serve", metavar="ADDRESS", help="Count on and on, for Prometheus to scrape.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw the table in place, after each window; q ends it with the bill.")
+    ] = False,
     form: Annotated[BillFormat | None, typer.Option("--format", "-o", help="How the bill is written (table).")] = None,
     *,
     place: Place,
-    nodes: Remote,
+    cluster: Cluster,
+    nodes: Nodes,
 ) -> None:
     """Count what lookups of live traffic cost now, by Service. Nothing is sent, and nothing changes.
 
     An attached probe costs every packet, so kproxylat attaches its probes for short windows only, as --budget allows,
-    and detaches them at once where they take more.
+    and detaches them at once where they take more. Rows that the node's rules do not name (mode ipvs, NodePorts,
+    external addresses) get their names from the cluster's API.
 
     \b
     Examples:
       sudo kproxylat bill
       sudo kproxylat bill --for 5m --budget 0.5 --format json
+      sudo kproxylat bill --watch
       sudo kproxylat bill --whatif logs/ebpf/whatif_20261128_150000.json
       sudo kproxylat bill --serve 127.0.0.1:9105
       kubectl kproxylat bill --all-nodes --for 5m
@@ -99,27 +111,37 @@ def bill(
     from kproxylat.report.bill import draw_bill, export_bill_csv
     from kproxylat.report.openmetrics import BillTotals
 
-    period_s, address = read_seconds(duration), read_address(serve) if serve is not None else None
+    period_s = read_seconds(duration if duration is not None else "10m" if watch else "60s")
+    address = read_address(serve) if serve is not None else None
     if not 0.001 <= budget <= 5:
         raise UsageError(f"a budget of {budget:g} % is not possible", "--budget takes 0.001 to 5, percent of one CPU")
     if probe is Kind.NONE:
         raise UsageError("--probe none counts nothing", "leave it out")
     if nodes.asked():
-        nodes.refuse(place, serve=serve, whatif=whatif)
+        nodes.refuse(place, serve=serve, whatif=whatif, watch=watch)
         if form in (BillFormat.CSV, BillFormat.OPENMETRICS):
             raise UsageError(f"the bills of several nodes have no format {form}", "--format takes table, json or yaml")
-        errand = Errand("bill", list_words(ctx), period_s + START_S)
-        run_on_nodes(nodes, nodes, lambda _: errand, form or BillFormat.TABLE)
+        name = partial(name_outcome, Names(cluster), form or BillFormat.TABLE)
+        errand = Errand("bill", [*list_words(ctx, "form"), "--format=json"], period_s + START_S, finish=name)
+        run_on_nodes(nodes, cluster, lambda _: errand, form or BillFormat.TABLE)
     if address:
-        refuse_options("Prometheus scrapes its own format", "leave out --serve", format=form, whatif=whatif)
+        refuse_options(
+            "Prometheus scrapes its own format", "leave out --serve", format=form, whatif=whatif, watch=watch
+        )
+    if watch and not can_draw():
+        raise UsageError("--watch draws on a terminal, and this is not one", "leave it out; or count on with --serve")
     model = _read_model(whatif) if whatif else None
     check_root()
+    names = Names(cluster)
+    if any(cluster.api_options.values()):
+        names.connect()
     with waiting("reading the live rules", 5), interrupts.deferred():
         plan = billing.plan_bill(mode, backend, place.find(), budget / 100, period_s, probe)
     if address:
-        serve_bills(plan, *address)
+        serve_bills(plan, names, *address)
         return
-    answer, ended = billing.bill(plan)
+    answer, ended = watch_bill(plan, names) if watch else billing.bill(plan)
+    answer = names.complete(answer, asks=not ended)
     if model:
         answer = replace(answer, savings=save_by_mode(answer.rows, model, answer.mode, answer.backend))
     if form is BillFormat.JSON:
@@ -136,7 +158,73 @@ def bill(
         raise ended
 
 
-def serve_bills(plan: Billing, host: str, port: int) -> None:
+class Names:
+    """The names that only the cluster's API has: it is asked when a bill has a row without a name."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.connect = cache(cluster.connect)
+        self._names: dict[str, tuple[str, str]] = {}
+        self._asked: set[str] = set()
+        self._problem = ""
+
+    def complete(self, bill: Bill, asks: bool = True) -> Bill:
+        """Name a bill's rows; if the API cannot be asked, say why, once.
+
+        :param asks: ask about rows that are new.
+        """
+        from kproxylat.analysis.bill import name_rows
+        from kproxylat.cluster.service_names import read_names
+
+        nameless = {row.key for row in bill.rows if row.kind != "none" and not row.name}
+        if asks and nameless - self._asked:
+            try:
+                self._names = read_names(self.connect())
+                self._asked |= nameless
+            except KproxylatError as error:
+                if str(error) != self._problem:
+                    say(f"rows without a Service's name: {len(nameless)}: {plain_line(error)}", ESSENTIAL)
+                self._problem = str(error)
+        return name_rows(bill, self._names)
+
+
+def name_outcome(names: Names, form: str, outcome: Outcome) -> Outcome:
+    """Return a pod's outcome with the names of the API, drawn as ``form`` asks; what is not a bill stays as it is."""
+    from kproxylat.analysis.bill import SCHEMA, Bill
+    from kproxylat.report.bill import draw_bill
+    from kproxylat.results_json import build, load_document
+
+    if not outcome.envelope:
+        return outcome
+    try:
+        bill: Bill = build(Bill, load_document(outcome.envelope.stdout, SCHEMA))
+    except (ValueError, LookupError, TypeError):
+        return outcome
+    bill = names.complete(bill)
+    text = bill.to_json() if form == BillFormat.JSON else draw_bill(bill)
+    return replace(outcome, envelope=replace(outcome.envelope, stdout=text + "\n"))
+
+
+def watch_bill(plan: Billing, names: Names) -> tuple[Bill, Interrupted | None]:
+    """Count, and draw the bill so far after each window, until its time is over, or q or a signal comes.
+
+    :return: the bill, and the signal that cut it short: q is not one.
+    :raises MachineError: as :func:`kproxylat.measure.bill.bill`, or q came before a window ended.
+    """
+    from kproxylat.measure.bill import bill
+    from kproxylat.report.bill import draw_live
+
+    with interrupts.deferred(), drawing() as draw, quitting() as pressed:
+        draw("q ends. Waiting for the first window.")
+        try:
+            answer, ended = bill(plan, lambda bill: draw(draw_live(names.complete(bill))))
+        except Interrupted:
+            if not pressed.is_set():
+                raise
+            raise MachineError("ended by q before the first window: nothing was counted") from None
+    return answer, None if pressed.is_set() else ended
+
+
+def serve_bills(plan: Billing, names: Names, host: str, port: int) -> None:
     """Count until a signal comes, and answer scrapes.
 
     :raises MachineError: as :func:`kproxylat.measure.bill.bill`, or the address cannot be listened on.
@@ -160,7 +248,7 @@ def serve_bills(plan: Billing, host: str, port: int) -> None:
             say(f"kproxylat: {error}")
             interrupts.wait(threading.Event(), plan.period_s)
             continue
-        totals.add(answer)
+        totals.add(names.complete(answer, asks=not ended))
         if ended:
             raise ended
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kproxylat.cli.nodes import Errand, Remote, list_words, run_on_nodes
+from kproxylat.cli.nodes import Errand, LoadModules, Remote, list_words, run_on_nodes
 from kproxylat.cli.options import Backend, Form, Format, ModeName, Overwrite
 from kproxylat.cli.places import Place
 from kproxylat.cli.spread import spread
@@ -100,7 +100,7 @@ def cleanup(
 
 
 @spread
-def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote) -> None:
+def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote, load_modules: LoadModules = False) -> None:
     """Check this machine for all that a measurement needs, and name the remedies.
 
     Exit status 0: bpftrace can measure some mode on this machine's own kernel; 1: none. The table at the end says for
@@ -112,8 +112,8 @@ def doctor(ctx: typer.Context, form: Form = Format.TABLE, *, nodes: Remote) -> N
       kproxylat doctor --format json
       kubectl kproxylat doctor --all-nodes
     """
-    if nodes.asked():
-        run_on_nodes(nodes, nodes, lambda _: Errand("doctor", list_words(ctx)), form)
+    if nodes.asked(load_modules):
+        run_on_nodes(nodes, nodes, lambda _: Errand("doctor", list_words(ctx)), form, load_modules=load_modules)
     with waiting("looking", 4), interrupts.deferred():
         findings = checks.examine()
     modes = checks.possible_modes(findings)

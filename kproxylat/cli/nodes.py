@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PARALLEL = 5
 """Nodes at a time, unless the user names another number."""
+LoadModules = Annotated[bool, typer.Option("--load-modules", help="Let the pods of --node load kernel modules.")]
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,26 @@ class Nodes:
     )
     image: Annotated[str | None, typer.Option("--image", help="Image of the pods (kproxylat:VERSION).")] = None
 
-    def asked(self) -> bool:
+    def asked(self, load_modules: bool = False) -> bool:
         """Return whether the command runs in pods.
 
+        :param load_modules: ``--load-modules``, of commands that have it.
         :raises UsageError: two ways to name the nodes, or an option that has no effect here.
         """
-        if len(self._ways) > 1:
-            raise UsageError(f"{' and '.join(self._ways)} exclude each other", "pass one of them")
-        if not self._ways:
+        if len(self.ways) > 1:
+            raise UsageError(f"{' and '.join(self.ways)} exclude each other", "pass one of them")
+        if not self.ways:
             refuse_options(
                 "nothing runs in pods", "add --node", parallel=self.parallel, job_namespace=self.job_namespace,
-                image=self.image,
+                image=self.image, load_modules=load_modules,
             )  # fmt: skip
         if self.parallel is not None and not 1 <= self.parallel <= 100:
             raise UsageError(f"--parallel {self.parallel} is out of range", "it takes 1 to 100")
-        return bool(self._ways)
+        return bool(self.ways)
 
     @property
-    def _ways(self) -> list[str]:
+    def ways(self) -> list[str]:
+        """The options that name the nodes."""
         ways = {"--node": self.node, "--selector": self.selector, "--all-nodes": self.all_nodes}
         return [name for name, value in ways.items() if value]
 
@@ -81,19 +84,19 @@ class Nodes:
         if place:
             local |= {"netns": place.netns, "node_container": place.node_container}
         local["output_dir"] = dry_run and output_dir != LOGS
-        refuse_options("a pod on the node does the work", f"leave out {self._ways[0]}", **local)
+        refuse_options("a pod on the node does the work", f"leave out {self.ways[0]}", **local)
 
 
 @dataclass(frozen=True)
 class Remote(Nodes, Cluster):
     """The same for a command that asks no cluster by itself."""
 
-    def asked(self) -> bool:
+    def asked(self, load_modules: bool = False) -> bool:
         """Return whether the command runs in pods.
 
         :raises UsageError: as in :class:`Nodes`; also an option of the cluster without pods.
         """
-        asked = super().asked()
+        asked = super().asked(load_modules)
         if not asked:
             refuse_options("no cluster is asked", "add --node", **self.api_options)
         return asked
@@ -105,16 +108,18 @@ class Errand:
 
     :param command: a key of :data:`kproxylat.cluster.job.COMMANDS`.
     :param words: its words for every node. ``own``: returns further words for a Node object.
-    :param expected_s: how long it takes.
+    :param expected_s: how long it takes. ``finish``: completes the outcome of each node.
     """
 
     command: str
     words: Sequence[str]
     expected_s: float = 60
     own: Callable[[Object], Iterable[str]] = lambda _: ()
+    finish: Callable[[Outcome], Outcome] = lambda outcome: outcome
 
 
-CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)} | {"dry_run", "output_dir", "output"}
+CLIENTS = {field.name for kind in (Nodes, Namespaced) for field in fields(kind)}
+CLIENTS |= {"dry_run", "output_dir", "output", "load_modules"}
 """Parameters that the client alone uses."""
 
 
@@ -152,18 +157,27 @@ def plan_run(ctx: typer.Context, plan: Options, node: OnNode, asks: bool, api: A
     """
     from kproxylat.cluster.job import OUTPUT
     from kproxylat.measure.defaults import look_up_source, look_up_target
-    from kproxylat.measure.expected import announce
+    from kproxylat.measure.expected import announce, expect_s
 
-    words = list_words(ctx, "service", "port", "form", "family", "yes")
-    words += ["--yes", "--format=json", f"--output-dir={OUTPUT}"]
-    if ctx.params["target"] is None:
+    words = list_words(ctx, "form", "yes", *(() if plan.lab else ("service", "port", "family")))
+    words += [*([] if plan.lab else ["--yes"]), "--format=json", f"--output-dir={OUTPUT}"]
+    if ctx.params["target"] is None and not plan.lab:
         plan, target = look_up_target(plan, api, node.asked, number(ctx.params["family"]))
         words += target
-    if plan.sending.generator.sends:
+    if plan.sending.generator.sends and not plan.lab:
         announce(plan, asks)
     bursts = 5 if plan.tracing.overhead or plan.tracing.send_time else 1
-    expected_s = plan.sending.duration_s * bursts + 60
-    return Errand("run", words, expected_s, lambda document: look_up_source(plan, api, document))
+    expected_s = plan.sending.duration_s * bursts + expect_s(plan, False) + 60
+    return Errand("run", words, expected_s, lambda document: [] if plan.lab else look_up_source(plan, api, document))
+
+
+def plan_sweep(ctx: typer.Context, points: Sequence[Options], repeats: int, form: str) -> Errand:
+    """Return a sweep of the lab for pods, whose result is a table or JSON, as ``form`` says."""
+    from kproxylat.cluster.job import OUTPUT
+    from kproxylat.measure.expected import expect_s
+
+    words = [*list_words(ctx, "form"), f"--format={form}", f"--output-dir={OUTPUT}"]
+    return Errand("sweep", words, 2 * repeats * sum(expect_s(point, False) for point in points) + 60)
 
 
 def plan_trace(ctx: typer.Context, duration: float | None) -> Callable[[Api], Errand]:
@@ -186,12 +200,14 @@ def run_on_nodes(
     form: str = Format.TABLE,
     dry_run: bool = False,
     output_dir: Path | None = None,
+    load_modules: bool = False,
 ) -> NoReturn:
     """Run a command in pods, print the outcome of each node, and exit: 0 if all succeeded; 4 if only books are open; 1.
 
     :param plan: returns the command, with what only the API knows.
     :param form: "table" or "json"; ``dry_run``: print the Jobs and create none.
     :param output_dir: where to save the pods' files, in a directory for each node (None: they are left out).
+    :param load_modules: the pods may load kernel modules.
     :raises KproxylatError: nothing could be started. An error of one node is part of the output.
     """
     from kproxylat.cluster import job as jobs
@@ -208,7 +224,13 @@ def run_on_nodes(
         faults = {name: fault for name, document in objects.items() if (fault := find_fault(document))}
         planned = {
             name: jobs.make_job(
-                errand.command, name, [*errand.words, *errand.own(document)], namespace, image, errand.expected_s
+                errand.command,
+                name,
+                [*errand.words, *errand.own(document)],
+                namespace,
+                image,
+                errand.expected_s,
+                load_modules,
             )
             for name, document in objects.items()
             if dry_run or name not in faults
@@ -219,7 +241,7 @@ def run_on_nodes(
         check_namespace(api, namespace)
         outcomes = [Outcome(name, error=fault) for name, fault in faults.items()]
         for outcome in run_jobs(api, planned, nodes.parallel or PARALLEL):
-            outcomes.append(outcome)
+            outcomes.append(errand.finish(outcome))
             if output_dir:
                 _save(outcome, output_dir)
     _show(errand.command, outcomes, form)

@@ -47,10 +47,21 @@ GROUPS = {
         *("--namespace", "--all-namespaces", "--kubeconfig", "--context", "--cluster", "--as", "--as-group"),
         "--request-timeout",
     ),
-    "Pods on nodes": ("--node", "--selector", "--all-nodes", "--parallel", "--job-namespace", "--image"),
+    "Pods on nodes": (
+        "--node",
+        "--selector",
+        "--all-nodes",
+        "--parallel",
+        "--job-namespace",
+        "--image",
+        "--load-modules",
+    ),
     "Virtual machine": ("--vm", "--vm-if-needed", "--kernel", "--clock"),
     "Order": ("--repeats", "--seed", "--fresh"),
-    "Output": ("--format", "--output", "--output-dir", "--plot", "--dry-run", "--quiet", "--verbose", "--help"),
+    "Output": (
+        *("--format", "--output", "--output-dir", "--plot", "--watch"),
+        *("--dry-run", "--quiet", "--verbose", "--help"),
+    ),
 }
 """Heading on a help page with many options -> its options."""
 _MANY = 12

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kproxylat.cli import options as opt
-from kproxylat.cli.nodes import Nodes, Remote, plan_run, plan_trace, run_on_nodes
+from kproxylat.cli.nodes import LoadModules, Nodes, Remote, plan_run, plan_trace, run_on_nodes
 from kproxylat.cli.places import Cluster, OnNode, Place
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import InVm, KernelImage, Vm
@@ -160,17 +160,20 @@ def run(
     machine: InVm,
     node: OnNode,
     nodes: Nodes,
+    load_modules: LoadModules = False,
 ) -> None:
     """Measure a Service lookup: send packets, time each lookup, close the books.
 
     Without --lab this machine is a node of a cluster: the target is its Service worker, and mode and backend are
     detected, where they are not passed. The Service's own pods get the packets, each of which starts a new flow: run
     says how many, and asks first, unless DURATION and RATE are passed. No rule and no setting changes, but for --allow
-    and --position. A pod measures on each node that --all-nodes, -l or --node names.
+    and --position. A pod measures on each node that --all-nodes, -l or --node names; with --lab, the node's kernel
+    alone.
 
     \b
     Examples:
       kubectl kproxylat run --node worker-1 --node worker-2 5 1000
+      kubectl kproxylat run --all-nodes --lab --services 1000 5 1000
       sudo kproxylat run 30 10000 --kubeconfig ~/.kube/config
       kproxylat run --lab --mode nftables 2 1000
       kproxylat run --lab --vm --clock instructions --services 1000 2 1000
@@ -197,18 +200,20 @@ def run(
     machine.check()
     if keep and (not options.lab or options.ruleset or machine.asked):
         raise UsageError("--keep is for the lab's own rules on this machine", "leave it out, or --vm and --ruleset")
-    if in_pods := nodes.asked():
-        own = {"lab": options.lab, "vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
-        nodes.refuse(node, dry_run, output_dir, **own, yes=dry_run and yes)
+    if in_pods := nodes.asked(load_modules):
+        own = {"vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
+        nodes.refuse(node, dry_run, output_dir, **own, keep=keep, ruleset=options.ruleset, yes=dry_run and yes)
     if options.lab:
         refuse_options("a lab has no live Service", yes=yes)
-    # With --target the Service is not looked up, but the Jobs still take a cluster.
-    local = replace(node, **{field.name: None for field in fields(Cluster)}) if in_pods and options.target else node
+    # With --target or --lab no Service is looked up, but the Jobs still take a cluster.
+    needs_no_look = in_pods and (options.target or options.lab)
+    local = replace(node, **{field.name: None for field in fields(Cluster)}) if needs_no_look else node
     plan = options.plan(local, Record(output_dir, ctx.obj), overhead, send_time or overhead, keep)
     # DURATION comes before RATE, so a call with RATE has both.
     asks = options.rate is None and not (yes or options.lab)
     if in_pods:
-        run_on_nodes(nodes, node, partial(plan_run, ctx, plan, node, asks and not dry_run), form, dry_run, output_dir)
+        errand = partial(plan_run, ctx, plan, node, asks and not dry_run)
+        run_on_nodes(nodes, node, errand, form, dry_run, output_dir, load_modules)
     if dry_run:
         plan, _ = options.look_up(plan, node)
         opt.show_runs("run", [preview(plan)], form, virtual_machine=machine.describe(), asks_first=asks)

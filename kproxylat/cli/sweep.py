@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from kproxylat.cli import options as opt
-from kproxylat.cli.places import OnNode
+from kproxylat.cli.nodes import LoadModules, Nodes, plan_sweep, run_on_nodes
+from kproxylat.cli.places import Cluster, OnNode
 from kproxylat.cli.run import words
 from kproxylat.cli.spread import spread
 from kproxylat.cli.virtual import Clock, InVm
@@ -121,10 +122,10 @@ class SweepOptions(opt.Measured):
         """Return the seconds of a run on a clock."""
         return DURATION_S["ns" if self.every_service else clock] if self.duration is None else self.duration
 
-    def plan(self, node: OnNode, arguments: tuple[str, ...]) -> list[Options]:
+    def plan(self, node: OnNode, arguments: tuple[str, ...], clock: str = "") -> list[Options]:
         """Return the points to measure.
 
-        :param arguments: the command line.
+        :param arguments: the command line. ``clock``: of the machine that measures ("": this machine's).
         :raises UsageError: an option is invalid.
         """
         if not self.ruleset and self.target:
@@ -132,7 +133,7 @@ class SweepOptions(opt.Measured):
         modes = sweeping.find_modes(self.modes, self.backends)
         counts = [0] if self.ruleset else self.counts
         sending = {
-            "duration_s": self.choose_duration(detect_clock()[0]),
+            "duration_s": self.choose_duration(clock or detect_clock()[0]),
             "rate_pps": self.choose_rate(self.rate, 1000),
             "warmup": self.warmup,
         }
@@ -165,12 +166,15 @@ def sweep(
     ] = SweepFormat.TABLE,
     machine: InVm,
     node: OnNode,
+    nodes: Nodes,
+    load_modules: LoadModules = False,
 ) -> None:
     """Measure the lookup over numbers of Services, for each mode and backend: is it O(1) or O(n)?
 
     Without --lab, on a node, it changes the cluster: it creates so many dummy Services, waits for kube-proxy, and
     deletes them at the end. With several modes, it sets kube-proxy's mode on all nodes and restores it at the end.
-    To resume after an interruption, run the same command again with the same --output-dir.
+    To resume after an interruption, run the same command again with the same --output-dir. --node, -l and --all-nodes
+    are for --lab: a pod measures the kernel of each of these nodes, and the cluster stays as it is.
 
     \b
     Examples:
@@ -181,17 +185,31 @@ def sweep(
       kproxylat sweep --lab --vm --family 6 --services 10,100,1000
       kproxylat sweep --lab --vm --ruleset node.json --every-service
       kproxylat sweep --lab --services 10,100,1000 --dry-run
+      kubectl kproxylat sweep --lab --all-nodes --services 10,100,1000
       kproxylat sweep --lab --mode nftables --kube-proxy 1.36,1.37 --services 10
     """
-    options.check(node, services=options.services or None, position=options.position)
+    in_pods = nodes.asked(load_modules)
+    if in_pods:
+        if not options.lab:
+            raise UsageError("a pod cannot change the cluster's Services or mode", f"add --lab to {nodes.ways[0]}")
+        if form == SweepFormat.CSV:
+            raise UsageError("the sweeps of several nodes have no CSV", "--format takes table, json or yaml")
+        own = {"vm": machine.vm, "vm_if_needed": machine.vm_if_needed, "template": options.template}
+        nodes.refuse(node, dry_run, options.output_dir, **own, ruleset=options.ruleset, fresh=options.fresh)
+    local = replace(node, **{field.name: None for field in fields(Cluster)}) if in_pods else node
+    options.check(local, services=options.services or None, position=options.position)
     machine.check()
+    clock = "ns" if in_pods else ""
     if options.lab:
         refuse_options("--lab sets no cluster's mode", yes=yes)
     else:
         refuse_options("a cluster is measured mode by mode, in the order of --services", seed=options.seed)
-    if (machine.clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
+    if (clock or machine.clock or detect_clock()[0]) == Clock.INSTRUCTIONS:
         refuse_options("on the instruction clock the order is not random", seed=options.seed)
-    points = options.plan(node, ctx.obj)
+    points = options.plan(local, ctx.obj, clock)
+    if in_pods:
+        errand = plan_sweep(ctx, points, options.repeats, form)
+        run_on_nodes(nodes, node, lambda _: errand, form, dry_run, options.output_dir, load_modules)
     if dry_run:
         if form == SweepFormat.CSV:
             raise UsageError("--dry-run has no CSV", "--format takes table, json or yaml then")

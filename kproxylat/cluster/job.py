@@ -77,8 +77,15 @@ PROFILES = {
     ),
 }
 """Profile -> its rights, with a reason for each."""
+_MODULES = Mount("/lib/modules", "Directory", "the modules of the node's kernel", is_read_only=True)
+PROFILES["load modules"] = Profile(
+    {**PROFILES["measure"].capabilities, "SYS_MODULE": "load missing kernel modules, such as pktgen"},
+    (*PROFILES["measure"].mounts, _MODULES),
+    is_confined=False,
+)
 COMMANDS = {
     "run": "measure",
+    "sweep": "measure",
     "trace": "observe",
     "bill": "observe",
     "mode show": "observe",
@@ -95,14 +102,23 @@ def make_name(command: str, node: str) -> str:
     return f"{words}-{secrets.token_hex(4)}"
 
 
-def make_job(command: str, node: str, words: Sequence[str], namespace: str, image: str, expected_s: float) -> Object:
+def make_job(
+    command: str,
+    node: str,
+    words: Sequence[str],
+    namespace: str,
+    image: str,
+    expected_s: float,
+    load_modules: bool = False,
+) -> Object:
     """Return the Job of a command on a node.
 
     :param command: a key of :data:`COMMANDS`.
     :param words: the whole command line for the pod, without the program's name.
     :param expected_s: how long the command takes.
+    :param load_modules: of profile measure: let the pod load kernel modules.
     """
-    name, profile = make_name(command, node), PROFILES[COMMANDS[command]]
+    name, profile = make_name(command, node), PROFILES["load modules" if load_modules else COMMANDS[command]]
     limit_s = int(expected_s) + SPARE_S
     labels = {**OURS, "kproxylat/command": command.replace(" ", "-")}
     mounts: list[tuple[str, Object, bool]] = [

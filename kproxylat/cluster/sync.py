@@ -65,13 +65,13 @@ def keep_existing(api: Api, ports: Set[Target]) -> set[Target]:
         Target(ip, port["port"], port["protocol"].lower())
         for service in services
         if choose_endpoints(slices.get((service["metadata"]["namespace"], service["metadata"]["name"]), []))
-        for ip in _all_ips(service)
+        for ip in list_ips(service)
         for port in service["spec"].get("ports") or ()
     }
     return existing & ports
 
 
-def _all_ips(service: Object) -> list[str]:
+def list_ips(service: Object) -> list[str]:
     """Return the addresses of a Service: ClusterIPs, external ones, and those of its load balancer."""
     spec, status = service["spec"], service.get("status") or {}
     ingress = (status.get("loadBalancer") or {}).get("ingress") or ()

@@ -118,8 +118,13 @@ def _make_service(
 ) -> Service:
     """Return a Service; if the rules do not hold its name, ``namespace/name:port``, with one made of the address."""
     if not _NAME.fullmatch(name):
-        name = f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
+        name = make_up_name(protocol, ip, port)
     return Service(name, protocol, ip, int(port), tuple(endpoints), commented)
+
+
+def make_up_name(protocol: str, ip: str, port: str | int) -> str:
+    """Return the name of a Service whose rules do not hold one, as in mode ipvs."""
+    return f"unnamed/{ip.replace('.', '-')}:{protocol}-{port}"
 
 
 def parse_nft(text: str) -> list[Service]:

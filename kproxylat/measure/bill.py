@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,23 +15,21 @@ from time import monotonic
 from typing import Any
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter
-from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Costs, Load, Windows, plan_windows
+from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.capture import capture
+from kproxylat.lab.ruleset_services import make_up_name
+from kproxylat.measure.live_load import find_load, read_counters
 from kproxylat.measure.options import ANY_SOURCE
 from kproxylat.measure.plan import make_flow
 from kproxylat.measure.stage import check_machine
 from kproxylat.modes import CHAIN, Mode, find_mode
 from kproxylat.node import lock
-from kproxylat.node.drops import parse_counters
-from kproxylat.node.iptables_save import parse_rule
-from kproxylat.node.live_rules import has_table
 from kproxylat.node.node import Node
 from kproxylat.results import Bucket, Histogram, Map, Target
 from kproxylat.system import bpf_stats, interrupts, kernel
 from kproxylat.system.bpf_stats import Used, read_used
-from kproxylat.system.processes import run
 from kproxylat.trace.bpftrace import Tracer, trace
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.engine import find_version
@@ -41,55 +40,10 @@ from kproxylat.trace.script import render_script
 LOOK_S = 1.0
 """How long the traffic is looked at before anything is attached."""
 STEP_S = 0.05
+WATCH_S = 60.0
 DETACH_S = 10
 """How long bpftrace may keep its probes attached after SIGINT; then it is killed, and its window is lost."""
-_FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"
 _SPECIAL = {0: NO_SERVICE, 1: IPV6}
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Counters of the node at a moment.
-
-    :param packets: that the machine's links received; ``inserts``: flows that conntrack noted (0 on most kernels).
-    :param lookups: packets that met the rules of Services, where these count: the first of each flow.
-    """
-
-    time_s: float
-    packets: int
-    inserts: int
-    lookups: int | None
-
-
-def read_counters(mode: Mode, netns: str | None) -> Counters:
-    """Read the node's counters; in mode iptables this lists base chains, of IPv6, too, if the engine serves both."""
-    counts = parse_counters(run("grep", "", *_FILES, netns=netns, ok=(0, 2)).splitlines())
-    lookups = None
-    if mode.form == CHAIN:
-        ipv6 = mode.for_family(6)
-        programs = [mode.iptables, *([ipv6.iptables] if ipv6.engine == mode.engine and has_table(ipv6, netns) else [])]
-        lines = [
-            line
-            for program in programs
-            for chain in ("PREROUTING", "OUTPUT")
-            for line in run(program, "-t", "nat", "-v", "-S", chain, netns=netns).split("\n")
-        ]
-        rules = [rule for line in lines if (rule := parse_rule(line)) and rule.jump == "KUBE-SERVICES"]
-        lookups = sum(rule.packets or 0 for rule in rules)
-    packets, inserts = counts.get("softnet_stat packets", 0), counts.get("nf_conntrack insert", 0)
-    return Counters(monotonic(), packets, inserts, lookups)
-
-
-def find_load(before: Counters, after: Counters) -> Load:
-    """Return packets and new flows a second between two readings; as many flows as packets if nothing counts them."""
-    seconds = after.time_s - before.time_s
-    packets = (after.packets - before.packets) % (1 << 32)
-    flows = after.inserts - before.inserts
-    if after.lookups is not None and before.lookups is not None:
-        flows = max(after.lookups - before.lookups, 0)
-    elif flows <= 0:
-        flows = packets
-    return Load(packets / seconds, flows / seconds)
 
 
 class Meter:
@@ -97,12 +51,14 @@ class Meter:
 
     :param budget_s: CPU seconds for the whole period.
     :ivar used_s: CPU seconds of all windows before; ``peak``: of the worst second.
+    :ivar costs: of a call, as the last window had them.
     """
 
     def __init__(self, budget_s: float) -> None:
         self.budget_s = budget_s
         self.used_s = self.peak = 0.0
         self.calls = 0
+        self.costs = Costs()
         self._seen = deque([(float("-inf"), 0.0)])
 
     def check(self, used_s: float, now_s: float) -> str:
@@ -131,7 +87,7 @@ class Meter:
 class Billing:
     """What to count.
 
-    :param names: ``IP:PORT/PROTOCOL`` of each Service -> its name.
+    :param names: ``IP:PORT/PROTOCOL`` of each Service -> its name, "" if the rules do not hold it.
     :param budget: part of one CPU. ``period_s``: how long to count.
     """
 
@@ -159,99 +115,133 @@ def plan_bill(mode: str | None, backend: str | None, node: Node, budget: float, 
             raise
         say(f"warning: the Services' names are unknown: {error}")
         return Billing(find_mode(mode, backend), node, {}, budget, period_s, probe)
-    services = rules.services
-    names = {str(Target(row.ip, row.port, row.protocol)): row.port_name for row in services}
+    names = {}
+    for row in rules.services:
+        has_name = row.port_name != make_up_name(row.protocol, row.ip, row.port)
+        names[str(Target(row.ip, row.port, row.protocol))] = row.port_name if has_name else ""
     return Billing(rules.mode, node, names, budget, period_s, probe)
 
 
-def bill(billing: Billing) -> tuple[Bill, Interrupted | None]:
+def bill(billing: Billing, watch: Callable[[Bill], None] | None = None) -> tuple[Bill, Interrupted | None]:
     """Count the lookups of live traffic in windows, and add them up.
 
+    :param watch: called with the bill so far after each window; then there are windows in every :data:`WATCH_S`.
     :return: the bill, and the signal that cut it short.
     :raises MachineError: the machine cannot trace, the budget allows no window, or nothing was counted.
     """
-    mode = billing.mode
-    started, began_s = datetime.now().astimezone().isoformat(timespec="seconds"), monotonic()
-    meter = Meter(billing.budget * billing.period_s)
-    windows: list[Window] = []
-    warnings: list[str] = []
-    ended: Interrupted | None = None
     with interrupts.deferred(), ExitStack() as stack:
-        check_machine(mode, billing.probe)
+        check_machine(billing.mode, billing.probe)
         stack.enter_context(lock.lock())
-        measured = stack.enter_context(bpf_stats.counting())
-        before = os.times()
+        account = _Account(billing, stack.enter_context(bpf_stats.counting()), watch)
+        ended: Interrupted | None = None
         try:
-            warnings += _trace_period(billing, meter, windows, measured)
+            account.trace()
         except Interrupted as error:
             ended = error
-        after = os.times()
-    if ended and not windows:
+    if ended and not account.windows:
         raise ended
-    if not sum(window.total.lookups for window in windows):
+    if not sum(window.total.lookups for window in account.windows):
         raise NothingCountedError(
-            "no lookup was counted" + "".join(f"; {warning}" for warning in warnings),
+            "no lookup was counted" + "".join(f"; {warning}" for warning in account.warnings),
             "is there traffic of new flows, and is this the mode that kube-proxy has? a longer --for sees more",
         )
-    rows, rate, day = add_up(windows, billing.names)
-    if not meter.calls:
-        warnings.append("the kernel did not measure the probes (BPF statistics): what they took is expected, by bench/")
-    period_s = monotonic() - began_s
-    starts_s = after.children_user + after.children_system - before.children_user - before.children_system
-    counter = "the rules that jump to KUBE-SERVICES" if mode.form == CHAIN else "none that counts lookups in this mode"
-    usage = Usage(meter.calls > 0, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, starts_s)
-    if any(row.key == OTHER for row in rows):
-        warnings.append("a map was full: some destinations are in the row 'other'")
-    done = Bill(
-        started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s, len(windows),
-        sum(window.seconds for window in windows),
-        sum(window.seconds / (1 << window.shift) for window in windows) / period_s,
-        sum(window.total.lookups for window in windows), rate, day,
-        sum(row.cpu_ms_per_s for row in rows if row.key == NO_SERVICE) * 86.4,
-        rows, usage, compare_counter(windows, counter), warnings=tuple(warnings),
-    )  # fmt: skip
-    return done, ended
+    return account.build(), ended
 
 
-def _trace_period(billing: Billing, meter: Meter, windows: list[Window], measured: bool) -> list[str]:
-    """Trace the windows of a period.
+class _Account:
+    """A bill under way.
 
-    :param windows: receives them.
-    :return: why there are no more, where the period or the budget would allow it.
-    :raises MachineError: the budget allows no window, or bpftrace failed.
-    :raises Interrupted: a signal came; the probes are detached.
+    :param measured: whether the kernel measures the probes. ``watch``: as in :func:`bill`.
+    :ivar warnings: why there are no more windows.
     """
-    netns, ends_s = billing.node.netns, monotonic() + billing.period_s
-    first = read_counters(billing.mode, netns)
-    interrupts.wait(threading.Event(), LOOK_S)
-    load, costs = find_load(first, read_counters(billing.mode, netns)), Costs()
-    plan = plan_windows(load, costs, billing.budget, billing.period_s)
-    while True:
-        begin_s = monotonic()
-        # What is expected of the first window rests on other machines.
-        length_s = plan.length_s if windows else min(plan.length_s, USEFUL_S)
-        try:
-            window, problem = _trace_window(billing, length_s, plan, meter, measured)
-        except MachineError as error:
-            if not windows:
-                raise
-            return [f"no further window: {error}"]
-        if window:
-            windows.append(window)
-            if meter.calls and plan.share:
-                costs = costs.scaled(window.used_s / (plan.share * window.seconds))
-        if problem:
-            return [f"detached before its time: {problem}"]
-        if plan.count > 1:
-            interrupts.wait(threading.Event(), max(plan.spacing_s - (monotonic() - begin_s), 0))
-        left_s = ends_s - monotonic()
-        if plan.count == 1 or left_s < SHORTEST_S + TAIL_S:
-            return []
-        try:
+
+    def __init__(self, billing: Billing, measured: bool, watch: Callable[[Bill], None] | None) -> None:
+        self._billing, self._measured, self._watch = billing, measured, watch
+        self._started, self._began_s = datetime.now().astimezone().isoformat(timespec="seconds"), monotonic()
+        self._children_s = _read_children_s()
+        self._meter = Meter(billing.budget * billing.period_s)
+        self.windows: list[Window] = []
+        self.warnings: list[str] = []
+
+    def build(self) -> Bill:
+        """Add up the windows so far."""
+        billing, mode, windows, meter = self._billing, self._billing.mode, self.windows, self._meter
+        rows, rate, day = add_up(windows, billing.names)
+        warnings = dict.fromkeys(self.warnings)
+        if not meter.calls:
+            warnings["the kernel did not measure the probes (BPF statistics): their share is expected, by bench/"] = (
+                None
+            )
+        if any(row.key == OTHER for row in rows):
+            warnings["a map was full: some destinations are in the row 'other'"] = None
+        period_s, starts_s = monotonic() - self._began_s, _read_children_s() - self._children_s
+        usage = Usage(meter.calls > 0, billing.budget, meter.used_s / period_s, meter.peak, meter.calls, starts_s)
+        has_counter = mode.form == CHAIN
+        counter = "the rules that jump to KUBE-SERVICES" if has_counter else "none that counts lookups in this mode"
+        return Bill(
+            self._started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s, len(windows),
+            sum(window.seconds for window in windows),
+            sum(window.seconds / (1 << window.shift) for window in windows) / period_s,
+            sum(window.total.lookups for window in windows), rate, day,
+            sum(row.cpu_ms_per_s for row in rows if row.key == NO_SERVICE) * 86.4,
+            rows, usage, compare_counter(windows, counter), warnings=tuple(warnings),
+        )  # fmt: skip
+
+    def trace(self) -> None:
+        """Trace the whole period; if a person watches, in parts of :data:`WATCH_S`, each with a budget of its own.
+
+        :raises MachineError: the budget allows no window, or bpftrace failed.
+        :raises Interrupted: a signal came; the probes are detached.
+        """
+        whole_s = self._billing.period_s
+        part_s = min(WATCH_S, whole_s) if self._watch else whole_s
+        for part in range(math.ceil(whole_s / part_s)):
+            length_s = min(part_s, whole_s - part * part_s)
+            self._meter.budget_s = self._meter.used_s + self._billing.budget * length_s
+            try:
+                self._trace_part(length_s)
+            except MachineError as error:
+                # What fails at once would fail for ever; later, a busy time passes.
+                if not self.windows:
+                    raise
+                self.warnings.append(f"no further window: {error}")
+            if (part + 1) * part_s < whole_s:
+                interrupts.wait(threading.Event(), self._began_s + (part + 1) * part_s - monotonic())
+
+    def _trace_part(self, period_s: float) -> None:
+        """Trace the windows of a part, and note why there are no more, where its time or the budget would allow it."""
+        netns, ends_s, meter = self._billing.node.netns, monotonic() + period_s, self._meter
+        first = read_counters(self._billing.mode, netns)
+        interrupts.wait(threading.Event(), LOOK_S)
+        load = find_load(first, read_counters(self._billing.mode, netns))
+        plan = plan_windows(load, meter.costs, self._billing.budget, period_s)
+        while True:
+            begin_s = monotonic()
+            # What is expected of the first window rests on other machines.
+            length_s = plan.length_s if self.windows else min(plan.length_s, USEFUL_S)
+            window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured)
+            if window:
+                self.windows.append(window)
+                if meter.calls and plan.share:
+                    meter.costs = meter.costs.scaled(window.used_s / (plan.share * window.seconds))
+                if self._watch:
+                    self._watch(self.build())
+            if problem:
+                self.warnings.append(f"detached before its time: {problem}")
+                return
+            if plan.count > 1:
+                interrupts.wait(threading.Event(), max(plan.spacing_s - (monotonic() - begin_s), 0))
+            left_s = ends_s - monotonic()
+            if plan.count == 1 or left_s < SHORTEST_S + TAIL_S:
+                return
             budget = max(meter.budget_s - meter.used_s, 0) / left_s
-            plan = plan_windows(load, costs, budget, left_s, plan.count - 1)
-        except MachineError as error:
-            return [f"no further window: {error}"]
+            plan = plan_windows(load, meter.costs, budget, left_s, plan.count - 1)
+
+
+def _read_children_s() -> float:
+    """Return the CPU seconds of the programs that were run, and have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _trace_window(

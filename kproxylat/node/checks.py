@@ -137,7 +137,7 @@ def check_modules(*names: str) -> str:
 def _check_loaded(*names: str) -> None:
     for name in names:
         if not kernel.has_module(name):
-            remedy = f"modprobe {name} # as root on the node" + (
+            remedy = f"modprobe {name} # as root on the node; or, in a pod: pass --load-modules" + (
                 "; or: pass --generator sockets" if name == "pktgen" else ""
             )
             raise UnloadedError(f"module {name} is not loaded, and only root of the machine can", remedy)

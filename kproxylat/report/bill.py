@@ -32,17 +32,32 @@ def describe_bill(bill: Bill) -> str:
 
 def draw_bill(bill: Bill) -> str:
     """Write the sentence, the table, and what the numbers rest on."""
-    rows = list_destinations(bill)
-    # A column of numbers takes the fold, so that a name stays in one line.
-    table = draw_table("", rows.header, rows.rows, rows.left, fold=2)
     facts = [*list_facts(bill), *(f"warning: {warning}" for warning in bill.warnings)]
-    return "\n\n".join([fill(describe_bill(bill), indent=""), table, "\n".join(map(fill, facts))])
+    return "\n\n".join([fill(describe_bill(bill), indent=""), _draw_rows(bill), "\n".join(map(fill, facts))])
 
 
-def list_destinations(bill: Bill) -> Table:
-    """List the lookups of each destination; of many Services the first."""
+def draw_live(bill: Bill) -> str:
+    """Write what a person watches while it grows: the table below a few figures."""
+    line = (
+        f"q ends. {bill.lookups_per_s.estimate:,.3g} lookups/s, {bill.cpu_s_per_day.estimate:,.3g} s of CPU a day; "
+        f"{bill.windows} windows in {bill.period_s:.0f} s; probes {bill.usage.mean:.2%} of one CPU"
+    )
+    return f"{fill(line, indent='')}\n\n{_draw_rows(bill)}"
+
+
+def _draw_rows(bill: Bill) -> str:
+    # An address has a line of its own; and a column of numbers takes the fold, so that a name stays in one line.
+    rows = list_destinations(bill, "\n  ")
+    return draw_table("", rows.header, rows.rows, rows.left, fold=2)
+
+
+def list_destinations(bill: Bill, gap: str = " ") -> Table:
+    """List the lookups of each destination; of many Services the first.
+
+    :param gap: stands between a name and one of its several addresses.
+    """
     header = ("Service or address", "lookups\na second", "%\n(95 % bounds)", "mean\nns", "p99 ns\nbelow", "CPU\nms/s")
-    return Table("Lookups by destination", header, [_draw_row(row) for row in cut(bill.rows)], header[:1])
+    return Table("Lookups by destination", header, [_draw_row(row, gap) for row in cut(bill.rows)], header[:1])
 
 
 def list_facts(bill: Bill) -> list[str]:
@@ -60,11 +75,12 @@ def list_facts(bill: Bill) -> list[str]:
     ]
 
 
-def _draw_row(row: Row) -> tuple[str, ...]:
+def _draw_row(row: Row, gap: str) -> tuple[str, ...]:
     shares = [f"{share * 100:.2g}" for share in (row.share.estimate, row.share.lo, row.share.hi)]
     p99 = f"{row.p99_ns.hi:,.0f}" if row.p99_ns and row.p99_ns.hi is not None else "-"
+    name = f"{row.name}{gap}{row.key}" if row.name and row.kind == "address" else row.name or row.key
     return (
-        row.name or row.key, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
+        name, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
         f"{row.cpu_ms_per_s:,.2g}",
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from dataclasses import replace
 from random import Random
@@ -13,7 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kproxylat.analysis.alternatives import build_outcome
-from kproxylat.analysis.bill import NO_SERVICE, OTHER, SCHEMA, Count, add_up, compare_counter, cut, save_by_mode
+from kproxylat.analysis.bill import (
+    NO_SERVICE,
+    OTHER,
+    SCHEMA,
+    Count,
+    add_up,
+    compare_counter,
+    cut,
+    name_rows,
+    save_by_mode,
+)
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
 from tests.support import TESTS
@@ -43,6 +54,32 @@ def test_rows_add_up_to_all_lookups(drawn: list[tuple[dict[str, int], float, int
         assert 0 <= bounded.lo <= bounded.estimate <= bounded.hi
     for row in rows:
         assert row.kind == ("service" if row.key in NAMES else "address" if row.key[:2] == "10" else "none")
+
+
+def test_names_of_the_api_are_for_rows_without_one() -> None:
+    """A name of the rules stays; a NodePort is known by its port, on any address; what has no Service gets no name."""
+    bill = make_bill((*WINDOWS, window({"203.0.113.7:443/tcp": count(1, 1), "10.0.0.2:30080/udp": count(1, 1)})))
+    names = {
+        "10.96.0.9:80/tcp": ("service", "other/name"),
+        ":30080/tcp": ("address", "default/web:http"),
+        "203.0.113.7:443/tcp": ("address", "default/web:https"),
+        NO_SERVICE: ("service", "default/evil"),
+    }
+    named = {row.key: (row.kind, row.name) for row in name_rows(bill, names).rows}
+    assert named["10.96.0.9:80/tcp"] == ("service", "default/web:http")
+    assert named["10.0.0.1:30080/tcp"] == ("address", "default/web:http")
+    assert named["10.0.0.2:30080/udp"] == ("address", "")
+    assert named["203.0.113.7:443/tcp"] == ("address", "default/web:https")
+    assert named[NO_SERVICE] == ("none", "")
+    unnamed = replace(bill, rows=tuple(replace(row, kind="address", name="") for row in bill.rows))
+    assert {row.key: (row.kind, row.name) for row in name_rows(unnamed, names).rows}["10.96.0.9:80/tcp"] == (
+        "service",
+        "other/name",
+    )
+    text = draw_bill(name_rows(bill, names))
+    assert re.search(r"^ default/web:http .*\n   10.0.0.1:30080/tcp", text, re.M)
+    assert re.search(r"^ default/web:https .*\n   203.0.113.7:443/tcp", text, re.M)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_share_lies_within_its_bounds_in_95_of_100() -> None:

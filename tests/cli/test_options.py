@@ -51,6 +51,7 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "cluster": (),
         "nodes": NODES,
         "dry nodes": (*NODES, *DRY),
+        "lab nodes": (*LAB, *NODES),
         "dry": (*LAB, *DRY),
         "dry ruleset": (*REPLAY, *DRY),
         "dry node": (*NODE, *DRY),
@@ -62,6 +63,8 @@ PLACES: dict[str, dict[str, tuple[str, ...]]] = {
         "vm": (*LAB, *POINTS, "--vm"),
         "instructions": (*LAB, *POINTS, "--vm", "--clock", "instructions"),
         "cluster": POINTS,
+        "nodes": (*LAB, *POINTS, *NODES),
+        "dry nodes": (*LAB, *POINTS, *NODES, *DRY),
         "dry": (*LAB, *POINTS, *DRY),
         "dry cluster": (*POINTS, *DRY),
     },
@@ -104,17 +107,22 @@ NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--pla
 NO_LAB |= {"--endpoints", "--affinity", "--node-port"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
+LOADS = {"run", "sweep", "doctor"}
+"""Commands whose pods may load modules."""
 NO_OTHER = {"--selector", "--all-nodes"}
 NOT_DRY = {"--output-dir", "--parallel"}
 NO_PERCENTILES = {"--percentiles"}
 NO_POD = NO_NODE | NO_OTHER | {"--template"}
-NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--lab", "--keep", "--vm", "--vm-if-needed"}
+NO_POD_LAB = NO_POD | NO_VM | {"--keep", "--vm", "--vm-if-needed", "--ruleset", "--every-service", "--allow"}
+NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--keep", "--vm", "--vm-if-needed"}
+NO_POD_SWEEP = (NO_POD_LAB - {"--keep"}) | {"--target", "--namespace", "--service", "--port", "--yes", "--fresh"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
 OWN |= {"--endpoints", "--affinity", "--node-port"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {
-        "nodes": NO_POD_RUN | {"--keep"},
+        "nodes": NO_POD_RUN,
+        "lab nodes": NO_POD_LAB | {"--target", "--namespace", "--service", "--port", "--yes"},
         "dry nodes": NO_POD_RUN | NOT_DRY | {"--yes"},
         "lab": IN_LAB | NO_VM | {"--target", "--every-service", "--yes"},
         "ruleset": IN_LAB
@@ -147,6 +155,8 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
         "cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
+        "nodes": NO_POD_SWEEP,
+        "dry nodes": NO_POD_SWEEP | NOT_DRY,
         "dry": IN_LAB | NO_VM | {"--target", "--ruleset", "--every-service", "--yes"},
         "dry cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
     },
@@ -163,8 +173,8 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "doctor": {"nodes": NO_OTHER},
     "mode show": {"nodes": NO_POD - {"--template"}},
     "bill": {
-        "serve": {"--format", "--whatif", "--node", *NO_OTHER},
-        "nodes": NO_POD - {"--template"} | {"--serve", "--whatif"},
+        "serve": {"--format", "--whatif", "--watch", "--node", *NO_OTHER},
+        "nodes": NO_POD - {"--template"} | {"--serve", "--watch", "--whatif"},
     },
     "parse": {
         "table": {"--csv-dialect"},
@@ -179,19 +189,25 @@ REFUSED: dict[str, dict[str, set[str]]] = {
     "services delete": {"cluster": NO_NODE},
 }
 """Command -> place -> the options that are refused there; all others are used."""
-for command in ("run", "trace", "bill", "capture", "cleanup", "doctor", "mode show"):
+for command in ("run", "sweep", "trace", "bill", "capture", "cleanup", "doctor", "mode show"):
     for place, base in PLACES[command].items():
         if "--node" not in base:
-            local = {"--node", *NO_OTHER} if {"--lab", "--vm"} & {*base} else set()
-            local |= set() if command in ("run", "mode show") else CONNECTION
+            local = (
+                {"--node", *NO_OTHER}
+                if "--vm" in base or "--ruleset" in base or (command == "sweep" and "--lab" not in base)
+                else set()
+            )
+            local |= set() if command in ("run", "sweep", "bill", "mode show") else CONNECTION
             local |= set() if command != "trace" else {"--node", *NO_OTHER}
-            REFUSED.setdefault(command, {}).setdefault(place, set()).update(NO_PODS | local)
+            REFUSED.setdefault(command, {}).setdefault(place, set()).update(
+                NO_PODS | local | ({"--load-modules"} if command in LOADS else set())
+            )
 """Without --node, options of pods are refused, and with the lab or without --duration --node is."""
 IMPLIED = {
     *((command, "vm", "--vm-if-needed") for command in ("run", "sweep", "whatif")),
     ("sweep", "instructions", "--vm-if-needed"),
     ("reproduce", "quick", "name"),
-    *((command, place, "--node") for command in PLACES for place in ("nodes", "dry nodes")),
+    *((command, place, "--node") for command in PLACES for place in ("nodes", "lab nodes", "dry nodes")),
     *((command, place, "b") for command, place in (("compare", "two"), ("compare", "forced"), ("plot", "two"))),
 }
 """Command, place and a parameter that the place's own words pass already, or more than it."""
@@ -405,9 +421,12 @@ ENTRIES: dict[str, Any] = {
     "node.doctor.to_json": "{}",
     "measure.watch.watch": None,
     "cli.bill.check_root": None,
+    "cli.bill.can_draw": True,
+    "cli.bill.watch_bill": (make_bill(), None),
     "cli.bill.serve_bills": None,
     "measure.bill.plan_bill": None,
     "measure.bill.bill": (make_bill(), None),
+    "cluster.service_names.read_names": {},
     "measure.plan.load_modules": None,
     "measure.plan.plan_script": lambda options: SimpleNamespace(kind="", options=describe(options)),
     "trace.script.render_script": "",

@@ -93,6 +93,19 @@ def test_each_right_is_needed(tmp_path: Path, name: str) -> None:
     assert (check["state"], f"CAP_{name}" in check["found"]) == ("missing", True)
 
 
+@pytest.mark.parametrize("load_modules", [False, True])
+def test_modules_of_the_node(tmp_path: Path, load_modules: bool) -> None:
+    """With --load-modules, modprobe in the pod finds the node's modules, and the kernel lets it load one."""
+    (tmp_path / "state").mkdir()
+    argv = write_pod(str(tmp_path / "state"), "doctor", load_modules=load_modules)
+    argv = argv[: argv.index("python3")]
+    look = "ls /lib/modules; grep CapBnd /proc/self/status"
+    text = subprocess.run([*argv, "sh", "-c", look], check=True, stdout=subprocess.PIPE, text=True).stdout
+    *modules, bounds = text.splitlines()
+    assert modules == (sorted(path.name for path in Path("/lib/modules").iterdir()) if load_modules else [])
+    assert bool(int(bounds.split()[1], 16) >> 16 & 1) == load_modules
+
+
 def test_a_run_without_tracing(tmp_path: Path) -> None:
     result, text = run_pod(tmp_path, *RUN)
     assert result, text
@@ -100,6 +113,16 @@ def test_a_run_without_tracing(tmp_path: Path) -> None:
     document = json.loads(result.stdout)
     assert (document["accounting"]["closed"], document["run"]["kproxylat"]) == (True, __version__)
     assert {Path(name).suffix for name in result.files} == {".log", ".json"}
+
+
+def test_a_sweep_without_tracing(tmp_path: Path) -> None:
+    words = ("--lab", "--probe", "none", "--mode", "nftables", "--services", "5,10", "0.2", "500")
+    result, text = run_pod(tmp_path, "sweep", *words, "--format=json", "--output-dir=/tmp/kproxylat")
+    assert result, text
+    assert result.status == 0, text
+    document = json.loads(result.stdout)
+    assert (document["sweep"]["complete"], len(document["results"])) == (True, 2)
+    assert any(name.startswith("sweep_") for name in result.files)
 
 
 def test_a_client_of_another_version(tmp_path: Path) -> None:

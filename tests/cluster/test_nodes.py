@@ -30,6 +30,7 @@ from kproxylat.results_json import list_from_json, to_json
 from kproxylat.trace.percentiles import add_percentiles
 from tests.results import COUNTED
 from tests.support import ROOT
+from tests.support.bills import count, make_bill, window
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import RECORDED
@@ -124,6 +125,42 @@ def test_the_job(command: str) -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
     writable = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
     assert ("/run/kproxylat" in writable) == (COMMANDS[command] == "measure")
+
+
+def test_the_job_that_loads_modules() -> None:
+    """It adds one capability and one directory, read-only; nothing else differs."""
+    plain, loading = (make_job("run", "n1", [], "ns", "image:1", 30, load) for load in (False, True))
+    containers = [job["spec"]["template"]["spec"]["containers"][0] for job in (plain, loading)]
+    before, after = (set(one["securityContext"]["capabilities"].pop("add")) for one in containers)
+    assert (after - before, before - after) == ({"SYS_MODULE"}, set())
+    mount = containers[1]["volumeMounts"].pop()
+    volume = loading["spec"]["template"]["spec"]["volumes"].pop()
+    assert mount == {"name": volume["name"], "mountPath": "/lib/modules", "readOnly": True}
+    assert volume["hostPath"] == {"path": "/lib/modules", "type": "Directory"}
+    for job in (plain, loading):
+        del job["metadata"]["name"]
+    assert plain == loading
+
+
+MODULES = {
+    "run": ("run", *TARGET),
+    "sweep": ("sweep", "--lab", "--services", "5"),
+    "doctor": ("doctor",),
+}
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_pods_that_may_load_modules(capsys: Captured, pods: Cluster, command: str) -> None:
+    """Only if asked: the Job has the right, and the pod's words are the same."""
+    words = MODULES[command]
+    for more in ((), ("--load-modules",)):
+        assert call(capsys, *words, "--node", "n1", *more)[0] == 0
+    plain, loading = (pod.job["spec"]["template"]["spec"]["containers"][0] for pod in pods.kubelet.ran)
+    assert plain["command"] == loading["command"]
+    assert "SYS_MODULE" not in plain["securityContext"]["capabilities"]["add"]
+    assert "SYS_MODULE" in loading["securityContext"]["capabilities"]["add"]
+    status, _, err = call(capsys, *words, "--load-modules")
+    assert (status, "--load-modules" in err, len(pods.kubelet.ran)) == (2, True, 2)
 
 
 @given(st.text(max_size=80))
@@ -547,6 +584,102 @@ def test_other_commands_print_what_the_pods_printed(capsys: Captured, pods: Clus
     status, out, err = call(capsys, *words, "--node", "n1")
     assert (status, out) == (0, "== node n1\ntext of n1\n"), err
     assert find_command(pods.kubelet.ran[0].job)[4] == words[0]
+
+
+BILL = make_bill(
+    (
+        window(
+            {"10.96.0.9:80/tcp": count(5, 9000), "192.0.2.1:30080/tcp": count(2, 900), "10.96.7.7:1/sctp": count(1, 9)}
+        ),
+    )
+)
+ANONYMOUS = replace(BILL, mode="ipvs", rows=tuple(replace(row, name="") for row in BILL.rows))
+
+
+LAB_WORDS = {
+    "run": ("run", "--lab", "--services", "7", "1", "100", "--family", "6"),
+    "sweep": ("sweep", "--lab", "--services", "5,10", "--mode", "nftables", "--repeats", "2", "1", "100"),
+}
+
+
+@pytest.mark.parametrize("command", LAB_WORDS)
+def test_a_lab_on_nodes(capsys: Captured, pods: Cluster, command: str) -> None:
+    """The words reach the pods, without those of the client; no Service is looked up."""
+    pods.fake.permitted = rights(MANIFESTS["run --node"])
+    words = LAB_WORDS[command]
+    status, out, err = call(capsys, *words, "--all-nodes", "--request-timeout", "9s", "-o", "json")
+    assert status == 0, err
+    assert len(json.loads(out)["nodes"]) == 3
+    sent = find_command(pods.kubelet.ran[0].job)[4:]
+    named = {word for word in sent if word.startswith("--")}
+    assert {"--lab", "--format=json", "--output-dir=/tmp/kproxylat", f"--services={words[3]}"} <= named
+    assert not {"--all-nodes", "--request-timeout=9s", "--yes"} & named
+    assert [word for word in sent if not word.startswith("--")] == [command, "1.0", "100"]
+    assert (Path("logs/ebpf/n1/x.json").read_text(), Path("logs/ebpf/n3/x.log").read_text()) == ("{}", "raw")
+
+
+def test_the_deadline_of_a_sweep_grows_with_its_points(capsys: Captured, pods: Cluster) -> None:
+    words = ("--lab", "--node", "n1", "--mode", "nftables", "--dry-run", "-o", "json")
+    limits = []
+    for services in ("5", "5,10", "5,10,10000"):
+        status, out, _ = call(capsys, "sweep", *words, "--services", services)
+        assert status == 0
+        [job] = json.loads(out)["items"]
+        limits.append(job["spec"]["activeDeadlineSeconds"])
+    assert limits == sorted(set(limits))
+    assert pods.kubelet.ran == []
+
+
+def test_a_sweep_that_changes_the_cluster_is_not_for_pods(capsys: Captured, pods: Cluster) -> None:
+    status, _, err = call(capsys, "sweep", "--services", "5", "--all-nodes")
+    assert (status, err.splitlines()[-1]) == (2, "  add --lab to --all-nodes")
+    assert pods.kubelet.ran == []
+
+
+def add_service(fake: FakeApi) -> None:
+    """Add a Service with a NodePort, and a port without a name."""
+    ports = [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 1, "protocol": "SCTP"}]
+    spec = {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "externalIPs": ["10.96.7.7"], "ports": ports}
+    meta = {"name": "web", "namespace": "shop"}
+    fake.add({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+
+
+def test_bills_have_the_names_of_the_api(capsys: Captured, pods: Cluster) -> None:
+    """With the rights of docs/rbac.md and no more; the API is asked once for all nodes."""
+    add_service(pods.fake)
+    for name in NAMES:
+        pods.print(name, write_log(ANONYMOUS.to_json() + "\n"))
+    pods.fake.permitted = set().union(*(rights(MANIFESTS[name]) for name in ("bill", "run --node")))
+    status, out, err = call(capsys, "bill", "--all-nodes", "--for", "5s")
+    assert (status, "orbidden" in err) == (0, False), err
+    rows = re.findall(r"^ +(shop/\S+|[0-9]+\.\S+:\S+)", out, re.M)
+    assert rows == ["shop/web:http", "shop/web:http", "192.0.2.1:30080/tcp", "shop/web", "10.96.7.7:1/sctp"] * 3, out
+    assert [call.resource for call in pods.fake.calls].count("services") == 1
+    assert find_command(pods.kubelet.ran[0].job)[4:] == ["bill", "--for=5s", "--format=json"]
+    _, out, _ = call(capsys, "bill", "--node", "n1", "--format", "json")
+    [document] = json.loads(out)["nodes"]
+    assert [(row["kind"], row["name"]) for row in document["result"]["rows"]] == [
+        ("service", "shop/web:http"),
+        ("address", "shop/web:http"),
+        ("address", "shop/web"),
+    ]
+
+
+def test_bills_without_the_right_to_list_services(capsys: Captured, pods: Cluster) -> None:
+    pods.fake.denied.add(("list", "services"))
+    for name in NAMES:
+        pods.print(name, write_log(ANONYMOUS.to_json()))
+    status, out, err = call(capsys, "bill", "--all-nodes")
+    assert (status, out.count("10.96.0.9:80/tcp")) == (0, 3)
+    [line] = err.splitlines()
+    assert line.startswith("rows without a Service's name: 3: ")
+    assert "403" in line
+
+
+def test_bills_with_all_names_ask_for_none(capsys: Captured, pods: Cluster) -> None:
+    pods.print("n1", write_log(replace(BILL, rows=BILL.rows[:1]).to_json()))
+    assert call(capsys, "bill", "--node", "n1")[0] == 0
+    assert "services" not in [call.resource for call in pods.fake.calls]
 
 
 def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:

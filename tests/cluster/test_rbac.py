@@ -16,6 +16,7 @@ from kproxylat.cluster.dummies import Dummies, create, delete, paths, read_dummi
 from kproxylat.cluster.job import make_job
 from kproxylat.cluster.proxy_config import read_configured
 from kproxylat.cluster.rollout import apply_change, plan_change, wait_for_rollout
+from kproxylat.cluster.service_names import read_names
 from kproxylat.cluster.sources import choose_source
 from kproxylat.cluster.target import read_target
 from kproxylat.cluster.worker import apply_worker, delete_worker
@@ -125,10 +126,11 @@ def run_on_nodes(api: Api, fake: FakeApi) -> None:
 
 
 ENDS = ("the pod ended", "the pod does not start: exceeded quota", "the pod was deleted")
-WAYS: dict[str, Callable[[Api, FakeApi], None]] = {
+WAYS: dict[str, Callable[[Api, FakeApi], object]] = {
     "mode show": mode_show,
     "run": run,
     "run --node": run_on_nodes,
+    "bill": lambda api, _: read_names(api),
     "sweep": sweep,
     "services list": services_list,
     "services create": services_create,

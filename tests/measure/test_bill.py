@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,11 +17,16 @@ from hypothesis import strategies as st
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
 from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import Interrupted, MachineError
-from kproxylat.measure import bill
-from kproxylat.measure.bill import Counters, Meter, find_load, parse_window, plan_bill, read_counters
+from kproxylat.lab.ruleset_services import parse_ipvsadm
+from kproxylat.measure import bill, live_load
+from kproxylat.measure.bill import Meter, parse_window, plan_bill
+from kproxylat.measure.live_load import Counters, find_load, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.system.bpf_stats import Used
+from tests.support.bills import make_bill
+from tests.support.command import Captured, call
+from tests.support.fake_api import FakeApi
 
 IPTABLES, NFTABLES = find_mode("iptables", "nft"), find_mode("nftables", "nft")
 PRINTED = """\
@@ -90,8 +98,8 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
         "OUTPUT": "-A OUTPUT -m comment --comment portals -c 20 1000 -j KUBE-SERVICES\n",
     }
     tables = {"ip"}
-    monkeypatch.setattr(bill, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
-    monkeypatch.setattr(bill, "has_table", lambda mode, _: mode.ip in tables)
+    monkeypatch.setattr(live_load, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
+    monkeypatch.setattr(live_load, "has_table", lambda mode, _: mode.ip in tables)
     counters = read_counters(IPTABLES, None)
     assert (counters.packets, counters.lookups) == (15, 320)
     tables.add("ip6")
@@ -166,6 +174,34 @@ class Lister:
         return SimpleNamespace(result=result)
 
 
+def test_rules_of_virtual_servers_hold_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = parse_ipvsadm("-A -t 10.96.0.9:80 -s rr\n-a -t 10.96.0.9:80 -r 10.244.1.7:8080 -m -w 1\n")
+    rules = SimpleNamespace(
+        services=[*services, replace(services[0], ip="10.96.0.8", port_name="a/b:c")], mode=IPTABLES
+    )
+    monkeypatch.setattr(bill, "capture", lambda *_: ("", rules))
+    names = plan_bill(None, None, Node(), 0.01, 60, "auto").names
+    assert names == {"10.96.0.9:80/tcp": "", "10.96.0.8:80/tcp": "a/b:c"}
+
+
+@pytest.mark.parametrize("has_api", [True, False])
+def test_a_bill_on_a_node_asks_the_api_for_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, fake: FakeApi, tmp_path: Path, has_api: bool
+) -> None:
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    meta, spec = {"name": "web", "namespace": "shop"}, {"clusterIP": "10.96.7.7", "ports": ports}
+    fake.add({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+    monkeypatch.setenv("KUBECONFIG", str(fake.kubeconfig(tmp_path) if has_api else tmp_path / "none"))
+    monkeypatch.setattr("kproxylat.cli.bill.check_root", lambda: None)
+    monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
+    monkeypatch.setattr(bill, "bill", lambda _: (make_bill(), None))
+    status, out, err = call(capsys, "bill")
+    assert (status, "shop/web:http" in out) == (0, has_api)
+    line = "rows without a Service's name: 1: "
+    assert [text.startswith(line) for text in err.splitlines()] == ([] if has_api else [True])
+    assert call(capsys, "bill", "--context", "gone")[0] == (2 if has_api else 1), "before it counts"
+
+
 class World:
     """A node without a kernel: a clock that waits move on, and probes that take a part of one CPU while attached."""
 
@@ -223,22 +259,32 @@ class World:
 
 @settings(deadline=None)
 @given(
-    share=st.floats(1e-5, 0.19), start_s=st.floats(0.1, 5), budget=st.floats(0.0005, 0.05), period_s=st.floats(5, 300)
+    share=st.floats(1e-5, 0.19),
+    start_s=st.floats(0.1, 5),
+    budget=st.floats(0.0005, 0.05),
+    period_s=st.floats(5, 300),
+    is_watched=st.booleans(),
 )
 def test_a_bill_keeps_its_budget_whatever_the_probes_take(
-    share: float, start_s: float, budget: float, period_s: float
+    share: float, start_s: float, budget: float, period_s: float, is_watched: bool
 ) -> None:
-    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much."""
+    """The plan expects 1,000 packets and 100 flows a second to take 0.21 %; they take up to 100 times as much.
+
+    One that is watched keeps its budget in every minute.
+    """
+    drawn: list[int] = []
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = World(monkeypatch, share, start_s)
         billing = bill.Billing(IPTABLES, Node("x"), {}, budget, period_s)
         monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
-        result, ended = bill.bill(billing)
+        result, ended = bill.bill(billing, (lambda so_far: drawn.append(so_far.windows)) if is_watched else None)
     assert ended is None
-    step = share * (bill.STEP_S + 0.001)
+    parts = math.ceil(period_s / bill.WATCH_S) if is_watched else 1
+    step = parts * share * (bill.STEP_S + 0.001)
+    assert drawn == ([*range(1, result.windows + 1)] if is_watched else [])
     assert result.usage.mean * result.period_s <= budget * period_s + step
     assert result.usage.peak <= SECOND
-    assert 1 <= world.attachments == result.windows <= 5
+    assert 1 <= world.attachments == result.windows <= 5 * parts
     assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
     if result.usage.mean * result.period_s > budget * period_s:
         assert any("detached before its time" in warning for warning in result.warnings)

@@ -506,5 +506,7 @@ def test_a_module_that_a_pod_may_not_load_is_loaded_on_the_node(good: Path, monk
     write("proc/self/status", f"CapEff:\t{(1 << 40) - 1 - (1 << 16):016x}\n")(good)
     with pytest.raises(MachineError, match="module pktgen is not loaded, and only root of the machine can") as caught:
         require(LEGACY, "run", "pktgen")
-    assert caught.value.remedy == "modprobe pktgen # as root on the node; or: pass --generator sockets"
+    assert caught.value.remedy == (
+        "modprobe pktgen # as root on the node; or, in a pod: pass --load-modules; or: pass --generator sockets"
+    )
     assert states()["pktgen"].state == "missing"

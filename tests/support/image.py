@@ -24,14 +24,16 @@ def prepare_image() -> None:
     subprocess.run([ROOT / "deploy/image.sh", "root"], check=True, capture_output=True)
 
 
-def write_pod(state: str, *words: str, without: str = "", netns: str = "") -> list[str]:
+def write_pod(state: str, *words: str, without: str = "", netns: str = "", load_modules: bool = False) -> list[str]:
     """Return the command line of the pod of a command, with the rights of its Job.
 
     :param state: the node's /run/kproxylat.
     :param without: a capability to take away.
-    :param netns: as in :func:`tests.support.kubelet.confine`.
+    :param netns: as in :func:`tests.support.kubelet.confine`. ``load_modules``: as in :func:`make_job`.
     """
-    job = make_job(" ".join(words[:2]) if words[0] == "mode" else words[0], "n1", words, "ns", "image", 30)
+    job = make_job(
+        " ".join(words[:2]) if words[0] == "mode" else words[0], "n1", words, "ns", "image", 30, load_modules
+    )
     rights = job["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"]
     if without:
         rights.remove(without)

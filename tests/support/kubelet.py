@@ -149,6 +149,8 @@ def confine(pod: Pod, root: str, state: Path, netns: str = "") -> list[str]:
     assert (security["privileged"], security["readOnlyRootFilesystem"]) == (False, True)
     assert security["capabilities"]["drop"] == ["ALL"]
     rights = ",".join(["-all", *(f"+{name.lower()}" for name in security["capabilities"]["add"])])
+    paths = {mount["mountPath"]: mount["readOnly"] for mount in container["volumeMounts"]}
+    modules = "/lib/modules" if paths.get("/lib/modules") else ""
     limit = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", "--reset-env"]
     place = ["nsenter", f"--net={netns}", "unshare"] if netns else ["unshare", "--net"]
     return [
@@ -161,6 +163,7 @@ def confine(pod: Pod, root: str, state: Path, netns: str = "") -> list[str]:
         "sh",
         root,
         str(state),
+        modules,
         *limit,
         *container["command"],
     ]
@@ -168,8 +171,8 @@ def confine(pod: Pod, root: str, state: Path, netns: str = "") -> list[str]:
 
 CHROOT = """
 set -eu
-root=$1 state=$2
-shift 2
+root=$1 state=$2 modules=$3
+shift 3
 mount --bind "$root" "$root"
 mount --rbind /proc "$root/proc"
 mount --rbind /sys "$root/sys"
@@ -178,6 +181,7 @@ mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mkdir "$root/run/kproxylat"
 mount --bind "$state" "$root/run/kproxylat"
+[ -z "$modules" ] || mount --bind -o ro "$modules" "$root/usr/lib/modules"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount -o remount,bind,ro "$root/proc/sys"
 mount -o remount,bind,ro "$root"

@@ -49,7 +49,7 @@ def node(timing: Guest) -> Iterator[Guest]:
     assert timing.state() == ["lo"]
 
 
-def run_pod(guest: Guest, *words: str, **more: str) -> tuple[Envelope | None, str]:
+def run_pod(guest: Guest, *words: str, **more: Any) -> tuple[Envelope | None, str]:
     """Run a pod in the guest; return its result and its log."""
     done = guest.program("sh", "-c", 'exec "$@" 2>&1', "sh", *write_pod(STATE, *words, **more))
     assert guest.program("ls", STATE).out == "", "the lock is left"
@@ -75,6 +75,17 @@ def test_a_run(node: Guest, mode: str, backend: str) -> None:
     assert counts["sent"] == counts["lookups"] == 50
     assert counts["closed"] is True
     assert tuple(map(int, re.findall(r"\d+", document["run"]["bpftrace"])[:2])) >= (0, 25)
+
+
+def test_a_run_loads_modules_only_with_the_right(node: Guest) -> None:
+    """pktgen is unloaded, as on a node that never had it; the run that loads it takes it away again."""
+    for load_modules, expected in ((False, 1), (True, 0)):
+        node.program("modprobe", "-r", "pktgen")
+        result, text = run_pod(node, *RUN, "--mode", "nftables", load_modules=load_modules)
+        assert result, text
+        assert result.status == expected, text
+        assert ("module pktgen is not loaded" in text) == (not load_modules), text
+    assert node.program("modprobe", "pktgen").status == 0
 
 
 @pytest.mark.parametrize("name", PROFILES["observe"].capabilities)
