@@ -183,8 +183,7 @@ _IPT = (
     Engine(("ipt_do_table",), (5, 16), ("priv", "skb", "state"), "skb", "state", "priv", _XT_NAME),
     Engine(("ipt_do_table",), (4, 9), ("skb", "state", "table"), "skb", "state", "table", _XT_NAME),
 )
-# Kernel, net/netfilter/nf_tables_core.c: unsigned int nft_do_chain(struct nft_pktinfo *pkt, void *priv). Up to 5.11,
-# pkt's struct xt_action_param holds the state.
+# Kernel, net/netfilter/nf_tables_core.c, nft_do_chain. Up to 5.11, pkt's struct xt_action_param holds the state.
 _NFT_NAMES = (
     ("nf_tables", "nft_chain", "table"),
     ("nf_tables", "nft_chain", "name"),
@@ -201,8 +200,9 @@ _IPVS = (
     Engine(("ip_vs_remote_request4", "ip_vs_local_request4"), (4, 9), ("priv", "skb", "state"), "skb", "state", "priv"),
 )
 
-# kube-proxy makes this counter, which its rule in KUBE-FORWARD names.
-_MAKE_COUNTER = LoadStep(("nfacct", "add", "ct_state_invalid_dropped_pkts"))
+# kube-proxy makes these counters, which a rule in KUBE-FORWARD and those of NodePorts name.
+_COUNTERS = "ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"
+_MAKE_COUNTERS = tuple(LoadStep(("nfacct", "add", name)) for name in _COUNTERS)
 _LOAD_NFTABLES = (LoadStep(("nft", "-f", "-"), "nftables"),)
 _LOAD_ADDRESSES, _LOAD_SETS, _LOAD_SERVERS = (
     LoadStep(("ip", "-batch", "-"), "ipvs-addresses"),
@@ -226,7 +226,7 @@ MODES: tuple[Mode, ...] = (
         report=("IPTABLES", "ipt"),
         loading_cost=1,
         form=CHAIN,
-        loading=(_MAKE_COUNTER, LoadStep(("{ip}tables-legacy-restore",), "iptables")),
+        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-legacy-restore",), "iptables")),
         # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
         growing=(LoadStep(("{ip}tables-legacy-restore", "--noflush"), "iptables"),),
         usual=False,
@@ -248,7 +248,7 @@ MODES: tuple[Mode, ...] = (
         loading_cost=1,
         form=CHAIN,
         # No growing: to add 5,000 Services to 5,000, iptables-nft-restore takes longer than to load 10,000.
-        loading=(_MAKE_COUNTER, LoadStep(("{ip}tables-nft-restore",), "iptables")),
+        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-nft-restore",), "iptables")),
     ),
     Mode(
         name="nftables",

@@ -105,7 +105,7 @@ class Run:
     :param load_s: how long the lab took to load its rules, or those on top of the ones that stood.
     :param kube_proxy: the release whose rules the lab was asked for (None: the default one, or not a lab).
     :param endpoints: the number of endpoints of each Service that the lab was asked for; ``affinity``: whether its
-        Services have session affinity.
+        Services have session affinity; ``node_port``: whether packets went to a NodePort.
     """
 
     started: str | None = None
@@ -133,6 +133,7 @@ class Run:
     kube_proxy: str | None = None
     endpoints: int | None = None
     affinity: bool = False
+    node_port: bool = False
     path: str | None = None
     masqueraded: bool | None = None
     cut_short: bool = False
@@ -141,13 +142,14 @@ class Run:
     @property
     def rules(self) -> tuple[str, str]:
         """Mode and backend, this with what the lab's rules were asked to be: what a series has in common."""
-        variant = name_variant(self.kube_proxy, self.endpoints, self.affinity)
+        variant = name_variant(self.kube_proxy, self.endpoints, self.affinity, self.node_port)
         return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", variant)))
 
 
-def name_variant(release: str | None, endpoints: int | None, affinity: bool) -> str:
+def name_variant(release: str | None, endpoints: int | None, affinity: bool, node_port: bool) -> str:
     """Name what a lab's rules were asked to be, e.g. ``1.37 4 endpoints affinity``; "" is what they are by default."""
-    words = release, f"{endpoints} endpoints" if endpoints and endpoints > 1 else None, "affinity" if affinity else None
+    many = f"{endpoints} endpoints" if endpoints and endpoints > 1 else None
+    words = release, many, "affinity" if affinity else None, "NodePort" if node_port else None
     return " ".join(filter(None, words))
 
 

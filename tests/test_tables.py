@@ -97,6 +97,7 @@ def test_a_modes_rule_is_read(own: Mode, monkeypatch: pytest.MonkeyPatch) -> Non
     texts = {
         ("nft", "list", "tables"): "table ip own-table\n",
         ("nft", "--json", "list", "map", "ip", "own-table", "service-ips"): listed,
+        ("nft", "--json", "list", "map", "ip", "own-table", "service-nodeports"): '{"nftables": []}',
     }
     monkeypatch.setattr(live_rules.os, "geteuid", lambda: 0)
     for module in (service_rule, live_rules):

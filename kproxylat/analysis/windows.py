@@ -12,6 +12,8 @@ from kproxylat.errors import MachineError
 
 SECOND = 0.05
 """Most CPU time of any second, as a part of one CPU."""
+PLANNED = 0.8 * SECOND
+"""What windows are planned for; the rest is for traffic that grows meanwhile."""
 SHORTEST_S = 0.25
 """The shortest window: bpftrace reads its clock and its signals a few times a second."""
 TAIL_S = 0.25
@@ -102,9 +104,9 @@ def plan_windows(load: Load, costs: Costs, budget: float, period_s: float, most:
         raise MachineError(
             f"probes would take {plan.share:.1%} of one CPU while attached: {load.packets:,.0f} packets/s at "
             f"{costs.packet * 1e9:,.0f} ns, {load.flows:,.0f} new flows/s at {costs.flow * 1e9:,.0f} ns; the shortest "
-            f"window takes {shortest_ms:,.1f} ms, allowed are {min(SECOND, budget * period_s) * 1000:,.1f} ms",
-            f"no second may have more than {SECOND:.0%} of one CPU; below that, a larger --budget or a longer --for "
-            "helps; else: kproxylat capture, then whatif",
+            f"window takes {shortest_ms:,.1f} ms, allowed are {min(PLANNED, budget * period_s) * 1000:,.1f} ms",
+            f"no second is planned to have more than {PLANNED:.0%} of one CPU; below that, a larger --budget or a "
+            "longer --for helps; else: kproxylat capture, then whatif",
         )
     return plan
 
@@ -115,6 +117,6 @@ def _fit(share: float, shift: int, count: int, budget: float, period_s: float) -
     attached_s = max(spacing_s - START_S, spacing_s / 2)
     if share > 0:
         attached_s = min(attached_s, budget * spacing_s / share)
-    if share > SECOND:
-        attached_s = min(attached_s, SECOND / share)
+    if share > PLANNED:
+        attached_s = min(attached_s, PLANNED / share)
     return Windows(count, attached_s - TAIL_S, spacing_s, shift, share)

@@ -150,6 +150,9 @@ class Measured:
     affinity: Annotated[
         bool, typer.Option("--affinity", help="Give the lab's Services session affinity, by client address.")
     ] = False
+    node_port: Annotated[
+        bool, typer.Option("--node-port", help="Send to a NodePort of the lab's worker, in place of its ClusterIP.")
+    ] = False
     first_packet: Annotated[
         bool, typer.Option("--first-packet", help="Open TCP connections, and time each from SYN to SYN-ACK.")
     ] = False
@@ -187,6 +190,7 @@ class Measured:
             "kube_proxy": self.kube_proxy or None,
             "endpoints": self.endpoints,
             "affinity": self.affinity or None,
+            "node_port": self.node_port,
         }
         if self.ruleset and not self.lab:
             raise UsageError("--ruleset is for the lab", "add --lab")
@@ -198,6 +202,8 @@ class Measured:
             refuse_options("only the lab makes Services", "add --lab", **of_services)
         if not self.first_packet:
             refuse_options("only connections go to several of them", "add --first-packet", places=self.places)
+        if self.places:
+            refuse_options("--places are of other Services", "", node_port=self.node_port)
         node.check(self.lab, self.target)
 
     def build(
@@ -231,6 +237,7 @@ class Measured:
         lab = measuring.Lab(
             services, self.position or "last", self.worker_ports or "both", places=self.places or 0,
             release=self.kube_proxy, endpoints=1 if self.endpoints is None else self.endpoints, affinity=self.affinity,
+            node_port=self.node_port,
         )  # fmt: skip
         on_node = measuring.NodeUnderTest(position=self.position, allow=tuple(node.allow or ()))
         source = measuring.parse_source(self.source) if self.source else None

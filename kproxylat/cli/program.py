@@ -37,6 +37,7 @@ GROUPS = {
         "--kube-proxy",
         "--endpoints",
         "--affinity",
+        "--node-port",
     ),
     "Node": (
         *("--service", "--port", "--target", "--mode", "--backend", "--family", "--netns"),

@@ -127,6 +127,7 @@ def words(options: Options) -> list[str]:
     flags = {
         "lab": lab,
         "affinity": lab and lab.affinity,
+        "node-port": lab and lab.node_port,
         "keep": lab and lab.keep,
         "every-service": ruleset and options.targets,
         "envelope": tracing.envelope,

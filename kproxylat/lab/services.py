@@ -55,6 +55,8 @@ ADDRESSES = {
 }
 """IP family -> the lab's addresses."""
 WORKER_PORT = 50051
+NODE_PORT = 30051
+"""The worker's NodePort, of both protocols."""
 POSITIONS = ("first", "middle", "last")
 WORKER_PORTS = {"both": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
 MAX_SERVICES = 60_000
@@ -81,6 +83,7 @@ class Service:
     :param endpoints: the endpoints, as ``IP:PORT``.
     :param commented: whether the rules of the endpoints have comments, in mode iptables.
     :param affinity: whether the packets of a client go to the same endpoint (``sessionAffinity: ClientIP``).
+    :param node_port: the port of the node's own addresses that leads to the endpoints, too (0: none).
     """
 
     port_name: str
@@ -90,11 +93,17 @@ class Service:
     endpoints: tuple[str, ...]
     commented: bool = True
     affinity: bool = False
+    node_port: int = 0
 
     @cached_property
     def svc_chain(self) -> str:
         """The chain that picks an endpoint, in mode iptables."""
         return "KUBE-SVC-" + _hash(self.port_name + self.protocol, 16)
+
+    @property
+    def ext_chain(self) -> str:
+        """The chain of packets to the NodePort, in mode iptables."""
+        return self.svc_chain.replace("SVC", "EXT", 1)
 
     def sep_chain(self, endpoint: str) -> str:
         """The chain that translates to one endpoint, in mode iptables."""
@@ -106,6 +115,11 @@ class Service:
         name, _, port = self.port_name.partition(":")
         text = f"{name}/{self.protocol}/{port}"
         return f"service-{_hash(text, 8)}-{text}"
+
+    @property
+    def external_chain(self) -> str:
+        """The chain of packets to the NodePort, in mode nftables."""
+        return self.nft_chain.replace("service", "external", 1)
 
     def endpoint_chain(self, ip: str, port: str) -> str:
         """The chain that translates to one endpoint, in mode nftables: up to kube-proxy 1.35, or with affinity."""
@@ -165,21 +179,32 @@ def list_worker_endpoints(family: int = 4, endpoints: int = 1) -> list[str]:
     return [str(first + place) for place in range(endpoints)]
 
 
-def worker_services(ports: str, family: int = 4, endpoints: int = 1, affinity: bool = False) -> list[Service]:
+def worker_services(
+    ports: str, family: int = 4, endpoints: int = 1, affinity: bool = False, has_node_port: bool = False
+) -> list[Service]:
     """Return the worker's ports: gRPC over TCP, and the same over UDP for pktgen to hit.
 
-    :param ports: "both", "tcp" or "udp".
+    :param ports: "both", "tcp" or "udp". ``has_node_port``: whether each has :data:`NODE_PORT`.
     """
     names, ip = {"tcp": "grpc", "udp": "grpc-udp"}, ADDRESSES[family].worker_ip
     pods = tuple(join_host_port(pod, WORKER_PORT) for pod in list_worker_endpoints(family, endpoints))
+    node_port = NODE_PORT if has_node_port else 0
     return [
-        Service(f"default/worker:{names[protocol]}", protocol, ip, WORKER_PORT, pods, affinity=affinity)
+        Service(
+            f"default/worker:{names[protocol]}", protocol, ip, WORKER_PORT, pods, affinity=affinity, node_port=node_port
+        )
         for protocol in WORKER_PORTS[ports]
     ]
 
 
 def place_services(
-    count: int, position: str, ports: str, family: int = 4, endpoints: int = 1, affinity: bool = False
+    count: int,
+    position: str,
+    ports: str,
+    family: int = 4,
+    endpoints: int = 1,
+    affinity: bool = False,
+    has_node_port: bool = False,
 ) -> list[Service]:
     """Return the worker among ``count`` dummy Services, in the order of KUBE-SERVICES, as in a cluster that grew from
     the worker on.
@@ -188,10 +213,11 @@ def place_services(
     :param ports: the worker's ports: "both", "tcp" or "udp".
     :param family: the addresses' IP family, 4 or 6.
     :param endpoints: the number of endpoints of each Service; ``affinity``: whether the Services have session affinity.
+    :param has_node_port: whether the worker has a NodePort.
     :raises UsageError: see :func:`check_services`.
     """
     check_services(count, position, ports, endpoints)
-    worker = worker_services(ports, family, endpoints, affinity)
+    worker = worker_services(ports, family, endpoints, affinity, has_node_port)
     dummies = [
         dummy_service(number, (number + 1 + len(worker)) * endpoints <= LARGE_CLUSTER, family, endpoints, affinity)
         for number in range(count)

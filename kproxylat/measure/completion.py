@@ -30,6 +30,7 @@ def complete(
         kube_proxy=(options.lab and options.lab.release) or None,
         endpoints=options.lab.endpoints if options.lab and not options.ruleset else None,
         affinity=bool(options.lab and options.lab.affinity),
+        node_port=bool(options.lab and options.lab.node_port),
         position=rule.position,
         chain_length=rule.chain_length,
         position_after=after.position,

@@ -46,6 +46,7 @@ class Lab:
     :param release: kube-proxy's, whose rules are loaded ("": the default one).
     :param places: so many of the dummy Services are the targets, in turn, in place of the worker (0: none).
     :param endpoints: the number of endpoints of each Service; ``affinity``: whether the Services have session affinity.
+    :param node_port: whether the worker has a NodePort, which is the target in place of its ClusterIP.
     """
 
     services: int = 100
@@ -57,16 +58,19 @@ class Lab:
     release: str = ""
     endpoints: int = 1
     affinity: bool = False
+    node_port: bool = False
 
     @property
     def variant(self) -> str:
         """A name for what the rules were asked to be, as :attr:`kproxylat.results.Run.rules` has it."""
-        return name_variant(self.release, self.endpoints, self.affinity)
+        return name_variant(self.release, self.endpoints, self.affinity, self.node_port)
 
     def place_services(self, family: int, count: int | None = None) -> list[lab.Service]:
         """Return the lab's own Services, or with ``count`` dummy Services those that it had before."""
         count = self.services if count is None else count
-        return lab.place_services(count, self.position, self.worker_ports, family, self.endpoints, self.affinity)
+        return lab.place_services(
+            count, self.position, self.worker_ports, family, self.endpoints, self.affinity, self.node_port
+        )
 
     def list_targets(self, family: int) -> list[lab.Service]:
         """Return the dummy Services that are targets."""
@@ -82,7 +86,8 @@ class Lab:
         for service in self.ruleset.services if self.ruleset else self.place_services(family):
             yield service.ip, "a ClusterIP"
             yield from ((ip, "an endpoint") for ip, _ in service.pairs)
-        yield from ((ip, "the lab's node") for ip in name_addresses(self.backend(family)))
+        own = [lab.ADDRESSES[family].node_ip] if self.node_port else []
+        yield from ((ip, "the lab's node") for ip in (*name_addresses(self.backend(family)), *own))
 
     def backend(self, family: int) -> str:
         """Return the backend's own address, which a ruleset's endpoints do not need."""
@@ -204,6 +209,9 @@ class Options:
             targets = tuple(Target(service.ip, service.port, service.protocol) for service in services)
             object.__setattr__(self, "targets", targets)
             object.__setattr__(self, "target", targets[0])
+        elif self.lab and self.lab.node_port:
+            target = Target(lab.ADDRESSES[self.family].node_ip, lab.NODE_PORT, self.target.protocol)
+            object.__setattr__(self, "target", target)
 
     @property
     def lab(self) -> Lab | None:
@@ -300,7 +308,8 @@ class Options:
     def masqueraded(self) -> bool:
         """Whether the packets are expected to get an address of the node, as those from outside the cluster do."""
         on_node = not self.lab and self.sending.generator.sends and self.sources.overlaps(NODE_SOURCE[self.family])
-        return on_node or self.masquerade is not None
+        to_node_port = self.lab is not None and self.lab.node_port
+        return on_node or to_node_port or self.masquerade is not None
 
     @property
     def endpoints(self) -> tuple[Target, ...]:
@@ -310,7 +319,8 @@ class Options:
             return tuple(Target(ip, int(port), "tcp") for dummy in dummies for ip, port in dummy.pairs)
         if not self.ruleset:
             pods = lab.list_worker_endpoints(self.family, self.lab.endpoints if self.lab else 1)
-            return tuple(Target(ip, self.target.port, self.target.protocol) for ip in pods)
+            port = lab.WORKER_PORT if self.lab and self.lab.node_port else self.target.port
+            return tuple(Target(ip, port, self.target.protocol) for ip in pods)
         services = self.ruleset.targets
         return tuple(
             Target(ip, int(port), target.protocol)

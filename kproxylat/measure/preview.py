@@ -34,6 +34,7 @@ def preview(options: Options) -> Preview:
         "kube_proxy": (options.lab and options.lab.release) or None,
         "endpoints": options.lab.endpoints if options.lab and not ruleset else None,
         "affinity": bool(options.lab and options.lab.affinity),
+        "node_port": bool(options.lab and options.lab.node_port),
         "targets": [str(target) for target in options.targets or (options.target,)],
         "origin": sending.origin,
         "generator": sending.generator.name,

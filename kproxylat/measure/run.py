@@ -269,7 +269,7 @@ def check_source(result: Result, options: Options) -> Result:
     if not options.lab or not books:
         return result
     run = replace(result.run, masqueraded=bool(books.delivered_masqueraded) if books.delivered else None)
-    if not books.delivered_masqueraded:
+    if not books.delivered_masqueraded or options.lab.node_port:
         return replace(result, run=run)
     cause = f"the rules masquerade {options.masquerade}" if options.masquerade else "by a rule that is not recognized"
     warning = f"{books.delivered_masqueraded} of {books.delivered} packets were masqueraded: {cause}"

@@ -77,6 +77,9 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         if options.lab:
             begun_s = kernel.user_clock_s()
             options.lab.load(mode, net.NODE, standing.services if standing else None)
+            if options.lab.node_port and not standing:
+                words = "route", "add", "local", options.target.ip, "dev", net.BACKEND_LINK
+                run("ip", *words, netns=net.NODE)
             changes.load_s = round(kernel.user_clock_s() - begun_s, 2)
         if options.lab and options.sending.connects:
             stack.enter_context(answering(network, options.endpoints))

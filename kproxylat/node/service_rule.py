@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.modes import MAP, SERVERS, Mode
@@ -14,6 +14,7 @@ from kproxylat.node.iptables_save import parse_rule
 from kproxylat.results import Target
 from kproxylat.system.processes import run
 
+_NODE_PORT = re.compile(r"-p (tcp|udp|sctp) .*--dport (\d{1,5})(?: -c \d+ \d+)? -j ")
 _READING_S, _ADDED_UP, _READINGS = 0.5, 6, 120
 """ipvs sums the counters of its CPUs every 2 s (kernel, net/netfilter/ipvs/ip_vs_est.c)."""
 
@@ -54,8 +55,12 @@ def read_service_rule(
     targets = (target, *further)
     if mode.form == MAP:
         # To get a single element, nft would read the elements of all sets and maps.
-        listed = call_nft("--json", "list", "map", mode.ip, f"{mode.table}", "service-ips", netns=netns)
-        return ServiceRule(set(targets) <= set(parse_elements(listed)))
+        words = "--json", "list", "map", mode.ip, f"{mode.table}"
+        services = parse_elements(call_nft(*words, "service-ips", netns=netns))
+        if set(targets) <= set(services) or further:
+            return ServiceRule(set(targets) <= set(services))
+        ports = parse_elements(call_nft(*words, "service-nodeports", netns=netns), "service-nodeports")
+        return ServiceRule(replace(target, ip="") in ports and _is_local(target.ip, netns))
     if mode.form == SERVERS:
         return _read_virtual_servers(targets, netns, _ADDED_UP if at_rest else 1)
     lines = list_rules(mode.iptables, netns, "-v")
@@ -67,9 +72,26 @@ def read_service_rule(
         if rule and rule.service and rule.jump != "KUBE-MARK-MASQ":
             matches.setdefault(rule.service, (position, rule.packets or 0))
     if not set(targets) <= set(matches):
-        return ServiceRule(False, None, len(lines), 0)
+        packets = None if further else _read_node_port(mode.iptables, target, netns)
+        # The last rule leads to the NodePorts.
+        return ServiceRule(packets is not None, None if packets is None else len(lines), len(lines), packets or 0)
     packets = sum(matches[service][1] for service in targets)
     return ServiceRule(True, None if further else matches[target][0], len(lines), packets)
+
+
+def _read_node_port(iptables: str, target: Target, netns: str | None) -> int | None:
+    """Return how many packets the rule of a NodePort has counted; None if the target is not a NodePort of this node."""
+    for line in run(iptables, "-t", "nat", "-v", "-S", "KUBE-NODEPORTS", netns=netns, ok=(0, 1)).split("\n"):
+        rule = parse_rule(line)
+        match = rule and _NODE_PORT.match(rule.bare)
+        if rule and match and (match[1], int(match[2])) == (target.protocol, target.port):
+            return (rule.packets or 0) if _is_local(target.ip, netns) else None
+    return None
+
+
+def _is_local(ip: str, netns: str | None) -> bool:
+    """Return whether the node has an address."""
+    return run("ip", "route", "get", ip, netns=netns, ok=(0, 1, 2)).startswith("local ")
 
 
 def call_nft(*words: str, netns: str | None) -> str:
@@ -91,10 +113,10 @@ def call_nft(*words: str, netns: str | None) -> str:
         ) from error
 
 
-def parse_elements(text: str) -> list[Target]:
-    """Parse the keys of map service-ips, as ``nft --json list map ip kube-proxy service-ips`` prints it.
+def parse_elements(text: str, name: str = "service-ips") -> list[Target]:
+    """Parse the keys of a map, as ``nft --json list map ip kube-proxy service-ips`` prints it.
 
-    An element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``.
+    An element is ``[{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": ...}]``; one of service-nodeports has no address.
 
     :raises MachineError: the text has another form.
     """
@@ -103,9 +125,9 @@ def parse_elements(text: str) -> list[Target]:
         keys = [element[0] for listed in maps for element in listed.get("elem", ())]
         # An element with a comment or counter is wrapped once more.
         plain = [key["elem"]["val"] if "elem" in key else key for key in keys]
-        return [Target(ip, port, protocol) for ip, protocol, port in (key["concat"] for key in plain)]
+        return [Target("".join(ip), port, protocol) for *ip, protocol, port in (key["concat"] for key in plain)]
     except (ValueError, LookupError, TypeError):
-        raise MachineError(f"cannot parse nft's list of map service-ips: {text[:100]!r}") from None
+        raise MachineError(f"cannot parse nft's list of map {name}: {text[:100]!r}") from None
 
 
 def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:

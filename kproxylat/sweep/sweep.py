@@ -253,6 +253,8 @@ def _describe_extras(point: Options) -> dict[str, Any]:
         extras["first_packet"] = point.lab.places if point.lab else 0
     if point.lab and (point.lab.endpoints, point.lab.affinity) != (1, False):
         extras |= {"endpoints": point.lab.endpoints, "affinity": point.lab.affinity}
+    if point.lab and point.lab.node_port:
+        extras |= {"node_port": True}
     if point.lab and point.target.protocol != "udp" and not point.ruleset:
         extras["protocol"] = point.target.protocol
     return extras

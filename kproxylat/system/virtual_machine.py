@@ -110,6 +110,7 @@ class Machine:
     :param writable: directory of the host, below ``root``, that the guest can write to (None: none).
     :param kernel: kernel image (None: the newest).
     :param root: root file system of the guest, with :data:`PYTHON` and :data:`PACKAGE` (None: that of this machine).
+    :ivar cpus: the number of its processors; the instruction clock takes one.
     :ivar columns: the width of the terminal that shows what a command prints.
     :ivar inside: path of ``writable`` in the guest ("" without one); ``shared``: where QEMU opens it, whatever its name
         stands for by then.
@@ -134,6 +135,7 @@ class Machine:
         self.inside = str("/" / self.writable.relative_to(self.root or "/")) if self.writable else ""
         self.kvm = clock == "ns" and has_kvm()
         self.release = ""
+        self.cpus = 1 if clock == "instructions" else 2
         self.columns = 80
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._console: list[str] = []
@@ -271,7 +273,7 @@ def build_command(machine: Machine, caller: tuple[int, int] | None) -> list[str]
     )
     command = ["--kimg", str(machine.image), "--mods", "auto", "--memory", "2G", "--user", "root"]
     command += ["--root", str(machine.root)] if machine.root else []
-    command += ["--cpus", "1" if counting else "2", "--force-9p", "--disable-monitor"]
+    command += ["--cpus", str(machine.cpus), "--force-9p", "--disable-monitor"]
     command += [] if machine.kvm else ["--disable-kvm"]
     command += [word for option in options for word in ("--kopt", option)]
     command += [f"--rwdir={machine.inside[1:]}={machine.shared}"] if machine.writable else []

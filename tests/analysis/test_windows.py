@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxylat.analysis.windows import MOST_SHIFT, SECOND, SHORTEST_S, TAIL_S, Costs, Load, plan_windows
+from kproxylat.analysis.windows import MOST_SHIFT, PLANNED, SECOND, SHORTEST_S, TAIL_S, Costs, Load, plan_windows
 from kproxylat.errors import MachineError
 
 RATES = st.floats(0, 1e8)
@@ -25,12 +25,12 @@ def test_windows_keep_the_budget(load: Load, costs: Costs, budget: float, period
     except MachineError:
         least = costs.share(load, MOST_SHIFT) * (SHORTEST_S + TAIL_S)
         quarter = load.packets * costs.packet * 1.25 * (SHORTEST_S + TAIL_S)
-        assert max(least, quarter) > min(SECOND, budget * period_s) * (1 - 1e-9), "refused without need"
+        assert max(least, quarter) > min(PLANNED, budget * period_s) * (1 - 1e-9), "refused without need"
         return
     assert plan.share == costs.share(load, plan.shift)
     assert plan.length_s >= SHORTEST_S
     assert plan.mean <= budget * (1 + 1e-9)
-    assert plan.peak <= SECOND * (1 + 1e-9)
+    assert plan.peak <= PLANNED * (1 + 1e-9) < SECOND
     assert plan.length_s + TAIL_S <= plan.spacing_s
     assert math.isclose(plan.count * plan.spacing_s, period_s)
 
@@ -54,12 +54,12 @@ def test_quiet_node_is_traced_most_of_the_time() -> None:
 
 
 def test_million_packets_are_refused_with_the_numbers() -> None:
-    with pytest.raises(MachineError, match=r"188.0% of one CPU.* 1,000,000 packets/s at 1,875 ns.* 50.0 ms") as error:
+    with pytest.raises(MachineError, match=r"188.0% of one CPU.* 1,000,000 packets/s at 1,875 ns.* 40.0 ms") as error:
         plan_windows(Load(1e6, 1000), Costs(flow=5e-6), 0.01, 60)
-    assert "5% of one CPU" in error.value.remedy
+    assert "4% of one CPU" in error.value.remedy
 
 
 def test_many_flows_are_sampled_before_windows_become_short() -> None:
     plan = plan_windows(Load(1e5, 1e5), Costs(1e-7, 2e-6), 0.01, 60)
     assert plan.shift > 0
-    assert plan.peak <= SECOND
+    assert plan.peak <= PLANNED

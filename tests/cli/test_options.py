@@ -104,7 +104,7 @@ API = CONNECTION | {"--namespace", "--service", "--port"}
 IN_LAB = API | {"--netns", "--node-container", "--allow"}
 NO_VM = {"--kernel", "--clock"}
 NO_LAB = {"--services", "--worker-ports", "--ruleset", "--every-service", "--places", "--kube-proxy"}
-NO_LAB |= {"--endpoints", "--affinity"}
+NO_LAB |= {"--endpoints", "--affinity", "--node-port"}
 NO_NODE = {"--netns", "--node-container"}
 NO_PODS = {"--parallel", "--job-namespace", "--image"}
 LOADS = {"run", "sweep", "doctor"}
@@ -117,7 +117,7 @@ NO_POD_LAB = NO_POD | NO_VM | {"--keep", "--vm", "--vm-if-needed", "--ruleset", 
 NO_POD_RUN = NO_POD | NO_VM | NO_LAB | {"--keep", "--vm", "--vm-if-needed"}
 NO_POD_SWEEP = (NO_POD_LAB - {"--keep"}) | {"--target", "--namespace", "--service", "--port", "--yes", "--fresh"}
 OWN = {"--services", "--position", "--worker-ports", "rule_position", "--family", "--places", "--kube-proxy"}
-OWN |= {"--endpoints", "--affinity"}
+OWN |= {"--endpoints", "--affinity", "--node-port"}
 """Options that a ruleset takes the place of."""
 REFUSED: dict[str, dict[str, set[str]]] = {
     "run": {

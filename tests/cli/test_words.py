@@ -102,6 +102,7 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
         keep=st.booleans(),
         endpoints=st.integers(1, 9),
         affinity=st.booleans(),
+        node_port=st.booleans(),
     ),
 )
 def test_words_of_a_lab_are_read_as_the_same_options(rest: dict[str, Any], lab: Lab) -> None:

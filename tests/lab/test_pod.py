@@ -177,13 +177,17 @@ def test_a_free_part_is_free_and_large(offsets: list[int], length: int) -> None:
     (4, "10.96.0.0/12", "10.97.0.1 is a ClusterIP"),
     (4, "10.245.0.0/24", "10.245.0.1 is an endpoint"),
     (4, "10.244.2.0/24", "10.244.2.1 is the lab's node"),
+    (4, "10.99.0.0/24", "10.99.0.2 is the lab's node"),
     (6, "fd00:10:244:1::/64", "fd00:10:244:1::10 is an endpoint"),
 ])  # fmt: skip
 def test_passed_sources_must_be_free(family: int, sources: str, user: str) -> None:
     ip = "10.96.100.50" if family == 4 else "fd00:10:96::50"
     base = Options(find_mode("iptables", "nft"), where=Lab(10))
     options = Options(
-        base.mode, replace(base.target, ip=ip), where=Lab(10), sending=Sending(source=parse_source(sources))
+        base.mode,
+        replace(base.target, ip=ip),
+        where=Lab(10, node_port="10.99.0.2" in user),
+        sending=Sending(source=parse_source(sources)),
     )
     with pytest.raises(UsageError, match=f"source {sources} is not free: {user}"):
         check_options(options)

@@ -284,6 +284,44 @@ def test_affinity_equals_what_kube_proxy_1_35_wrote_in_mode_nftables() -> None:
     assert ours == theirs
 
 
+def test_a_node_port_equals_what_kube_proxy_1_35_wrote_in_mode_nftables() -> None:
+    """tests/rulesets/kube-proxy-1.35-nft.txt."""
+    text = (TESTS / "rulesets/kube-proxy-1.35-nft.txt").read_text()
+    real = nft_blocks(text[text.index("table ip kube-proxy") :])
+    balanced = Service("secretns/lb:http", "tcp", "10.43.1.7", 80, ("10.42.4.1:80",), node_port=30080)
+    [(_, rendered)] = render_ruleset(find_mode("nftables", None), [balanced], release="1.33")
+    names = {"map service-nodeports", "chain external-H-secretns/lb/tcp/http"}
+    ours, theirs = (
+        {HASH.sub("H", name).partition("kube-proxy ")[2]: {HASH.sub("H", line) for line in lines}
+         for name, lines in blocks.items()}
+        for blocks in (nft_blocks(rendered), real)
+    )  # fmt: skip
+    assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
+
+
+def test_a_node_port_has_the_form_that_kube_proxy_writes_in_mode_iptables() -> None:
+    """The form of kube-proxy since 1.32, in other people's listings of its rules."""
+    pods = ("10.244.1.5:8080", "10.244.1.6:8080")
+    service = Service("default/web:http", "tcp", "10.106.1.2", 80, pods, node_port=30080)
+    ext, svc = service.ext_chain, service.svc_chain
+    to_port = '-p tcp -m comment --comment "default/web:http" -m tcp --dport 30080'
+    local = f"-A KUBE-NODEPORTS -d 127.0.0.0/8 {to_port} -m nfacct --nfacct-name  localhost_nps_accepted_pkts -j {ext}"
+    expected = {
+        "KUBE-NODEPORTS": [local, f"-A KUBE-NODEPORTS {to_port} -j {ext}"],
+        ext: [
+            f'-A {ext} -m comment --comment "masquerade traffic for default/web:http external destinations"'
+            " -j KUBE-MARK-MASQ",
+            f"-A {ext} -j {svc}",
+        ],
+    }
+    assert ext == svc.replace("SVC", "EXT")
+    for family in (4, 6):
+        lines = text_of(find_mode("iptables", "nft").for_family(family), [service]).splitlines()
+        for chain, rules in expected.items():
+            written = [line for line in lines if line.startswith(f"-A {chain} ")]
+            assert written == (rules if family == 4 else [rule for rule in rules if rule != local])
+
+
 def test_affinity_equals_what_kube_proxy_wrote_in_mode_iptables() -> None:
     """tests/rulesets/cni-iptables-save.txt, of an older release, which names no endpoint in a comment."""
     text = (TESTS / "rulesets/cni-iptables-save.txt").read_text()

@@ -116,10 +116,17 @@ def test_probes_are_detached_as_soon_as_they_take_too_much(steps: list[tuple[flo
         seen.append((now_s, used_s))
         problem = meter.check(used_s, now_s)
         since = max((used for time_s, used in seen if time_s <= now_s - 1), default=0)
-        if used_s > budget_s or used_s - since > SECOND:
+        ahead = took_s if len(seen) > 2 else 0
+        if used_s + ahead > budget_s or used_s - since + ahead > SECOND:
             assert problem
             return
     assert not problem
+
+
+def test_probes_are_detached_before_they_take_too_much() -> None:
+    meter = Meter(1)
+    assert [bool(meter.check(0.011 * look, 5 + look / 20)) for look in range(1, 5)] == [False, False, False, True]
+    assert meter.peak < SECOND, "the next look would have seen 55 ms"
 
 
 def test_a_meter_counts_windows_together() -> None:
@@ -143,6 +150,28 @@ def test_rules_that_cannot_be_read_leave_names_out_only_if_the_mode_is_known(
     plan = plan_bill("iptables", "legacy", Node(), 0.01, 60, "auto")
     assert (plan.mode.backend, plan.names) == ("legacy", {})
     assert "names are unknown" in capsys.readouterr().err
+
+
+class Lister:
+    """A thread that lists rules, which takes so long by the world's clock."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __enter__(self) -> Lister:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, read: Any, *_: object) -> Any:
+        begun_s, counters = self.world.now_s, read()
+
+        def result() -> Counters:
+            self.world.now_s = max(self.world.now_s, begun_s + self.world.list_s)
+            return cast("Counters", counters)
+
+        return SimpleNamespace(result=result)
 
 
 def test_rules_of_virtual_servers_hold_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +210,13 @@ class World:
         self.attached_s = self.length_s = 0.0
         self.stdout: list[str] = []
         self.alive, self.pid, self.attachments = False, 1, 0
-        self.is_deaf = False
+        self.is_deaf, self.list_s = False, 0.0
         for name, answer in {
             "check_machine": lambda *_: None,
             "render_script": lambda _: "",
             "read_counters": lambda *_: Counters(self.now_s, round(self.now_s * 1000), 0, round(self.now_s * 100)),
             "monotonic": lambda: self.now_s,
+            "ThreadPoolExecutor": lambda _: Lister(self),
             "make_plan": lambda *_, live, **__: setattr(self, "length_s", live.window_ms / 1000),
             "trace": self.trace,
             "find_version": lambda: ("v0", (0, 17)),
@@ -253,10 +283,10 @@ def test_a_bill_keeps_its_budget_whatever_the_probes_take(
     step = parts * share * (bill.STEP_S + 0.001)
     assert drawn == ([*range(1, result.windows + 1)] if is_watched else [])
     assert result.usage.mean * result.period_s <= budget * period_s + step
-    assert result.usage.peak <= SECOND + step
+    assert result.usage.peak <= SECOND
     assert 1 <= world.attachments == result.windows <= 5 * parts
     assert sum(row.lookups_per_s for row in result.rows) == pytest.approx(100, rel=0.1)
-    if result.usage.peak > SECOND or result.usage.mean * result.period_s > budget * period_s:
+    if result.usage.mean * result.period_s > budget * period_s:
         assert any("detached before its time" in warning for warning in result.warnings)
 
 
@@ -273,6 +303,18 @@ def test_a_window_that_does_not_end_leaves_the_others(monkeypatch: pytest.Monkey
     assert (result.windows, world.attachments, ended) == (world.attachments - 1, world.attachments, None)
     assert result.warnings == ("no further window: bpftrace did not end within 10 s of SIGINT: x",)
     assert result.usage.mean * result.period_s > 10 * 0.2, "the time until it was killed"
+
+
+@pytest.mark.parametrize("share", [0.002, 0.15])
+def test_probes_are_watched_while_rules_are_listed(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Listing takes longer than the window: of a large node's rules, or on a slow machine."""
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    world = World(monkeypatch, share, 1)
+    world.list_s = 20
+    result, _ = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 300))
+    assert 0 < result.usage.peak <= SECOND
+    assert result.check.lookups == pytest.approx(result.check.counted, rel=0.05)
+    assert result.check.closed is True
 
 
 def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,7 @@ def test_a_sweep_grows_the_lab_and_judges_first_packets(tmp_path: Path) -> None:
     [
         (("--places", "2"), "only connections go to several of them: --places would have no effect"),
         (("--first-packet", "--places", "21", "--services", "20"), "--places 21 among 20 Services is not possible"),
+        (("--first-packet", "--places", "2", "--node-port"), "--places are of other Services: --node-port would have"),
         (("--first-packet", "--places", "0"), "0 places are not possible"),
         (("--first-packet", "--protocol", "udp"), "--first-packet opens connections, and UDP has none"),
         (("--first-packet", "--generator", "hping3"), "--generator hping3 opens no connections"),

@@ -17,7 +17,7 @@ from kproxylat.measure.options import Lab, Options, Sending, Tracing
 from kproxylat.measure.send_time import build_send_time
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
-from kproxylat.results import Result, SendTime
+from kproxylat.results import Result, SendTime, Target
 from kproxylat.results_json import from_json, to_json
 from kproxylat.system import kernel
 from kproxylat.traffic.generators import GENERATORS
@@ -109,6 +109,26 @@ def check_complete(times: SendTime | None, packets: int = PACKETS) -> SendTime:
         # A whole way takes more than a microsecond, and less than a second.
         assert 1_000 < (probe.percentiles["50"].estimate or 0) < 1_000_000_000
     return times
+
+
+@pytest.mark.parametrize("origin", ["pod", "node"])
+@pytest.mark.parametrize(("mode", "backend"), ROWS)
+def test_packets_to_a_node_port_are_all_translated_and_masqueraded(
+    mode: str, backend: str, origin: str, tmp_path: Path
+) -> None:
+    words = (*LAB, *SHORT, "--node-port", "--mode", mode, "--backend", backend, "--from", origin)
+    result = measure_alone(*words, directory=tmp_path)
+    assert result.target == Target("10.99.0.2", 30051, "udp")
+    books = result.accounting
+    assert books
+    hits = None if mode == "nftables" else PACKETS
+    assert (books.closed, books.sent, books.rule_hits, books.delivered) == (True, PACKETS, hits, PACKETS)
+    assert books.delivered_masqueraded == PACKETS
+    assert (result.run.path, result.run.node_port, result.run.masqueraded) == ("hit", True, True)
+    if mode == "iptables":
+        # After the rules of 20 Services and both of the worker's.
+        assert (result.run.position, result.run.chain_length) == (23, 23)
+    assert not any("masqueraded" in warning for warning in result.quality.warnings)
 
 
 @pytest.mark.parametrize(("mode", "backend"), ROWS)

@@ -133,18 +133,20 @@ def test_a_sweep_of_two_releases_has_a_series_for_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_endpoints_and_affinity_are_sweeps_and_labs_of_their_own(tmp_path: Path) -> None:
+def test_endpoints_affinity_and_node_ports_are_sweeps_and_labs_of_their_own(tmp_path: Path) -> None:
     base = points(tmp_path)[0]
     places = [Lab(), Lab(endpoints=4), Lab(affinity=True), Lab(endpoints=4, affinity=True)]
+    places += [Lab(node_port=True)]
     planned = [sweep.plan_points(replace(base, where=place), [base.mode], (10,))[0] for place in places]
     assert [sweep.name_series(point) for point in planned] == [
         "iptables/legacy",
         "iptables/legacy 4 endpoints",
         "iptables/legacy affinity",
         "iptables/legacy 4 endpoints affinity",
+        "iptables/legacy NodePort",
     ]
-    assert len({standing_lab._kind(point) for point in planned}) == 4
-    assert len({str(sweep._describe(point, {})) for point in planned}) == 4
+    assert len({standing_lab._kind(point) for point in planned}) == 5
+    assert len({str(sweep._describe(point, {})) for point in planned}) == 5
 
 
 def states(directory: Path) -> list[str]:

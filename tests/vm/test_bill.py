@@ -55,11 +55,17 @@ def check(bill: dict[str, Any]) -> None:
     shares = {row["key"].partition("/")[0]: row["share"] for row in bill["rows"]}
     shares[NOWHERE] = shares.pop("no Service")
     assert set(shares) <= set(WEIGHTS), "no row that was not sent to"
-    assert {target for target, weight in WEIGHTS.items() if weight >= 10} <= set(shares)
     known = {target: weight / sum(WEIGHTS.values()) for target, weight in WEIGHTS.items()}
+    assert bill["lookups"] >= 30
+    # A destination of which 10 lookups are expected has none in one window of 20,000.
+    assert {target for target, share in known.items() if share * bill["lookups"] >= 10} <= set(shares)
     outside = [target for target, share in shares.items() if not share["lo"] <= known[target] <= share["hi"]]
     assert len(outside) <= 3, "of 22 bounds of 95 %, one is expected to fail"
-    assert {row["name"] for row in bill["rows"]} >= {"default/worker:grpc", "default/dummy-service-19:http", ""}
+    names = {row["key"].partition("/")[0]: row["name"] for row in bill["rows"]}
+    assert names["10.96.100.50:50051"] == "default/worker:grpc"
+    assert names["no Service"] == ""
+    for number in range(1, SERVICES + 1):
+        assert names.get(f"10.97.0.{number}:80") in (None, f"default/dummy-service-{number - 1}:http")
     if bill["mode"] == "iptables":
         assert bill["check"]["counter"] == "the rules that jump to KUBE-SERVICES"
         assert bill["check"]["closed"] is True, bill["check"]

@@ -1,4 +1,4 @@
-"""Services with several endpoints and session affinity, on a real kernel: the counts agree."""
+"""Services with several endpoints, session affinity and NodePorts, on a real kernel: the counts agree."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def test_every_packet_arrives_at_one_of_the_endpoints(
         common = [int(value) for value, count in lookup_of(done.json)["values"].items() if count > 40]
         assert len(common) >= 4
         assert max(common) - min(common) > 60
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("mode", "backend"), BACKENDS)
+def test_a_packet_to_a_node_port_passes_the_rules_of_all_services(counting: Guest, mode: str, backend: str) -> None:
+    common = []
+    for services in ("5", "105"):
+        words = ("run", "0.2", "1000", "--lab", "--mode", mode, "--backend", backend, "--services", services)
+        done = counting.kproxylat(*words, "--node-port", "--format", "json")
+        assert done.status == 0, done.err
+        counts = done.json["accounting"]
+        assert counts["closed"] is True
+        assert counts["sent"] == counts["lookups"] == counts["delivered"] == counts["delivered_masqueraded"] == 200
+        common.append(lookup_of(done.json)["mode"])
+    each = (common[1] - common[0]) / 100
+    assert each > 20 if mode == "iptables" else abs(each) < 5

@@ -25,7 +25,7 @@ STATE = "/run/kproxylat-pods"
 NODE = "/run/netns/kproxylat-node"
 TRACE = ("trace", "--mode", "nftables", "--duration", "5", "--output-dir=/tmp/kproxylat")
 RUN = ("run", "--lab", "--services", "20", "1", "50", "--format=json", "--output-dir=/tmp/kproxylat")
-MODULES = ("pktgen", "iptable_nat", "iptable_filter", "iptable_mangle")
+MODULES = ("pktgen", "iptable_nat", "iptable_filter", "iptable_mangle", "nfnetlink_acct", "xt_nfacct")
 """A pod loads none: kube-proxy, or a person, has loaded those of the node."""
 PROBES = "fentry:nf_tables:nft_do_chain { @ = count(); } interval:ms:200 { exit(); }"
 """A function of a module, whose types the kernel gives; and an event of perf."""
@@ -65,8 +65,9 @@ def test_a_trace_of_a_node(node: Guest) -> None:
     assert int(counted[1]) > 100
 
 
-def test_a_run(node: Guest) -> None:
-    result, text = run_pod(node, *RUN, "--mode", "nftables")
+@pytest.mark.parametrize(("mode", "backend"), [("nftables", "nft"), ("iptables", "legacy")])
+def test_a_run(node: Guest, mode: str, backend: str) -> None:
+    result, text = run_pod(node, *RUN, "--mode", mode, "--backend", backend)
     assert result, text
     assert result.status == 0, text
     document: dict[str, Any] = json.loads(result.stdout)
@@ -95,7 +96,7 @@ def test_a_trace_needs_each_right(node: Guest, name: str) -> None:
     assert f"kproxylat: root lacks CAP_{name}" in text
 
 
-@pytest.mark.parametrize("name", ["NET_ADMIN", "SYS_ADMIN"])
+@pytest.mark.parametrize("name", PROFILES["measure"].capabilities)
 def test_a_run_needs_each_right(node: Guest, name: str) -> None:
     result, text = run_pod(node, *RUN, "--mode", "iptables", "--backend", "legacy", without=name)
     assert result, text
