@@ -44,6 +44,7 @@ class Window:
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
     :param used_s: CPU seconds of the probes.
     :param passed: packets that another counter counted in ``passed_s``, about the same time (None: there is none).
+    :param passed_off_s: how far ``passed_s`` may be off, as no reading of the counter is a moment.
     """
 
     seconds: float
@@ -53,6 +54,7 @@ class Window:
     used_s: float = 0
     passed: int | None = None
     passed_s: float = 0
+    passed_off_s: float = 0
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,10 @@ def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
 
 
 def compare_counter(windows: Sequence[Window], counter: str) -> Check:
-    """Compare the windows' lookups with those of another counter, at its rate about the same time."""
+    """Compare the windows' lookups with those of another counter, at its rate about the same time.
+
+    They may differ by chance, and by as much as the time may be off over which the other counter counted.
+    """
     counted = sum(window.total.lookups << window.shift for window in windows)
     known = [window for window in windows if window.passed is not None and window.passed_s > 0]
     if len(known) < len(windows):
@@ -213,7 +218,8 @@ def compare_counter(windows: Sequence[Window], counter: str) -> Check:
     spread = _spread(
         [window.total.lookups for window in windows], [window.seconds / (1 << window.shift) for window in windows]
     )
-    closed = abs(counted - sum(expected)) <= _Z * math.sqrt(variance * spread)
+    off = sum(count * window.passed_off_s / window.passed_s for count, window in zip(expected, windows, strict=True))
+    closed = abs(counted - sum(expected)) <= _Z * math.sqrt(variance * spread) + off
     return Check(counter, sum(expected), counted, closed)
 
 

@@ -292,7 +292,8 @@ def _trace_window(
         return None, problem
     window = replace(window, used_s=used.seconds)
     if after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
-        window = replace(window, passed=after.lookups - before.lookups, passed_s=after.time_s - before.time_s)
+        passed, off_s = after.lookups - before.lookups, before.within_s + after.within_s
+        window = replace(window, passed=passed, passed_s=after.time_s - before.time_s, passed_off_s=off_s)
     return window, problem
 
 

@@ -17,8 +17,9 @@ _FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters of the node at a moment.
+    """Counters of the node at about the same time.
 
+    :param time_s: the middle of the reading; ``within_s``: how much earlier or later a counter may have been read.
     :param packets: that the machine's links received; ``inserts``: flows that conntrack noted (0 on most kernels).
     :param lookups: packets that met the rules of Services, where these count: the first of each flow.
     """
@@ -27,12 +28,13 @@ class Counters:
     packets: int
     inserts: int
     lookups: int | None
+    within_s: float = 0
 
 
 def read_counters(mode: Mode, netns: str | None) -> Counters:
     """Read the node's counters; in mode iptables this lists base chains, of IPv6, too, if the engine serves both."""
     counts = parse_counters(run("grep", "", *_FILES, netns=netns, ok=(0, 2)).splitlines())
-    lookups = None
+    lookups, begins_s = None, monotonic()
     if mode.form == CHAIN:
         ipv6 = mode.for_family(6)
         programs = [mode.iptables, *([ipv6.iptables] if ipv6.engine == mode.engine and has_table(ipv6, netns) else [])]
@@ -44,8 +46,9 @@ def read_counters(mode: Mode, netns: str | None) -> Counters:
         ]
         rules = [rule for line in lines if (rule := parse_rule(line)) and rule.jump == "KUBE-SERVICES"]
         lookups = sum(rule.packets or 0 for rule in rules)
+    half_s = (monotonic() - begins_s) / 2
     packets, inserts = counts.get("softnet_stat packets", 0), counts.get("nf_conntrack insert", 0)
-    return Counters(monotonic(), packets, inserts, lookups)
+    return Counters(begins_s + half_s, packets, inserts, lookups, half_s)
 
 
 def find_load(before: Counters, after: Counters) -> Load:

@@ -123,6 +123,12 @@ def test_windows_are_checked_against_another_counter(passed: int | None, passed_
     assert check.lookups == (None if passed is None else pytest.approx(passed * 3 * 2 / passed_s))
 
 
+@pytest.mark.parametrize(("off_s", "closed"), [(0.1, False), (0.5, True)])
+def test_another_counter_may_be_off_by_the_time_that_it_takes_to_read(off_s: float, closed: bool) -> None:
+    windows = [replace(window({"a": count(200, 1)}, 2, shift=2), passed=1000, passed_s=2, passed_off_s=off_s)] * 3
+    assert compare_counter(windows, "name").closed is closed
+
+
 def test_the_sentence_says_what_a_day_costs() -> None:
     bill = make_bill()
     text = describe_bill(bill)

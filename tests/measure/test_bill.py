@@ -100,8 +100,10 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
     tables = {"ip"}
     monkeypatch.setattr(live_load, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
     monkeypatch.setattr(live_load, "has_table", lambda mode, _: mode.ip in tables)
+    monkeypatch.setattr(live_load, "monotonic", iter(range(10, 100, 4)).__next__)
     counters = read_counters(IPTABLES, None)
     assert (counters.packets, counters.lookups) == (15, 320)
+    assert (counters.time_s, counters.within_s) == (12, 2), "read between 10 and 14 s"
     tables.add("ip6")
     assert read_counters(IPTABLES, None).lookups == 640, "one engine walks the rules of both families"
     assert read_counters(find_mode("iptables", "legacy"), None).lookups == 320, "ip6t_do_table is not traced"
