@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from statistics import NormalDist
+from typing import NamedTuple
 
 from kproxylat.analysis.alternatives import WhatIf
 from kproxylat.analysis.stats import LEVEL
@@ -39,22 +42,28 @@ class Count:
 class Window:
     """What one window counted.
 
-    :param seconds: how long the script counted.
+    :param begins_s: when the script began to count, by CLOCK_BOOTTIME; ``seconds``: how long it counted.
     :param shift: one flow in ``2**shift`` was counted.
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
     :param used_s: CPU seconds of the probes.
-    :param passed: packets that another counter counted in ``passed_s``, about the same time (None: there is none).
-    :param passed_off_s: how far ``passed_s`` may be off, as no reading of the counter is a moment.
+    :param passed: packets that another counter counted in the window, at least and at most (None: unknown).
     """
 
+    begins_s: float
     seconds: float
     shift: int
     total: Count
     counts: Mapping[str, Count]
     used_s: float = 0
-    passed: int | None = None
-    passed_s: float = 0
-    passed_off_s: float = 0
+    passed: Bounded | None = None
+
+
+class Reading(NamedTuple):
+    """What a counter had at an unknown moment between ``begins_s`` and ``ends_s``."""
+
+    begins_s: float
+    ends_s: float
+    total: int
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,12 @@ class Usage:
 class Check:
     """Lookups in the windows, as another counter than the probes has them.
 
-    :param lookups: by that counter; ``counted``: by the probes, times the sampling.
-    :param closed: whether chance explains the difference; None if there is no such counter.
+    :param lookups: by that counter, at least and at most; ``counted``: by the probes, times the sampling.
+    :param closed: whether ``counted`` is within these bounds, and what sampling adds to them; None if ``lookups`` is.
     """
 
     counter: str
-    lookups: float | None
+    lookups: Bounded | None
     counted: int
     closed: bool | None
 
@@ -202,25 +211,50 @@ def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
     return replace(bill, rows=tuple(rows))
 
 
-def compare_counter(windows: Sequence[Window], counter: str) -> Check:
-    """Compare the windows' lookups with those of another counter, at its rate about the same time.
+def count_between(readings: Sequence[Reading], from_s: float, till_s: float) -> Bounded | None:
+    """Return how much a counter rose in a window; nothing is assumed of how even the traffic is.
 
-    They may differ by chance, and by as much as the time may be off over which the other counter counted.
+    It rose at least as between the first and the last reading that lie in the window, and at most as between the last
+    one before the window and the first one after it. The estimate goes straight from reading to reading.
+
+    :param readings: in the order of time.
+    :return: None without a reading before and one after the window, or if the counter was set back.
+    """
+    before = [reading for reading in readings if reading.ends_s <= from_s]
+    after = [reading for reading in readings if reading.begins_s >= till_s]
+    if not before or not after:
+        return None
+    around = [reading for reading in readings if before[-1].begins_s <= reading.begins_s <= after[0].begins_s]
+    if any(second.total < first.total for first, second in pairwise(around)):
+        return None
+    inside = [reading.total for reading in around if reading.begins_s >= from_s and reading.ends_s <= till_s] or [0]
+    least, most = inside[-1] - inside[0], after[0].total - before[-1].total
+    estimate = _interpolate(around, till_s) - _interpolate(around, from_s)
+    return Bounded(min(max(estimate, least), most), least, most)
+
+
+def _interpolate(readings: Sequence[Reading], time_s: float) -> float:
+    """Return the count at a time between the first reading's end and the last one's begin."""
+    middles = [(reading.begins_s + reading.ends_s) / 2 for reading in readings]
+    at = bisect(middles, time_s, 1, len(middles) - 1)
+    part = (time_s - middles[at - 1]) / max(middles[at] - middles[at - 1], 1e-9)
+    return readings[at - 1].total + part * (readings[at].total - readings[at - 1].total)
+
+
+def compare_counter(windows: Sequence[Window], counter: str) -> Check:
+    """Compare the windows' lookups with those of another counter.
+
+    Without sampling, no chance is allowed for: each lookup is in both counts.
     """
     counted = sum(window.total.lookups << window.shift for window in windows)
-    known = [window for window in windows if window.passed is not None and window.passed_s > 0]
+    known = [window.passed for window in windows if window.passed]
     if len(known) < len(windows):
         return Check(counter, None, counted, None)
-    parts = [(window.passed or 0, window.seconds / window.passed_s) for window in windows]
-    expected = [passed * part for passed, part in parts]
-    variance: float = sum(window.total.lookups << 2 * window.shift for window in windows)
-    variance += sum(passed * part**2 for passed, part in parts)
-    spread = _spread(
-        [window.total.lookups for window in windows], [window.seconds / (1 << window.shift) for window in windows]
-    )
-    off = sum(count * window.passed_off_s / window.passed_s for count, window in zip(expected, windows, strict=True))
-    closed = abs(counted - sum(expected)) <= _Z * math.sqrt(variance * spread) + off
-    return Check(counter, sum(expected), counted, closed)
+    lo, estimate, hi = (sum(getattr(passed, end) for passed in known) for end in ("lo", "estimate", "hi"))
+    # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k.
+    variance = sum((window.total.lookups << window.shift) * ((1 << window.shift) - 1) for window in windows)
+    chance = _Z * math.sqrt(variance)
+    return Check(counter, Bounded(estimate, lo, hi), counted, lo - chance <= counted <= hi + chance)
 
 
 def _around(estimate: float, relative: float) -> Bounded:

@@ -17,7 +17,7 @@ PLANNED = 0.8 * SECOND
 SHORTEST_S = 0.25
 """The shortest window: bpftrace reads its clock and its signals a few times a second."""
 TAIL_S = 0.25
-"""How long the probes are attached before and after the window that the script counts."""
+"""How long the probes are attached before and after the window that the script counts, if counters are read at once."""
 USEFUL_S = 1.0
 """Fewer windows, then fewer flows are taken before windows get shorter than this."""
 START_S = 2.0
@@ -41,12 +41,14 @@ class Costs:
 
     :param packet: for each packet: its calls of the engine, which the script turns away.
     :param flow: for each flow that begins and is recorded, in addition.
+    :param read_s: how long the probes are attached in addition for counters that take time to read.
     """
 
     packet: float = 5 * 750 * _INSTRUCTION_S
     """A packet that is forwarded passes five tables; bench/README.md has the cost of a call that is turned away."""
     flow: float = 4000 * _INSTRUCTION_S
     """bench/README.md: a recorded call, and the keys of its destination."""
+    read_s: float = 0
 
     def share(self, load: Load, shift: int = 0) -> float:
         """Return the part of one CPU that attached probes take, if they record one flow in ``2**shift``."""
@@ -54,7 +56,7 @@ class Costs:
 
     def scaled(self, factor: float) -> Costs:
         """Return the costs after a window that took ``factor`` times what was expected."""
-        return Costs(self.packet * factor, self.flow * factor)
+        return Costs(self.packet * factor, self.flow * factor, self.read_s)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Windows:
 
     :param count: windows of ``length_s`` each, ``spacing_s`` from start to start.
     :param shift: one flow in ``2**shift`` is recorded.
-    :param share: part of one CPU that the probes are expected to take while attached.
+    :param share: part of one CPU that the probes are expected to take while attached: ``tail_s`` longer than a window.
     """
 
     count: int
@@ -71,16 +73,17 @@ class Windows:
     spacing_s: float
     shift: int
     share: float
+    tail_s: float = TAIL_S
 
     @property
     def mean(self) -> float:
         """The part of one CPU that the probes take on average."""
-        return self.share * (self.length_s + TAIL_S) / self.spacing_s
+        return self.share * (self.length_s + self.tail_s) / self.spacing_s
 
     @property
     def peak(self) -> float:
         """The most that they take of any second."""
-        return self.share * min(self.length_s + TAIL_S, 1)
+        return self.share * min(self.length_s + self.tail_s, 1)
 
 
 def plan_windows(load: Load, costs: Costs, budget: float, period_s: float, most: int = MOST_WINDOWS) -> Windows:
@@ -93,14 +96,14 @@ def plan_windows(load: Load, costs: Costs, budget: float, period_s: float, most:
     recorded, turned_away = load.flows * costs.flow, load.packets * costs.packet
     highest = next((shift for shift in range(MOST_SHIFT) if recorded / (1 << shift) <= turned_away / 4), MOST_SHIFT)
     plans = [
-        _fit(costs.share(load, shift), shift, count, budget, period_s)
+        _fit(costs.share(load, shift), shift, count, budget, period_s, TAIL_S + costs.read_s)
         for shift in range(highest + 1)
         for count in range(most, 0, -1)
     ]
     longest = max(plans, key=lambda plan: plan.length_s)
     plan = next((plan for plan in plans if plan.length_s >= min(USEFUL_S, longest.length_s)), longest)
     if plan.length_s < SHORTEST_S:
-        shortest_ms = (SHORTEST_S + TAIL_S) * plan.share * 1000
+        shortest_ms = (SHORTEST_S + plan.tail_s) * plan.share * 1000
         raise MachineError(
             f"probes would take {plan.share:.1%} of one CPU while attached: {load.packets:,.0f} packets/s at "
             f"{costs.packet * 1e9:,.0f} ns, {load.flows:,.0f} new flows/s at {costs.flow * 1e9:,.0f} ns; the shortest "
@@ -111,7 +114,7 @@ def plan_windows(load: Load, costs: Costs, budget: float, period_s: float, most:
     return plan
 
 
-def _fit(share: float, shift: int, count: int, budget: float, period_s: float) -> Windows:
+def _fit(share: float, shift: int, count: int, budget: float, period_s: float, tail_s: float) -> Windows:
     """Return the longest windows of this number and sampling; their length may be too short, or negative."""
     spacing_s = period_s / count
     attached_s = max(spacing_s - START_S, spacing_s / 2)
@@ -119,4 +122,4 @@ def _fit(share: float, shift: int, count: int, budget: float, period_s: float) -
         attached_s = min(attached_s, budget * spacing_s / share)
     if share > PLANNED:
         attached_s = min(attached_s, PLANNED / share)
-    return Windows(count, attached_s - TAIL_S, spacing_s, shift, share)
+    return Windows(count, attached_s - tail_s, spacing_s, shift, share, tail_s)

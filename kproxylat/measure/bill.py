@@ -7,7 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,12 +14,12 @@ from time import monotonic
 from typing import Any
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter
-from kproxylat.analysis.windows import SECOND, SHORTEST_S, TAIL_S, USEFUL_S, Costs, Windows, plan_windows
+from kproxylat.analysis.windows import SECOND, SHORTEST_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.capture import capture
 from kproxylat.lab.ruleset_services import make_up_name
-from kproxylat.measure.live_load import find_load, read_counters
+from kproxylat.measure.live_load import Counters, Readings, find_load, find_read_time, read_counters
 from kproxylat.measure.options import ANY_SOURCE
 from kproxylat.measure.plan import make_flow
 from kproxylat.measure.stage import check_machine
@@ -213,17 +212,21 @@ class _Account:
         netns, ends_s, meter = self._billing.node.netns, monotonic() + period_s, self._meter
         first = read_counters(self._billing.mode, netns)
         interrupts.wait(threading.Event(), LOOK_S)
-        load = find_load(first, read_counters(self._billing.mode, netns))
+        last = read_counters(self._billing.mode, netns)
+        load = find_load(first, last)
+        meter.costs = replace(meter.costs, read_s=find_read_time(last))
         plan = plan_windows(load, meter.costs, self._billing.budget, period_s)
         while True:
             begin_s = monotonic()
             # What is expected of the first window rests on other machines.
             length_s = plan.length_s if self.windows else min(plan.length_s, USEFUL_S)
-            window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured)
+            window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured, last)
             if window:
                 self.windows.append(window)
                 if meter.calls and plan.share:
-                    meter.costs = meter.costs.scaled(window.used_s / (plan.share * window.seconds))
+                    meter.costs = meter.costs.scaled(
+                        window.used_s / (plan.share * (window.seconds + meter.costs.read_s))
+                    )
                 if self._watch:
                     self._watch(self.build())
             if problem:
@@ -232,7 +235,7 @@ class _Account:
             if plan.count > 1:
                 interrupts.wait(threading.Event(), max(plan.spacing_s - (monotonic() - begin_s), 0))
             left_s = ends_s - monotonic()
-            if plan.count == 1 or left_s < SHORTEST_S + TAIL_S:
+            if plan.count == 1 or left_s < SHORTEST_S + plan.tail_s:
                 return
             budget = max(meter.budget_s - meter.used_s, 0) / left_s
             plan = plan_windows(load, meter.costs, budget, left_s, plan.count - 1)
@@ -245,36 +248,37 @@ def _read_children_s() -> float:
 
 
 def _trace_window(
-    billing: Billing, length_s: float, plan: Windows, meter: Meter, measured: bool
+    billing: Billing, length_s: float, plan: Windows, meter: Meter, measured: bool, before: Counters
 ) -> tuple[Window | None, str]:
     """Attach, watch, and read what was counted.
 
+    :param before: the node's counters, some time before.
     :return: the window, None if it counted nothing; and why it ended early, "" if it did not.
     :raises MachineError: bpftrace failed, or did not end and was killed.
     :raises Interrupted: a signal came; the probes are detached.
     """
     mode = billing.mode
-    live = Live.of(mode, max(round(length_s * 1000), 1), plan.shift)
+    readings = Readings(mode, billing.node.netns, before, length_s)
+    limit_s = length_s + plan.tail_s
+    live = Live.of(mode, max(round(length_s * 1000), 1), readings.lead_s, plan.shift)
     flow = make_flow(None, ANY_SOURCE[mode.family])
     script = render_script(make_plan(mode, flow, billing.probe, netns_inode=billing.node.inode, live=live))
     problem, used = "", Used()
     say(f"Window of {length_s:.2f} s, one flow in {1 << plan.shift}: starting bpftrace...")
     with ExitStack() as stack:
-        # Listing rules may take longer than the window: the probes are watched meanwhile.
-        lister = stack.enter_context(ThreadPoolExecutor(1))
+        stack.enter_context(readings)
         tracer = stack.enter_context(trace(script, lambda _: True))
         attached_s = monotonic()
+        readings.look(0)
         fds = stack.enter_context(bpf_stats.programs_of(tracer.pid)) if measured else []
-        readings = [lister.submit(read_counters, mode, billing.node.netns)]
         try:
             while tracer.alive and not problem:
                 tracer.wait(STEP_S)
                 passed_s = monotonic() - attached_s
-                if passed_s >= length_s and len(readings) == 1:
-                    readings.append(lister.submit(read_counters, mode, billing.node.netns))
-                used = read_used(fds) if fds else Used(plan.share * min(passed_s, length_s + TAIL_S))
+                readings.look(passed_s)
+                used = read_used(fds) if fds else Used(plan.share * min(passed_s, limit_s))
                 problem = meter.check(used.seconds, monotonic())
-                if not problem and passed_s > length_s + 10:
+                if not problem and passed_s > limit_s + 10:
                     problem = "bpftrace did not end its window"
             if tracer.alive:
                 tracer.stop(detach_s=DETACH_S)
@@ -285,16 +289,11 @@ def _trace_window(
             meter.check(used.seconds, monotonic())
             meter.used_s += used.seconds
             meter.calls += used.calls
-    before = readings[0].result()
-    after = readings[1].result() if len(readings) > 1 else read_counters(mode, billing.node.netns)
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem
-    window = replace(window, used_s=used.seconds)
-    if after.lookups is not None and before.lookups is not None and after.lookups >= before.lookups:
-        passed, off_s = after.lookups - before.lookups, before.within_s + after.within_s
-        window = replace(window, passed=passed, passed_s=after.time_s - before.time_s, passed_off_s=off_s)
-    return window, problem
+    passed = readings.count(window.begins_s, window.begins_s + window.seconds)
+    return replace(window, used_s=used.seconds, passed=passed), problem
 
 
 def parse_window(tracer: Tracer, shift: int) -> Window | None:
@@ -312,7 +311,7 @@ def parse_window(tracer: Tracer, shift: int) -> Window | None:
         for key, value in _read(maps, "cost").items()
     }
     seconds = (times["till"] - times["from"]) / 1e9
-    return Window(seconds, shift, Count(total["count"], total["total"]), counts)
+    return Window(times["from"] / 1e9, seconds, shift, Count(total["count"], total["total"]), counts)
 
 
 def _read(maps: Mapping[str, Map], name: str) -> dict[tuple[int, ...], Any]:

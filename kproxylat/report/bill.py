@@ -64,7 +64,8 @@ def list_facts(bill: Bill) -> list[str]:
     """Return what the numbers rest on: the windows, another counter, and what the probes took."""
     usage, check = bill.usage, bill.check
     verdict = {True: "closed", False: "NOT CLOSED", None: ""}[check.closed]
-    counter = "unknown" if check.lookups is None else f"{check.lookups:,.0f} about the same time: {verdict}"
+    least, most = (check.lookups.lo, check.lookups.hi) if check.lookups else (0, 0)
+    counter = f"{least:,.0f} to {most:,.0f} at that time: {verdict}" if check.lookups else "unknown"
     how = "measured" if usage.measured else "expected"
     return [
         f"lookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "

@@ -63,16 +63,22 @@ class Flow:
         return " && ".join(terms)
 
 
+TICK_S = 0.02
+"""A script of live traffic looks at the clock so often (templates/trace-kubeproxy.bt.j2, interval)."""
+
+
 @dataclass(frozen=True)
 class Live:
     """The lookups of live traffic to count.
 
     :param window_ms: the script counts for so long, and then ends itself.
+    :param lead_ticks: how many times :data:`TICK_S` it waits, after all probes are attached, before it counts.
     :param hooks: numbers of the hooks; ``chains`` of ``table``: the base chains, for backend nft.
     :param shift: one flow in ``2**shift`` is counted.
     """
 
     window_ms: int
+    lead_ticks: int
     hooks: tuple[int, ...]
     table: str | None
     chains: tuple[str | None, ...]
@@ -82,10 +88,10 @@ class Live:
     """Mask and value in ``ends`` of IPv4 (AF_INET)."""
 
     @classmethod
-    def of(cls, mode: Mode, window_ms: int, shift: int) -> Live:
+    def of(cls, mode: Mode, window_ms: int, lead_s: float, shift: int) -> Live:
         """Return the lookups of a mode. In ipvs, where calls nest, the node's own packets are left out."""
         hooks = (mode.hook,) if mode.nested else (mode.hook, mode.from_node().hook)
-        return cls(window_ms, hooks, mode.table, (mode.chain, mode.output_chain), shift)
+        return cls(window_ms, round(lead_s / TICK_S), hooks, mode.table, (mode.chain, mode.output_chain), shift)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,15 @@ from kproxylat.analysis.windows import Load, Windows
 from kproxylat.cli import app, bill as command
 from kproxylat.errors import MachineError
 from kproxylat.measure import bill
+from kproxylat.measure.live_load import Counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.system import interrupts
 from tests.support.bills import NAMES, WINDOWS
 ways = sys.argv.pop(1)
 command.check_root = lambda: None
-bill.check_machine = bill.read_counters = lambda *_: None
+bill.check_machine = lambda *_: None
+bill.read_counters = lambda *_: Counters(0, 0, 0, 0, None)
 bill.find_load = lambda *_: Load(1000, 100)
 bill.find_version = lambda: ("v0", (0, 17))
 bill.lock.lock, bill.bpf_stats.counting = nullcontext, lambda: nullcontext(True)
@@ -45,7 +47,7 @@ bill.LOOK_S, bill.WATCH_S = 0.01, 0.2
 bill.plan_bill = lambda *words: bill.Billing(find_mode("iptables", "nft"), Node(), NAMES, *words[3:])
 count = 0
 
-def trace(billing, length_s, plan, meter, measured):
+def trace(billing, length_s, plan, meter, measured, before):
     global count
     interrupts.wait(threading.Event(), 1000 if ways == "early" else 0.02)
     count += 1

@@ -19,11 +19,12 @@ from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset_services import parse_ipvsadm
 from kproxylat.measure import bill, live_load
-from kproxylat.measure.bill import Meter, parse_window, plan_bill
+from kproxylat.measure.bill import Meter, NothingCountedError, parse_window, plan_bill
 from kproxylat.measure.live_load import Counters, find_load, read_counters
 from kproxylat.modes import find_mode
 from kproxylat.node.node import Node
 from kproxylat.system.bpf_stats import Used
+from kproxylat.trace.plan import TICK_S, Live
 from tests.support.bills import make_bill
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
@@ -78,16 +79,16 @@ def test_a_window_without_traffic_counts_nothing() -> None:
 
 
 def test_the_rules_of_services_tell_the_load() -> None:
-    before, after = Counters(10, 1000, 0, 50), Counters(12, 3000, 0, 150)
+    before, after = Counters(10, 10.5, 1000, 0, 50), Counters(12, 12.5, 3000, 0, 150)
     assert find_load(before, after) == Load(1000, 50)
 
 
 def test_conntrack_tells_the_load_where_it_counts_inserts() -> None:
-    assert find_load(Counters(10, 1000, 5, None), Counters(12, 3000, 45, None)) == Load(1000, 20)
+    assert find_load(Counters(10, 10, 1000, 5, None), Counters(12, 12, 3000, 45, None)) == Load(1000, 20)
 
 
 def test_every_packet_may_begin_a_flow_where_nothing_counts_flows() -> None:
-    assert find_load(Counters(10, 2**32 - 1000, 0, None), Counters(12, 1000, 0, None)) == Load(1000, 1000)
+    assert find_load(Counters(10, 10, 2**32 - 1000, 0, None), Counters(12, 12, 1000, 0, None)) == Load(1000, 1000)
 
 
 def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +101,11 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
     tables = {"ip"}
     monkeypatch.setattr(live_load, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
     monkeypatch.setattr(live_load, "has_table", lambda mode, _: mode.ip in tables)
-    monkeypatch.setattr(live_load, "monotonic", iter(range(10, 100, 4)).__next__)
+    clock = iter(range(10, 100, 4))
+    monkeypatch.setattr(live_load, "clock_gettime", lambda _: next(clock))
     counters = read_counters(IPTABLES, None)
     assert (counters.packets, counters.lookups) == (15, 320)
-    assert (counters.time_s, counters.within_s) == (12, 2), "read between 10 and 14 s"
+    assert (counters.begins_s, counters.ends_s) == (10, 14)
     tables.add("ip6")
     assert read_counters(IPTABLES, None).lookups == 640, "one engine walks the rules of both families"
     assert read_counters(find_mode("iptables", "legacy"), None).lookups == 320, "ip6t_do_table is not traced"
@@ -160,20 +162,18 @@ class Lister:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def __enter__(self) -> Lister:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, read: Any, *_: object) -> Any:
-        begun_s, counters = self.world.now_s, read()
+    def submit(self, _: object) -> Any:
+        begun_s = self.world.now_s
+        ends_s = begun_s + self.world.list_s
 
         def result() -> Counters:
-            self.world.now_s = max(self.world.now_s, begun_s + self.world.list_s)
-            return cast("Counters", counters)
+            self.world.now_s = max(self.world.now_s, ends_s)
+            return self.world.count(begun_s)
 
-        return SimpleNamespace(result=result)
+        return SimpleNamespace(result=result, done=lambda: self.world.now_s >= ends_s)
+
+    def shutdown(self) -> None:
+        pass
 
 
 def test_rules_of_virtual_servers_hold_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,17 +209,16 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, share: float, start_s: float, interrupt_s: float = 1e9) -> None:
         self.now_s, self.share, self.start_s, self.interrupt_s = 0.0, share, start_s, interrupt_s
-        self.attached_s = self.length_s = 0.0
+        self.attached_s = self.length_s = self.lead_s = 0.0
         self.stdout: list[str] = []
         self.alive, self.pid, self.attachments = False, 1, 0
         self.is_deaf, self.list_s = False, 0.0
         for name, answer in {
             "check_machine": lambda *_: None,
             "render_script": lambda _: "",
-            "read_counters": lambda *_: Counters(self.now_s, round(self.now_s * 1000), 0, round(self.now_s * 100)),
+            "read_counters": self.read,
             "monotonic": lambda: self.now_s,
-            "ThreadPoolExecutor": lambda _: Lister(self),
-            "make_plan": lambda *_, live, **__: setattr(self, "length_s", live.window_ms / 1000),
+            "make_plan": self.plan,
             "trace": self.trace,
             "find_version": lambda: ("v0", (0, 17)),
             "lock.lock": nullcontext,
@@ -229,6 +228,18 @@ class World:
             "interrupts.wait": lambda _, limit_s, *__: self.pass_time(limit_s),
         }.items():
             monkeypatch.setattr(f"kproxylat.measure.bill.{name}", answer)
+        monkeypatch.setattr(live_load, "read_counters", self.read)
+        monkeypatch.setattr(live_load, "ThreadPoolExecutor", lambda _: Lister(self))
+
+    def plan(self, *_: object, live: Live, **__: object) -> None:
+        self.lead_s, self.length_s = live.lead_ticks * TICK_S, live.window_ms / 1000
+
+    def count(self, begun_s: float) -> Counters:
+        return Counters(begun_s, begun_s + self.list_s, round(begun_s * 1000), 0, round(begun_s * 100))
+
+    def read(self, *_: object) -> Counters:
+        self.now_s += self.list_s
+        return self.count(self.now_s - self.list_s)
 
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
@@ -242,8 +253,9 @@ class World:
         yield self
 
     def wait(self, limit_s: float) -> None:
-        self.pass_time(min(limit_s, self.attached_s + self.length_s - self.now_s))
-        if self.now_s >= self.attached_s + self.length_s - 1e-9:
+        ends_s = self.attached_s + self.lead_s + self.length_s
+        self.pass_time(min(limit_s, ends_s - self.now_s))
+        if self.now_s >= ends_s - 1e-9:
             self.stop()
 
     def stop(self, detach_s: float = 0) -> None:
@@ -251,9 +263,13 @@ class World:
             self.pass_time(detach_s)
             raise MachineError("bpftrace did not end within 10 s of SIGINT: x")
         self.alive = False
-        ns = round((self.now_s - self.attached_s) * 1e9)
-        count = f"count {ns // 10_000_000}, average 3000, total {ns // 10_000_000 * 3000}"
-        self.stdout = [f"@cost[0]: {count}\n\n@from: 1\n@lookups: {count}\n\n@till: {ns + 1}\n"]
+        from_s = self.attached_s + self.lead_s
+        lookups = int(self.now_s * 100 + 1e-6) - int(from_s * 100 + 1e-6)
+        count = f"count {lookups}, average 3000, total {lookups * 3000}"
+        times = round(from_s * 1e9), round(self.now_s * 1e9)
+        self.stdout = ["@cost[0]: {0}\n\n@from: {1}\n@lookups: {0}\n\n@till: {2}\n".format(count, *times)]
+        if self.now_s <= from_s:
+            self.stdout = []
 
     def check_end(self) -> None:
         assert not self.alive
@@ -279,7 +295,11 @@ def test_a_bill_keeps_its_budget_whatever_the_probes_take(
         world = World(monkeypatch, share, start_s)
         billing = bill.Billing(IPTABLES, Node("x"), {}, budget, period_s)
         monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
-        result, ended = bill.bill(billing, (lambda so_far: drawn.append(so_far.windows)) if is_watched else None)
+        try:
+            result, ended = bill.bill(billing, (lambda so_far: drawn.append(so_far.windows)) if is_watched else None)
+        except NothingCountedError:
+            assert share * 2 * live_load.LEAD_S > min(budget * period_s, SECOND), "before the window even began"
+            return
     assert ended is None
     parts = math.ceil(period_s / bill.WATCH_S) if is_watched else 1
     step = parts * share * (bill.STEP_S + 0.001)
@@ -307,7 +327,7 @@ def test_a_window_that_does_not_end_leaves_the_others(monkeypatch: pytest.Monkey
     assert result.usage.mean * result.period_s > 10 * 0.2, "the time until it was killed"
 
 
-@pytest.mark.parametrize("share", [0.002, 0.15])
+@pytest.mark.parametrize("share", [0.002, 0.02])
 def test_probes_are_watched_while_rules_are_listed(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Listing takes longer than the window: of a large node's rules, or on a slow machine."""
     monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
@@ -315,8 +335,10 @@ def test_probes_are_watched_while_rules_are_listed(monkeypatch: pytest.MonkeyPat
     world.list_s = 20
     result, _ = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 300))
     assert 0 < result.usage.peak <= SECOND
-    assert result.check.lookups == pytest.approx(result.check.counted, rel=0.05)
-    assert result.check.closed is True
+    check = result.check
+    assert check.lookups is not None
+    assert check.lookups.estimate == pytest.approx(check.counted, rel=0.05)
+    assert check.closed is True
 
 
 def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,3 +349,21 @@ def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPat
     World(monkeypatch, 0.001, 1, interrupt_s=1.5)
     with pytest.raises(Interrupted):
         bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+
+
+def test_a_counter_is_read_before_a_window_twice_in_it_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, 0.001, 1)
+    world.list_s = 0.3
+    with live_load.Readings(IPTABLES, None, world.read(), 5) as readings:
+        assert readings.lead_s == pytest.approx(live_load.LEAD_S + 2 * 0.3)
+        attached_s, taken = world.now_s, []
+        while world.now_s < attached_s + readings.lead_s + 5:
+            readings.look(world.now_s - attached_s)
+            taken.append(len(readings._taken))
+            world.now_s += 0.05
+        from_s = attached_s + readings.lead_s
+        passed = readings.count(from_s, from_s + 5)
+    assert passed is not None
+    assert (taken[0], taken[-1]) == (1, 3)
+    assert 500 - 100 * 4 * 0.3 <= passed.lo <= passed.estimate <= passed.hi <= 500 + 100 * 4 * 0.3
+    assert passed.estimate == pytest.approx(500, rel=0.01)

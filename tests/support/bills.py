@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up, compare_counter
-from kproxylat.results import Bucket, Histogram
+from kproxylat.results import Bounded, Bucket, Histogram
 
 NAMES = {"10.96.0.10:53/udp": "kube-system/kube-dns:dns", "10.96.0.9:80/tcp": "default/web:http"}
 
@@ -18,7 +18,8 @@ def count(lookups: int, ns: int) -> Count:
 def window(counts: dict[str, Count], seconds: float = 1, shift: int = 0, rest: int = 0) -> Window:
     """Return a window with all of these lookups, and others that found the map full."""
     total = Count(sum(each.lookups for each in counts.values()) + rest, sum(each.ns for each in counts.values()) + rest)
-    return Window(seconds, shift, total, counts, 0.001, total.lookups << shift, seconds)
+    passed = Bounded(total.lookups << shift, (total.lookups << shift) - 5, (total.lookups << shift) + 5)
+    return Window(0, seconds, shift, total, counts, 0.001, passed)
 
 
 WINDOWS = (

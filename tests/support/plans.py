@@ -44,7 +44,7 @@ def plan_of(
         patch.setattr(plan, "find_version", lambda: ("", version))
         patch.setattr(plan.btf, "btf_module", lambda module: module)
         patch.setattr(plan.btf, "struct_offset", lambda _, name, member: OFFSETS[f"{name}.{member}"])
-        bill = Live.of(mode, 1000, 3) if live else None
+        bill = Live.of(mode, 1000, 0.1, 3) if live else None
         stepping = bool(flow) and not interval_s and not live
         return plan.make_plan(mode, flow, probe, interval_s, envelope, netns_inode, stepping, live=bill)
 

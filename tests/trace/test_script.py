@@ -382,7 +382,7 @@ def test_ipvs_lookup_of_the_nodes_own_packets_holds_a_call_at_the_same_hook() ->
 @pytest.mark.parametrize("service", range(1, 6))
 def test_the_hash_picks_one_flow_in_so_many_of_each_service(shift: int, service: int) -> None:
     """Ports and addresses that step, as clients choose them, in the words of the script."""
-    live = Live.of(MODES[1], 1000, shift)
+    live = Live.of(MODES[1], 1000, 0.1, shift)
     script = render_script(replace(plan_of(MODES[1], "0.17", *SHAPES["live"]), live=live))
     [(factor, places)] = re.findall(r"\+ \$conn->saddr0\) \* (\w+)\) >> (\d+)\) != 0", script)
 
