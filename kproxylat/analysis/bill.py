@@ -107,14 +107,17 @@ class Usage:
 class Check:
     """Lookups in the windows, as another counter than the probes has them.
 
-    :param lookups: by that counter, at least and at most; ``counted``: by the probes, times the sampling.
-    :param closed: whether ``counted`` is within these bounds, and what sampling adds to them; None if ``lookups`` is.
+    :param lookups: by that counter, about; ``counted``: by the probes, times the sampling.
+    :param closed: whether ``counted`` is within ``least`` and ``most``, by that counter, and what sampling adds to
+        them; None if there is no such counter.
     """
 
     counter: str
-    lookups: Bounded | None
+    lookups: float | None
     counted: int
     closed: bool | None
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ def compare_counter(windows: Sequence[Window], counter: str) -> Check:
     # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k.
     variance = sum((window.total.lookups << window.shift) * ((1 << window.shift) - 1) for window in windows)
     chance = _Z * math.sqrt(variance)
-    return Check(counter, Bounded(estimate, lo, hi), counted, lo - chance <= counted <= hi + chance)
+    return Check(counter, estimate, counted, lo - chance <= counted <= hi + chance, lo, hi)
 
 
 def _around(estimate: float, relative: float) -> Bounded:

@@ -64,8 +64,9 @@ def list_facts(bill: Bill) -> list[str]:
     """Return what the numbers rest on: the windows, another counter, and what the probes took."""
     usage, check = bill.usage, bill.check
     verdict = {True: "closed", False: "NOT CLOSED", None: ""}[check.closed]
-    least, most = (check.lookups.lo, check.lookups.hi) if check.lookups else (0, 0)
-    counter = f"{least:,.0f} to {most:,.0f} at that time: {verdict}" if check.lookups else "unknown"
+    counter = "unknown" if check.lookups is None else f"about {check.lookups:,.0f}: {verdict}"
+    if check.least is not None and check.most is not None:
+        counter = f"{check.least:,.0f} to {check.most:,.0f} at that time: {verdict}"
     how = "measured" if usage.measured else "expected"
     return [
         f"lookups: {_bound(bill.lookups_per_s)} a second; {bill.lookups:,} counted in {bill.windows} windows of "

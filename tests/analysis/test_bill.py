@@ -29,6 +29,7 @@ from kproxylat.analysis.bill import (
 )
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
+from kproxylat.report.sections import build_bill
 from kproxylat.results import Bounded
 from tests.support import TESTS
 from tests.support.bills import NAMES, WINDOWS, count, make_bill, window
@@ -131,7 +132,14 @@ def test_windows_are_checked_against_another_counter(
     windows = [replace(window({"a": count(200, 1)}, 2, shift=shift), passed=bounds)] * 3
     check = compare_counter(windows, "name")
     assert (check.counter, check.counted, check.closed) == ("name", 600 << shift, closed)
-    assert check.lookups == (passed and Bounded(sum(passed) * 1.5, passed[0] * 3, passed[1] * 3))
+    numbers = (sum(passed) * 1.5, passed[0] * 3, passed[1] * 3) if passed else (None, None, None)
+    assert (check.lookups, check.least, check.most) == numbers
+
+
+def test_a_document_without_the_bounds_is_still_read() -> None:
+    """One of the version before knew about how many the other counter had counted."""
+    section = build_bill(json.loads((TESTS / "documents/bill-1.json").read_text()), print)
+    assert "another counter (the rules that jump to KUBE-SERVICES): about 1,220: closed" in " ".join(section.methods)
 
 
 def test_one_window_without_the_other_counter_makes_it_unknown() -> None:
