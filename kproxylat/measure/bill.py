@@ -13,7 +13,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter, fold
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
@@ -178,7 +178,8 @@ class _Account:
         has_counter = mode.form == CHAIN
         counter = "the rules that jump to KUBE-SERVICES" if has_counter else "none that counts lookups in this mode"
         return Bill(
-            self._started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s, len(windows),
+            self._started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s,
+            sum(window.parts for window in windows),
             sum(window.seconds for window in windows),
             sum(window.seconds / (1 << window.shift) for window in windows) / period_s,
             sum(window.total.lookups for window in windows), rate, day,
@@ -222,7 +223,7 @@ class _Account:
             length_s = plan.length_s if self.windows else min(plan.length_s, USEFUL_S)
             window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured, last)
             if window:
-                self.windows.append(window)
+                self.windows = fold([*self.windows, window])
                 if meter.calls and plan.share:
                     meter.costs = meter.costs.scaled(
                         window.used_s / (plan.share * (window.seconds + meter.costs.read_s))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from time import CLOCK_BOOTTIME, clock_gettime
 
-from kproxylat.analysis.bill import Reading, count_between
+from kproxylat.analysis.readings import Reading, count_between
 from kproxylat.analysis.windows import Load
 from kproxylat.modes import CHAIN, Mode
 from kproxylat.node.drops import parse_counters
