@@ -18,7 +18,7 @@ from kproxylat.system.processes import run
 
 LEAD_S = 0.1
 """How long a script waits, in addition to the time of reading counters, until it counts; within the windows' TAIL_S."""
-LONGEST_READ_S = 2.0
+LONGEST_READ_S = 1.0
 _FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"
 
 
