@@ -188,6 +188,7 @@ def test_a_counter_is_read_in_bounds() -> None:
     assert count_between([Reading(0, 1, 7), Reading(8, 9, 10)], 2, 3) == Bounded(pytest.approx(3 / 8), 0, 3)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_a_counter_rose_is_within_its_bounds_however_uneven_the_traffic(data: st.DataObject) -> None:
     events = sorted(data.draw(st.lists(st.floats(0, 20), max_size=50)))
