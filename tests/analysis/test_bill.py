@@ -40,7 +40,6 @@ COUNTS = st.dictionaries(st.sampled_from([*NAMES, NO_SERVICE, "10.0.0.1:30080/tc
 WINDOW = st.tuples(COUNTS, st.floats(0.25, 100), st.integers(0, 10), st.integers(0, 100))
 
 
-@settings(deadline=None)
 @given(st.lists(WINDOW, min_size=1, max_size=5))
 def test_rows_add_up_to_all_lookups(drawn: list[tuple[dict[str, int], float, int, int]]) -> None:
     windows = [
@@ -188,7 +187,6 @@ def test_a_counter_is_read_in_bounds() -> None:
     assert count_between([Reading(0, 1, 7), Reading(8, 9, 10)], 2, 3) == Bounded(pytest.approx(3 / 8), 0, 3)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_what_a_counter_rose_is_within_its_bounds_however_uneven_the_traffic(data: st.DataObject) -> None:
     events = sorted(data.draw(st.lists(st.floats(0, 20), max_size=50)))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
@@ -275,7 +275,6 @@ class World:
         assert not self.alive
 
 
-@settings(deadline=None)
 @given(
     share=st.floats(1e-5, 0.19),
     start_s=st.floats(0.1, 5),
