@@ -41,7 +41,8 @@ class Count:
 class Window:
     """What one window counted.
 
-    :param begins_s: when the script began to count, by CLOCK_BOOTTIME; ``seconds``: how long it counted.
+    :param begins_s: when the script began to count, by CLOCK_BOOTTIME; ``ends_s``: when it ended, or counted its last
+        lookup; ``seconds``: how long it counted.
     :param shift: one flow in ``2**shift`` was counted.
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
     :param used_s: CPU seconds of the probes.
@@ -50,6 +51,7 @@ class Window:
     """
 
     begins_s: float
+    ends_s: float
     seconds: float
     shift: int
     total: Count
@@ -176,7 +178,8 @@ def _merge_windows(first: Window, second: Window) -> Window:
         for key in dict.fromkeys([*first.counts, *second.counts])
     }
     return Window(
-        first.begins_s, first.seconds + second.seconds, first.shift, _merge_counts(first.total, second.total), counts,
+        first.begins_s, second.ends_s, first.seconds + second.seconds, first.shift,
+        _merge_counts(first.total, second.total), counts,
         first.used_s + second.used_s, Bounded(*sums) if len(passed) == 2 else None, first.parts + second.parts,
     )  # fmt: skip
 

@@ -72,6 +72,13 @@ def test_a_window_that_did_not_count_is_none(missing: str) -> None:
     assert parse_window(traced(PRINTED.replace(missing, "@gone")), 0) is None
 
 
+def test_a_window_that_was_detached_ends_with_its_last_lookup() -> None:
+    """The script's END runs a while after bpftrace has closed its probes. 7 lookups stand for 8 mean gaps."""
+    window = parse_window(traced(PRINTED.replace("@on: 2", "@on: 1")), 0)
+    assert window is not None
+    assert (window.begins_s, window.ends_s, window.seconds) == (1, 1.5, pytest.approx(0.5 * 8 / 7))
+
+
 def test_a_window_without_traffic_counts_nothing() -> None:
     window = parse_window(traced("@from: 1000000000\n@on: 2\n@till: 2000000000\n"), 0)
     assert window is not None
