@@ -105,17 +105,21 @@ def draw_table(
     """Draw a table: title, header, rule, rows. A cell may have several lines.
 
     :param left: headers of the left-aligned columns; the other columns are right-aligned.
-    :param fold: index of the column that is folded if the table is wider than the terminal.
+    :param fold: index of the column that is folded if the table is wider than the terminal; if that is not enough, the
+        first one is, too.
     :return: the lines, without a newline after the last one; characters that control a terminal are escaped.
     """
     grid = [[plain(cell).split("\n") for cell in row] for row in (header, *rows)]
     widths = [max(len(line) for cell in column for line in cell) for column in zip(*grid, strict=True)]
-    total, limit = sum(widths) + 2 * len(widths) - 1, width()
-    if total > limit:
-        widths[fold] = min(widths[fold], max(widths[fold] + limit - total, _NARROWEST))
+    limit = width()
+    for column in dict.fromkeys((fold, 0)):
+        total = sum(widths) + 2 * len(widths) - 1
+        if total <= limit:
+            break
+        widths[column] = min(widths[column], max(widths[column] + limit - total, _NARROWEST))
         for row in grid:
-            pieces = [textwrap.wrap(line, widths[fold], break_on_hyphens=False) or [""] for line in row[fold]]
-            row[fold] = [piece for line in pieces for piece in line]
+            pieces = [textwrap.wrap(line, widths[column], break_on_hyphens=False) or [""] for line in row[column]]
+            row[column] = [piece for line in pieces for piece in line]
     lines = []
     for row in grid:
         for cells in zip_longest(*row, fillvalue=""):

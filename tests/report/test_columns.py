@@ -32,6 +32,15 @@ def test_a_wide_column_is_folded_to_80_columns() -> None:
     assert "".join(text.split("\n")[2:]).replace(" ", "") == "tracefs" + long.replace(" ", "")
 
 
+def test_the_first_column_is_folded_where_another_is_not_enough() -> None:
+    """A live table would lose its last column, as a terminal cuts what is wider."""
+    rows = [("default/dummy-service-19:http", "7.3", "12 (8.2 to 19)", "1,048,576", "1,048,576", "0.52")]
+    header = ("Service or address", "a second", "% (95 % bounds)", "mean in ns", "p99, below", "CPU ms/s")
+    lines = draw_table("", header, rows, header[:1], fold=2).split("\n")
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[-2:]] == ["default/dummy-serv", "ice-19:http"]
+
+
 def test_numbers_are_whole_even_if_the_table_is_too_wide() -> None:
     number = "1,234,567,890"
     assert draw_table("", ["Services"] + ["mode"] * 8, [["10"] + [number] * 8]).count(number) == 8
