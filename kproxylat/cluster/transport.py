@@ -6,6 +6,7 @@ read, so a server that sends a byte a second never exceeds it, and they take twi
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable
@@ -228,3 +229,19 @@ def _too_large() -> MachineError:
         f"an answer of the API server has more than {LARGEST >> 20} MiB",
         "check that the kubeconfig's server is a Kubernetes API: kubectl config view --minify",
     )
+
+
+class _Answer(dict[str, object]):
+    """An object of an answer: code asks for what Kubernetes requires, and a server may lack it all the same."""
+
+    def __missing__(self, name: str) -> object:
+        raise MachineError(f"invalid answer of the API server: an object lacks {name!r}")
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """Return the object that is the body of an answer; None if it is something else."""
+    try:
+        document = json.loads(data, object_hook=_Answer)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
