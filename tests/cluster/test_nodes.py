@@ -682,6 +682,18 @@ def test_bills_with_all_names_ask_for_none(capsys: Captured, pods: Cluster) -> N
     assert "services" not in [call.resource for call in pods.fake.calls]
 
 
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_what_a_terminal_must_not_get_stays_valid_in_documents(capsys: Captured, pods: Cluster, form: str) -> None:
+    """A terminal's controls are printed as \\x9b, which is an escape in Python, and an error in JSON."""
+    warning = "a\x9b2J\u202e\U000e0041"
+    pods.print("n1", write_log(replace(BILL, warnings=(warning,)).to_json()))
+    status, out, _ = call(capsys, "bill", "--node", "n1", "-o", form)
+    assert status == 0
+    assert all(char.isprintable() or char == "\n" for char in out)
+    [node] = (yaml.safe_load(out) if form == "yaml" else json.loads(out))["nodes"]
+    assert node["result"]["warnings"] == [warning]
+
+
 def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:
     for name in NAMES:
         pods.print(name, write_log("", files={"rules.json": name}))
