@@ -141,7 +141,10 @@ def bill(
         serve_bills(plan, names, *address)
         return
     answer, ended = watch_bill(plan, names) if watch else billing.bill(plan)
-    answer = names.complete(answer, asks=not ended)
+    try:
+        answer = names.complete(answer, asks=not ended)
+    except Interrupted as error:
+        ended = error
     if model:
         answer = replace(answer, savings=save_by_mode(answer.rows, model, answer.mode, answer.backend))
     if form is BillFormat.JSON:

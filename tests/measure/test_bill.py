@@ -208,6 +208,19 @@ def test_a_bill_on_a_node_asks_the_api_for_names(
     assert call(capsys, "bill", "--context", "gone")[0] == (2 if has_api else 1), "before it counts"
 
 
+def test_a_signal_while_the_api_is_asked_leaves_the_bill(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted(2)
+
+    monkeypatch.setattr("kproxylat.cli.bill.check_root", lambda: None)
+    monkeypatch.setattr("kproxylat.cluster.service_names.read_names", interrupt)
+    monkeypatch.setattr("kproxylat.cli.places.Cluster.connect", lambda _: None)
+    monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
+    monkeypatch.setattr(bill, "bill", lambda _: (make_bill(), None))
+    status, out, _ = call(capsys, "bill")
+    assert (status, "cost this node" in " ".join(out.split())) == (130, True)
+
+
 class World:
     """A node without a kernel: a clock that waits move on, and probes that take a part of one CPU while attached."""
 
