@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -221,6 +222,17 @@ def test_a_log_with_another_character_holds_no_other_result(place: int, characte
 @pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\0b", "a" * 300])
 def test_a_file_of_an_envelope_stays_in_its_directory(name: str) -> None:
     assert read_log(write_log("", files={name: "x"})).envelope is None
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "$(reboot)", "a b", "a" * 300])
+def test_a_node_whose_name_is_a_path_is_refused(capsys: Captured, pods: Cluster, tmp_path: Path, name: str) -> None:
+    node = copy.deepcopy(pods.fake.objects["", "nodes", "", "n1"])
+    node["metadata"]["name"] = name
+    pods.fake.objects["", "nodes", "", name] = node
+    for each in (*NAMES, name):
+        pods.print(each, write_log("x", files={"x.log": "raw"}))
+    status, _, err = call(capsys, "run", "--all-nodes", *TARGET, "--output-dir", str(tmp_path / "a/b/c"))
+    assert (status, "a node has the name" in err, list(tmp_path.rglob("x.log"))) == (1, True, []), err
 
 
 def test_a_result_that_unpacks_to_much(monkeypatch: pytest.MonkeyPatch) -> None:
