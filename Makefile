@@ -34,7 +34,7 @@ test: setup
 	KPROXYLAT_REQUIRE=vm,image,plugin $(PYTEST) "not long"
 
 test-long: setup
-	$(BIN)/python -m pytest --hypothesis-profile=default $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
+	$(BIN)/python -m pytest --hypothesis-profile=random $$(grep --recursive --files-with-matches '^from hypothesis' tests --include='test_*.py')
 	KPROXYLAT_MOMENTS=100 $(BIN)/python -m pytest -k "test_signals or test_kills" --ignore=tests/vm
 	deploy/image.sh root
 	KPROXYLAT_REQUIRE=image KPROXYLAT_MOMENTS=20 $(BIN)/python -m pytest -k test_ctrl_c_at_any_moment

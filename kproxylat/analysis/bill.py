@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from itertools import zip_longest
 from statistics import NormalDist
-from typing import NamedTuple
 
 from kproxylat.analysis.alternatives import WhatIf
 from kproxylat.analysis.stats import LEVEL
@@ -24,6 +22,7 @@ from kproxylat.trace.percentiles import estimate_percentiles
 SCHEMA = "kproxylat-bill/1"
 DAY_S = 86400
 TOP = 50
+MOST_KEPT = 64
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 NO_SERVICE, OTHER, IPV6 = "no Service", "other", "IPv6"
 """Keys of flows that no rule translated; of those that found the map full; of IPv6's, which are not split."""
@@ -42,28 +41,24 @@ class Count:
 class Window:
     """What one window counted.
 
-    :param begins_s: when the script began to count, by CLOCK_BOOTTIME; ``seconds``: how long it counted.
+    :param begins_s: when the script began to count, by CLOCK_BOOTTIME; ``ends_s``: when it ended, or counted its last
+        lookup; ``seconds``: how long it counted.
     :param shift: one flow in ``2**shift`` was counted.
     :param total: all lookups; ``counts``: destination -> its lookups, less than all if the map was full.
     :param used_s: CPU seconds of the probes.
+    :param parts: how many windows it holds, if :func:`fold` merged some.
     :param passed: packets that another counter counted in the window, at least and at most (None: unknown).
     """
 
     begins_s: float
+    ends_s: float
     seconds: float
     shift: int
     total: Count
     counts: Mapping[str, Count]
     used_s: float = 0
     passed: Bounded | None = None
-
-
-class Reading(NamedTuple):
-    """What a counter had at an unknown moment between ``begins_s`` and ``ends_s``."""
-
-    begins_s: float
-    ends_s: float
-    total: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,39 @@ class Bill:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
 
 
+def fold(windows: Sequence[Window]) -> list[Window]:
+    """Merge windows in pairs where there are :data:`MOST_KEPT`, so that a bill of days keeps within its memory."""
+    if len(windows) < MOST_KEPT:
+        return list(windows)
+    ordered = sorted(windows, key=lambda window: window.shift)
+    folded = []
+    for first, second in zip_longest(ordered[::2], ordered[1::2]):
+        if second and first.shift == second.shift:
+            folded.append(_merge_windows(first, second))
+        else:
+            folded += [window for window in (first, second) if window]
+    return folded
+
+
+def _merge_windows(first: Window, second: Window) -> Window:
+    passed = [window.passed for window in (first, second) if window.passed]
+    sums = (sum(getattr(bounds, end) for bounds in passed) for end in ("estimate", "lo", "hi"))
+    counts = {
+        key: _merge_counts(*(window.counts[key] for window in (first, second) if key in window.counts))
+        for key in dict.fromkeys([*first.counts, *second.counts])
+    }
+    return Window(
+        first.begins_s, second.ends_s, first.seconds + second.seconds, first.shift,
+        _merge_counts(first.total, second.total), counts,
+        first.used_s + second.used_s, Bounded(*sums) if len(passed) == 2 else None, first.parts + second.parts,
+    )  # fmt: skip
+
+
+def _merge_counts(*counts: Count) -> Count:
+    lookups, ns = sum(count.lookups for count in counts), sum(count.ns for count in counts)
+    return Count(lookups, ns, _merge(count.histogram for count in counts))
+
+
 def split_rest(window: Window) -> Mapping[str, Count]:
     """Return the window's counts with those of the full map as :data:`OTHER`."""
     rest = window.total.lookups - sum(count.lookups for count in window.counts.values())
@@ -212,36 +240,6 @@ def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
         kind, name = names.get(row.key) or names.get(node_port) or (row.kind, "")
         rows.append(row if row.name or row.kind == "none" else replace(row, kind=kind, name=name))
     return replace(bill, rows=tuple(rows))
-
-
-def count_between(readings: Sequence[Reading], from_s: float, till_s: float) -> Bounded | None:
-    """Return how much a counter rose in a window; nothing is assumed of how even the traffic is.
-
-    It rose at least as between the first and the last reading that lie in the window, and at most as between the last
-    one before the window and the first one after it. The estimate goes straight from reading to reading.
-
-    :param readings: in the order of time.
-    :return: None without a reading before and one after the window, or if the counter was set back.
-    """
-    before = [reading for reading in readings if reading.ends_s <= from_s]
-    after = [reading for reading in readings if reading.begins_s >= till_s]
-    if not before or not after:
-        return None
-    around = [reading for reading in readings if before[-1].begins_s <= reading.begins_s <= after[0].begins_s]
-    if any(second.total < first.total for first, second in pairwise(around)):
-        return None
-    inside = [reading.total for reading in around if reading.begins_s >= from_s and reading.ends_s <= till_s] or [0]
-    least, most = inside[-1] - inside[0], after[0].total - before[-1].total
-    estimate = _interpolate(around, till_s) - _interpolate(around, from_s)
-    return Bounded(min(max(estimate, least), most), least, most)
-
-
-def _interpolate(readings: Sequence[Reading], time_s: float) -> float:
-    """Return the count at a time between the first reading's end and the last one's begin."""
-    middles = [(reading.begins_s + reading.ends_s) / 2 for reading in readings]
-    at = bisect(middles, time_s, 1, len(middles) - 1)
-    part = (time_s - middles[at - 1]) / max(middles[at] - middles[at - 1], 1e-9)
-    return readings[at - 1].total + part * (readings[at].total - readings[at - 1].total)
 
 
 def compare_counter(windows: Sequence[Window], counter: str) -> Check:

@@ -10,7 +10,7 @@ from math import ceil, floor
 from kproxylat.analysis.contrast import Contrast
 from kproxylat.analysis.series import ROUNDING, Series
 from kproxylat.errors import UsageError
-from kproxylat.results import Bounded
+from kproxylat.results import Bounded, name_unit
 from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
@@ -90,7 +90,8 @@ def state(comparison: Comparison, on_screen: bool = False) -> str:
 
 
 def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str:
-    a, b, unit = comparison.a.name, comparison.b.name, comparison.unit
+    a, b = comparison.a.name, comparison.b.name
+    unit = name_unit(comparison.unit, comparison.emulated and comparison.unit != "instructions")
     size, size_b = lookup.services
     where = f" at {size:,} Services" if size is not None and size == size_b else ""
     if size is not None and size_b is not None and size != size_b:

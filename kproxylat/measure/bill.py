@@ -13,7 +13,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter, fold
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
@@ -178,7 +178,8 @@ class _Account:
         has_counter = mode.form == CHAIN
         counter = "the rules that jump to KUBE-SERVICES" if has_counter else "none that counts lookups in this mode"
         return Bill(
-            self._started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s, len(windows),
+            self._started, mode.name, mode.backend, kernel.release(), find_version()[0], period_s,
+            sum(window.parts for window in windows),
             sum(window.seconds for window in windows),
             sum(window.seconds / (1 << window.shift) for window in windows) / period_s,
             sum(window.total.lookups for window in windows), rate, day,
@@ -222,7 +223,7 @@ class _Account:
             length_s = plan.length_s if self.windows else min(plan.length_s, USEFUL_S)
             window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured, last)
             if window:
-                self.windows.append(window)
+                self.windows = fold([*self.windows, window])
                 if meter.calls and plan.share:
                     meter.costs = meter.costs.scaled(
                         window.used_s / (plan.share * (window.seconds + meter.costs.read_s))
@@ -293,14 +294,18 @@ def _trace_window(
     window = parse_window(tracer, plan.shift)
     if not window:
         return None, problem
-    passed = readings.count(window.begins_s, window.begins_s + window.seconds)
+    passed = readings.count(window.begins_s, window.ends_s)
     return replace(window, used_s=used.seconds, passed=passed), problem
 
 
 def parse_window(tracer: Tracer, shift: int) -> Window | None:
-    """Read what the script printed; None if it was detached before it counted."""
+    """Read what the script printed; None if it was detached before it counted a lookup.
+
+    When a window was detached, only its last lookup tells. Of n lookups at random moments, the last one comes after
+    n/(n + 1) of the time, on average.
+    """
     maps = parse_dump("".join(tracer.stdout))
-    times = {name: _read(maps, name).get((), 0) for name in ("from", "till")}
+    times = {name: _read(maps, name).get((), 0) for name in ("from", "till", "on")}
     total = _read(maps, "lookups").get((), {"count": 0, "total": 0})
     shapes = _read(maps, "shape")
     if not times["from"] or not times["till"]:
@@ -311,8 +316,9 @@ def parse_window(tracer: Tracer, shift: int) -> Window | None:
         )
         for key, value in _read(maps, "cost").items()
     }
-    seconds = (times["till"] - times["from"]) / 1e9
-    return Window(times["from"] / 1e9, seconds, shift, Count(total["count"], total["total"]), counts)
+    begins_s, ends_s, lookups = times["from"] / 1e9, times["till"] / 1e9, total["count"]
+    seconds = (ends_s - begins_s) * ((lookups + 1) / lookups if times["on"] == 1 and lookups else 1)
+    return Window(begins_s, ends_s, seconds, shift, Count(lookups, total["total"]), counts)
 
 
 def _read(maps: Mapping[str, Map], name: str) -> dict[tuple[int, ...], Any]:

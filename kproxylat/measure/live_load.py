@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from time import CLOCK_BOOTTIME, clock_gettime
 
-from kproxylat.analysis.bill import Reading, count_between
+from kproxylat.analysis.readings import Reading, count_between
 from kproxylat.analysis.windows import Load
 from kproxylat.console import say
 from kproxylat.errors import MachineError
@@ -22,7 +22,7 @@ from kproxylat.system.processes import run
 
 LEAD_S = 0.1
 """How long a script waits, in addition to the time of reading counters, until it counts; within the windows' TAIL_S."""
-LONGEST_READ_S = 2.0
+LONGEST_READ_S = 1.0
 READ_LIMIT_S = 30.0
 """How long the program that lists rules may take; then it is killed."""
 _FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"

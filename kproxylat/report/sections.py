@@ -37,6 +37,7 @@ METHODS = {
     "send time": "The sender took the time of the system call that carries a packet its whole way by its own clock.",
 }
 """What was measured, as :attr:`kproxylat.results.Probe.measured` has it -> how."""
+_EMULATED = "The machine was emulated: compare its costs with each other, not with those of hardware."
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _complete(
         noted |= {f"{len(results) - len(known)} of {len(results)} runs have no packet accounting": None}
     methods = dict.fromkeys(METHODS[probe.measured] for result in results if (probe := result.main_probe))
     if any(result.run.emulated for result in results):
-        methods["The machine was emulated: compare its costs with each other, not with those of hardware."] = None
+        methods[_EMULATED] = None
     facts = Table("Setting", FACTS, list(_list_facts(results)), FACTS)
     return Section(kind, sentences, picture, [*tables, *accounting], [*noted], [*methods], facts)
 
@@ -222,6 +223,7 @@ def build_comparisons(document: Mapping[str, Any], complain: Complain) -> Sectio
     )
     facts = Table("What was compared", ("file", "mode", "runs"), list(files), ("file", "mode"))
     methods = dict.fromkeys(METHODS[pair.measured] for pair in pairs if pair.measured in METHODS)
+    methods |= {_EMULATED: None} if any(pair.emulated for pair in pairs) else {}
     statements = [pair.statement for pair in pairs]
     return Section(
         "Comparison", statements, partial(plot.picture_comparisons, pairs), tables, [*warnings], [*methods], facts

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 
 from kproxylat.analysis.alternatives import build_outcome
 from kproxylat.analysis.bill import (
+    MOST_KEPT,
     NO_SERVICE,
     OTHER,
     SCHEMA,
     Count,
-    Reading,
     add_up,
     compare_counter,
-    count_between,
     cut,
+    fold,
     name_rows,
     save_by_mode,
 )
+from kproxylat.analysis.readings import Reading, count_between
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
 from kproxylat.report.sections import build_bill
@@ -39,7 +40,6 @@ COUNTS = st.dictionaries(st.sampled_from([*NAMES, NO_SERVICE, "10.0.0.1:30080/tc
 WINDOW = st.tuples(COUNTS, st.floats(0.25, 100), st.integers(0, 10), st.integers(0, 100))
 
 
-@settings(deadline=None)
 @given(st.lists(WINDOW, min_size=1, max_size=5))
 def test_rows_add_up_to_all_lookups(drawn: list[tuple[dict[str, int], float, int, int]]) -> None:
     windows = [
@@ -140,6 +140,34 @@ def test_a_document_without_the_bounds_is_still_read() -> None:
     """One of the version before knew about how many the other counter had counted."""
     section = build_bill(json.loads((TESTS / "documents/bill-1.json").read_text()), print)
     assert "another counter (the rules that jump to KUBE-SERVICES): about 1,220: closed" in " ".join(section.methods)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.tuples(WINDOW, st.booleans()), min_size=MOST_KEPT, max_size=MOST_KEPT + 9))
+def test_windows_of_days_are_folded_and_nothing_is_lost(
+    drawn: list[tuple[tuple[dict[str, int], float, int, int], bool]],
+) -> None:
+    windows = [
+        replace(window({key: count(lookups, lookups * 3000) for key, lookups in counts.items()}, seconds, shift, rest),
+                passed=Bounded(5, 4, 7) if has_counter else None)
+        for (counts, seconds, shift, rest), has_counter in drawn
+    ]  # fmt: skip
+    folded = fold(windows)
+    assert len(folded) <= len(windows) / 2 + 12, "eleven numbers of sampling"
+    assert sum(each.parts for each in folded) == len(windows)
+    for figure in ("seconds", "used_s"):
+        assert sum(getattr(each, figure) for each in folded) == pytest.approx(
+            sum(getattr(each, figure) for each in windows)
+        )
+    if any(each.total.lookups for each in windows):
+        rows, merged = ({row.key: row for row in add_up(some, NAMES)[0]} for some in (windows, folded))
+        assert {key: row.lookups_per_s for key, row in merged.items()} == pytest.approx(
+            {key: row.lookups_per_s for key, row in rows.items()}
+        )
+        assert [row.p99_ns for row in rows.values()] == [merged[key].p99_ns for key in rows]
+    whole, parts = compare_counter(windows, ""), compare_counter(folded, "")
+    assert (whole.counted, whole.lookups) == (parts.counted, parts.lookups)
+    assert fold(windows[: MOST_KEPT - 1]) == windows[: MOST_KEPT - 1]
 
 
 def test_one_window_without_the_other_counter_makes_it_unknown() -> None:

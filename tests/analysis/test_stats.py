@@ -7,7 +7,7 @@ from random import Random
 from statistics import fmean, pstdev
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxylat.analysis import stats
@@ -167,7 +167,6 @@ def make_probe(values: dict[int, int], *, exact: bool) -> Probe:
     )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 5000), st.integers(1, 60), min_size=1, max_size=30), st.booleans())
 def test_compare_and_parse_have_the_same_percentiles(values: dict[int, int], exact: bool) -> None:
     probe = make_probe(values, exact=exact)

@@ -91,7 +91,6 @@ def everything_but_where(draw: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(
     everything_but_where(),
     st.builds(
@@ -123,7 +122,6 @@ def test_words_of_first_packets_are_read_as_the_same_options(
     assert parse(words(options)) == options
 
 
-@settings(deadline=None)
 @given(
     everything_but_where(),
     st.sampled_from([None, "/run/netns/node"]),

@@ -19,7 +19,7 @@ def window(counts: dict[str, Count], seconds: float = 1, shift: int = 0, rest: i
     """Return a window with all of these lookups, and others that found the map full."""
     total = Count(sum(each.lookups for each in counts.values()) + rest, sum(each.ns for each in counts.values()) + rest)
     passed = Bounded(total.lookups << shift, (total.lookups << shift) - 5, (total.lookups << shift) + 5)
-    return Window(0, seconds, shift, total, counts, 0.001, passed)
+    return Window(0, seconds, seconds, shift, total, counts, 0.001, passed)
 
 
 WINDOWS = (
