@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -64,19 +64,20 @@ def build_results(document: Mapping[str, Any], complain: Callable[[str], None] |
     """
     if "results" not in document:
         return [_build_result(document)]
-    if not isinstance(document["results"], list):
-        raise ValueError("its results are not a list")
     return build_valid(_build_result, document["results"], "results", complain)
 
 
 def build_valid(
-    build_one: Callable[[Any, str], T], items: Sequence[Any], place: str, complain: Callable[[str], None] | None
+    build_one: Callable[[Any, str], T], items: Any, place: str, complain: Callable[[str], None] | None
 ) -> list[T]:
     """Build the items of a list that can be built.
 
     :param build_one: called with an item and its place, which begins with ``place``.
     :param complain: called with the reason for each item that is left out; None: such an item is an error.
+    :raises ValueError: it is not a list.
     """
+    if not isinstance(items, list):
+        raise ValueError(f"its {place} are not a list")
     values = []
     for index, data in enumerate(items):
         try:

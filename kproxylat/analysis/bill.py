@@ -153,7 +153,7 @@ class Bill:
 
     def to_json(self) -> str:
         """Write the document."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False)
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
 
 
 def fold(windows: Sequence[Window]) -> list[Window]:

@@ -17,7 +17,7 @@ from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
 from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import ESSENTIAL, can_draw, drawing, plain_line, say, show, waiting
-from kproxylat.errors import Interrupted, KproxylatError, MachineError, UsageError, refuse_options
+from kproxylat.errors import Interrupted, KproxylatError, LogError, MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
 from kproxylat.system.keys import quitting
@@ -141,7 +141,10 @@ def bill(
         serve_bills(plan, names, *address)
         return
     answer, ended = watch_bill(plan, names) if watch else billing.bill(plan)
-    answer = names.complete(answer, asks=not ended)
+    try:
+        answer = names.complete(answer, asks=not ended)
+    except Interrupted as error:
+        ended = error
     if model:
         answer = replace(answer, savings=save_by_mode(answer.rows, model, answer.mode, answer.backend))
     if form is BillFormat.JSON:
@@ -259,10 +262,15 @@ def _read_model(path: Path) -> WhatIf:
     :raises UsageError: the file is not that.
     """
     from kproxylat.analysis.alternatives import build_outcome
+    from kproxylat.logs.files import open_log, read_whole
     from kproxylat.results import SCHEMA
     from kproxylat.results_json import load_document
 
     try:
-        return build_outcome(load_document(path.read_bytes(), SCHEMA))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"--whatif {path}: {error}", "kproxylat whatif RULESET saves such a file") from None
+        with open_log(str(path)) as stream:
+            return build_outcome(load_document(read_whole(str(path), stream), SCHEMA))
+    except LogError as error:
+        raise UsageError(f"--whatif {error}", "kproxylat whatif RULESET saves such a file") from None
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        problem = f"invalid member {error}" if isinstance(error, LookupError) else error
+        raise UsageError(f"--whatif {path}: {problem}", "kproxylat whatif RULESET saves such a file") from None

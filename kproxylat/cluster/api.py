@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 from kproxylat import __version__
 from kproxylat.cluster.kubeconfig import Client, Object, load_client
-from kproxylat.cluster.transport import TransportError
+from kproxylat.cluster.transport import TransportError, parse_object
 from kproxylat.errors import ApiError, MachineError, UsageError, find_page
 from kproxylat.system import interrupts
 
@@ -205,7 +205,7 @@ class Api:
         :raises MachineError: the server cannot be reached, or the answer is not an object.
         :raises CancelledError: :meth:`stop` was called.
         """
-        document = _parse_object(self._send(method, path, body, query, content_type))
+        document = parse_object(self._send(method, path, body, query, content_type))
         if document is None:
             raise self._describe_invalid("not a Kubernetes API")
         return document
@@ -300,7 +300,7 @@ class Api:
 
     def _refuse(self, status: int, data: bytes) -> ApiError:
         """Turn a Status object (Kubernetes, ``metav1.Status``) into an error."""
-        document = _parse_object(data) or {"message": data[:200].decode(errors="replace")}
+        document = parse_object(data) or {"message": data[:200].decode(errors="replace")}
         message = " ".join(str(document.get("message", "")).split()) or "no message"
         reason = str(document.get("reason", ""))
         remedies = (remedy for text, remedy in MESSAGE_REMEDIES.items() if text in message)
@@ -313,14 +313,6 @@ class Api:
             status,
             reason,
         )
-
-
-def _parse_object(data: bytes) -> Object | None:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _has_name(item: object) -> bool:

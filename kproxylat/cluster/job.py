@@ -65,7 +65,11 @@ _TRACING = (
     "and at kernel.perf_event_paranoid 3 perf events, to this right only, which includes both"
 )
 PROFILES = {
-    "observe": Profile({"NET_ADMIN": "list rules", "SYS_ADMIN": _TRACING}, (_TRACEFS,), is_confined=True),
+    "observe": Profile(
+        {"NET_ADMIN": "list rules", "NET_RAW": "list those of iptables-legacy", "SYS_ADMIN": _TRACING},
+        (_TRACEFS,),
+        is_confined=True,
+    ),
     "measure": Profile(
         {
             "NET_ADMIN": "links, rules, pktgen",

@@ -6,6 +6,7 @@ The API is asked once a second instead of watched: a watch that breaks off needs
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,10 +58,14 @@ def find_nodes(api: Api, names: Sequence[str], selector: str) -> list[Object]:
     """Return the Node objects of these names, or those that a selector of labels matches ("": all).
 
     :raises UsageError: no node matches.
+    :raises MachineError: a node has a name that Kubernetes does not allow.
     :raises ApiError: the nodes must not be listed.
     """
     objects = list(api.list("/api/v1/nodes", **({"labelSelector": selector} if selector else {})))
     nodes = {document["metadata"]["name"]: document for document in objects}
+    # A name is a directory's, too, and part of commands that are printed.
+    if invalid := [name for name in nodes if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,252}", name)]:
+        raise MachineError(f"invalid answer of the API server: a node has the name {invalid[0][:100]!r}")
     missing = [name for name in names if name not in nodes]
     if missing or not nodes:
         problem = f"no such node: {', '.join(missing)}" if missing else f"no node matches {selector or 'the cluster'}"

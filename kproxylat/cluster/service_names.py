@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from kproxylat.cluster.api import Api
+from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.sync import list_ips
 from kproxylat.console import plain_line
+from kproxylat.errors import MachineError
 from kproxylat.results import Target
+
+_LONGEST = 200
+"""Characters of a name; Kubernetes allows 191."""
 
 
 def read_names(api: Api) -> dict[str, tuple[str, str]]:
@@ -13,20 +18,28 @@ def read_names(api: Api) -> dict[str, tuple[str, str]]:
 
     :return: ``IP:PORT/PROTOCOL``, or ``:PORT/PROTOCOL`` of a NodePort -> "service" for a ClusterIP, "address" for
         another address, and ``namespace/name:port``.
-    :raises MachineError: the Services must not be listed, or the API cannot be reached.
+    :raises MachineError: the Services must not be listed, or the API cannot be reached, or its answer is invalid.
     """
-    names = {}
+    names = dict[str, tuple[str, str]]()
     for service in api.list("/api/v1/services"):
-        meta, spec = service["metadata"], service["spec"]
-        cluster_ips = {spec.get("clusterIP"), *(spec.get("clusterIPs") or ())}
-        for port in spec.get("ports") or ():
-            name = plain_line(
-                f"{meta['namespace']}/{meta['name']}{':' if port.get('name') else ''}{port.get('name', '')}"
-            )
-            protocol = port.get("protocol", "TCP").lower()
-            for ip in list_ips(service):
-                kind = "service" if ip in cluster_ips else "address"
-                names[str(Target(ip, port["port"], protocol))] = kind, name
-            if port.get("nodePort"):
-                names[f":{port['nodePort']}/{protocol}"] = "address", name
+        try:
+            names |= _name_ports(service)
+        except (TypeError, AttributeError) as error:
+            name = plain_line(service["metadata"]["name"])[:_LONGEST]
+            raise MachineError(f"invalid answer of the API server: Service {name}: {error}") from None
+    return names
+
+
+def _name_ports(service: Object) -> dict[str, tuple[str, str]]:
+    names = {}
+    meta, spec = service["metadata"], service["spec"]
+    cluster_ips = {spec.get("clusterIP"), *(spec.get("clusterIPs") or ())}
+    for port in spec.get("ports") or ():
+        end = f":{port['name']}" if port.get("name") else ""
+        name = plain_line(f"{meta['namespace']}/{meta['name']}{end}")[:_LONGEST]
+        protocol = port.get("protocol", "TCP").lower()
+        for ip in list_ips(service):
+            names[str(Target(ip, port["port"], protocol))] = "service" if ip in cluster_ips else "address", name
+        if port.get("nodePort"):
+            names[f":{port['nodePort']}/{protocol}"] = "address", name
     return names

@@ -6,13 +6,16 @@ read, so a server that sends a byte a second never exceeds it, and they take twi
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kproxylat.errors import MachineError, UsageError
+from kproxylat.system import interrupts
 
 if TYPE_CHECKING:
     import urllib3
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 LARGEST = 64 * 2**20
 """Bytes of an answer, head included. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
+_LOOK_S = 0.2
+"""How often a wait for an answer looks for signals."""
 _PIECE = 2**16
 """Bytes of one read, and the largest head of an answer."""
 
@@ -101,7 +106,7 @@ class Transport:
             self._connect(connection, ends_s)
             connection.sock.settimeout(max(ends_s - time.monotonic(), 0.001))
             connection.sock.sendall(head.encode("ascii") + (body or b""))
-            answer, reusable = _Reader(connection.sock, ends_s).read_answer()
+            answer, reusable = _Reader(connection.sock, ends_s, may_end=method == "GET").read_answer()
             return answer
         except TimeoutError:
             raise TransportError("Read timed out: the answer is incomplete", lost=True) from None
@@ -134,13 +139,14 @@ def _format_headers(headers: Iterable[tuple[str, str]]) -> str:
 class _Reader:
     """Read one answer from a socket.
 
+    :param may_end: raise a signal that was deferred: the request changes nothing, so that its answer may be missed.
     :raises TimeoutError: the deadline has passed. Any OSError of the socket.
     :raises ValueError: the text is not HTTP.
     :raises MachineError: the answer is larger than :data:`LARGEST`.
     """
 
-    def __init__(self, sock: Any, ends_s: float) -> None:
-        self._sock = sock
+    def __init__(self, sock: Any, ends_s: float, may_end: bool = False) -> None:
+        self._sock, self._may_end = sock, may_end
         self._ends_s = ends_s
         self._buffer = bytearray()
         self._left = LARGEST
@@ -210,11 +216,16 @@ class _Reader:
         return data
 
     def _receive(self) -> None:
-        left_s = self._ends_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left_s)
-        piece = self._sock.recv(_PIECE)
+        piece: bytes | None = None
+        while piece is None:
+            if self._may_end:
+                interrupts.check()
+            left_s = self._ends_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self._sock.settimeout(min(left_s, _LOOK_S))
+            with suppress(TimeoutError):
+                piece = self._sock.recv(_PIECE)
         if not piece:
             raise ConnectionError("the server closed the connection")
         self._left -= len(piece)
@@ -228,3 +239,19 @@ def _too_large() -> MachineError:
         f"an answer of the API server has more than {LARGEST >> 20} MiB",
         "check that the kubeconfig's server is a Kubernetes API: kubectl config view --minify",
     )
+
+
+class _Answer(dict[str, object]):
+    """An object of an answer: code asks for what Kubernetes requires, and a server may lack it all the same."""
+
+    def __missing__(self, name: str) -> object:
+        raise MachineError(f"invalid answer of the API server: an object lacks {name!r}")
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    """Return the object that is the body of an answer; None if it is something else."""
+    try:
+        document = json.loads(data, object_hook=_Answer)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

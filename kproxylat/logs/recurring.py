@@ -20,11 +20,11 @@ _FORMS = {
     "row": r"{time} *\| *{number} *\| *(?:{number} *us|-) *\| *(?:{number} *us|-) *",
 }
 _SLOW, _BLOCK, _BLOCK_TIME, _ROW = (
-    re.compile(form.format(time=r"(\d\d:\d\d:\d\d)", engine=r"(\w+)", number=r"(\d{1,18})").encode() + rb"\r?\Z")
+    re.compile(form.format(time=r"(\d\d:\d\d:\d\d)", engine=r"(\w{1,50})", number=r"(\d{1,18})").encode() + rb"\r?\Z")
     for form in _FORMS.values()
 )
 _DAMAGED = re.compile(rb"\d\d:\d\d:\d\d (?:SLOW\b|Stat)|  \[\w+\] Cou|\d\d:\d\d:\d\d +\| ")
-_ANY = "|".join(_FORMS.values()).format(time=r"\d\d:\d\d:\d\d", engine=r"\w+", number=r"\d{1,18}").encode()
+_ANY = "|".join(_FORMS.values()).format(time=r"\d\d:\d\d:\d\d", engine=r"\w{1,50}", number=r"\d{1,18}").encode()
 _QUIET = rb"(?:  No packets traced yet[\w .?]*)?"
 """A quiet line: a blank one, or what stands in place of an interval's blocks if there was no packet."""
 _BLANK_LINE = re.compile(rb"^\n", re.MULTILINE)

@@ -18,6 +18,7 @@ from kproxylat.trace.values import ROW_START
 
 _WARNINGS, _VALUE = 100, 200
 _MARKS = _MAPS = 10_000
+_SECTIONS = 100
 _FIELDS = (
     *("Timestamp", "Kube-proxy mode", "Worker ClusterIP", "Duration", "Packet rate", "Rule position"),
     *("Worker position", r"Warmup(?: packets)?"),
@@ -181,7 +182,15 @@ class OpenRun:
     def begin_section(self, section: re.Match[str]) -> None:
         """Begin a section of the report: ``--- IPTABLES MODE ---``."""
         self._section = section[1].lower()
-        self.text.report.setdefault(self._section, {})
+        self._open_section(self._section)
+
+    def _open_section(self, name: str) -> dict[str, float]:
+        """Return a section of the report, unless there are too many: then one that is not kept."""
+        sections = self.text.report
+        if len(sections) >= _SECTIONS and name not in sections:
+            self.warn(f"more than {_SECTIONS} sections in the report; {name!r} is left out")
+            return {}
+        return sections.setdefault(name, {})
 
     def drop_section(self, section: re.Match[str]) -> None:
         """Note that an engine has no section in the report: ``No iptables traffic observed.``."""
@@ -191,7 +200,7 @@ class OpenRun:
     def begin_empty_summary(self, _: re.Match[str]) -> None:
         """Begin the summary of a run without a packet."""
         self._section = ""
-        self.text.report.setdefault("summary", {})
+        self._open_section("summary")
 
     def add_figure(self, figure: re.Match[str]) -> None:
         """Keep a figure of the report."""
@@ -200,7 +209,7 @@ class OpenRun:
             return
         section = "summary" if figure[1] in _SUMMARY_FIGURES else self._section
         value = float(figure[2]) if "." in figure[2] else int(figure[2])
-        self.text.report.setdefault(section, {})[_FIGURES[figure[1]]] = value
+        self._open_section(section)[_FIGURES[figure[1]]] = value
 
     def add_lost(self, lost: re.Match[str]) -> None:
         """Count events that bpftrace lost."""
@@ -254,8 +263,8 @@ class LineKind(NamedTuple):
 
 FACTS = (
     LineKind(lambda line: _HEADER.search(line) if ": " in line else None, OpenRun.add_fields),
-    LineKind(re.compile(r"--- (\w+) MODE ---").match, OpenRun.begin_section),
-    LineKind(re.compile(r"No (\w+) traffic observed").match, OpenRun.drop_section),
+    LineKind(re.compile(r"--- (\w{1,50}) MODE ---").match, OpenRun.begin_section),
+    LineKind(re.compile(r"No (\w{1,50}) traffic observed").match, OpenRun.drop_section),
     # What our own logs hold after the report, in which maps end.
     LineKind(re.compile(f"{OVERHEAD_MARK}|{TIMES_MARK}").match, OpenRun.end_maps),
     LineKind(re.compile(r"No packets (captured|were traced)").match, OpenRun.begin_empty_summary),

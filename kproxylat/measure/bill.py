@@ -230,6 +230,7 @@ class _Account:
                     )
                 if self._watch:
                     self._watch(self.build())
+                interrupts.check()
             if problem:
                 self.warnings.append(f"detached before its time: {problem}")
                 return

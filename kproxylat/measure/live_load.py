@@ -9,16 +9,22 @@ from time import CLOCK_BOOTTIME, clock_gettime
 
 from kproxylat.analysis.readings import Reading, count_between
 from kproxylat.analysis.windows import Load
+from kproxylat.console import say
+from kproxylat.errors import MachineError
 from kproxylat.modes import CHAIN, Mode
 from kproxylat.node.drops import parse_counters
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.node.live_rules import has_table
+from kproxylat.node.service_rule import list_chain
 from kproxylat.results import Bounded
+from kproxylat.system import interrupts
 from kproxylat.system.processes import run
 
 LEAD_S = 0.1
 """How long a script waits, in addition to the time of reading counters, until it counts; within the windows' TAIL_S."""
 LONGEST_READ_S = 1.0
+READ_LIMIT_S = 30.0
+"""How long the program that lists rules may take; then it is killed."""
 _FILES = "/proc/net/softnet_stat", "/proc/net/stat/nf_conntrack"
 
 
@@ -49,7 +55,7 @@ def read_counters(mode: Mode, netns: str | None) -> Counters:
             line
             for program in programs
             for chain in ("PREROUTING", "OUTPUT")
-            for line in run(program, "-t", "nat", "-v", "-S", chain, netns=netns).split("\n")
+            for line in list_chain(program, chain, netns, "-v", limit_s=READ_LIMIT_S)
         ]
         rules = [rule for line in lines if (rule := parse_rule(line)) and rule.jump == "KUBE-SERVICES"]
         lookups = sum(rule.packets or 0 for rule in rules)
@@ -109,10 +115,16 @@ class Readings:
     def count(self, from_s: float, till_s: float) -> Bounded | None:
         """Return how many lookups the rules counted in a window that has ended; None if unknown.
 
-        :raises MachineError: the rules could not be listed.
+        Neither a signal nor a reading that fails costs the window.
         """
         if self._before.lookups is None:
             return None
-        rows = [self._before, *(reading.result() for reading in self._taken), self._read()]
+        rows = [self._before]
+        with interrupts.shielded():
+            for reading in (*self._taken, None):
+                try:
+                    rows.append(reading.result() if reading else self._read())
+                except MachineError as error:
+                    say(f"warning: a reading of the rules' counter failed: {error}")
         counts = [Reading(row.begins_s, row.ends_s, row.lookups) for row in rows if row.lookups is not None]
         return count_between(counts, from_s, till_s)

@@ -81,7 +81,7 @@ def read_service_rule(
 
 def _read_node_port(iptables: str, target: Target, netns: str | None) -> int | None:
     """Return how many packets the rule of a NodePort has counted; None if the target is not a NodePort of this node."""
-    for line in run(iptables, "-t", "nat", "-v", "-S", "KUBE-NODEPORTS", netns=netns, ok=(0, 1)).split("\n"):
+    for line in list_chain(iptables, "KUBE-NODEPORTS", netns, "-v", ok=(0, 1)):
         rule = parse_rule(line)
         match = rule and _NODE_PORT.match(rule.bare)
         if rule and match and (match[1], int(match[2])) == (target.protocol, target.port):
@@ -138,8 +138,23 @@ def list_rules(iptables: str, netns: str | None, *options: str) -> list[str]:
     :param options: further options of iptables(8), e.g. ``-v`` for counters.
     :raises CommandError: the chain does not exist.
     """
-    listed = run(iptables, "-t", "nat", *options, "-S", "KUBE-SERVICES", netns=netns)
-    return [line for line in listed.split("\n") if line.startswith("-A ")]
+    return [line for line in list_chain(iptables, "KUBE-SERVICES", netns, *options) if line.startswith("-A ")]
+
+
+def list_chain(
+    iptables: str,
+    chain: str,
+    netns: str | None,
+    *options: str,
+    ok: tuple[int, ...] = (0,),
+    limit_s: float | None = None,
+) -> list[str]:
+    """Return the lines of ``iptables -S`` for a chain of table nat; the other parameters are those of :func:`run`.
+
+    iptables-legacy waits up to 5 s while another program, such as kube-proxy, holds the lock of the tables.
+    """
+    listed = run(iptables, "--wait=5", "-t", "nat", *options, "-S", chain, netns=netns, ok=ok, limit_s=limit_s)
+    return listed.split("\n")
 
 
 def is_rule_of(target: Target, line: str) -> bool:

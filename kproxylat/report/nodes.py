@@ -96,7 +96,7 @@ def to_json(command: str, outcomes: Sequence[Outcome], results: Mapping[str, Res
     ]
     pooled = [{"nodes": names, "probe": asdict(probe)} for names, probe in pool(results).items()]
     document = {"schema": SCHEMA, "command": command, "nodes": nodes, "pooled": pooled}
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)
 
 
 def _read(outcome: Outcome) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from kproxylat.console import plain
+from kproxylat.console import leave_out, plain
 from kproxylat.modes import MODES
-from kproxylat.results import Bucket, Histogram, Map, Result, Run, target_text
+from kproxylat.results import Bucket, Map, Probe, Result, Run, target_text
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6}
 _ENTRIES = 1000
+_LIMIT = 120_000_000
+"""Bytes that all series may take, so that all of ``parse`` stays below 200 MB."""
+_SERIES, _CHAR, _ENDS = 1000, 4, 3
+"""Bytes of a series, and of each character of its labels; the series of a histogram beside its buckets."""
 _BACKENDS = {row.engine: row.backend for row in MODES}
 """Engine -> backend: old logs may hold both engines in one run."""
 _RUN = ("mode", "backend", "services", "kernel", "bpftrace")
@@ -38,41 +45,107 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
     from prometheus_client.core import HistogramMetricFamily
     from prometheus_client.openmetrics.exposition import generate_latest
 
-    merged: dict[_Labels, list[tuple[Histogram, float | None]]] = {}
+    room = _Room()
+    merged: dict[_Labels, _Merged] = {}
     maps: dict[_Labels, Map] = {}
     lasts: dict[tuple[str, _Labels], Result] = {}
+
+    def merge(probe: Probe, *labels: str) -> None:
+        known = merged.get(labels) or _Merged()
+        added = [bucket for bucket in probe.histogram.buckets if (bucket.lo, bucket.hi) not in known.counts]
+        if room.take(_weigh(labels, len(added) + (0 if known.counts else _ENDS))):
+            merged[labels] = known
+            known.add(probe)
+
     for result in results:
         time = "emulated_" if result.run.emulated and result.run.clock != "instructions" else ""
         target = plain(target_text(result))
-        lasts[time, (*_label(result.run), target)] = result
+        where = time, (*_label(result.run), target)
+        around = 2 * bool(result.overhead) + sum(probe.share is not None for probe in result.probes)
+        if around and room.take(_weigh(where[1], 0 if where in lasts else around)):
+            lasts[where] = replace(result, maps={})
         for probe in result.probes:
             if probe.histogram.buckets:
                 run = _label(result.run, _BACKENDS.get(probe.engine))
-                labels = (*run, *_clean(probe.table, probe.hook), target)
                 subject = "envelope" if probe.envelope else "latency"
-                merged.setdefault((time, subject, probe.unit, *labels), []).append((probe.histogram, probe.sum))
+                merge(probe, time, subject, probe.unit, *run, *_clean(probe.table, probe.hook), target)
         for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
-            labels = (*_label(result.run), kind, target)
-            merged.setdefault((time, "send_time", probe.unit, *labels), []).append((probe.histogram, probe.sum))
+            merge(probe, time, "send_time", probe.unit, *_label(result.run), kind, target)
         if result.first_packet:
-            probe, labels = result.first_packet.probe, (*_label(result.run), target)
-            merged.setdefault((time, "first_packet", probe.unit, *labels), []).append((probe.histogram, probe.sum))
+            probe = result.first_packet.probe
+            merge(probe, time, "first_packet", probe.unit, *_label(result.run), target)
         for name, content in result.maps.items():
-            maps[plain(name), *_label(result.run)] = content
+            labels = plain(name), *_label(result.run)
+            room.left += _weigh_map(labels, maps.pop(labels)) if labels in maps else 0
+            if room.take(_weigh_map(labels, content)):
+                maps[labels] = content
+    if room.refused:
+        leave_out(
+            f"OpenMetrics of {room.refused:,} histograms and maps: all would take more than {_LIMIT // 1_000_000} MB; "
+            "pass fewer logs, or --format json"
+        )
     families: dict[str, HistogramMetricFamily] = {}
-    for (time, subject, unit, *values), parts in merged.items():
+    for (time, subject, unit, *values), known in merged.items():
         scale = _SECONDS.get(unit)
         name = f"kproxylat_{subject}_{f'{time}seconds' if scale else unit}"
         place, names = _SUBJECTS[subject]
         if name not in families:
             text = f"{('Emulated time' if time else 'Time') if scale else f'Executed {unit}'} {place}"
             families[name] = HistogramMetricFamily(name, text, labels=[*_RUN, *names, "target"])
-        sums = [value for _, value in parts if value is not None]
-        total = sum(sums) * (scale or 1) if len(sums) == len(parts) else None
-        families[name].add_metric(values, _accumulate([histogram for histogram, _ in parts], scale or 1), total)
+        total = None if known.total is None else known.total * (scale or 1)
+        families[name].add_metric(values, _accumulate(known.buckets(), scale or 1), total)
     collected = [*families.values(), *_build_around_families(lasts), *_build_map_families(maps)]
     registry = type("Registry", (), {"collect": lambda _: collected})()
     yield generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+
+
+class _Merged:
+    """Histograms with equal labels, added up; their sum is None if one of them has none."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[int | None, int | None], int] = {}
+        self.total: float | None = 0
+
+    def add(self, probe: Probe) -> None:
+        for bucket in probe.histogram.buckets:
+            edges = bucket.lo, bucket.hi
+            self.counts[edges] = self.counts.get(edges, 0) + bucket.count
+        self.total = None if self.total is None or probe.sum is None else self.total + probe.sum
+
+    def buckets(self) -> list[Bucket]:
+        return [Bucket(lo, hi, count) for (lo, hi), count in self.counts.items()]
+
+
+class _Room:
+    """The memory that series may still take; ``refused``: how many things did not fit."""
+
+    def __init__(self) -> None:
+        self.left, self.refused = _LIMIT, 0
+
+    def take(self, weight: int) -> bool:
+        fits = weight <= self.left
+        self.left -= weight * fits
+        self.refused += not fits
+        return fits
+
+
+def _weigh(labels: Iterable[str], series: int = 1) -> int:
+    """Return the bytes that series with these labels take, with their text."""
+    text = "".join(labels)
+    return series * (_SERIES + len(text) * (_CHAR if text.isascii() and '"' not in text else 4 * _CHAR))
+
+
+def _weigh_map(labels: _Labels, content: Map) -> int:
+    """Return the bytes that a map's series take: its size, and its entries unless they are too many."""
+    weight = _weigh(labels)
+    for entry in content.entries if len(content.entries) <= _ENTRIES else ():
+        texts, series = map(str, entry.key), 3
+        if content.kind in ("hist", "lhist"):
+            series = len(entry.value["buckets"]) + _ENDS
+        elif content.kind != "stats":
+            texts, series = map(str, (*entry.key, entry.value)), 1
+        weight += _weigh((*labels, *texts), series)
+    return weight
 
 
 def _label(run: Run, backend: str | None = None) -> _Labels:
@@ -127,8 +200,9 @@ def _build_map_families(maps: Mapping[_Labels, Map]) -> list[Metric]:
             values.setdefault((*where, plain(", ".join(map(str, entry.key)))), []).append(entry.value)
         for key, equal in values.items():
             if content.kind in ("hist", "lhist"):
-                histograms = [Histogram(tuple(Bucket(**row) for row in value["buckets"])) for value in equal]
-                shapes.add_metric(key, _accumulate(histograms, 1), None)
+                shapes.add_metric(
+                    key, _accumulate([Bucket(**row) for value in equal for row in value["buckets"]], 1), None
+                )
             elif content.kind == "stats":
                 for part, number in _add_stats(equal).items():
                     numbers.add_metric([*key, part], number)
@@ -148,15 +222,15 @@ def _add_stats(equal: Sequence[Mapping[str, int]]) -> dict[str, float]:
     return added
 
 
-def _accumulate(histograms: list[Histogram], scale: float) -> list[tuple[str, float]]:
-    """Add histograms up and make their counts cumulative, at the edges that lie inside no bucket of any of them."""
-    buckets = [bucket for histogram in histograms for bucket in histogram.buckets]
-    rows = []
-    for edge in sorted({bucket.hi for bucket in buckets if bucket.hi is not None}):
-        below = [bucket for bucket in buckets if bucket.hi is not None and bucket.hi <= edge]
-        above = [bucket for bucket in buckets if bucket.lo is not None and bucket.lo >= edge]
-        if len(below) + len(above) == len(buckets):
-            rows.append((repr(round(edge * scale, 12)), float(sum(bucket.count for bucket in below))))
+def _accumulate(buckets: Sequence[Bucket], scale: float) -> list[tuple[str, float]]:
+    """Add buckets of histograms up and make their counts cumulative, at the edges that lie inside no bucket."""
+    ended = sorted((bucket.hi, bucket.count) for bucket in buckets if bucket.hi is not None)
+    edges, starts = [edge for edge, _ in ended], sorted(bucket.lo for bucket in buckets if bucket.lo is not None)
+    counts, rows = [0, *accumulate(count for _, count in ended)], []
+    for edge in dict.fromkeys(edges):
+        below, above = bisect_right(edges, edge), len(starts) - bisect_left(starts, edge)
+        if below + above == len(buckets):
+            rows.append((repr(round(edge * scale, 12)), float(counts[below])))
     return [*rows, ("+Inf", float(sum(bucket.count for bucket in buckets)))]
 
 

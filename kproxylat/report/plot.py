@@ -430,7 +430,7 @@ def _draw_points(
 
     :param form: of the values in words, before ``unit``.
     """
-    bars = [[value.estimate - value.lo for value in values], [value.hi - value.estimate for value in values]]
+    bars = _measure_bars(values)
     axes.errorbar(sizes, [value.estimate for value in values], yerr=bars if any(map(any, bars)) else None,
                   linestyle="none", capsize=4, color=style.color, marker=style.marker,
                   markersize=3 if len(sizes) > FEW else None)  # fmt: skip
@@ -517,7 +517,7 @@ def draw_figures(axes: Axes, pair: Comparison) -> None:
     contrast, style = pair.lookups[0], STYLES[0]
     rows = [(figure, figure.ratio) for figure in contrast.figures if figure.ratio]
     for at, (figure, ratio) in enumerate(rows):
-        bars = [[ratio.estimate - ratio.lo], [ratio.hi - ratio.estimate]]
+        bars = _measure_bars([ratio])
         axes.errorbar([ratio.estimate], [at], xerr=bars if any(map(any, bars)) else None, capsize=4,
                       color=style.color, marker=style.marker)  # fmt: skip
         sides = f"{figure.a or 0:,.0f} → {figure.b or 0:,.0f}"
@@ -548,3 +548,9 @@ def name_run(result: Result) -> str:
     run = result.run
     size = f", {run.services:,} Services" if run.services is not None else ""
     return f"{'/'.join(run.rules)}{size}"
+
+
+def _measure_bars(values: Sequence[Bounded]) -> list[list[float]]:
+    """Return how far the bounds are below and above each estimate, which a file may have outside of them."""
+    below = [max(value.estimate - value.lo, 0) for value in values]
+    return [below, [max(value.hi - value.estimate, 0) for value in values]]

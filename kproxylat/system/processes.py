@@ -143,18 +143,21 @@ def call_inside(netns: str | None, work: Callable[[], Answer]) -> Answer:
         return pool.submit(enter).result()
 
 
-def run(*argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
+def run(
+    *argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,), limit_s: float | None = None
+) -> str:
     """Run a program to its end. While signals are ignored, it has a limit of :data:`CLEAN_UP_LIMIT_S`.
 
     :param argv: the program and its arguments.
     :param netns: the network namespace to run in, a name that ip(8) knows or a path (None: the current one).
     :param stdin: the text of its standard input.
     :param ok: the exit statuses that mean success.
+    :param limit_s: how long it may take; None: without a limit.
     :return: its standard output.
     :raises CommandError: another exit status; carries the output.
     :raises MachineError: the program is not installed, or did not end within the limit and was killed.
     """
-    limit_s = CLEAN_UP_LIMIT_S if interrupts.are_ignored() else None
+    limit_s = CLEAN_UP_LIMIT_S if interrupts.are_ignored() else limit_s
     out: list[str] = []
     err: list[str] = []
     process = Background(*argv, on_out=out.append, on_err=err.append, netns=netns)

@@ -54,6 +54,7 @@ TARGET = ("run", "--mode", "nftables", "--target")
         (("bill", "--serve", ":9105", "--format", "json"), "--format"),
         (("bill", "--whatif", "/nowhere"), "--whatif /nowhere: "),
         (("bill", "--whatif", "/"), "--whatif /: "),
+        (("bill", "--whatif", "/dev/zero"), "--whatif /dev/zero: is a device"),
         (("bill", "--whatif", RULES), f"--whatif {RULES}: "),
         ((*LAB, "--mode", "iptables; reboot"), "unknown mode"),
         ((*LAB, "--mode", ""), "unknown mode ''"),

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -27,7 +28,8 @@ from kproxylat.cluster import api as cluster
 from kproxylat.cluster import kubeconfig, transport
 from kproxylat.cluster.api import Api, connect, join_path
 from kproxylat.cluster.transport import parse_timeout
-from kproxylat.errors import ApiError, MachineError, UsageError
+from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
+from kproxylat.system import interrupts
 from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
 from tests.support.kube_proxy import RECORDED
@@ -846,3 +848,23 @@ def test_an_answer_is_read_however_it_is_cut(body: bytes, cuts: list[int], chunk
     answer, reusable = transport._Reader(Cut(), time.monotonic() + 60).read_answer()
     assert (answer, reusable) == (transport.Answer(201, dict([*answer.headers.items()]), body), True)
     assert answer.headers["a"] == "b"
+
+
+def test_a_deferred_signal_ends_a_wait_for_an_answer(fake: FakeApi, api: Api) -> None:
+    """Only if the request changes nothing: what another one changed would have no owner."""
+    before = {signum: signal.getsignal(signum) for signum in interrupts.ENDING}
+    interrupts.install()
+    fake.delay_s = 2
+    try:
+        for method, is_ended in (("POST", False), ("GET", True)):
+            body = {"metadata": {"name": "x"}} if method == "POST" else None
+            timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            started_s = time.monotonic()
+            with interrupts.deferred(), suppress(Interrupted, MachineError):
+                api.request(method, "/api/v1/namespaces/default/services", body)
+            assert (time.monotonic() - started_s < 1) == is_ended
+            interrupts.install()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -105,7 +106,7 @@ def test_each_right_has_a_reason() -> None:
         assert all(profile.capabilities.values())
         assert all(mount.reason for mount in profile.mounts)
     assert "SYS_MODULE" not in PROFILES["measure"].capabilities
-    assert set(PROFILES["observe"].capabilities) < set(PROFILES["measure"].capabilities)
+    assert set(PROFILES["observe"].capabilities) <= set(PROFILES["measure"].capabilities)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -221,6 +222,17 @@ def test_a_log_with_another_character_holds_no_other_result(place: int, characte
 @pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "a\0b", "a" * 300])
 def test_a_file_of_an_envelope_stays_in_its_directory(name: str) -> None:
     assert read_log(write_log("", files={name: "x"})).envelope is None
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "$(reboot)", "a b", "a" * 300])
+def test_a_node_whose_name_is_a_path_is_refused(capsys: Captured, pods: Cluster, tmp_path: Path, name: str) -> None:
+    node = copy.deepcopy(pods.fake.objects["", "nodes", "", "n1"])
+    node["metadata"]["name"] = name
+    pods.fake.objects["", "nodes", "", name] = node
+    for each in (*NAMES, name):
+        pods.print(each, write_log("x", files={"x.log": "raw"}))
+    status, _, err = call(capsys, "run", "--all-nodes", *TARGET, "--output-dir", str(tmp_path / "a/b/c"))
+    assert (status, "a node has the name" in err, list(tmp_path.rglob("x.log"))) == (1, True, []), err
 
 
 def test_a_result_that_unpacks_to_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,6 +692,18 @@ def test_bills_with_all_names_ask_for_none(capsys: Captured, pods: Cluster) -> N
     pods.print("n1", write_log(replace(BILL, rows=BILL.rows[:1]).to_json()))
     assert call(capsys, "bill", "--node", "n1")[0] == 0
     assert "services" not in [call.resource for call in pods.fake.calls]
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_what_a_terminal_must_not_get_stays_valid_in_documents(capsys: Captured, pods: Cluster, form: str) -> None:
+    """A terminal's controls are printed as \\x9b, which is an escape in Python, and an error in JSON."""
+    warning = "a\x9b2J\u202e\U000e0041"
+    pods.print("n1", write_log(replace(BILL, warnings=(warning,)).to_json()))
+    status, out, _ = call(capsys, "bill", "--node", "n1", "-o", form)
+    assert status == 0
+    assert all(char.isprintable() or char == "\n" for char in out)
+    [node] = (yaml.safe_load(out) if form == "yaml" else json.loads(out))["nodes"]
+    assert node["result"]["warnings"] == [warning]
 
 
 def test_captured_rules_are_saved_by_node(capsys: Captured, pods: Cluster) -> None:

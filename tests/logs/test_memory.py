@@ -15,7 +15,7 @@ SLOW = {"JSON nested", "JSON too deep", "JSON maps"}
 """Kinds that take a minute."""
 DROPPED = {
     "one key", "one key of ends", "one key of brackets", "lines of keys", "a line without end", "tuples",
-    "signs of a dialect", "JSON text without line ends",
+    "signs of a dialect", "JSON text without line ends", "sections", "long engines",
 }  # fmt: skip
 """Kinds of which nothing long is kept: their 40 MB, once in memory, would exceed :data:`SMALL_MB`."""
 SMALL_MB = 70
@@ -27,6 +27,15 @@ def test_peak_memory(tmp_path: Path, kind: str) -> None:
     peak_mb, status, err = measure_parse(tmp_path / "bulky.log.gz", "csv")
     assert status in (0, 1), err
     assert peak_mb <= (SMALL_MB if kind in DROPPED else LIMIT_MB)
+
+
+@pytest.mark.parametrize("kind", ["runs of histograms", "runs of keys", "runs of long modes"])
+def test_peak_memory_of_openmetrics(tmp_path: Path, kind: str) -> None:
+    """It comes after the last run: what all of them hold is limited, and what is left out makes the status 1."""
+    write_bulky(tmp_path / "bulky.log.gz", kind)
+    peak_mb, status, err = measure_parse(tmp_path / "bulky.log.gz", "openmetrics")
+    assert (status, peak_mb <= LIMIT_MB) == (1, True), (peak_mb, err)
+    assert "pass fewer logs, or --format json" in err
 
 
 def test_what_is_left_out_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,7 +23,9 @@ from kproxylat.measure import bill, live_load
 from kproxylat.measure.bill import Meter, NothingCountedError, parse_window, plan_bill
 from kproxylat.measure.live_load import Counters, find_load, read_counters
 from kproxylat.modes import find_mode
+from kproxylat.node import service_rule
 from kproxylat.node.node import Node
+from kproxylat.system import interrupts, processes
 from kproxylat.system.bpf_stats import Used
 from kproxylat.trace.plan import TICK_S, Live
 from tests.support.bills import make_bill
@@ -106,7 +109,8 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
         "OUTPUT": "-A OUTPUT -m comment --comment portals -c 20 1000 -j KUBE-SERVICES\n",
     }
     tables = {"ip"}
-    monkeypatch.setattr(live_load, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
+    for module in (live_load, service_rule):
+        monkeypatch.setattr(module, "run", lambda *argv, **_: answers["grep" if argv[0] == "grep" else argv[-1]])
     monkeypatch.setattr(live_load, "has_table", lambda mode, _: mode.ip in tables)
     clock = iter(range(10, 100, 4))
     monkeypatch.setattr(live_load, "clock_gettime", lambda _: next(clock))
@@ -211,6 +215,19 @@ def test_a_bill_on_a_node_asks_the_api_for_names(
     assert call(capsys, "bill", "--context", "gone")[0] == (2 if has_api else 1), "before it counts"
 
 
+def test_a_signal_while_the_api_is_asked_leaves_the_bill(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted(2)
+
+    monkeypatch.setattr("kproxylat.cli.bill.check_root", lambda: None)
+    monkeypatch.setattr("kproxylat.cluster.service_names.read_names", interrupt)
+    monkeypatch.setattr("kproxylat.cli.places.Cluster.connect", lambda _: None)
+    monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
+    monkeypatch.setattr(bill, "bill", lambda _: (make_bill(), None))
+    status, out, _ = call(capsys, "bill")
+    assert (status, "cost this node" in " ".join(out.split())) == (130, True)
+
+
 class World:
     """A node without a kernel: a clock that waits move on, and probes that take a part of one CPU while attached."""
 
@@ -245,8 +262,9 @@ class World:
         return Counters(begun_s, begun_s + self.list_s, round(begun_s * 1000), 0, round(begun_s * 100))
 
     def read(self, *_: object) -> Counters:
-        self.now_s += self.list_s
-        return self.count(self.now_s - self.list_s)
+        begun_s = self.now_s + 0.001
+        self.now_s = begun_s + self.list_s
+        return self.count(begun_s)
 
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
@@ -355,6 +373,54 @@ def test_a_signal_ends_the_bill_with_what_there_is(monkeypatch: pytest.MonkeyPat
     World(monkeypatch, 0.001, 1, interrupt_s=1.5)
     with pytest.raises(Interrupted):
         bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+
+
+def test_a_signal_while_the_counter_is_read_after_a_window_does_not_cost_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    world = World(monkeypatch, 0.001, 1)
+
+    def read(*_: object) -> Counters:
+        if not interrupts.are_ignored():
+            raise Interrupted(2)
+        monkeypatch.setattr(interrupts._state, "pending", 2)
+        return world.read()
+
+    monkeypatch.setattr(live_load, "read_counters", read)
+    result, ended = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert (result.windows, bool(ended), result.check.closed) == (1, True, True)
+
+
+@pytest.mark.parametrize("in_window", [True, False])
+def test_a_reading_that_fails_does_not_cost_the_window(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, in_window: bool
+) -> None:
+    """As the other readings stand, the bounds without one in the window are wider; without one after it are unknown."""
+    monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
+    world = World(monkeypatch, 0.001, 1)
+    world.list_s = 0.1
+
+    def fail(*_: object) -> Counters:
+        raise MachineError("another program holds the lock")
+
+    monkeypatch.setattr(Lister, "submit", lambda *_: SimpleNamespace(result=fail, done=lambda: True))
+    monkeypatch.setattr(live_load, "read_counters", world.read if in_window else fail)
+    result, _ = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+    assert (result.windows, result.check.closed, result.warnings) == (5, True if in_window else None, ())
+    assert "warning: a reading of the rules' counter failed: another program" in capsys.readouterr().err
+
+
+def test_a_program_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not even after Ctrl-C: another program may hold the lock of the tables for ever."""
+    (tmp_path / "iptables-legacy").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "iptables-legacy").chmod(0o755)
+    monkeypatch.setattr(processes, "PATH", f"{tmp_path}{os.pathsep}{processes.PATH}")
+    monkeypatch.setattr(live_load, "READ_LIMIT_S", 0.1)
+    with pytest.raises(
+        MachineError, match=r"iptables-legacy --wait=5 -t nat -v -S PREROUTING did not end within 0\.1 s"
+    ):
+        read_counters(find_mode("iptables", "legacy"), None)
 
 
 def test_a_counter_is_read_before_a_window_twice_in_it_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,10 @@ class Kernel:
         self.transactions = 0
         self.sync_after_next = False
 
-    def run(self, *argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
-        assert (netns, ok) == (None, (0,))
+    def run(
+        self, *argv: str, netns: str | None = None, stdin: str = "", ok: tuple[int, ...] = (0,), limit_s: None = None
+    ) -> str:
+        assert (netns, ok, limit_s) == (None, (0,), None)
         if argv[0] == "iptables-nft":
             assert argv[-2:] == ("-S", "KUBE-SERVICES")
             return "-N KUBE-SERVICES\n" + "".join(f"{each}\n" for each in self.chain)
@@ -180,7 +182,7 @@ def test_a_restore_that_fails_keeps_its_note(system: Kernel, lock: Lock, monkeyp
         monkeypatch.setattr(module, "run", refuse)
     again = "; the next run or kproxylat cleanup tries again"
     assert changed.restore() == (
-        f"the position of {TARGET}'s rule is not restored: iptables-nft -t nat -S KUBE-SERVICES"
+        f"the position of {TARGET}'s rule is not restored: iptables-nft --wait=5 -t nat -S KUBE-SERVICES"
         f" ended with status 1: not now{again}",
         f"{FORWARD[4]}=1 is not restored: sysctl -n {FORWARD[4]} ended with status 1: not now{again}",
     )

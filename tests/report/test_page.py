@@ -303,6 +303,7 @@ def test_problems_are_warnings(capsys: Captured, tmp_path: Path) -> None:
         (b'{"schema": "kproxylat/1", "whatif": {}, "results": []}', "damaged"),
         (b'{"schema": "kproxylat/1", "published": 7}', "damaged"),
         (b'{"schema": "kproxylat-comparison/1", "comparisons": []}', "holds no comparison"),
+        (b'{"schema": "kproxylat-comparison/1", "comparisons": "a text"}', "damaged: its comparisons are not a list"),
         (b'{"schema": ' + b"[" * 100_000, "damaged"),
         (b"\x1f\x8b\x08broken", ""),
         (b"\xff\xfe\x00\x00" * 50, ""),

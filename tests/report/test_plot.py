@@ -152,6 +152,15 @@ def test_a_comparisons_document(tmp_path: Path) -> None:
     assert "iptables/nft / iptables/legacy" in draw(tmp_path, str(path))
 
 
+@pytest.mark.parametrize("bound", ["lo", "hi"])
+def test_an_estimate_outside_of_its_bounds_is_drawn(tmp_path: Path, bound: str) -> None:
+    document = json.loads(to_json(compare(*files(tmp_path, SLOW[0], SLOW[2]))))
+    ratio = document["comparisons"][0]["lookups"][0]["figures"][-1]["ratio"]
+    ratio[bound] = ratio["estimate"] * (2 if bound == "lo" else 0.5)
+    (tmp_path / "comparison.json").write_text(json.dumps(document))
+    assert "median" in draw(tmp_path, str(tmp_path / "comparison.json"))
+
+
 def test_each_format_and_the_same_again(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "a.svg", "b.svg", "a.pdf", "b.pdf"):
         plot([str(COUNTED)], tmp_path / name)

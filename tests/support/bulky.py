@@ -33,7 +33,15 @@ def nest(times: int, depth: int) -> Iterator[bytes]:
     return (f'{{"type": "map", "data": {{"@m{number}": {{{values}}}}}}}\n'.encode() for number in range(times))
 
 
+def begin_runs(times: int, text: bytes, mode: bytes = b"") -> Iterator[bytes]:
+    """Yield runs with the same text, each of another mode."""
+    header = b"  eBPF Kube-Proxy Latency Experiment\nKube-proxy mode: m%d%s\n"
+    return (header % (number, mode) + ATTACHED + text + b"\n" for number in range(times))
+
+
 LONG = "x" * 1_000_000
+BLOCK = b"  [a%d%s] Count: 5, Min: 1 us, Avg: 2 us, Max: 3 us\n"
+SLOW = b"12:00:00 SLOW a%d%s: 12 us (tid=1)\n"
 KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
     "long strings": (ATTACHED, lambda: repeat(f"@s[{{}}]: {LONG}\n", 40)),
     "long strings that JSON escapes": (ATTACHED, lambda: repeat("@s[{}]: " + "\x01\U0001f600" * 200_000 + "\n", 40)),
@@ -56,6 +64,13 @@ KINDS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {
     "JSON nested": (JSON, lambda: nest(40, 30)),
     "JSON too deep": (JSON, lambda: nest(40, 400)),
     "JSON text without line ends": (JSON, lambda: repeat(f'{{{{"type": "printf", "data": "{LONG}"}}}}\n', 40)),
+    "sections": (ATTACHED, lambda: repeat("--- a{}x MODE ---\n", 400_000)),
+    "long engines": (b"12:00:00 Statistics:\n", lambda: (
+        form % (number, LONG.encode()) for number in range(30) for form in (BLOCK, SLOW))),
+    "runs of histograms": (b"", lambda: begin_runs(100, b"@h:\n%s\n" % b"".join(
+        b"[%d, %d)   5 |@@|\n" % (low, low + 1) for low in range(2000)))),
+    "runs of keys": (b"", lambda: begin_runs(250, b"".join(b"@n[%d]: 1\n" % key for key in range(1000)))),
+    "runs of long modes": (b"", lambda: begin_runs(50, b"@n[1]: 1\n", LONG.encode())),
 }  # fmt: skip
 
 FULL: dict[str, tuple[bytes, Callable[[], Iterator[bytes]]]] = {

@@ -15,6 +15,7 @@ import pytest
 
 from kproxylat.cluster.envelope import Envelope, read_log
 from kproxylat.cluster.job import PROFILES
+from kproxylat.system.kernel import CAPABILITIES
 from tests.support import ROOT
 from tests.support.image import prepare_image, write_pod
 from tests.vm.conftest import Guest
@@ -88,7 +89,7 @@ def test_a_run_loads_modules_only_with_the_right(node: Guest) -> None:
     assert node.program("modprobe", "pktgen").status == 0
 
 
-@pytest.mark.parametrize("name", PROFILES["observe"].capabilities)
+@pytest.mark.parametrize("name", CAPABILITIES)
 def test_a_trace_needs_each_right(node: Guest, name: str) -> None:
     result, text = run_pod(node, *TRACE, netns=NODE, without=name)
     assert result, text
