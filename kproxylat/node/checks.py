@@ -198,7 +198,8 @@ def check_surroundings() -> str:
     signs = ["its own process ids"] if (kernel.ROOT / "proc/self/ns/pid").stat().st_ino != INITIAL_PID else []
     signs += [f"/{path}" for path in (".dockerenv", "run/.containerenv") if path_exists(path)]
     signs += [f"no /{path}" for path in ("sys/kernel/debug/tracing", "sys/fs/bpf") if not path_exists(path)]
-    if os.geteuid() == 0 and not os.access(kernel.ROOT / "proc/sys/net", os.W_OK):
+    # The directories of /proc/sys are read-only for root, too.
+    if os.geteuid() == 0 and not os.access(kernel.ROOT / "proc/sys/net/ipv4/ip_forward", os.W_OK):
         signs.append("a read-only /proc/sys")
     if signs:
         raise SuspiciousError(", ".join(signs))
@@ -207,6 +208,7 @@ def check_surroundings() -> str:
 
 def check_virtual_machine() -> str:
     """Check that ``--vm`` can boot, and return the kernel."""
+    virtual_machine.check_host()
     virtual_machine.find_runner()
     accelerator = "with KVM" if virtual_machine.has_kvm() else "emulated"
     return f"vmlinuz-{virtual_machine.find_release(virtual_machine.find_kernel(None, None))}, {accelerator}"

@@ -48,12 +48,16 @@ def set_clock() -> None:
 
 
 def describe_processor() -> str:
-    """Describe the processor: its model (arm64: its part), and the sizes of its caches; "" if the model is unknown."""
+    """Describe the processor: its model (arm64: implementer and part), and the sizes of its caches; "" if unknown.
+
+    An arm64 kernel has no size of a cache that the firmware does not describe.
+    """
     cpuinfo = ROOT / "proc/cpuinfo"
-    models = re.findall(r"^(?:model name|CPU part)\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
-    caches = sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*"))
-    sizes = [f"L{(cache / 'level').read_text().strip()} {(cache / 'size').read_text().strip()}" for cache in caches]
-    return f"{models[0]}, caches {', '.join(sizes) or 'unknown'}" if models else ""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    models = dict.fromkeys(re.findall(r"^(?:model name|CPU implementer|CPU part)\s*: (.*)", text, re.M))
+    files = sorted((ROOT / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    sizes = [f"L{(size.parent / 'level').read_text().strip()} {size.read_text().strip()}" for size in files]
+    return f"{' '.join(models)}, caches {', '.join(sizes) or 'unknown'}" if models else ""
 
 
 def detect_mitigations() -> dict[str, str]:

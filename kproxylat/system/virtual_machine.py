@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import queue
 import re
 import shlex
@@ -54,6 +55,12 @@ a file asks the host, and ipset opens /etc/protocols for each element that names
 PYTHON, PACKAGE = "/usr/bin/python3", "/opt/kproxylat"
 """Paths in another root file system: Python, and a directory with kproxylat and the packages that it needs."""
 APT_KERNEL = "apt-get install linux-image-amd64"
+
+
+def check_host() -> None:
+    """Raise MachineError unless this is an x86-64, whose QEMU, processor model and system calls ``--vm`` uses."""
+    if platform.machine() != "x86_64":
+        raise MachineError(f"--vm needs an x86-64 machine; this one is {platform.machine()}", "omit --vm")
 
 
 def find_runner() -> str:
@@ -114,7 +121,7 @@ class Machine:
     :ivar columns: the width of the terminal that shows what a command prints.
     :ivar inside: path of ``writable`` in the guest ("" without one); ``shared``: where QEMU opens it, whatever its name
         stands for by then.
-    :raises MachineError: QEMU, virtme-ng or the kernel is missing, or the machine does not boot.
+    :raises MachineError: QEMU, virtme-ng or the kernel is missing, the host is not an x86-64, or it does not boot.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class Machine:
         kernel: Path | None = None,
         root: Path | None = None,
     ) -> None:
+        check_host()
         self.image = find_kernel(kernel, root)
         self.root = root.resolve() if root else None
         self.clock = clock

@@ -72,6 +72,12 @@ def test_a_clock_that_falls_behind_is_set(
     assert done == set_to
 
 
+def test_a_host_of_another_architecture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(MachineError, match="--vm needs an x86-64 machine; this one is aarch64"):
+        Machine("ns", root=root)
+
+
 def test_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="no kernel image in") as caught:
         find_kernel(None, tmp_path)
