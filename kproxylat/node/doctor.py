@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,9 +22,9 @@ from kproxylat.system import kernel
 from kproxylat.system.processes import find, has_apt, install, run
 from kproxylat.trace.engine import KINDS, check_probes, find_version
 
-_KERNEL = "apt-get install linux-image-amd64", "dnf install kernel-core"
+_KERNEL = f"apt-get install {kernel.PACKAGE}", "dnf install kernel-core"
 _MODULES = (
-    "apt-get install linux-image-amd64 # Ubuntu: linux-modules-extra-$(uname -r)",
+    f"apt-get install {kernel.PACKAGE} # Ubuntu: linux-modules-extra-$(uname -r)",
     "dnf install kernel-modules kernel-modules-extra",
 )
 
@@ -122,7 +123,11 @@ _MITIGATE = (
     "sed -i s/mitigations=off// /etc/default/grub && update-grub && reboot",
     "grubby --update-kernel=ALL --remove-args=mitigations=off && reboot",
 )
-_TO_BOOT = install("qemu-system-x86_64", "file", "busybox", "virtme-run")
+_TO_BOOT = (
+    install("qemu-system-x86_64", "file", "busybox", "virtme-run")
+    if platform.machine() == "x86_64"
+    else (kernel.IN_VM, "")
+)
 _TSC = "echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource"
 CHECKS: tuple[Check, ...] = (
     Check("rights", checks.check_rights, _ALL, "trace", _SUDO, in_vm=True),
@@ -143,7 +148,7 @@ CHECKS: tuple[Check, ...] = (
     Check("BTF", checks.check_btf, _ALL, "trace", *_KERNEL, in_vm=True),
     Check("function tracing", KINDS["fentry"], "--probe fentry, the default", "fentry", "", in_vm=True),
     Check("tracefs", kernel.find_tracefs, _ALL, "trace", "mount -t tracefs none /sys/kernel/tracing", in_vm=True),
-    Check("kprobes", KINDS["kprobe"], "--probe kprobe, and kernel 5.10", "kprobe", *_KERNEL, in_vm=True),
+    Check("kprobes", KINDS["kprobe"], "--probe kprobe, and kernel 5.10", "kprobe", "", in_vm=True),
     Check("lockdown", checks.check_lockdown, _ALL, "trace", "mokutil --disable-validation", in_vm=True),
     Check("user namespace", checks.check_user_namespace, _ALL, "trace", _PRIVILEGED, in_vm=True),
     Check("pktgen", _check_pktgen, "sending, except from sockets", "pktgen", *_MODULES, in_vm=True),
@@ -167,7 +172,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _look(check: Check) -> Finding:
-    apt = check.apt
+    apt, dnf = check.apt, check.dnf or check.apt
     try:
         state, found = "ok", check.look()
     except (SuspiciousError, PermissionError) as error:
@@ -178,11 +183,12 @@ def _look(check: Check) -> Finding:
     except (MachineError, OSError) as error:
         state, found = "missing" if check.use else "warning", str(error)
         own = getattr(error, "remedy", "")
-        apt = apt or (own if own and kernel.IN_VM not in own else _KERNEL[0])
+        if not apt:
+            apt, dnf = (own, own) if own and kernel.IN_VM not in own else _KERNEL
     if apt in (_KERNEL[0], _MODULES[0]) and (installed := checks.find_other_kernel()):
         apt = f"reboot # into kernel {installed}, which is installed"
         return Finding(check.name, state, found, check.breaks, apt, apt)
-    return Finding(check.name, state, found, check.breaks, apt, check.dnf or apt)
+    return Finding(check.name, state, found, check.breaks, apt, dnf)
 
 
 def examine() -> list[Finding]:

@@ -249,7 +249,7 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | 
     title = f"\nuntraced: less what tracing adds, {head_unit(overhead.unit, emulated)}"
     yield _draw_places(title, (middle, "untraced at least", "at most"), rows)
     pair, script = (
-        f"{added.estimate:,.6g}" + (f" ({added.lo:,.4g} to {added.hi:,.4g})" if added.lo < added.hi else "")
+        f"{added.estimate:,.6g}" + (f" ({added.lo:,.6g} to {added.hi:,.6g})" if added.lo < added.hi else "")
         for added in (overhead.empty, overhead.script)
     )
     yield fill(

@@ -20,8 +20,17 @@ RTC = Path("/sys/class/rtc/rtc0/since_epoch")
 CONNTRACK = Path("/proc/sys/net/netfilter")
 INITIAL_USER = 0xEFFFFFFD
 """Inode of the initial user namespace (kernel, include/linux/proc_ns.h)."""
-IN_VM = "add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
-"""The remedy for anything that this machine cannot provide."""
+
+
+def name_remedies(machine: str) -> tuple[str, str]:
+    """Return the remedy for anything that a machine of this architecture cannot provide, and its kernel's package."""
+    if machine == "x86_64":
+        return "add --vm (run, sweep: --lab --vm) to measure in a virtual machine", "linux-image-amd64"
+    return "use an x86-64 machine, where --vm works", f"linux-image-{'arm64' if machine == 'aarch64' else machine}"
+
+
+IN_VM, PACKAGE = name_remedies(platform.machine())
+"""The remedy for anything that this machine cannot provide; the Debian package of its kernel."""
 
 
 def detect_clock() -> tuple[str, bool]:

@@ -54,6 +54,9 @@ def check_function_tracing() -> str:
     """
     if not kernel.path_exists("proc/sys/kernel/ftrace_enabled"):
         raise MachineError("no function tracing (CONFIG_FUNCTION_TRACER)")
+    if platform.machine() == "aarch64" and version_numbers() < (6, 4):
+        # CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS
+        raise MachineError("fentry needs Linux 6.4 on arm64", "boot a newer kernel, or pass --probe none")
     _check_switch()
     functions = Path(kernel.find_tracefs().lstrip("/")) / "available_filter_functions"
     try:
@@ -81,12 +84,23 @@ def _check_switch() -> None:
 def check_kprobes() -> str:
     """Check that the kernel has kprobes.
 
-    :raises MachineError: it has not; or they are switched off with function tracing.
+    :raises MachineError: it has not; or they are switched off with function tracing; or this is not an x86-64.
     """
     _check_switch()
+    if problem := _find_foreign_calls():
+        raise MachineError(problem, "pass --probe fentry")
     if not kernel.path_exists("sys/bus/event_source/devices/kprobe"):
         raise MachineError("no kprobes (CONFIG_KPROBE_EVENTS)")
     return "on"
+
+
+def _find_foreign_calls() -> str:
+    """Return why this architecture's calls cannot be traced by kprobes, "" if they can.
+
+    The script identifies a call by the address at which x86-64's call instruction stores the return address.
+    """
+    machine = platform.machine()
+    return "" if machine == "x86_64" else f"kprobes need x86-64; {machine} stores a call's return address elsewhere"
 
 
 KINDS = {"fentry": check_function_tracing, "kprobe": check_kprobes}
@@ -157,9 +171,8 @@ def _check_typed(engine: Engine, mode: Mode) -> str:
 
 def _check_untyped(engine: Engine) -> str:
     """Return the reason why kprobe cannot trace these functions, "" if it can; the version decides the arguments."""
-    if platform.machine() != "x86_64":
-        # The script identifies a call by the address at which x86-64's call instruction stores the return address.
-        return f"kprobes need x86-64; {platform.machine()} stores a call's return address elsewhere"
+    if problem := _find_foreign_calls():
+        return problem
     if re.match(r"v?0\.26\.0\b", find_version()[0]):
         return "bpftrace 0.26.0 reads wrong arguments and results of kprobes where the kernel has sessions of them"
     if version_numbers() < engine.since:

@@ -17,6 +17,7 @@ from kproxylat.modes import MODES, find_mode
 from kproxylat.node import checks, doctor, lock, network
 from kproxylat.node.doctor import CHECKS, Finding, examine, missing_to_trace, possible_modes, require
 from kproxylat.system import kernel, processes
+from kproxylat.system.kernel import name_remedies
 from kproxylat.trace import engine
 
 TREE = {
@@ -293,6 +294,23 @@ def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypat
     with pytest.raises(MachineError) as caught:
         require(LEGACY, "trace", probe="fentry")
     assert caught.value.remedy == f"{reboot}; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
+
+
+@pytest.mark.usefixtures("good")
+@pytest.mark.parametrize(("version", "left"), [((6, 1), set[str]()), ((6, 12), {"fentry"})])
+def test_an_arm64_machine(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], left: set[str]) -> None:
+    """As seen on Debian's kernels 6.1 and 6.12 for arm64. No remedy is one for another architecture."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(engine, "version_numbers", lambda: version)
+    findings = states()
+    for kind, name in (("fentry", "function tracing"), ("kprobe", "kprobes"), ("", "virtual machine")):
+        assert (findings[name].state == "ok") == (kind in left), name
+        assert "amd64" not in findings[name].apt
+    assert (findings["ipvs on ipvs: probes"].state == "ok") == bool(left)
+    with pytest.raises(MachineError) as caught:
+        engine.check_probes(LEGACY, "kprobe")
+    assert caught.value.remedy == "pass --probe fentry"
+    assert name_remedies("aarch64") == ("use an x86-64 machine, where --vm works", "linux-image-arm64")
 
 
 @pytest.mark.slow

@@ -407,6 +407,12 @@ def test_the_whole_hook_and_what_tracing_adds_are_in_every_export() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_bounds_of_what_tracing_adds_are_written_out() -> None:
+    overhead = Overhead("ns", "PREROUTING", 4, 1, Bounded(2144, 1712, 2592), Bounded(10000, 9440, 10620.5), 3104)
+    text = " ".join("".join(export_table([replace(around(), overhead=overhead)])).split())
+    assert "the script adds 10,000 (9,440 to 10,620.5) to a call" in text
+
+
 def test_without_them_their_columns_are_empty_and_their_metrics_absent() -> None:
     (row,) = csv.DictReader(io.StringIO("".join(export_csv([ours(3)]))))
     assert {row[name] for name in ("envelope_mean", "rules_share", "empty_adds", "untraced_lo")} == {""}
