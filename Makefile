@@ -17,7 +17,8 @@ help:
 	@echo "make test       ruff, mypy, and all tests but the long ones, also on a real kernel (40 minutes)"
 	@echo "make test-long  long tests on a real kernel, and property tests with new random texts (an hour or more)"
 	@echo "make matrix     exact costs on 5 kernels with 3 versions of bpftrace (an hour; 4 GB of disk; root)"
-	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root)"
+	@echo "make image      the image for --node as an OCI archive in dist/ (10 minutes at first; 2 GB of disk; root);"
+	@echo "                with ARCHITECTURE=arm64 the one for arm64, also on x86-64 (45 minutes)"
 	@echo "make plugin     the client as one file, and krew's manifest, in dist/"
 	@echo "make setup      install the packages, and kproxylat in $(VENV)"
 	@echo "make clean      remove what the other targets created"
@@ -46,7 +47,7 @@ matrix test-long: PACKAGES += debian-archive-keyring debootstrap
 matrix: setup
 	$(BIN)/python bench/matrix.py
 
-image: PACKAGES += buildah debian-archive-keyring mmdebstrap
+image: PACKAGES += buildah debian-archive-keyring mmdebstrap $(if $(ARCHITECTURE),arch-test qemu-user-static)
 image: packages
 	deploy/image.sh archive
 

@@ -191,3 +191,30 @@ def test_links_become_absolute_where_the_owner_writes_an_address() -> None:
         *("[site](https://k.example),", "[part](#use)"),
     ]
     assert hatch_build.make_absolute(text, "") == "page, [site](https://k.example), [part](#use)"
+
+
+@pytest.mark.parametrize(("architecture", "root"), [("", "root"), ("amd64", "root"), ("arm64", "root-arm64")])
+def test_an_image_for_another_architecture(architecture: str, root: str, tmp_path: Path) -> None:
+    """The programs that build it are stubs, which note their arguments."""
+    for name in ("deploy", "kproxylat", "templates"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    for name, line in {
+        "dpkg": "echo amd64",
+        "mmdebstrap": 'for last; do :; done; mkdir -p "$last/srv" "$last/usr/lib/python3/dist-packages"',
+        "chroot": "",
+        "buildah": '[ "$1" = mount ] && mkdir -p mounted && echo mounted',
+    }.items():
+        (stubs / name).write_text(f'#!/bin/sh\necho {name} "$@" >>calls\n{line}\nexit 0\n')
+        (stubs / name).chmod(0o755)
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "ARCHITECTURE": architecture}
+    text = subprocess.run(
+        [tmp_path / "deploy/image.sh"], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    built = architecture or "amd64"
+    assert text.stdout == f"dist/kproxylat-{__version__}-{built}.tar\n"
+    assert (tmp_path / ".cache/image" / root / "usr/lib/python3/dist-packages/kproxylat/cli").is_dir()
+    calls = (tmp_path / "calls").read_text()
+    assert f"--architectures={built} " in calls
+    assert f"buildah config --arch {built} " in calls
