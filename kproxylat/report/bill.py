@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kproxylat.analysis.bill import Bill, Row, cut
-from kproxylat.report.columns import Table, draw_table, fill
+from kproxylat.report.columns import Table, draw_table, fill, write_digits
 from kproxylat.report.export import csv_row
 from kproxylat.results import Bounded
 
@@ -25,8 +25,8 @@ def describe_bill(bill: Bill) -> str:
         )
     return (
         f"Lookups in kube-proxy's rules (mode {bill.mode}, backend {bill.backend}) cost this node "
-        f"{_bound(bill.cpu_s_per_day)} s of CPU a day, {bill.no_service_s_per_day:,.3g} s of them ({part:.0%}) for "
-        f"flows to no Service. {other}"
+        f"{_bound(bill.cpu_s_per_day)} s of CPU a day, {write_digits(bill.no_service_s_per_day)} s of them "
+        f"({part:.0%}) for flows to no Service. {other}"
     )
 
 
@@ -39,7 +39,8 @@ def draw_bill(bill: Bill) -> str:
 def draw_live(bill: Bill) -> str:
     """Write what a person watches while it grows: the table below a few figures."""
     line = (
-        f"q ends. {bill.lookups_per_s.estimate:,.3g} lookups/s, {bill.cpu_s_per_day.estimate:,.3g} s of CPU a day; "
+        f"q ends. {write_digits(bill.lookups_per_s.estimate)} lookups/s, "
+        f"{write_digits(bill.cpu_s_per_day.estimate)} s of CPU a day; "
         f"{bill.windows} windows in {bill.period_s:.0f} s; probes {bill.usage.mean:.2%} of one CPU"
     )
     return f"{fill(line, indent='')}\n\n{_draw_rows(bill)}"
@@ -78,17 +79,17 @@ def list_facts(bill: Bill) -> list[str]:
 
 
 def _draw_row(row: Row, gap: str) -> tuple[str, ...]:
-    shares = [f"{share * 100:.2g}" for share in (row.share.estimate, row.share.lo, row.share.hi)]
+    shares = [write_digits(share * 100, 2) for share in (row.share.estimate, row.share.lo, row.share.hi)]
     p99 = f"{row.p99_ns.hi:,.0f}" if row.p99_ns and row.p99_ns.hi is not None else "-"
     name = f"{row.name}{gap}{row.key}" if row.name and row.kind == "address" else row.name or row.key
     return (
         name, f"{row.lookups_per_s:,.1f}", "{} ({} to {})".format(*shares), f"{row.mean_ns:,.0f}", p99,
-        f"{row.cpu_ms_per_s:,.2g}",
+        write_digits(row.cpu_ms_per_s, 2),
     )  # fmt: skip
 
 
 def _bound(figure: Bounded) -> str:
-    return f"{figure.estimate:,.3g} ({figure.lo:,.3g} to {figure.hi:,.3g})"
+    return f"{write_digits(figure.estimate)} ({write_digits(figure.lo)} to {write_digits(figure.hi)})"
 
 
 def export_bill_csv(bill: Bill) -> Iterator[str]:

@@ -74,6 +74,11 @@ def write_figure(number: float | None, unit: str | None) -> str:
     return f"{ns / scale:.3g} {name}" if abs(ns) < 999.5 * scale else f"{ns / scale:,.0f} {name}"
 
 
+def write_digits(number: float, digits: int = 3) -> str:
+    """Write a number with so many digits, and a great one without an exponent: ``1,390``, ``0.147``."""
+    return f"{float(f'{number:.{digits}g}'):,.15g}"
+
+
 def write_bounded(figure: Bounded | None, form: str = ",.4g") -> str:
     """Write an estimate with its bounds, where it has some; "-" if it is unknown.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kproxylat.report.columns import draw_table
+import pytest
+
+from kproxylat.report.columns import draw_table, write_digits
 
 
 def test_numbers_are_right_aligned_below_a_rule() -> None:
@@ -19,6 +21,21 @@ def test_numbers_are_right_aligned_below_a_rule() -> None:
         " a      1,234",
         "   b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [
+        (99.7, 2, "100"),
+        (1386.2, 3, "1,390"),
+        (12345678, 3, "12,300,000"),
+        (37, 3, "37"),
+        (0.14749, 3, "0.147"),
+        (0, 3, "0"),
+    ],
+)
+def test_a_number_with_few_digits_has_no_exponent(number: float, digits: int, text: str) -> None:
+    assert write_digits(number, digits) == text
 
 
 def test_a_table_without_title_begins_with_its_header() -> None:
