@@ -143,7 +143,7 @@ def test_the_targets_rule_is_found_in_each_mode(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(service_rule, "_READING_S", 0)
     asked: list[tuple[str, ...]] = []
 
-    def run(*argv: str, netns: str | None) -> str:
+    def run(*argv: str, netns: str | None, **_: object) -> str:
         asked.append((*argv, str(netns)))
         if argv[0] == "nft":
             return json.dumps({"nftables": [{"map": {"elem": [[{"concat": ["fd00:10:96::50", "udp", 50051]}, {}]]}}]})

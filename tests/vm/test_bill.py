@@ -50,7 +50,9 @@ def lab(timing: Guest, request: pytest.FixtureRequest) -> Iterator[tuple[Guest, 
     started = timing.program(
         "bash", "-c", f"ip netns exec kproxylat-client {' '.join(command)} >/dev/null 2>&1 & echo $!"
     )
-    yield timing, ("bill", "--for", "60s", "--budget", "5", "--netns", "kproxylat-node", *words)
+    # bpftrace takes a minute to start with kprobes.
+    period = {"fentry": "60s", "kprobe": "300s"}[probe]
+    yield timing, ("bill", "--for", period, "--budget", "5", "--netns", "kproxylat-node", *words)
     timing.program("kill", started.out.strip())
     timing.kproxylat("cleanup")
     assert timing.state() == ["lo"]
