@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from kproxylat.analysis.compare import CompareError, compare, find_allowed, read_results
-from kproxylat.analysis.comparison import Comparison, check_worse
+from kproxylat.analysis.comparison import Comparison, check_worse, to_json
 from kproxylat.analysis.contrast import ALARMS, contrast
 from kproxylat.cli import app
 from kproxylat.errors import LogError, UsageError
+from kproxylat.report.sections import build_comparisons
 from kproxylat.results import Accounting, Probe, Quality, Result, Traffic
 from tests.results import COUNTED, LOGS, TIMED, change_run, load, untraced, with_values
 from tests.support import TESTS
@@ -418,3 +419,11 @@ def test_changed_conditions_are_reported(tmp_path: Path) -> None:
     assert isinstance(traffic, Traffic)
     found = pair(tmp_path, LEGACY, replace(LEGACY, traffic=replace(traffic, rate_pps=5)))
     assert found.changed == {"rate_pps": ("1000", "5")}
+
+
+def test_emulated_nanoseconds_are_called_so_in_the_sentence(tmp_path: Path) -> None:
+    runs = load(TIMED)
+    [comparison] = compare(*files(tmp_path, runs[0], runs[2]))
+    assert "emulated ns more than" in comparison.statement
+    section = build_comparisons(json.loads(to_json([comparison])), print)
+    assert "emulated" in section.methods[-1]
