@@ -171,8 +171,6 @@ def fold(windows: Sequence[Window]) -> list[Window]:
 
 
 def _merge_windows(first: Window, second: Window) -> Window:
-    passed = [window.passed for window in (first, second) if window.passed]
-    sums = (sum(getattr(bounds, end) for bounds in passed) for end in ("estimate", "lo", "hi"))
     counts = {
         key: _merge_counts(*(window.counts[key] for window in (first, second) if key in window.counts))
         for key in dict.fromkeys([*first.counts, *second.counts])
@@ -180,8 +178,15 @@ def _merge_windows(first: Window, second: Window) -> Window:
     return Window(
         first.begins_s, second.ends_s, first.seconds + second.seconds, first.shift,
         _merge_counts(first.total, second.total), counts,
-        first.used_s + second.used_s, Bounded(*sums) if len(passed) == 2 else None, first.parts + second.parts,
+        first.used_s + second.used_s, _add_passed([first, second]), first.parts + second.parts,
     )  # fmt: skip
+
+
+def _add_passed(windows: Sequence[Window]) -> Bounded | None:
+    """Return what the other counter counted in all windows; None if it is unknown of one."""
+    known = [window.passed for window in windows if window.passed]
+    sums = (sum(getattr(passed, end) for passed in known) for end in ("estimate", "lo", "hi"))
+    return Bounded(*sums) if len(known) == len(windows) else None
 
 
 def _merge_counts(*counts: Count) -> Count:
@@ -248,14 +253,14 @@ def compare_counter(windows: Sequence[Window], counter: str) -> Check:
     Without sampling, no chance is allowed for: each lookup is in both counts.
     """
     counted = sum(window.total.lookups << window.shift for window in windows)
-    known = [window.passed for window in windows if window.passed]
-    if len(known) < len(windows):
+    passed = _add_passed(windows)
+    if not passed:
         return Check(counter, None, counted, None)
-    lo, estimate, hi = (sum(getattr(passed, end) for passed in known) for end in ("lo", "estimate", "hi"))
     # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k.
     variance = sum((window.total.lookups << window.shift) * ((1 << window.shift) - 1) for window in windows)
     chance = _Z * math.sqrt(variance)
-    return Check(counter, estimate, counted, lo - chance <= counted <= hi + chance, lo, hi)
+    closed = passed.lo - chance <= counted <= passed.hi + chance
+    return Check(counter, passed.estimate, counted, closed, passed.lo, passed.hi)
 
 
 def _around(estimate: float, relative: float) -> Bounded:
