@@ -195,7 +195,7 @@ def test_any_value_anywhere(tmp_path_factory: pytest.TempPathFactory, source: st
     (directory / "whole.json").write_text(json.dumps(first))
     number = sum(1 for _ in walk(first))
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(st.integers(0, number - 1), st.sampled_from(ODD_VALUES)), min_size=1, max_size=2))
     def check(changes: list[tuple[int, Any]]) -> None:
         document = copy.deepcopy(first)

@@ -142,7 +142,7 @@ def test_a_document_without_the_bounds_is_still_read() -> None:
     assert "another counter (the rules that jump to KUBE-SERVICES): about 1,220: closed" in " ".join(section.methods)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(WINDOW, st.booleans()), min_size=MOST_KEPT, max_size=MOST_KEPT + 9))
 def test_windows_of_days_are_folded_and_nothing_is_lost(
     drawn: list[tuple[tuple[dict[str, int], float, int, int], bool]],

@@ -109,7 +109,7 @@ def test_words_of_a_lab_are_read_as_the_same_options(rest: dict[str, Any], lab: 
     assert parse(words(options)) == options
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 12), st.integers(12, 5000), st.sampled_from(["auto", "none"]), st.sampled_from([4, 6]))
 def test_words_of_first_packets_are_read_as_the_same_options(
     places: int, services: int, probe: str, family: int

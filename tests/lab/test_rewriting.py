@@ -33,7 +33,7 @@ def read(file: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHECKS)
 @given(some.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_random_text_reaches_a_tool_unparsed(kind: str, data: some.DataObject) -> None:
     """What is accepted is written in a form that is accepted and stays as it is, without comments and control bytes."""
     base = {

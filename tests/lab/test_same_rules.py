@@ -241,7 +241,7 @@ def test_the_tools_load_the_same_rules_of_mixtures(tool: str, record_property: p
     outcomes: dict[str, list[bool | None]] = {"mixed": [], "changed": []}
 
     @given(some.randoms(use_true_random=True) if EXAMPLES > 10 else some.integers(0, 1 << 32).map(Random))
-    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[*HealthCheck])
+    @settings(max_examples=EXAMPLES, suppress_health_check=[*HealthCheck])
     def load_mixtures(dice: Random) -> None:
         text = MIXERS[tool](dice)
         outcomes["mixed"].append(compare(tool, text))

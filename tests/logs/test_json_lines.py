@@ -119,7 +119,7 @@ def test_json_that_a_text_log_prints_is_text() -> None:
     assert (set(result.maps), result.source.dialect if result.source else None) == ({"n"}, "dump")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text(max_size=60).map(lambda text: '{"type": "' + text) | st.sampled_from(REPORT.decode().splitlines()),
     st.data(),

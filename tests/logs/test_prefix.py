@@ -184,7 +184,7 @@ def test_a_prefix_in_a_log_of_many_pieces() -> None:
 @example("@", "").via("the sign of a map")
 @example("[", "x").via("a bracket")
 @example("-1,", " ").via("what looks like a row")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), max_size=12),
     st.text(" \t|>:", max_size=3),

@@ -362,7 +362,7 @@ BLOCK = "  [iptables] Count: 1, Min: 0 us, Avg: 0 us, Max: %d us"
 @example([["\n\n@s: word"], [EMPTY] * 20], True).via("text that may be a string's")
 @example([["@h:", "[4, 8)   3 |@@ |"], ["", EMPTY] * 20, ["@h:", "[4, 8)   3 |@@ |"]], True).via("a histogram's end")
 @example([[BLOCK % 0] * 20, ["oops"], [BLOCK % 1] * 20 + [BLOCK % 0] * 20], True).via("runs without their heads")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(RECURRING, max_size=4).map(lambda lines: lines * 20), max_size=9), st.booleans())
 def test_whatever_recurs_is_read_alike_as_pieces_and_as_lines(groups: list[list[str]], ended: bool) -> None:
     text = "\n".join(["Attaching 1 probe...", *(line for lines in groups for line in lines), "" if ended else "x"])

@@ -124,7 +124,7 @@ def test_a_probe_without_values_has_figures_alone() -> None:
     assert report.endswith("Total invocations: 3\nMin latency: 1 us\nAvg latency: 2 us\nMax latency: 3 us\n")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.integers(0, 1 << 34), st.integers(1, 10**6), min_size=1, max_size=20))
 def test_rows_hold_every_call_and_figures_are_integers(values: dict[int, int]) -> None:
     report = render_report(LEGACY, probe_of(values))
@@ -133,7 +133,7 @@ def test_rows_hold_every_call_and_figures_are_integers(values: dict[int, int]) -
     assert len(re.findall(r"^(?:Min|Avg|Max) latency: \d+ us$", report, re.M)) == 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.integers(0, 10**6), st.integers(1, 100), min_size=1, max_size=20))
 def test_rows_stand_where_their_values_are(values: dict[int, int]) -> None:
     expected: Counter[str] = Counter()

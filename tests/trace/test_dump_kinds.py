@@ -47,7 +47,7 @@ FOREIGN = st.sampled_from(
     ]
 )
 PAD = st.sampled_from(["", " ", "   ", "\t", "\xa0", " \xa0 ", "\r", "\r\r", " " * 40])
-settle = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settle = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
 
 def draw_rows(counts: list[int], old: bool = False) -> str:

@@ -52,7 +52,7 @@ PIECES = st.sampled_from(
     ]
 )
 TEXTS = st.lists(st.one_of(PIECES, st.text(max_size=8)), max_size=40).map("".join)
-quick = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick
@@ -119,7 +119,7 @@ def test_strings(entries: dict[int, str]) -> None:
     }
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS)
 def test_any_text_is_parsed(text: str) -> None:
     prints = list(read_prints(text.removesuffix("\n").split("\n")))
@@ -127,7 +127,7 @@ def test_any_text_is_parsed(text: str) -> None:
     assert parse_dump(text) == last
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(st.one_of(TEXTS.map(str.encode), st.binary(max_size=300)))
 def test_any_bytes_are_a_log_or_say_why_not(text: bytes) -> None:
     try:

@@ -18,7 +18,7 @@ NFT = find_mode("nftables", None)
 NAT, MANGLE = 0xFFFF_9B80_0112_3440, 0xFFFF_9B80_0112_9980
 SIGNED = NAT - (1 << 64)
 VALUES = st.dictionaries(st.integers(0, 1 << 40), st.integers(1, 50), max_size=30)
-quick = settings(max_examples=100, deadline=None)
+quick = settings(max_examples=100)
 
 
 def exact_dump() -> str:

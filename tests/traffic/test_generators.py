@@ -70,7 +70,7 @@ def test_sources_that_do_not_suffice(count: int, skip: int) -> None:
         replace(BURST, count=count, skip=skip).check()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 400_000))
 def test_flows_never_repeat(count: int) -> None:
     """pktgen steps address and port together, each around its own range (kernel, net/core/pktgen.c)."""
