@@ -213,11 +213,12 @@ add G E
 
 
 def mix_sets(dice: Random) -> str:
-    """Leave out sets and elements."""
+    """Leave out sets and elements; an element that is itself a set goes with that set."""
     heads = [line for line in SETS if line.startswith("create") and dice.random() < 0.9]
-    names = [line.split()[1] for line in heads]
+    kinds = {name: kind for _, name, kind, *_ in map(str.split, heads)}
+    elements = [line for line in SETS if line[:3] == "add" and line.split()[1] in kinds and dice.random() < 0.8]
     return "".join(
-        heads + [line for line in SETS if line[:3] == "add" and line.split()[1] in names and dice.random() < 0.8]
+        heads + [line for line in elements if kinds[line.split()[1]] != "list:set" or line.split()[2] in kinds]
     )
 
 
