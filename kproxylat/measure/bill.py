@@ -14,12 +14,13 @@ from time import monotonic
 from typing import Any
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter, fold
+from kproxylat.analysis.readings import Reading
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.capture import capture
 from kproxylat.lab.ruleset_services import make_up_name
-from kproxylat.measure.live_load import Counters, Readings, find_load, find_read_time, read_counters
+from kproxylat.measure.live_load import Readings, find_load, find_read_time, read_counters
 from kproxylat.measure.options import ANY_SOURCE
 from kproxylat.measure.plan import make_flow
 from kproxylat.measure.stage import check_machine
@@ -215,13 +216,13 @@ class _Account:
         interrupts.wait(threading.Event(), LOOK_S)
         last = read_counters(self._billing.mode, netns)
         load = find_load(first, last)
-        meter.costs = replace(meter.costs, read_s=find_read_time(last))
+        meter.costs = replace(meter.costs, read_s=find_read_time(last.lookups))
         plan = plan_windows(load, meter.costs, self._billing.budget, period_s)
         while True:
             begin_s = monotonic()
             # What is expected of the first window rests on other machines.
             length_s = plan.length_s if self.windows else min(plan.length_s, USEFUL_S)
-            window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured, last)
+            window, problem = _trace_window(self._billing, length_s, plan, meter, self._measured, last.lookups)
             if window:
                 self.windows = fold([*self.windows, window])
                 if meter.calls and plan.share:
@@ -250,11 +251,11 @@ def _read_children_s() -> float:
 
 
 def _trace_window(
-    billing: Billing, length_s: float, plan: Windows, meter: Meter, measured: bool, before: Counters
+    billing: Billing, length_s: float, plan: Windows, meter: Meter, measured: bool, before: Reading | None
 ) -> tuple[Window | None, str]:
     """Attach, watch, and read what was counted.
 
-    :param before: the node's counters, some time before.
+    :param before: the rules' counter, some time before.
     :return: the window, None if it counted nothing; and why it ended early, "" if it did not.
     :raises MachineError: bpftrace failed, or did not end and was killed.
     :raises Interrupted: a signal came; the probes are detached.

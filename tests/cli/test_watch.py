@@ -38,7 +38,7 @@ from tests.support.bills import NAMES, WINDOWS
 ways = sys.argv.pop(1)
 command.check_root = lambda: None
 bill.check_machine = lambda *_: None
-bill.read_counters = lambda *_: Counters(0, 0, 0, 0, None)
+bill.read_counters = lambda *_: Counters(0, 0, 0, None)
 bill.find_load = lambda *_: Load(1000, 100)
 bill.find_version = lambda: ("v0", (0, 17))
 bill.lock.lock, bill.bpf_stats.counting = nullcontext, lambda: nullcontext(True)

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxylat.analysis.bill import IPV6, NO_SERVICE
+from kproxylat.analysis.readings import Reading
 from kproxylat.analysis.windows import SECOND, Load
 from kproxylat.errors import Interrupted, MachineError
 from kproxylat.lab.ruleset_services import parse_ipvsadm
 from kproxylat.measure import bill, live_load
 from kproxylat.measure.bill import Meter, NothingCountedError, parse_window, plan_bill
-from kproxylat.measure.live_load import Counters, find_load, read_counters
+from kproxylat.measure.live_load import Counters, find_load, read_counters, read_lookups
 from kproxylat.modes import find_mode
 from kproxylat.node import service_rule
 from kproxylat.node.node import Node
@@ -89,16 +90,17 @@ def test_a_window_without_traffic_counts_nothing() -> None:
 
 
 def test_the_rules_of_services_tell_the_load() -> None:
-    before, after = Counters(10, 10.5, 1000, 0, 50), Counters(12, 12.5, 3000, 0, 150)
+    before = Counters(9.5, 1000, 0, Reading(10, 10.5, 50))
+    after = Counters(11.5, 3000, 0, Reading(12, 12.5, 150))
     assert find_load(before, after) == Load(1000, 50)
 
 
 def test_conntrack_tells_the_load_where_it_counts_inserts() -> None:
-    assert find_load(Counters(10, 10, 1000, 5, None), Counters(12, 12, 3000, 45, None)) == Load(1000, 20)
+    assert find_load(Counters(10, 1000, 5, None), Counters(12, 3000, 45, None)) == Load(1000, 20)
 
 
 def test_every_packet_may_begin_a_flow_where_nothing_counts_flows() -> None:
-    assert find_load(Counters(10, 10, 2**32 - 1000, 0, None), Counters(12, 12, 1000, 0, None)) == Load(1000, 1000)
+    assert find_load(Counters(10, 2**32 - 1000, 0, None), Counters(12, 1000, 0, None)) == Load(1000, 1000)
 
 
 def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +117,12 @@ def test_the_counter_of_the_jump_to_services_is_read(monkeypatch: pytest.MonkeyP
     clock = iter(range(10, 100, 4))
     monkeypatch.setattr(live_load, "clock_gettime", lambda _: next(clock))
     counters = read_counters(IPTABLES, None)
-    assert (counters.packets, counters.lookups) == (15, 320)
-    assert (counters.begins_s, counters.ends_s) == (10, 14)
+    assert counters == Counters(10, 15, 0, Reading(14, 18, 320))
     tables.add("ip6")
-    assert read_counters(IPTABLES, None).lookups == 640, "one engine walks the rules of both families"
-    assert read_counters(find_mode("iptables", "legacy"), None).lookups == 320, "ip6t_do_table is not traced"
+    readings = [read_lookups(mode, None) for mode in (IPTABLES, find_mode("iptables", "legacy"))]
+    assert [reading and reading.total for reading in readings] == [640, 320], (
+        "one engine walks the rules of both families; with legacy, ip6t_do_table is not traced"
+    )
     assert read_counters(NFTABLES, None).lookups is None
 
 
@@ -177,7 +180,7 @@ class Lister:
         begun_s = self.world.now_s
         ends_s = begun_s + self.world.list_s
 
-        def result() -> Counters:
+        def result() -> Reading:
             self.world.now_s = max(self.world.now_s, ends_s)
             return self.world.count(begun_s)
 
@@ -240,7 +243,7 @@ class World:
         for name, answer in {
             "check_machine": lambda *_: None,
             "render_script": lambda _: "",
-            "read_counters": self.read,
+            "read_counters": self.read_counters,
             "monotonic": lambda: self.now_s,
             "make_plan": self.plan,
             "trace": self.trace,
@@ -252,19 +255,22 @@ class World:
             "interrupts.wait": lambda _, limit_s, *__: self.pass_time(limit_s),
         }.items():
             monkeypatch.setattr(f"kproxylat.measure.bill.{name}", answer)
-        monkeypatch.setattr(live_load, "read_counters", self.read)
+        monkeypatch.setattr(live_load, "read_lookups", self.read)
         monkeypatch.setattr(live_load, "ThreadPoolExecutor", lambda _: Lister(self))
 
     def plan(self, *_: object, live: Live, **__: object) -> None:
         self.lead_s, self.length_s = live.lead_ticks * TICK_S, live.window_ms / 1000
 
-    def count(self, begun_s: float) -> Counters:
-        return Counters(begun_s, begun_s + self.list_s, round(begun_s * 1000), 0, round(begun_s * 100))
+    def count(self, begun_s: float) -> Reading:
+        return Reading(begun_s, begun_s + self.list_s, round(begun_s * 100))
 
-    def read(self, *_: object) -> Counters:
+    def read(self, *_: object) -> Reading:
         begun_s = self.now_s + 0.001
         self.now_s = begun_s + self.list_s
         return self.count(begun_s)
+
+    def read_counters(self, *_: object) -> Counters:
+        return Counters(self.now_s, round(self.now_s * 1000), 0, self.read())
 
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
@@ -381,13 +387,13 @@ def test_a_signal_while_the_counter_is_read_after_a_window_does_not_cost_the_win
     monkeypatch.setattr("kproxylat.node.node.Node.inode", 1)
     world = World(monkeypatch, 0.001, 1)
 
-    def read(*_: object) -> Counters:
+    def read(*_: object) -> Reading:
         if not interrupts.are_ignored():
             raise Interrupted(2)
         monkeypatch.setattr(interrupts._state, "pending", 2)
         return world.read()
 
-    monkeypatch.setattr(live_load, "read_counters", read)
+    monkeypatch.setattr(live_load, "read_lookups", read)
     result, ended = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
     assert (result.windows, bool(ended), result.check.closed) == (1, True, True)
 
@@ -401,11 +407,11 @@ def test_a_reading_that_fails_does_not_cost_the_window(
     world = World(monkeypatch, 0.001, 1)
     world.list_s = 0.1
 
-    def fail(*_: object) -> Counters:
+    def fail(*_: object) -> Reading:
         raise MachineError("another program holds the lock")
 
     monkeypatch.setattr(Lister, "submit", lambda *_: SimpleNamespace(result=fail, done=lambda: True))
-    monkeypatch.setattr(live_load, "read_counters", world.read if in_window else fail)
+    monkeypatch.setattr(live_load, "read_lookups", world.read if in_window else fail)
     result, _ = bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
     assert (result.windows, result.check.closed, result.warnings) == (5, True if in_window else None, ())
     assert "warning: a reading of the rules' counter failed: another program" in capsys.readouterr().err
