@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 
 from kproxylat import __version__
 from kproxylat.cluster.kubeconfig import Client, Object, load_client
+from kproxylat.cluster.shapes import find_misfit
 from kproxylat.cluster.transport import TransportError, parse_object
 from kproxylat.errors import ApiError, MachineError, UsageError, find_page
 from kproxylat.system import interrupts
@@ -160,7 +161,7 @@ class Api:
 
         If the continue token has expired (410), the list starts again, and may return an object twice.
 
-        :raises MachineError: the pages have no end, or an item is not an object with a name.
+        :raises MachineError: the pages have no end, or what they hold is not of Kubernetes.
         """
         token, restarts = "", 0
         for _ in range(MOST_PAGES):
@@ -172,11 +173,8 @@ class Api:
                     raise
                 token = ""
                 continue
-            items = page.get("items") or []
-            if not all(map(_has_name, items if isinstance(items, list) else [None])):
-                raise self._describe_invalid("an item without a name")
-            yield from items
-            before, token = token, (page.get("metadata") or {}).get("continue", "")
+            yield from page.get("items", ())
+            before, token = token, page.get("metadata", {}).get("continue", "")
             if not token:
                 return
             if token == before:
@@ -202,12 +200,15 @@ class Api:
         """Send a request and return the object that answers it.
 
         :raises ApiError: the server refuses the request.
-        :raises MachineError: the server cannot be reached, or the answer is not an object.
+        :raises MachineError: the server cannot be reached, or the answer is not of Kubernetes.
         :raises CancelledError: :meth:`stop` was called.
         """
         document = parse_object(self._send(method, path, body, query, content_type))
         if document is None:
             raise self._describe_invalid("not a Kubernetes API")
+        # A DELETE is answered by a Status object.
+        if method != "DELETE" and (misfit := find_misfit(document)):
+            raise self._describe_invalid(f"{path}: {misfit}")
         return document
 
     def _send(
@@ -313,11 +314,6 @@ class Api:
             status,
             reason,
         )
-
-
-def _has_name(item: object) -> bool:
-    meta = item.get("metadata") if isinstance(item, dict) else None
-    return isinstance(meta, dict) and isinstance(meta.get("name"), str)
 
 
 def connect(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from kproxylat.cluster.api import Api, join_path
@@ -215,7 +216,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, str]:
     """
     flags: dict[str, str] = {}
     split = [part for word in words for part in word.split()]
-    for word, following in zip(split, [*split[1:], ""], strict=True):
+    for word, following in pairwise([*split, ""]):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             flags[name[2:]] = value if equals else following if following and not following.startswith("-") else "true"
@@ -224,7 +225,8 @@ def parse_flags(words: Sequence[str]) -> dict[str, str]:
 
 def _proxy_of(spec: Object) -> Object:
     containers: list[Object] = spec["containers"]
-    return next((container for container in containers if container["name"] == "kube-proxy"), containers[0])
+    named = (container for container in containers if container["name"] == "kube-proxy")
+    return next(named, containers[0] if containers else {})
 
 
 def _read_pod(api: Api, configured: Configured, source: str, spec: Object) -> ConfigMapKey | None:

@@ -6,7 +6,6 @@ from kproxylat.cluster.api import Api
 from kproxylat.cluster.kubeconfig import Object
 from kproxylat.cluster.sync import list_ips
 from kproxylat.console import plain_line
-from kproxylat.errors import MachineError
 from kproxylat.results import Target
 
 _LONGEST = 200
@@ -22,11 +21,7 @@ def read_names(api: Api) -> dict[str, tuple[str, str]]:
     """
     names = dict[str, tuple[str, str]]()
     for service in api.list("/api/v1/services"):
-        try:
-            names |= _name_ports(service)
-        except (TypeError, AttributeError) as error:
-            name = plain_line(service["metadata"]["name"])[:_LONGEST]
-            raise MachineError(f"invalid answer of the API server: Service {name}: {error}") from None
+        names |= _name_ports(service)
     return names
 
 

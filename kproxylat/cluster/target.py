@@ -145,5 +145,5 @@ def _read_endpoints(slices: Iterable[Object], names: set[str] | None) -> Iterato
     """
     for document, endpoint in choose_endpoints(slices):
         for port in document.get("ports") or ():
-            if port.get("port") and (names is None or (port.get("name") or "") in names):
+            if port.get("port") and endpoint["addresses"] and (names is None or (port.get("name") or "") in names):
                 yield join_host_port(endpoint["addresses"][0], port["port"])

@@ -242,7 +242,13 @@ def _too_large() -> MachineError:
 
 
 class _Answer(dict[str, object]):
-    """An object of an answer: code asks for what Kubernetes requires, and a server may lack it all the same."""
+    """An object of an answer: code asks for what Kubernetes requires, and a server may lack it all the same.
+
+    A member that is null is as if it were not there, as in Kubernetes.
+    """
+
+    def __init__(self, members: list[tuple[str, object]]) -> None:
+        super().__init__(pair for pair in members if pair[1] is not None)
 
     def __missing__(self, name: str) -> object:
         raise MachineError(f"invalid answer of the API server: an object lacks {name!r}")
@@ -251,7 +257,7 @@ class _Answer(dict[str, object]):
 def parse_object(data: bytes) -> dict[str, Any] | None:
     """Return the object that is the body of an answer; None if it is something else."""
     try:
-        document = json.loads(data, object_hook=_Answer)
+        document = json.loads(data, object_pairs_hook=_Answer)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -784,9 +784,10 @@ def test_a_hostile_answer_has_an_end(
         ([{"metadata": {"continue": "x"}}], "the same continue token twice", 2),
         ([{"metadata": {"continue": "x"}}, 410], "410 Expired", 2 * (cluster.RESTARTS + 1)),
         ([{"metadata": {"continue": "x"}}, {"metadata": {"continue": "y"}}], "more than 20 pages of a list", 20),
-        ([{"items": ["x"]}], "an item without a name", 1),
-        ([{"items": [{"metadata": None}]}], "an item without a name", 1),
-        ([{"items": {"a": 1}}], "an item without a name", 1),
+        ([{"items": ["x"]}], r"services: \.items\[0\]: not an object", 1),
+        ([{"items": [{"metadata": {"name": 5}}]}], r"services: \.items\[0\]\.metadata\.name: not a text", 1),
+        ([{"items": {"a": 1}}], r"services: \.items: not a list", 1),
+        ([{"metadata": {"continue": ["x"]}}], r"services: \.metadata\.continue: not a text", 1),
     ],
 )
 def test_a_hostile_list_has_an_end(

@@ -13,6 +13,7 @@ import pytest
 
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.service_names import read_names
+from kproxylat.cluster.shapes import find_misfit
 from kproxylat.cluster.transport import parse_object
 from kproxylat.errors import MachineError
 from tests.support.command import Captured, call
@@ -49,6 +50,8 @@ def walk(data: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
 
 def read(service: Any) -> dict[str, tuple[str, str]]:
     answer = parse_object(json.dumps(service).encode())
+    if answer is None or find_misfit(answer):
+        raise MachineError("the API client refuses this")
     return read_names(cast("Api", SimpleNamespace(list=lambda _: iter([answer]))))
 
 
