@@ -226,9 +226,9 @@ MODES: tuple[Mode, ...] = (
         report=("IPTABLES", "ipt"),
         loading_cost=1,
         form=CHAIN,
-        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-legacy-restore",), "iptables")),
+        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-legacy-restore", "--wait=5"), "iptables")),
         # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
-        growing=(LoadStep(("{ip}tables-legacy-restore", "--noflush"), "iptables"),),
+        growing=(LoadStep(("{ip}tables-legacy-restore", "--wait=5", "--noflush"), "iptables"),),
         usual=False,
         raw_sockets=True,
     ),

@@ -157,7 +157,7 @@ class Ruleset:
         before: list[Command] = [(("nfacct", "add", name), "") for name in names]
         before += [(("ipset", "restore"), sets)] if sets else []
         if self.mode.form == CHAIN:
-            return [*before, ((f"{self.mode.iptables}-restore", _NO_MODPROBE), saved)]
+            return [*before, ((f"{self.mode.iptables}-restore", "--wait=5", _NO_MODPROBE), saved)]
         # Replace missing texts by the rules that kube-proxy writes.
         rendered = {argv[0]: (argv, text) for argv, text in self._render()}
         if saved:

@@ -318,3 +318,14 @@ def test_rules_of_ipv6_alone_are_refused_with_the_reason(tmp_path: Path, mode: M
     with pytest.raises(RulesetError, match="no Service of IPv4 with an endpoint") as error:
         read_ruleset(tmp_path / "x")
     assert "--family 6" in error.value.remedy
+
+
+def test_a_lock_of_the_tables_that_is_never_released_is_not_waited_for() -> None:
+    """iptables-legacy-restore waits for ever by itself; kube-proxy, a firewall or a hung program may hold the lock."""
+    mode = find_mode("iptables", "legacy")
+    captured = read_ruleset(CAPTURED / "iptables-legacy/n0/iptables-legacy-save.txt", "iptables", "legacy")
+    rendered = (step for services in ([], place_services(9, "last", "udp")) for step in render_ruleset(mode, services))
+    grown = render_ruleset(mode, place_services(9, "last", "udp"), standing=place_services(3, "last", "udp"))
+    commands = [argv for argv, _ in (*captured.commands(), *rendered, *grown) if argv[0].endswith("-restore")]
+    assert len(commands) == 4
+    assert all("--wait=5" in argv for argv in commands)
