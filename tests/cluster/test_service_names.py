@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +17,7 @@ from kproxylat.cluster.transport import parse_object
 from kproxylat.errors import MachineError
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
+from tests.support.odd import ODD, walk
 
 PORT = {"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}
 SERVICE: dict[str, Any] = {
@@ -25,27 +25,6 @@ SERVICE: dict[str, Any] = {
     "spec": {"clusterIP": "10.96.7.7", "clusterIPs": ["10.96.7.7"], "externalIPs": ["192.0.2.4"], "ports": [PORT]},
     "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.5"}]}},
 }
-ODD: tuple[Any, ...] = (
-    None,
-    5,
-    "a",
-    [],
-    [5],
-    [None],
-    {},
-    {"a": 1},
-    True,
-    -1,
-    "\x1b]0;x\x07\u202e\x9b",
-    "x" * 1000,
-    "..",
-)
-
-
-def walk(data: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    for key, item in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        yield *path, key
-        yield from walk(item, *path, key)
 
 
 def read(service: Any) -> dict[str, tuple[str, str]]:

@@ -24,9 +24,9 @@ from kproxylat.cluster.target import find_hazards, miss_path, read_target
 from kproxylat.cluster.worker import find_worker
 from kproxylat.errors import KproxylatError
 from kproxylat.results import Target
-from tests.cluster.test_service_names import ODD, walk
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import RECORDED
+from tests.support.odd import ODD, walk
 
 NODE = json.loads((RECORDED / "node.json").read_text())
 NAME = NODE["metadata"]["name"]
