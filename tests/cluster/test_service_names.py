@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from contextlib import suppress
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from kproxylat.cluster.transport import parse_object
 from kproxylat.errors import MachineError
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
-from tests.support.odd import ODD, walk
+from tests.support.odd import ODD, put, walk
 
 PORT = {"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}
 SERVICE: dict[str, Any] = {
@@ -49,17 +48,9 @@ def test_each_address_has_a_name() -> None:
 )
 def test_any_value_anywhere_in_an_answer(place: tuple[Any, ...]) -> None:
     for odd in (*ODD, KeyError):
-        service = copy.deepcopy(SERVICE)
-        holder = service
-        for key in place[:-1]:
-            holder = holder[key]
-        if odd is KeyError:
-            del holder[place[-1]]
-        else:
-            holder[place[-1]] = odd
         names = list[tuple[str, str]]()
         with suppress(MachineError):
-            names += read(service).values()
+            names += read(put(SERVICE, place, odd)).values()
         assert all(name.isprintable() and len(name) <= 200 for _, name in names)
 
 

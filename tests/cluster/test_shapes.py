@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +25,7 @@ from kproxylat.errors import KproxylatError
 from kproxylat.results import Target
 from tests.support.fake_api import FakeApi
 from tests.support.kube_proxy import RECORDED
-from tests.support.odd import ODD, walk
+from tests.support.odd import ODD, put, walk
 
 NODE = json.loads((RECORDED / "node.json").read_text())
 NAME = NODE["metadata"]["name"]
@@ -81,18 +80,11 @@ def test_any_value_anywhere_in_any_answer(
         read(api)
     tried, faults = 0, dict[str, str]()
     for path, data in [*answers.items()]:
+        document = json.loads(data)
         # Two items of each list are enough.
-        for place in [place for place in walk(json.loads(data)) if {"managedFields", 2, 3, 4, 5, 6}.isdisjoint(place)]:
+        for place in [place for place in walk(document) if {"managedFields", 2, 3, 4, 5, 6}.isdisjoint(place)]:
             for odd in (*ODD, "10.0.0.300", 1 << 70, KeyError):
-                document = json.loads(data)
-                holder = document
-                for key in place[:-1]:
-                    holder = holder[key]
-                if odd is KeyError:
-                    del holder[place[-1]]
-                else:
-                    holder[place[-1]] = copy.deepcopy(odd)
-                changed = {**answers, path: json.dumps(document).encode()}
+                changed = {**answers, path: json.dumps(put(document, place, odd)).encode()}
                 monkeypatch.setattr(api, "_send", partial(_answer, changed))
                 try:
                     with suppress(KproxylatError):
@@ -122,9 +114,4 @@ def test_what_real_servers_answered_fits(file: Any) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(place: tuple[Any, ...], value: Any, misfit: str) -> None:
-    document = copy.deepcopy(SLICE)
-    holder = document
-    for key in place[:-1]:
-        holder = holder[key]
-    holder[place[-1]] = value
-    assert find_misfit(document) == misfit
+    assert find_misfit(put(SLICE, place, value)) == misfit

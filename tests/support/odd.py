@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ODD: tuple[Any, ...] = (
@@ -27,3 +28,16 @@ def walk(data: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
     for key, item in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
         yield *path, key
         yield from walk(item, *path, key)
+
+
+def put(document: Any, place: Sequence[Any], value: Any) -> Any:
+    """Return a copy of a document with another value at a place; KeyError: with nothing there."""
+    changed = copy.deepcopy(document)
+    holder = changed
+    for key in place[:-1]:
+        holder = holder[key]
+    if value is KeyError:
+        del holder[place[-1]]
+    else:
+        holder[place[-1]] = copy.deepcopy(value)
+    return changed
