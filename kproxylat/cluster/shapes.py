@@ -85,8 +85,7 @@ def find_misfit(document: dict[str, Any]) -> str:
 
     :return: "" if all is well.
     """
-    shape: Any = {"metadata": _META, "items": [SHAPE]} if "items" in document else SHAPE
-    return _find(document, shape, "")
+    return _find(document, {**SHAPE, "items": [SHAPE]}, "")
 
 
 def _find(value: Any, shape: Any, path: str) -> str:

@@ -114,4 +114,6 @@ def test_what_real_servers_answered_fits(file: Any) -> None:
     ],
 )
 def test_what_does_not_fit_is_named(place: tuple[Any, ...], value: Any, misfit: str) -> None:
-    assert find_misfit(put(SLICE, place, value)) == misfit
+    changed = put(SLICE, place, value)
+    assert find_misfit(changed) == find_misfit({**changed, "items": []}) == misfit
+    assert find_misfit({"items": [SLICE, changed]}) == f".items[1]{misfit}"
