@@ -236,12 +236,16 @@ def require(mode: Mode, *uses: str, probe: str = "auto") -> None:
     :raises MachineError: something is missing; the remedy is for this system.
     """
     for check, finding in _find_missing([mode], uses, probe):
-        if finding.found.startswith("the program"):
-            programs = [row.name for row in CHECKS if row.use in uses and getattr(row.look, "func", None) is find]
+        if check.look is _check_bpftrace or _is_program(check):
+            programs = [row.name for row in CHECKS if row.use in uses and _is_program(row)]
             find(*(["bpftrace"] if "trace" in uses else []), *programs, *(mode.tools if "run" in uses else ()))
         command = finding.dnf if check.dnf and not has_apt() else finding.apt
         in_vm = check.in_vm and not command.startswith("modprobe") and kernel.IN_VM not in command
         raise MachineError(finding.found, command + (f"; or: {kernel.IN_VM}" if in_vm else ""))
+
+
+def _is_program(check: Check) -> bool:
+    return getattr(check.look, "func", None) is find
 
 
 def _find_missing(modes: Iterable[Mode], uses: Sequence[str], probe: str) -> Iterator[tuple[Check, Finding]]:
