@@ -86,8 +86,8 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
         if standing:
             # Its counters count on, and those of before are taken off.
             say(f"      on top of the {standing.services} Services that stand")
-        # This loads nf_conntrack_netlink, too, as kube-proxy does: each new flow then passes its handler of events, in
-        # the first run after a boot as in all others (kernel, net/netfilter/nf_conntrack_netlink.c).
+        # This loads nf_conntrack_netlink, as kube-proxy does when it removes stale flows: each new flow then passes its
+        # handler of events, in a machine's first run as in all others (kernel, net/netfilter/nf_conntrack_netlink.c).
         forget_flows(network, options.sources)
         if standing and not (options.lab and options.lab.places):
             return network
