@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kproxylat.errors import MachineError
 from kproxylat.node.live_rules import METRICS_PORT
 
@@ -43,4 +45,4 @@ def count_nat_rules(metrics: str) -> int | None:
         for (name, labels), value in read_sync_values(metrics).items()
         if name == "iptables_total" and ("table", "nat") in labels
     ]
-    return int(sum(counts)) if counts else None
+    return int(sum(counts)) if counts and math.isfinite(sum(counts)) else None

@@ -285,7 +285,7 @@ def _parse(text: str) -> Object:
 
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError):
         documents = []
     if len(documents) > 1:
         raise MachineError(f"kube-proxy's ConfigMap holds {len(documents)} YAML documents instead of one", BY_HAND)
@@ -334,7 +334,7 @@ def parse_node_arguments(nodes: Sequence[Object]) -> list[Setting]:
                 continue
             try:
                 words = [str(word) for word in json.loads(annotations[name])]
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
             if parse_flags(words).get("disable-kube-proxy", "false") != "false":
                 settings.setdefault("", Setting(f"node {node['metadata']['name']}: {name}: --disable-kube-proxy", ""))

@@ -6,6 +6,7 @@ were not there; what code asks for all the same ends in an error of its own (:fu
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Any
 
@@ -38,7 +39,7 @@ SHAPE = {
         **dict.fromkeys(("type", "internalTrafficPolicy", "externalTrafficPolicy", "podCIDR"), "text"),
         "clusterIP": "ip",
         "clusterIPs": ["ip"],
-        "externalIPs": ["ip"],
+        "externalIPs": ["text"],
         "podCIDRs": ["text"],
         "ipFamilies": ["text"],
         "ports": [_PORT],
@@ -54,7 +55,7 @@ SHAPE = {
         "conditions": _CONDITIONS,
         "addresses": [{"type": "text", "address": "text"}],
         "podIPs": [{"ip": "ip"}],
-        "loadBalancer": {"ingress": [{"ip": "ip"}]},
+        "loadBalancer": {"ingress": [{"ip": "text"}]},
         "containerStatuses": [{"state": {"waiting": _ENDED, "terminated": _ENDED}}],
     },
     "data": {"*": "text"},
@@ -78,6 +79,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "truth": (bool, "true or false"),
 }
 """Kind -> its type in JSON, and what it is called."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can hold, and UTF-8 cannot."""
 
 
 def find_misfit(document: dict[str, Any]) -> str:
@@ -103,6 +106,8 @@ def _find(value: Any, shape: Any, path: str) -> str:
     is_right = type(value) is kind
     if is_right and shape == "port":
         is_right = 0 <= value < 1 << 16
+    elif is_right and shape == "text":
+        is_right = not _SURROGATES.search(value)
     elif is_right and shape == "ip" and value not in ("", "None"):
         is_right = _is_address(value)
     return "" if is_right else f"{path}: not {name}"

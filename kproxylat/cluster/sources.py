@@ -49,7 +49,8 @@ def choose_source(
     pod_ips = [pod_ip.get("ip", "") for pod in pods for pod_ip in (pod.get("status") or {}).get("podIPs") or ()]
     hosts = [endpoint.rpartition(":")[0].strip("[]") for endpoint in endpoints]
     for user, ips in (("a pod", pod_ips), ("an endpoint", hosts)):
-        taken |= {ip_network(ip): f"{user}, {ip}" for ip in ips if ip and (":" in ip) == (family == 6)}
+        own = [ip for ip in ips if ip not in ("", "None") and (":" in ip) == (family == 6)]
+        taken |= {ip_network(ip): f"{user}, {ip}" for ip in own}
     return find_free(pod_cidr, taken, addresses)
 
 

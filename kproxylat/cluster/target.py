@@ -93,7 +93,7 @@ def _choose_cluster_ip(service: str, spec: Object, family: int | None) -> str:
     if spec.get("type") == "ExternalName":
         raise MachineError(f"Service {service} has no ClusterIP: it is an ExternalName", "pass another --service")
     addresses = spec.get("clusterIPs") or [spec.get("clusterIP") or ""]
-    if addresses[0] in ("", "None"):
+    if {"", "None"}.intersection(addresses):
         raise MachineError(f"Service {service} has no ClusterIP: it is headless", "pass another --service")
     for address in addresses:
         if family in (None, ip_address(address).version):

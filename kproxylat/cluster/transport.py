@@ -120,6 +120,8 @@ class Transport:
     def _connect(self, connection: Any, ends_s: float) -> None:
         if connection.sock is not None:
             return
+        from http.client import HTTPException
+
         from urllib3.exceptions import HTTPError
 
         connection.timeout = max(min(CONNECT_S, ends_s - time.monotonic()), 0.001)
@@ -128,8 +130,9 @@ class Transport:
                 self._pool._prepare_proxy(connection)
             else:
                 connection.connect()
-        except (OSError, HTTPError) as error:
-            raise TransportError(str(error), lost=False) from None
+        except (OSError, HTTPError, HTTPException) as error:
+            # A proxy that is none answers CONNECT in other words.
+            raise TransportError(str(error) or type(error).__name__, lost=False) from None
 
 
 def _format_headers(headers: Iterable[tuple[str, str]]) -> str:

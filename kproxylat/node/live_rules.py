@@ -5,10 +5,12 @@ Reading changes nothing: ``iptables-legacy -t nat -S`` would create a missing ta
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -23,6 +25,8 @@ from kproxylat.system.processes import call_inside, run
 
 METRICS_PORT = 10249
 PROBE_S = 2.0
+ANSWER_S, LARGEST = 10.0, 16 << 20
+"""Seconds and bytes of kube-proxy's whole answer; a large node's /metrics has less than 1 MiB."""
 _SERVICE_CHAINS = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-")
 """Chains of ClusterIPs, external addresses and load balancers: map service-ips holds all of these."""
 
@@ -152,13 +156,26 @@ def read_proxy(path: str, netns: str | None = None) -> str:
     return call_inside(netns, lambda: _read_proxy(path))
 
 
+def _read_body(answer: http.client.HTTPResponse) -> bytes:
+    """Read to the end, which whoever listens on the port may never send.
+
+    :raises OSError: it is too long, or takes too long.
+    """
+    body, ends_s = bytearray(), time.monotonic() + ANSWER_S
+    while piece := answer.read1(1 << 16):
+        body += piece
+        if len(body) > LARGEST or time.monotonic() > ends_s:
+            raise OSError(errno.EMSGSIZE, f"its answer has no end within {LARGEST >> 20} MiB and {ANSWER_S:.0f} s")
+    return bytes(body)
+
+
 def _read_proxy(path: str) -> str:
     port = METRICS_PORT
     connection = http.client.HTTPConnection("localhost", port, timeout=PROBE_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
-        text = answer.read().decode(errors="replace")
+        text = _read_body(answer).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MachineError(f"no kube-proxy answers on port {port} of this machine: {reason}") from None

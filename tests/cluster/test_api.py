@@ -869,3 +869,26 @@ def test_a_deferred_signal_ends_a_wait_for_an_answer(fake: FakeApi, api: Api) ->
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 70000 + b"\r\n\r\n"])
+def test_a_proxy_that_is_none_is_one_line(fake: FakeApi, tmp_path: Path, answer: bytes) -> None:
+    path = fake.kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
+        document["clusters"][0]["cluster"] = {"server": "https://api.invalid", "proxy-url": proxy}
+        path.write_text(json.dumps(document))
+        with pytest.raises(MachineError, match="no API server answers at"):
+            connect(path).get(SERVICES)
+        server.shutdown(socket.SHUT_RDWR)

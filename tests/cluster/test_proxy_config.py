@@ -9,7 +9,7 @@ import pytest
 
 from kproxylat.cluster import proxy_mode
 from kproxylat.cluster.api import Api
-from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, read_configured
+from kproxylat.cluster.proxy_config import change_mode, parse_flags, parse_mode, parse_node_arguments, read_configured
 from kproxylat.cluster.proxy_mode import decide, gather
 from kproxylat.cluster.rollout import plan_change
 from kproxylat.errors import MachineError
@@ -282,3 +282,13 @@ def test_a_mode_that_is_not_on_one_plain_line_is_refused(text: str) -> None:
 
 def test_flags() -> None:
     assert parse_flags(["--a=1", "--b", "2", "--c", "--d"]) == {"a": "1", "b": "2", "c": "true", "d": "true"}
+
+
+@pytest.mark.parametrize("text", ["mode: !!int ''", "mode: !!bool x", "mode: !!timestamp x", "mode: !!float x", "- 1"])
+def test_a_configuration_that_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(MachineError, match="does not hold a KubeProxyConfiguration"):
+        parse_mode(text)
+
+
+def test_a_nodes_arguments_may_be_anything() -> None:
+    assert parse_node_arguments([node("a", "[" * 100_000), node("b", "5"), node("c", "{")]) == []

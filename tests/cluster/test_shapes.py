@@ -17,7 +17,7 @@ from kproxylat.cluster.proxy_config import read_configured
 from kproxylat.cluster.rollout import describe_rollouts, plan_change
 from kproxylat.cluster.service_names import read_names
 from kproxylat.cluster.shapes import find_misfit
-from kproxylat.cluster.sources import read_pod_cidr
+from kproxylat.cluster.sources import choose_source, read_pod_cidr
 from kproxylat.cluster.sync import keep_existing
 from kproxylat.cluster.target import find_hazards, miss_path, read_target
 from kproxylat.cluster.worker import find_worker
@@ -29,6 +29,10 @@ from tests.support.odd import ODD, put, walk
 
 NODE = json.loads((RECORDED / "node.json").read_text())
 NAME = NODE["metadata"]["name"]
+POD = {
+    "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b"}, "spec": {"nodeName": NAME},
+    "status": {"podIPs": [{"ip": "10.244.1.10"}, {"ip": "fd00::1"}]},
+}  # fmt: skip
 SLICE = json.loads((RECORDED / "endpointslice-worker.json").read_text())
 TARGET = Target("10.96.100.52", 50051, "udp", "default/worker-dual", ("grpc 50051/TCP",), ("10.244.1.10:50051",))
 
@@ -48,6 +52,8 @@ READERS: dict[str, Callable[[Api], object]] = {
     "all-dummies": read_all_dummies,
     "existing": lambda api: keep_existing(api, {TARGET}),
     "node": read_node,
+    "source": lambda api: choose_source(api, None, 6, 4, ["10.244.1.10:80"], NODE),
+    "target6": lambda api: read_target(api, "worker-dual", family=6),
     "namespace": lambda api: check_namespace(api, "default"),
     "worker": find_worker,
     "names": read_names,
@@ -67,6 +73,7 @@ def test_any_value_anywhere_in_any_answer(
 ) -> None:
     for file in RECORDED.glob("*.json"):
         fake.add(file)
+    fake.add(POD)
     dummies = read_dummies(api)
     create(api, dummies, plan_creation(dummies, 1))
     read, send, answers = READERS[reader], api._send, dict[str, bytes]()
@@ -83,7 +90,7 @@ def test_any_value_anywhere_in_any_answer(
         document = json.loads(data)
         # Two items of each list are enough.
         for place in [place for place in walk(document) if {"managedFields", 2, 3, 4, 5, 6}.isdisjoint(place)]:
-            for odd in (*ODD, "10.0.0.300", 1 << 70, KeyError):
+            for odd in (*ODD, "10.0.0.300", "None", "", "\ud800", 1 << 70, KeyError):
                 changed = {**answers, path: json.dumps(put(document, place, odd)).encode()}
                 monkeypatch.setattr(api, "_send", partial(_answer, changed))
                 try:
@@ -111,9 +118,16 @@ def test_what_real_servers_answered_fits(file: Any) -> None:
         (("endpoints", 0, "conditions", "ready"), "yes", ".endpoints[0].conditions.ready: not true or false"),
         (("metadata", "labels"), {"a": 1}, ".metadata.labels.a: not a text"),
         (("metadata",), [], ".metadata: not an object"),
+        (("metadata", "name"), "a\ud800", ".metadata.name: not a text"),
     ],
 )
 def test_what_does_not_fit_is_named(place: tuple[Any, ...], value: Any, misfit: str) -> None:
     changed = put(SLICE, place, value)
     assert find_misfit(changed) == find_misfit({**changed, "items": []}) == misfit
     assert find_misfit({"items": [SLICE, changed]}) == f".items[1]{misfit}"
+
+
+def test_addresses_with_leading_zeros_are_kept() -> None:
+    """Kubernetes parses external addresses sloppily (k8s.io/utils/net, ParseIPSloppy)."""
+    spec = {"clusterIP": "None", "externalIPs": ["172.016.0.1"]}
+    assert find_misfit({"spec": spec, "status": {"loadBalancer": {"ingress": [{"ip": "010.0.0.1"}]}}}) == ""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from kproxylat.cluster import sync
 from kproxylat.cluster.api import Api
 from kproxylat.cluster.dummies import create, plan_creation, read_dummies
+from kproxylat.cluster.metrics import count_nat_rules
 from kproxylat.cluster.proxy_mode import Evidence
 from kproxylat.cluster.sync import is_idle, keep_existing, live_ports, mode_ports, service_ports, wait_for_rules
 from kproxylat.errors import MachineError
 from kproxylat.modes import find_mode
-from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips
+from kproxylat.node import live_rules
+from kproxylat.node.live_rules import LiveRules, parse_ip_vs, parse_nat, parse_service_ips, read_proxy
 from kproxylat.results import Target
 from tests.support import TESTS
 from tests.support.fake_api import FakeApi
@@ -227,3 +232,28 @@ def test_live_ports_without_those_of_leftover_rules(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sync, "gather", lambda _, **__: Evidence(unasked=["this kernel's rules: it takes root"]))
     with pytest.raises(MachineError, match="takes root"):
         live_ports()
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_a_number_of_rules_that_is_none_is_unknown(value: str) -> None:
+    assert count_nat_rules(f'kubeproxy_sync_proxy_rules_iptables_total{{table="nat"}} {value}\n') is None
+
+
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kube-proxy holds the port, anybody may listen there."""
+    monkeypatch.setattr(live_rules, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(live_rules, "METRICS_PORT", server.getsockname()[1])
+
+        def drip() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    while True:
+                        connection.sendall(b"x")
+                        time.sleep(0.01)
+
+        threading.Thread(target=drip, daemon=True).start()
+        with pytest.raises(MachineError, match="its answer has no end within 16 MiB"):
+            read_proxy("/metrics")
