@@ -105,6 +105,8 @@ CLONE_NEWNET = 0x40000000
 """Kernel, include/uapi/linux/sched.h."""
 SOCKETS = 48
 """Rounds whose sockets are open at a time; a process may have 1,024 open files."""
+OPEN_S = 0.5
+"""How long they are open at most: after 1 s the kernel sends a SYN again (include/net/tcp.h, TCP_TIMEOUT_INIT)."""
 BLOCKS = 20
 """Parts of a run, each of which has its own median: a slow change of the machine shows in them."""
 CHECKED_EVERY = 50
@@ -168,8 +170,11 @@ def time_call(flow: socket.socket, is_udp: bool, target: tuple[str, int]) -> int
         flow.sendto(PAYLOAD, target)
         return clock() - begun
     begun = clock()
-    flow.connect_ex(target)
-    return clock() - begun
+    status = flow.connect_ex(target)
+    time_ns = clock() - begun
+    if status and status not in OUTCOMES:
+        raise OSError(status, os.strerror(status))
+    return time_ns
 
 
 def time_packet(
@@ -237,7 +242,7 @@ def send_timed(
     done = 0
     while done < count and not signal.sigpending() & set(STOP):
         rounds = []
-        for _ in range(min(SOCKETS, count - done)):
+        for _ in range(min(SOCKETS, max(int(rate_pps * OPEN_S), 1), count - done)):
             aims = [next(destinations), *controls]
             rounds.append([(open_flow(aim[2], next(flows)), aim[2] == "udp", (aim[0], aim[1])) for aim in aims])
         for packets in rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -11,7 +12,8 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 from math import gcd
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -335,3 +337,44 @@ def test_the_nodes_own_packets_are_sent_by_the_node() -> None:
     with pytest.raises(UsageError, match="pktgen sends no packets of the node's own") as caught:
         check_options(replace(options, sending=replace(sending, generator=GENERATORS["pktgen"])))
     assert "--generator sockets" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("rate_pps", "most"), [(1, 1), (20, 10), (1000, sender_program.SOCKETS)])
+def test_a_syn_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, rate_pps: float, most: int) -> None:
+    """Nothing answers in the lab: the kernel repeats the SYN of a socket that is open for a second."""
+    opened: list[int] = []
+
+    class Flow:
+        def __init__(self) -> None:
+            opened.append(1)
+
+        def close(self) -> None:
+            opened.pop()
+
+    counts: list[int] = []
+
+    def time_packet(*_: object) -> tuple[str, int]:
+        counts.append(len(opened))
+        return "taken", 5
+
+    for name, value in {
+        "hold_still": lambda: None,
+        "open_arrivals": lambda *_: lambda: 0,
+        "open_flow": lambda *_: Flow(),
+        "time_packet": time_packet,
+        "time": SimpleNamespace(monotonic=iter(range(1000, 10000)).__next__, perf_counter_ns=time.perf_counter_ns),
+    }.items():
+        monkeypatch.setattr(sender_program, name, value)
+    target = ["10.96.100.50", 50051, "tcp"]
+    sent = sender_program.send_timed([target], [], "10.244.128.1", 6, [1000, 50000], 100, rate_pps, "")
+    assert (sent["sent"], max(counts), len(opened)) == (100, most, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "is_sent"),
+    [(0, True), (errno.EINPROGRESS, True), (errno.ECONNREFUSED, True), (errno.EINVAL, False), (errno.ENOBUFS, False)],
+)
+def test_a_syn_that_was_not_sent_has_no_time(status: int, is_sent: bool) -> None:
+    flow = SimpleNamespace(connect_ex=lambda _: status)
+    outcome, time_ns = sender_program.time_packet((cast("Any", flow), False, ("10.96.0.1", 80)), None)
+    assert (outcome in ("taken", "preempted"), time_ns > 0) == (is_sent, is_sent)
