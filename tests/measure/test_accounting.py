@@ -295,9 +295,12 @@ def test_drops_alone_do_not_open_the_books() -> None:
     assert (books.drops, books.entries, books.strayed, books.others) == ({"rp_filter": 3}, SENT, 0, 4)
 
 
-def elsewhere(lookups: int, outer: int, within: int, delivered: int | None = None) -> Accounting:
+def elsewhere(
+    lookups: int, outer: int, within: int, delivered: int | None = None, quality: Quality | None = None
+) -> Accounting:
     """Close the books over others' traffic: the rule's hits in all, and while the probes were surely attached."""
     result = replace(looked_up(lookups), traffic=Traffic("none", None, None, None, None, None, None, None))
+    result = replace(result, quality=quality or result.quality)
     moments = [Snapshot(replace(HIT, packets=packets)) for packets in (0, 5, 5 + within, outer)]
     if delivered is not None:
         moments = [replace(each, counts={"delivered": 0, "untranslated": 0}) for each in moments]
@@ -307,8 +310,8 @@ def elsewhere(lookups: int, outer: int, within: int, delivered: int | None = Non
 
 @pytest.mark.parametrize("lookups", [90, 95, 100])
 def test_lookups_of_others_packets_lie_within_the_rules_hits(lookups: int) -> None:
-    books = elsewhere(lookups, 100, 90)
-    assert books.closed
+    books = elsewhere(lookups, 100, 90, quality=Quality(missed_probes=2))
+    assert books.closed, "calls under way at the end are missed"
     assert (books.sent, books.lookups, books.rule_hits) == (None, lookups, 100)
 
 
@@ -330,6 +333,8 @@ def test_the_nodes_own_packets_hit_the_same_rule() -> None:
         (elsewhere(101, 100, 90), "rule hits 100 instead of 101 (unexplained)"),
         (elsewhere(95, 100, 90, delivered=94), "delivered 94 instead of 95 (1 unexplained)"),
         (elsewhere(0, 0, 0), "no packet of the target was seen"),
+        (elsewhere(95, 100, 90, quality=Quality(full_maps=("@n",), missed_probes=3)), "map @n was full"),
+        (elsewhere(95, 100, 90, quality=Quality(lost_events=2)), "2 lost events"),
     ],
 )
 def test_others_packets_that_do_not_add_up(books: Accounting, named: str) -> None:
