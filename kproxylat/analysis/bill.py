@@ -24,6 +24,8 @@ DAY_S = 86400
 TOP = 50
 MOST_KEPT = 64
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_SURE = 4
+"""Standard deviations beyond which chance is no reason: one sampled bill of 16,000."""
 NO_SERVICE, OTHER, IPV6 = "no Service", "other", "IPv6"
 """Keys of flows that no rule translated; of those that found the map full; of IPv6's, which are not split."""
 
@@ -256,9 +258,13 @@ def compare_counter(windows: Sequence[Window], counter: str) -> Check:
     passed = _add_passed(windows)
     if not passed:
         return Check(counter, None, counted, None)
-    # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k.
-    variance = sum((window.total.lookups << window.shift) * ((1 << window.shift) - 1) for window in windows)
-    chance = _Z * math.sqrt(variance)
+    # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k. Of few drawn, the counter knows more.
+    variance = sum(
+        max(window.total.lookups << window.shift, window.passed.estimate if window.passed else 0)
+        * ((1 << window.shift) - 1)
+        for window in windows
+    )
+    chance = _SURE * math.sqrt(variance)
     closed = passed.lo - chance <= counted <= passed.hi + chance
     return Check(counter, passed.estimate, counted, closed, passed.lo, passed.hi)
 
@@ -299,7 +305,8 @@ def cut(rows: Sequence[Row], most: int = TOP) -> tuple[Row, ...]:
     """Return the first rows of Services, and all others of these as one; rows of other kinds stay."""
     named = [row for row in rows if row.kind != "none"]
     rest = named[most:]
-    kept = [row for row in rows if row not in rest]
+    left_out = {row.key for row in rest}
+    kept = [row for row in rows if row.key not in left_out]
     if not rest:
         return tuple(kept)
     per_s, ms = sum(row.lookups_per_s for row in rest), sum(row.cpu_ms_per_s for row in rest)

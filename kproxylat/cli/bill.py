@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from dataclasses import replace
 from enum import StrEnum
@@ -17,7 +18,7 @@ from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
 from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import ESSENTIAL, can_draw, drawing, plain_line, say, show, waiting
-from kproxylat.errors import Interrupted, KproxylatError, LogError, MachineError, UsageError, refuse_options
+from kproxylat.errors import BOOKS_OPEN, Interrupted, KproxylatError, LogError, MachineError, UsageError, refuse_options
 from kproxylat.system import interrupts
 from kproxylat.system.kernel import check_root
 from kproxylat.system.keys import quitting
@@ -159,6 +160,9 @@ def bill(
         show(draw_bill(answer))
     if ended:
         raise ended
+    if answer.check.closed is False:
+        say("kproxylat: the books are open: the rules counted another number of lookups", ESSENTIAL)
+        sys.exit(BOOKS_OPEN)
 
 
 class Names:

@@ -138,9 +138,9 @@ def bill(billing: Billing, watch: Callable[[Bill], None] | None = None) -> tuple
             account.trace()
         except Interrupted as error:
             ended = error
-    if ended and not account.windows:
-        raise ended
     if not sum(window.total.lookups for window in account.windows):
+        if ended:
+            raise ended
         raise NothingCountedError(
             "no lookup was counted" + "".join(f"; {warning}" for warning in account.warnings),
             "is there traffic of new flows, and is this the mode that kube-proxy has? a longer --for sees more",

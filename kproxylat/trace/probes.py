@@ -41,7 +41,7 @@ ENVELOPE = "nf_hook_slow"
 NESTING = {row.engine for row in MODES if row.nested}
 """The engines whose call at INPUT contains their call at OUTPUT."""
 _SUB_BUCKETS = 5
-_PROTOCOLS = {6: "tcp", 17: "udp"}
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _U64 = (1 << 64) - 1
 
 Key = tuple[str | None, str | None, str | None]

@@ -284,3 +284,11 @@ def test_prometheus_scrapes_what_was_added_up() -> None:
     for bills in (1, 2):
         totals.add(make_bill())
         assert f'service="kube-dns"}} {890 / 4 * 60 * bills}' in scrape()
+
+
+@pytest.mark.parametrize(
+    ("shift", "passed", "closed"), [(2, (5, 7), True), (10, (290, 310), True), (2, (190, 210), False)]
+)
+def test_no_flow_drawn_of_a_few_is_chance(shift: int, passed: tuple[int, int], closed: bool) -> None:
+    none = replace(window({}, 1, shift=shift), passed=Bounded(sum(passed) / 2, *passed))
+    assert compare_counter([none], "name").closed == closed

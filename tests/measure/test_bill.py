@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -26,10 +27,11 @@ from kproxylat.measure.live_load import Counters, find_load, read_counters, read
 from kproxylat.modes import find_mode
 from kproxylat.node import service_rule
 from kproxylat.node.node import Node
+from kproxylat.results import Bounded
 from kproxylat.system import interrupts, processes
 from kproxylat.system.bpf_stats import Used
 from kproxylat.trace.plan import TICK_S, Live
-from tests.support.bills import make_bill
+from tests.support.bills import WINDOWS, make_bill, window
 from tests.support.command import Captured, call
 from tests.support.fake_api import FakeApi
 
@@ -445,3 +447,31 @@ def test_a_counter_is_read_before_a_window_in_it_and_after_it(monkeypatch: pytes
     assert (taken[0], taken[-1]) == (1, 4)
     assert 500 - 100 * 4 * 0.3 <= passed.lo <= passed.estimate <= passed.hi <= 500 + 100 * 4 * 0.3
     assert passed.estimate == pytest.approx(500, rel=0.01)
+
+
+def test_a_signal_after_a_window_without_a_lookup_ends_the_bill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `--serve` "no lookup was counted" is a quiet time, after which it goes on."""
+
+    def trace(account: Any) -> None:
+        account.windows.append(window({}))
+        raise Interrupted(15)
+
+    World(monkeypatch, 0.001, 1)
+    monkeypatch.setattr(bill._Account, "trace", trace)
+    with pytest.raises(Interrupted):
+        bill.bill(bill.Billing(IPTABLES, Node("x"), {}, 0.01, 60))
+
+
+@pytest.mark.parametrize(("passed", "expected"), [(1220, 0), (1500, 4)])
+def test_open_books_are_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path, passed: int, expected: int
+) -> None:
+    made = make_bill((replace(WINDOWS[0], passed=Bounded(700, 700, 700)),
+                      replace(WINDOWS[1], passed=Bounded(passed - 700, passed - 700, passed - 700))))  # fmt: skip
+    monkeypatch.setattr("kproxylat.cli.bill.check_root", lambda: None)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(bill, "plan_bill", lambda *_: None)
+    monkeypatch.setattr(bill, "bill", lambda _: (made, None))
+    status, out, err = call(capsys, "bill", "--format", "json")
+    assert (status, json.loads(out)["check"]["counted"]) == (expected, 1220)
+    assert ("kproxylat: the books are open: the rules counted another number" in err) == bool(expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,15 @@ from kproxylat.modes import find_mode
 from kproxylat.results import Bucket, Percentile, Probe
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.percentiles import compute_percentiles
-from kproxylat.trace.probes import bucket_bounds, build_histogram, build_path, build_probes, merge_probes, split_maps
+from kproxylat.trace.probes import (
+    bucket_bounds,
+    build_histogram,
+    build_path,
+    build_probes,
+    merge_probes,
+    name_target,
+    split_maps,
+)
 
 LEGACY = find_mode("iptables", "legacy")
 NFT = find_mode("nftables", None)
@@ -280,3 +290,10 @@ def test_a_chain_may_be_named_like_a_number() -> None:
     own, _ = split_maps(parse_dump("@chain[8]: 7\n@n[8, 3]: 1\n@table[8]: 12\n"))
     (probe,) = build_probes(own, NFT, "ns")
     assert (probe.table, probe.chain) == ("12", "7")
+
+
+def test_a_target_has_its_protocols_name() -> None:
+    words = int.from_bytes(bytes([10, 96, 0, 5]), sys.byteorder) << 32 | int.from_bytes(
+        (3868).to_bytes(2, "big") + bytes([132, 0]), sys.byteorder
+    )
+    assert name_target(words) == "10.96.0.5:3868/sctp"
