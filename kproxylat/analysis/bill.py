@@ -25,7 +25,7 @@ TOP = 50
 MOST_KEPT = 64
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _SURE = 4
-"""Standard deviations beyond which chance is no reason: one sampled bill of 16,000."""
+"""Standard deviations that chance exceeds in one sampled bill of 16,000."""
 NO_SERVICE, OTHER, IPV6 = "no Service", "other", "IPv6"
 """Keys of flows that no rule translated; of those that found the map full; of IPv6's, which are not split."""
 

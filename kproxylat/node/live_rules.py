@@ -157,7 +157,7 @@ def read_proxy(path: str, netns: str | None = None) -> str:
 
 
 def _read_body(answer: http.client.HTTPResponse) -> bytes:
-    """Read to the end, which whoever listens on the port may never send.
+    """Read to the end. Another program than kube-proxy may listen on the port, and never send one.
 
     :raises OSError: it is too long, or takes too long.
     """
