@@ -28,7 +28,8 @@ def assemble(
         other traffic.
     """
     clock, _ = kernel.detect_clock()
-    maps = parse_dump("".join(tracer.stdout))
+    losses: list[str] = []
+    maps = parse_dump("".join(tracer.stdout), tracer.map_limit, losses)
     own, users_maps = split_maps(maps)
     probes = build_probes(own, mode, clock)
     return Result(
@@ -41,7 +42,7 @@ def assemble(
         probes,
         build_path(probes, clock),
         accounting=None if reasons is None else count_rest(maps, reasons),
-        quality=judge(maps, kind, probes, tracer),
+        quality=judge(maps, kind, probes, tracer, losses),
         maps=add_to_maps(users_maps),
     )
 
@@ -75,11 +76,14 @@ def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accountin
     return Accounting(None, None, None, None, None, None, closed=False, other_calls=calls, freed=freed)
 
 
-def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
+def judge(
+    maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer, losses: Sequence[str] = ()
+) -> Quality:
     """Judge the quality of a trace: lost events, missed calls, full maps, and warnings.
 
     :param maps: all maps that the script printed.
     :param kind: the kind of its probes, "fentry" or "kprobe".
+    :param losses: what :func:`.dump.parse_dump` left out.
     """
     output = "".join(tracer.stdout) + "".join(tracer.stderr)
     full = tuple(f"@{name}" for name, content in maps.items() if len(content.entries) >= tracer.map_limit)
@@ -93,6 +97,7 @@ def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer:
         )
     if tracer.unlogged:
         warnings.append(f"bpftrace printed too much to be logged: {tracer.unlogged} lines, the last, are not logged")
+    warnings += losses
     if full:
         warnings.append(f"full maps ({tracer.map_limit} keys): {', '.join(full)}; events are missing")
     if probes and not any(probe.lookup for probe in probes):

@@ -367,3 +367,14 @@ def test_text_counts_inside_a_key_a_value_or_a_string(lines: list[str], counts: 
     for line in lines:
         assembler.feed(line)
     assert assembler.counts_text == counts
+
+
+def test_a_map_has_all_keys_that_the_kernel_allowed() -> None:
+    """BPFTRACE_MAP_KEYS_MAX may be larger than what a text of unknown origin may hold."""
+    text = "".join(f"@n[18446635825034690560, {number}]: {number % 7}\n" for number in range(120_000))
+    losses: list[str] = []
+    assert len(parse_dump(text, 262_144, losses)["n"].entries) == 120_000
+    assert losses == []
+    assert len(parse_dump(text, losses=losses)["n"].entries) < 120_000
+    [loss] = losses
+    assert loss.endswith("bytes; @n is left out from here on")
