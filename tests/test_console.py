@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def test_show(capsys: Captured, text: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_services_list(capsys: Captured, cluster: FakeApi, name: str) -> None:  # noqa: F811
-    service = {"apiVersion": "v1", "kind": "Service", "spec": {"clusterIP": f"10.0.0.1\n{name}"}}
+    spec = {"clusterIP": "10.0.0.1", "ports": [{"port": 80, "protocol": f"TCP\n{name}"}]}
+    service = {"apiVersion": "v1", "kind": "Service", "spec": spec}
     labels = {"labels": {"type": "dummy"}, "namespace": "default"}
     cluster.add(service | {"metadata": {"name": "dummy-service-1", **labels}})
     cluster.add(copy.deepcopy(service) | {"metadata": {"name": name, **labels}})
-    status, out, err = call(capsys, "services", "list")
+    status, out, err = call(capsys, "services", "list", "-o", "wide")
+    if re.search("[\ud800-\udfff]", name):
+        assert (status, out, "not a text" in err, is_safe(err)) == (1, "", True, True)
+        return
     assert (status, len(out.splitlines()), is_safe(out + err)) == (0, 1, True)
     status, out, _ = call(capsys, "services", "list", "--format", "json")
     assert (json.loads(out)["not_ours"], is_safe(out)) == ([name], True)
