@@ -45,6 +45,12 @@ def lab(timing: Guest, request: pytest.FixtureRequest) -> Iterator[tuple[Guest, 
     words = ("--mode", mode, "--backend", backend, "--probe", probe)
     done = timing.kproxylat("run", "--lab", "--keep", *words, "--services", str(SERVICES), "1", "20")
     assert done.status == 0, done.err
+    if (mode, probe) == ("ipvs", "fentry"):
+        # An endpoint on the node itself: ipvs accepts such packets, as those to no Service.
+        server = f"10.97.0.{SERVICES}:80"
+        for change in (f"-D -t {server}", f"-A -t {server} -s rr", f"-a -t {server} -r 10.97.0.1:8080 -m"):
+            changed = timing.program("ip", "netns", "exec", "kproxylat-node", "ipvsadm", *change.split())
+            assert changed.status == 0, changed.err
     targets = [f"{weight}={target}" for target, weight in WEIGHTS.items()]
     command = [sys.executable, str(ROOT / "tests/vm/senders.py"), "900", str(RATE[probe]), *targets]
     started = timing.program(
