@@ -69,10 +69,10 @@ def as_kprobes(script: str, mode: Mode) -> str:
     """Rewrite a script of fentry probes, which only kernels that allow them check, to kprobes with the same types."""
     types = {"skb": "(struct sk_buff *)", "state": "(struct nf_hook_state *)", "pkt": "(struct nft_pktinfo *)"}
     names = mode.engines[0].layout
+    # A kernel without ip_vs lacks its bit; another one has the same type.
+    script = script.replace("->ipvs_property", "->cloned")
     for name in ("skb", "state", *names):
         number = names.index(name) if name in names else ("skb", "state").index(name)
-        # A kernel without ip_vs lacks its bit; another one has the same type.
-        script = script.replace("->ipvs_property", "->cloned")
         script = re.sub(rf"args(?:->|\.){name}\b", f"({types.get(name, '(struct sk_buff *)')}arg{number})", script)
     return re.sub(r"^(?:kretfunc|kfunc|fexit|fentry|kretprobe):(?:\w+:)?", "kprobe:", script, flags=re.M).replace(
         "retval", "arg5"
