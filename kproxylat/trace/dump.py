@@ -9,6 +9,7 @@ Longer than 350 lines: the rules for which line belongs to which entry share one
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -27,8 +28,6 @@ _ENTRIES, _VALUE_SIZE = 100_000, 1 << 22
 """How many entries of a print are kept, and how many characters of the lines of a string."""
 BUDGET = 120_000_000
 """Bytes that a text's maps and their output may take, so that all of ``parse`` stays below 200 MB."""
-_OWN_ENTRY = 2000
-"""Bytes that an entry of kproxylat's own maps takes at most, by :func:`weigh`."""
 _OBJECT, _CHAR, _ESCAPED, _PART = 800, 12, 100, 150
 """Bytes that an entry or a row takes beside its text; each character, one that JSON escapes, and a key's part."""
 
@@ -48,25 +47,23 @@ class Print(NamedTuple):
     weight: int = 0
 
 
-def parse_dump(text: str, most: int = 0, losses: list[str] | None = None) -> dict[str, Map]:
+def parse_dump(text: str) -> dict[str, Map]:
     """Parse the maps that bpftrace printed; if a map was printed several times, the last whole print counts.
+
+    Nothing is left out for its size: the text is a run's own, which :class:`.bpftrace.LineBuffer` limits.
 
     :param text: stdout of one run in text mode, e.g. ``@lat_ns[nat, 0]:\\n[512, 1K)   7 |@@@@|``. Text of
         printf() and bpftrace's own messages may come anywhere; the parser skips them.
-    :param most: how many keys a map may have, of which none is left out.
-    :param losses: receives what was left out of larger maps.
     :return: map name without ``@`` -> map. Values by kind: int, float, str, bool; tuple and array (tuples); struct
         (dict); stats ``{"count", "average", "total"}``; stack (tuple of frames, innermost first); tseries (tuple of
         ``{"time", "value"}``); hist and lhist ``{"count", "buckets": [{"lo", "hi", "count"}]}``, half open, ``K`` is
         1024, ``None`` an open end, rows as printed (also those that count 0). A map that got no event may be absent.
     """
     maps: dict[str, Map] = {}
-    assembler = PrintAssembler(lambda _: max(BUDGET, most * _OWN_ENTRY), most)
+    assembler = PrintAssembler(lambda _: sys.maxsize, sys.maxsize)
     for name, parsed, whole, _ in read_prints(text.removesuffix("\n").split("\n"), assembler):
         if whole or name not in maps:
             maps[name] = parsed
-    if losses is not None:
-        losses += assembler.losses
     return maps
 
 
@@ -103,13 +100,11 @@ class PrintAssembler:
     Format: see the module's docstring.
 
     :param find_room: returns how much a print of a map of this name may weigh.
-    :param most: how many entries, and how many rows, a print may have at least.
-    :ivar losses: what was left out by these limits.
+    :param most: how many entries, and how many rows, a print may have.
     """
 
-    def __init__(self, find_room: Callable[[str], int] = lambda _: BUDGET, most: int = 0) -> None:
-        self._find_room, self._most = find_room, max(most, _ENTRIES)
-        self.losses: list[str] = []
+    def __init__(self, find_room: Callable[[str], int] = lambda _: BUDGET, most: int = _ENTRIES) -> None:
+        self._find_room, self._most = find_room, most
         self._prints: list[Print] = []
         self._notes: list[str] = []
         self._multiline_maps: set[str] = set()  # maps whose values were not on one line
@@ -277,7 +272,6 @@ class PrintAssembler:
         """Note once for each print that a part of it is left out."""
         if not self._is_full:
             self._note(reason)
-            self.losses.append(reason)
         self._is_full = True
 
     def _note(self, reason: str) -> None:

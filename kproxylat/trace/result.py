@@ -28,8 +28,7 @@ def assemble(
         other traffic.
     """
     clock, _ = kernel.detect_clock()
-    losses: list[str] = []
-    maps = parse_dump("".join(tracer.stdout), tracer.map_limit, losses)
+    maps = parse_dump("".join(tracer.stdout))
     own, users_maps = split_maps(maps)
     probes = build_probes(own, mode, clock)
     return Result(
@@ -42,7 +41,7 @@ def assemble(
         probes,
         build_path(probes, clock),
         accounting=None if reasons is None else count_rest(maps, reasons),
-        quality=judge(maps, kind, probes, tracer, losses),
+        quality=judge(maps, kind, probes, tracer),
         maps=add_to_maps(users_maps),
     )
 
@@ -76,14 +75,11 @@ def count_rest(maps: Mapping[str, Map], reasons: Mapping[int, str]) -> Accountin
     return Accounting(None, None, None, None, None, None, closed=False, other_calls=calls, freed=freed)
 
 
-def judge(
-    maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer, losses: Sequence[str] = ()
-) -> Quality:
+def judge(maps: Mapping[str, Map], kind: str, probes: tuple[Probe, ...], tracer: Tracer) -> Quality:
     """Judge the quality of a trace: lost events, missed calls, full maps, and warnings.
 
     :param maps: all maps that the script printed.
     :param kind: the kind of its probes, "fentry" or "kprobe".
-    :param losses: what :func:`.dump.parse_dump` left out.
     """
     output = "".join(tracer.stdout) + "".join(tracer.stderr)
     full = tuple(f"@{name}" for name, content in maps.items() if len(content.entries) >= tracer.map_limit)
@@ -97,7 +93,6 @@ def judge(
         )
     if tracer.unlogged:
         warnings.append(f"bpftrace printed too much to be logged: {tracer.unlogged} lines, the last, are not logged")
-    warnings += losses
     if full:
         warnings.append(f"full maps ({tracer.map_limit} keys): {', '.join(full)}; events are missing")
     if probes and not any(probe.lookup for probe in probes):

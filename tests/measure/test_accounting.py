@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -170,13 +169,6 @@ def test_losses_leave_the_books_open_though_every_lookup_was_seen(quality: Quali
     books = hit(replace(looked_up(SENT), quality=quality))
     assert (books.closed, books.difference) == (False, words)
     assert hit(replace(looked_up(SENT), quality=Quality(missed_probes=0))).closed
-
-
-def test_what_the_parser_left_out_is_a_warning() -> None:
-    tracer: Any = Traced()
-    assert judge({}, "kprobe", (LOOKUP,), tracer, ["@n is left out from here on"]).warnings[1:] == (
-        "@n is left out from here on",
-    )
 
 
 def test_truncated_output_is_a_warning() -> None:
