@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from kproxylat.errors import UsageError
 
+LOCK_WAIT = "--wait=5"
+"""Seconds that iptables waits for the tables' lock: kube-proxy holds it while it writes its rules."""
 DEFAULT_MODE = "iptables"
 """The mode on Linux if kube-proxy's ``mode`` is empty (Kubernetes, pkg/proxy/apis/config/types.go, ProxyMode)."""
 
@@ -91,8 +93,7 @@ class Mode:
     :param transaction: how many Services a transaction takes; the commands run once for each (0: all in one).
     :param parity_matters: whether a lookup costs more after an even number of transactions than after an odd one.
     :param usual: whether current distributions have this one of the mode's backends.
-    :param overhead_hook: number of the hook at which to measure what tracing adds: one without conntrack's work, which
-        varies, where the engine is called and no call holds another one.
+    :param overhead_hook: number of a hook where tracing's own cost can be measured: without conntrack and nested calls.
     :param nested: whether the engine's call for the node's own packet holds another call, which sends the packet on.
     :param raw_sockets: whether the tools need raw sockets, which a container may forbid.
     :param link: the link that holds the Services' addresses, except those of NodePorts.
@@ -226,9 +227,9 @@ MODES: tuple[Mode, ...] = (
         report=("IPTABLES", "ipt"),
         loading_cost=1,
         form=CHAIN,
-        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-legacy-restore", "--wait=5"), "iptables")),
+        loading=(*_MAKE_COUNTERS, LoadStep(("{ip}tables-legacy-restore", LOCK_WAIT), "iptables")),
         # As kube-proxy does where little has changed: KUBE-SERVICES anew, and the chains of what came.
-        growing=(LoadStep(("{ip}tables-legacy-restore", "--wait=5", "--noflush"), "iptables"),),
+        growing=(LoadStep(("{ip}tables-legacy-restore", LOCK_WAIT, "--noflush"), "iptables"),),
         usual=False,
         raw_sockets=True,
     ),
@@ -339,8 +340,7 @@ def find_mode(name: str, backend: str | None, *, usual: bool = False) -> Mode:
     :param usual: without a backend, take that of current distributions.
     :raises UsageError: the mode or the backend is unknown, or the backend is None and the mode has several.
     """
-    backends = [row.backend for row in find_rows(name)]
-    if not backends:
+    if not (backends := [row.backend for row in find_rows(name)]):
         raise UsageError(f"unknown mode {name!r}", f"--mode takes one of: {', '.join(sorted(mode_names()))}")
     rows = [row for row in find_rows(name, backend) if row.usual or backend or not usual]
     if not rows:

@@ -17,7 +17,8 @@ T = TypeVar("T")
 _get_hints = cache(typing.get_type_hints)
 _LARGEST, _DIGITS = 1 << 64, 300
 _DEPTH = 50
-_LONE = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate, which JSON can hold alone, and UTF-8 cannot (RFC 8259, section 8.2)."""
 _WORDS = re.compile(r"arguments\[\d+\]\Z|\.log\Z")
 """Places of the command line's words, which may be any bytes."""
 _NUMBER = re.compile(r"-?\d{1,19}")
@@ -220,7 +221,7 @@ def _check(kind: Any, data: Any, place: str) -> Any:
         raise TypeError(f"{place}: {_quote(data)} is not a {getattr(kind, '__name__', 'number')}".removeprefix(": "))
     if isinstance(data, int | float) and not -_LARGEST < data < _LARGEST:
         raise TypeError(f"{place}: {_quote(data)} is too large")
-    if isinstance(data, str) and not data.isascii() and _LONE.search(data) and not _WORDS.search(place):
+    if isinstance(data, str) and not data.isascii() and HALF_CHARACTER.search(data) and not _WORDS.search(place):
         raise TypeError(f"{place}: {_quote(data)} is not text: it holds half a character")
     return data
 

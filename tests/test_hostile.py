@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kproxylat.sweep.state import STATE_FORMAT, State
 from tests.results import COUNTED, LOGS
 from tests.support import TESTS
 from tests.support.command import Captured, call
+from tests.support.odd import put, walk
 
 ROW = {"lo": 1, "hi": 2, "count": 1}
 NUMBER, TEXT = '"NUMBER"', '"TEXT"'
@@ -173,13 +173,6 @@ ODD_VALUES: tuple[Any, ...] = (
 )
 
 
-def walk(data: Any) -> Iterator[tuple[Any, Any]]:
-    """List every place of a document: what holds it, and its key."""
-    for key, item in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        yield data, key
-        yield from walk(item)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["counted.json", "timed.json.gz"])
 def test_any_value_anywhere(tmp_path_factory: pytest.TempPathFactory, source: str) -> None:
@@ -198,10 +191,10 @@ def test_any_value_anywhere(tmp_path_factory: pytest.TempPathFactory, source: st
     @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(st.integers(0, number - 1), st.sampled_from(ODD_VALUES)), min_size=1, max_size=2))
     def check(changes: list[tuple[int, Any]]) -> None:
-        document = copy.deepcopy(first)
+        document = first
         for at, value in changes:
-            holder, key = list(walk(document))[at % sum(1 for _ in walk(document))]
-            holder[key] = value
+            places = list(walk(document))
+            document = put(document, places[at % len(places)], value)
         (directory / "changed.json").write_text(json.dumps(document))
         for pair in (("changed.json", "whole.json"), ("whole.json", "changed.json")):
             with suppress(KproxylatError):

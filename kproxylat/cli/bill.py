@@ -161,7 +161,7 @@ def bill(
     if ended:
         raise ended
     if answer.check.closed is False:
-        say("kproxylat: the books are open: the rules counted another number of lookups", ESSENTIAL)
+        say("kproxylat: the books don't close: the rules counted another number of lookups", ESSENTIAL)
         sys.exit(BOOKS_OPEN)
 
 

@@ -6,9 +6,10 @@ were not there; what code asks for all the same ends in an error of its own (:fu
 
 from __future__ import annotations
 
-import re
 from ipaddress import ip_address
 from typing import Any
+
+from kproxylat.results_json import HALF_CHARACTER
 
 _CONDITIONS = [{"type": "text", "status": "text", "reason": "text", "message": "text"}]
 _PORT = {"name": "text", "protocol": "text", "port": "port", "nodePort": "port"}
@@ -79,8 +80,6 @@ _KINDS: dict[str, tuple[type, str]] = {
     "truth": (bool, "true or false"),
 }
 """Kind -> its type in JSON, and what it is called."""
-_SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of characters, which JSON can hold, and UTF-8 cannot."""
 
 
 def find_misfit(document: dict[str, Any]) -> str:
@@ -107,7 +106,7 @@ def _find(value: Any, shape: Any, path: str) -> str:
     if is_right and shape == "port":
         is_right = 0 <= value < 1 << 16
     elif is_right and shape == "text":
-        is_right = not _SURROGATES.search(value)
+        is_right = not HALF_CHARACTER.search(value)
     elif is_right and shape == "ip" and value not in ("", "None"):
         is_right = _is_address(value)
     return "" if is_right else f"{path}: not {name}"

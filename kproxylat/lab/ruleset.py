@@ -34,7 +34,7 @@ from kproxylat.lab.ruleset_services import (
     select_valid,
 )
 from kproxylat.lab.services import ADDRESSES, Service
-from kproxylat.modes import CHAIN, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
+from kproxylat.modes import CHAIN, LOCK_WAIT, MAP, MODES, SERVERS, Mode, RuleForm, find_mode
 from kproxylat.results import IpNetwork, Target
 from kproxylat.results_json import load_json
 from kproxylat.system import kernel
@@ -157,7 +157,7 @@ class Ruleset:
         before: list[Command] = [(("nfacct", "add", name), "") for name in names]
         before += [(("ipset", "restore"), sets)] if sets else []
         if self.mode.form == CHAIN:
-            return [*before, ((f"{self.mode.iptables}-restore", "--wait=5", _NO_MODPROBE), saved)]
+            return [*before, ((f"{self.mode.iptables}-restore", LOCK_WAIT, _NO_MODPROBE), saved)]
         # Replace missing texts by the rules that kube-proxy writes.
         rendered = {argv[0]: (argv, text) for argv, text in self._render()}
         if saved:

@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from kproxylat.console import say
 from kproxylat.errors import CommandError, MachineError
+from kproxylat.modes import LOCK_WAIT
 from kproxylat.node import network
 from kproxylat.node.lock import Lock
 from kproxylat.node.node import Node
@@ -132,7 +133,7 @@ def _move(iptables: str, netns: str | None, rules: Sequence[str], before: int) -
     lines = [f"-D KUBE-SERVICES {spec}" for spec in specs]
     lines += [f"-I KUBE-SERVICES {before + number} {spec}" for number, spec in enumerate(specs, 1)]
     script = "\n".join(["*nat", *lines, "COMMIT", ""])
-    run(f"{iptables}-restore", "--noflush", "--wait=5", netns=netns, stdin=script)
+    run(f"{iptables}-restore", "--noflush", LOCK_WAIT, netns=netns, stdin=script)
 
 
 def restore_notes(lock: Lock, notes: Sequence[Note]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kproxylat.errors import CommandError, MachineError
-from kproxylat.modes import MAP, SERVERS, Mode
+from kproxylat.modes import LOCK_WAIT, MAP, SERVERS, Mode
 from kproxylat.node.iptables_save import parse_rule
 from kproxylat.results import Target
 from kproxylat.system.processes import run
@@ -153,7 +153,7 @@ def list_chain(
 
     iptables-legacy waits up to 5 s while another program, such as kube-proxy, holds the lock of the tables.
     """
-    listed = run(iptables, "--wait=5", "-t", "nat", *options, "-S", chain, netns=netns, ok=ok, limit_s=limit_s)
+    listed = run(iptables, LOCK_WAIT, "-t", "nat", *options, "-S", chain, netns=netns, ok=ok, limit_s=limit_s)
     return listed.split("\n")
 
 
