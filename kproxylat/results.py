@@ -142,8 +142,12 @@ class Run:
     @property
     def rules(self) -> tuple[str, str]:
         """Mode and backend, this with what the lab's rules were asked to be: what a series has in common."""
-        variant = name_variant(self.kube_proxy, self.endpoints, self.affinity, self.node_port)
-        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", variant)))
+        return self.mode or "unknown", " ".join(filter(None, (self.backend or "unknown", self.variant)))
+
+    @property
+    def variant(self) -> str:
+        """As :func:`name_variant` names it."""
+        return name_variant(self.kube_proxy, self.endpoints, self.affinity, self.node_port)
 
 
 def name_variant(release: str | None, endpoints: int | None, affinity: bool, node_port: bool) -> str:
@@ -254,7 +258,8 @@ class Overhead:
 
         :param measured: cost of a call that the script traces.
         """
-        return max(measured - self.stored - self.empty.hi, 0), max(measured - self.stored, 0)
+        own = measured - self.stored
+        return max(own - max(self.empty.hi, 0), 0), max(own, 0)
 
 
 @dataclass(frozen=True)
@@ -360,7 +365,8 @@ class Accounting:
 
     :param delivered: packets that reached the endpoint; ``untranslated``: packets that left the node with the ClusterIP
         as destination; ``rejected``: ICMP errors that came back.
-    :param closed: whether the counters agree; ``difference``: which do not, and the counter that explains it.
+    :param closed: whether the counters agree (None: there is no second one); ``difference``: which do not, and the
+        counter that explains it.
     :param entries: new conntrack entries; ``strayed``: packets that arrived in the endpoint's namespace for another
         address or port; ``others``: packets of other senders at the endpoint; ``drops``: lost packets by reason
         (:data:`kproxylat.node.drops.DROPS`). These four only explain differences.
@@ -375,7 +381,7 @@ class Accounting:
     delivered: int | None
     untranslated: int | None
     rejected: int | None
-    closed: bool
+    closed: bool | None
     difference: str | None = None
     entries: int | None = None
     strayed: int | None = None

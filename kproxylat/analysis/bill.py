@@ -1,7 +1,8 @@
 """The bill of live traffic: what windows counted, by destination, as figures with bounds. Pure.
 
 Bounds are those of :data:`kproxylat.analysis.stats.LEVEL`. They hold the chance of sampling; where windows differ more
-than chance lets them, the bounds are wider by as much.
+than chance lets them, the bounds are wider by as much, and by what so few windows leave open (Student's t). One window
+does not show how the traffic varies.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
+from functools import cache
+from itertools import repeat, zip_longest
+from random import Random
 from statistics import NormalDist
 
 from kproxylat.analysis.alternatives import WhatIf
-from kproxylat.analysis.stats import LEVEL
+from kproxylat.analysis.stats import LEVEL, bounds, student
 from kproxylat.results import Bounded, Bucket, Histogram, Percentile
 from kproxylat.trace.percentiles import estimate_percentiles
 
@@ -24,8 +27,6 @@ DAY_S = 86400
 TOP = 50
 MOST_KEPT = 64
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-_SURE = 4
-"""Standard deviations that chance exceeds in one sampled bill of 16,000."""
 NO_SERVICE, OTHER, IPV6 = "no Service", "other", "IPv6"
 """Keys of flows that no rule translated; of those that found the map full; of IPv6's, which are not split."""
 
@@ -180,11 +181,11 @@ def _merge_windows(first: Window, second: Window) -> Window:
     return Window(
         first.begins_s, second.ends_s, first.seconds + second.seconds, first.shift,
         _merge_counts(first.total, second.total), counts,
-        first.used_s + second.used_s, _add_passed([first, second]), first.parts + second.parts,
+        first.used_s + second.used_s, add_passed([first, second]), first.parts + second.parts,
     )  # fmt: skip
 
 
-def _add_passed(windows: Sequence[Window]) -> Bounded | None:
+def add_passed(windows: Sequence[Window]) -> Bounded | None:
     """Return what the other counter counted in all windows; None if it is unknown of one."""
     known = [window.passed for window in windows if window.passed]
     sums = (sum(getattr(passed, end) for passed in known) for end in ("estimate", "lo", "hi"))
@@ -215,25 +216,27 @@ def add_up(windows: Sequence[Window], names: Mapping[str, str]) -> tuple[tuple[R
     totals = [window.total.lookups for window in windows]
     scaled = sum(weight * total for weight, total in zip(weights, totals, strict=True))
     spread = _spread(totals, [window.seconds / weight for window, weight in zip(windows, weights, strict=True)])
+    squares = sum(weight**2 * total for weight, total in zip(weights, totals, strict=True))
     rows = []
     for key in dict.fromkeys(key for counts in split for key in counts):
         counts = [counts.get(key, Count(0, 0)) for counts in split]
         lookups = sum(weight * count.lookups for weight, count in zip(weights, counts, strict=True))
         ns = sum(weight * count.ns for weight, count in zip(weights, counts, strict=True))
         own = _spread([count.lookups for count in counts], totals)
-        squares = sum(weight**2 * total for weight, total in zip(weights, totals, strict=True))
-        share = _wilson(lookups / scaled, scaled**2 / squares / own)
-        merged = _merge(count.histogram for count in counts)
+        share = _wilson(lookups / scaled, scaled**2 / squares / own * (_Z / _find_z(len(windows), own)) ** 2)
+        merged = _merge((count.histogram for count in counts), weights)
         p99 = estimate_percentiles([merged], [99]).get("99") if merged.buckets else None
         kind = "service" if key in names else "none" if key in (NO_SERVICE, OTHER, IPV6) else "address"
         rows.append(Row(key, kind, names.get(key, ""), lookups / seconds, share, ns / lookups, p99, ns / seconds / 1e6))
-    rate = _around(scaled / seconds, math.sqrt(spread / max(sum(totals), 1)))
-    every = _merge(count.histogram for counts in split for count in counts.values())
+    z = _find_z(len(windows), spread)
+    rate = _around(scaled / seconds, math.sqrt(spread * squares) / scaled if scaled else 1, z)
+    histograms = [_merge(count.histogram for count in counts.values()) for counts in split]
     cpu = sum(weight * window.total.ns for weight, window in zip(weights, windows, strict=True)) / seconds / 1e9
-    mass = _moment(every, 1)
-    relative = math.sqrt(spread * _moment(every, 2)) / mass if mass else 1
+    mass = _moment(_merge(histograms, weights), 1)
+    second = _moment(_merge(histograms, [weight**2 for weight in weights]), 2)
+    relative = math.sqrt(spread * second) / mass if mass else 1
     ordered = tuple(sorted(rows, key=lambda row: -row.cpu_ms_per_s))
-    return ordered, rate, _around(cpu * DAY_S, relative)
+    return ordered, rate, _around(cpu * DAY_S, relative, z)
 
 
 def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
@@ -249,28 +252,19 @@ def name_rows(bill: Bill, names: Mapping[str, tuple[str, str]]) -> Bill:
     return replace(bill, rows=tuple(rows))
 
 
-def compare_counter(windows: Sequence[Window], counter: str) -> Check:
-    """Compare the windows' lookups with those of another counter.
-
-    Without sampling, no chance is allowed for: each lookup is in both counts.
-    """
-    counted = sum(window.total.lookups << window.shift for window in windows)
-    passed = _add_passed(windows)
-    if not passed:
-        return Check(counter, None, counted, None)
-    # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k. Of few drawn, the counter knows more.
-    variance = sum(
-        max(window.total.lookups << window.shift, window.passed.estimate if window.passed else 0)
-        * ((1 << window.shift) - 1)
-        for window in windows
-    )
-    chance = _SURE * math.sqrt(variance)
-    closed = passed.lo - chance <= counted <= passed.hi + chance
-    return Check(counter, passed.estimate, counted, closed, passed.lo, passed.hi)
+def _around(estimate: float, relative: float, z: float) -> Bounded:
+    return Bounded(estimate, max(estimate * (1 - z * relative), 0), estimate * (1 + z * relative))
 
 
-def _around(estimate: float, relative: float) -> Bounded:
-    return Bounded(estimate, max(estimate * (1 - _Z * relative), 0), estimate * (1 + _Z * relative))
+def _find_z(windows: int, spread: float) -> float:
+    """Return how many standard errors the bounds are away: more, where few windows show how far windows are apart."""
+    return _Z if spread <= 1 or windows > MOST_KEPT else _find_t(windows - 1)
+
+
+@cache
+def _find_t(freedom: int) -> float:
+    draws = student(freedom, Random(freedom), 20_000)  # noqa: S311
+    return bounds(map(abs, draws), 2 * LEVEL - 1)[1]
 
 
 def _spread(counts: Sequence[int], expected: Sequence[float]) -> float:
@@ -289,10 +283,12 @@ def _wilson(share: float, count: float) -> Bounded:
     return Bounded.around(share, max(middle - half, 0), min(middle + half, 1))
 
 
-def _merge(histograms: Iterable[Histogram]) -> Histogram:
+def _merge(histograms: Iterable[Histogram], weights: Iterable[int] = repeat(1)) -> Histogram:
+    """Add histograms up, each count as often as its histogram's weight says."""
     counts: Counter[tuple[int, int]] = Counter()
-    for bucket in (bucket for histogram in histograms for bucket in histogram.buckets):
-        counts[bucket.lo or 0, bucket.hi or 0] += bucket.count
+    for histogram, weight in zip(histograms, weights, strict=False):
+        for bucket in histogram.buckets:
+            counts[bucket.lo or 0, bucket.hi or 0] += weight * bucket.count
     return Histogram(tuple(Bucket(lo, hi, count) for (lo, hi), count in sorted(counts.items())))
 
 

@@ -91,7 +91,7 @@ def _describe_probe(result: Result) -> str | None:
 def find_flaws(result: Result) -> dict[str, str]:
     """Return why a result's numbers are unreliable: a name for the reason -> the problem."""
     books, quality, flaws = result.accounting, result.quality, {}
-    if books and not books.closed:
+    if books and books.closed is False:
         flaws["books"] = books.difference or "not closed"
     if quality.lost_events or quality.full_maps or quality.missed_probes:
         full = f"; full maps: {', '.join(quality.full_maps)}" if quality.full_maps else ""

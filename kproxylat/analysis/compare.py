@@ -134,7 +134,8 @@ def _compare_pair(
     b = [result for _, size in sizes for result in cells_b[size]]
     overruled = _check_comparable(a, b, allowed)
     same = key_a[:2] == key_b[:2]
-    rng, hashed = Random(seed), same and key_a[0] != "unknown" and not is_ordered(key_a[0])  # noqa: S311
+    rng = Random(seed)  # noqa: S311
+    hashed = any(key[0] != "unknown" and not is_ordered(key[0]) for key in (key_a, key_b))
     lookups = []
     for x, y in sizes:
         probes = [[probe for result in cell if (probe := result.main_probe)] for cell in (cells_a[x], cells_b[y])]
@@ -166,7 +167,7 @@ def _compare_pair(
         crossing=where,
         alarms=ALARMS,
         differs=True if any(known) else None if None in known else False,
-        worse_pct=_find_worse(lookups),
+        worse_pct=find_worse(lookups),
         only=(*only, *(f"{size} only in {name}" for name, side in zip("AB", alone, strict=True) for size in side)),
         missing=tuple(f"{name_key(key_a)} at {size}" for size in alone[0]),
         measured=measured,
@@ -185,10 +186,10 @@ def _check_comparable(a: Sequence[Result], b: Sequence[Result], allowed: Collect
         for reason, difference in find_differences(a[0], result).items():
             reasons.setdefault(reason, difference)
         probes = [probe for probe in (a[0].main_probe, result.main_probe) if probe]
-        if (a[0].run.mode, a[0].run.backend) == (result.run.mode, result.run.backend):
-            words = [f"{'lookups in' if probe.lookup else 'calls of'} {probe.engine}" for probe in probes]
-            if len(set(words)) > 1:
-                reasons.setdefault("probe", " and ".join(words))
+        alike = (a[0].run.mode, a[0].run.backend) == (result.run.mode, result.run.backend)
+        words = [f"{'lookups in' if probe.lookup else 'calls of'} {probe.engine}" for probe in probes]
+        if len(set(words) if alike else {probe.lookup for probe in probes}) > 1:
+            reasons.setdefault("probe", " and ".join(words))
     refused = {reason: difference for reason, difference in reasons.items() if reason not in allowed}
     if refused:
         texts = [f"{reason} ({difference})" for reason, difference in refused.items()]
@@ -253,9 +254,9 @@ def cross(a: Sequence[Result], b: Sequence[Result], seed: int) -> tuple[tuple[Se
     return series, interval if agrees(series[0], series[1], interval) else None
 
 
-def _find_worse(lookups: Sequence[Contrast]) -> float | None:
+def find_worse(lookups: Sequence[Contrast]) -> float | None:
     """Return the percent by which B certainly costs more than A, at its greatest."""
-    if any(lookup.differs is None for lookup in lookups):
+    if any(lookup.differs is None or (lookup.differs and not lookup.main.ratio) for lookup in lookups):
         return None
     certain = [100 * (lookup.main.ratio.lo - 1) for lookup in lookups if lookup.differs and lookup.main.ratio]
     return max([0.0, *certain])

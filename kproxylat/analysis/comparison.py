@@ -14,7 +14,7 @@ from kproxylat.results import Bounded, name_unit
 from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
-_TWICE = 2
+_TWICE, _MANY = 2, 10
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,12 @@ def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str
     dearer, cheaper = (b, a) if main.b > main.a else (a, b)
     ratios = [main.ratio.lo, main.ratio.hi] if main.b > main.a else [1 / main.ratio.hi, 1 / main.ratio.lo]
     low, high = sorted((main.a, main.b))
-    exact = f" ({low:,.0f} against {high:,.0f} {unit}, exactly)" if lookup.level == 1 else ""
+    is_exact = lookup.level == 1 and main.difference.lo == main.difference.hi
+    exact = f" ({low:,.0f} against {high:,.0f} {unit}, exactly)" if is_exact else ""
     verb = "costs" if comparison.measured == "lookup" else "takes"
     if ratios[0] >= _TWICE and on_screen:
-        times = _range(ratios[0], ratios[1], ".2g")
-        exact = f" ({high:,.0f} against {low:,.0f} {unit}, exactly)" if lookup.level == 1 else ""
+        times = _range(ratios[0], ratios[1], ",.0f" if ratios[1] >= _MANY else ".2g")
+        exact = f" ({high:,.0f} against {low:,.0f} {unit}, exactly)" if is_exact else ""
         return f"{dearer}'s {comparison.measured} {verb} {times} times as much as {cheaper}'s{where}{exact}."
     if ratios[0] >= _TWICE:
         times = _range(ratios[0], ratios[1], ".3g")
@@ -166,7 +167,8 @@ def check_worse(comparisons: Sequence[Comparison], limit_pct: float) -> bool:
         raise UsageError(f"--fail-if-worse {limit_pct:g}: invalid limit", "it takes percent, 0 or more")
     known = [comparison.worse_pct for comparison in comparisons]
     if None in known:
-        raise UsageError("--fail-if-worse: cannot tell from these files", "compare results that kept their values")
+        fix = "compare results that kept their values, of more repeats"
+        raise UsageError("--fail-if-worse: cannot tell from these files", fix)
     worse = any(percent is not None and percent > limit_pct for percent in known)
     return worse or any(comparison.missing for comparison in comparisons)
 

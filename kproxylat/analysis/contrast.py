@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from operator import sub, truediv
+from dataclasses import dataclass, replace
+from operator import sub
 from random import Random
 from statistics import fmean
 
@@ -114,12 +114,14 @@ def _contrast_counted(
     merged = [merge_values(side) for side in (a, b)]
     costs = [values.most_common(1)[0][0] for values in merged]
     sides = [stats.Distribution.of_values(values) for values in merged]
-    figures = [_plain("commonest", *costs), _plain("min", *(float(side.lows[0]) for side in sides))]
+    near = [{value for probe in side for value in _find_commonest(merge_values([probe]))} for side in (a, b)]
+    pairs = [(x, y) for x in near[0] for y in near[1]]
+    figures = [_bound_counted(costs, pairs), _plain("min", *(float(side.lows[0]) for side in sides))]
     figures += [_plain(f"p{p * 100:g}", *(side.estimate(p) for side in sides)) for p in QUANTILES[2:]]
     figures += [_plain("mean", *(sum(v * n for v, n in values.items()) / values.total() for values in merged))]
     figures += [_plain("max", *(float(side.lows[-1]) for side in sides))]
-    near = [{value for probe in side for value in _find_commonest(merge_values([probe]))} for side in (a, b)]
-    apart = min(abs(x - y) for x in near[0] for y in near[1])
+    # With values of B on both sides of A's, chance alone decides which side costs more.
+    apart = 0 if len({y > x for x, y in pairs}) > 1 else min(abs(y - x) for x, y in pairs)
     if apart <= ROUNDING:
         reason = "the same commonest value"
         if costs[0] != costs[1]:
@@ -127,6 +129,8 @@ def _contrast_counted(
             reason = "within the clock's rounding" if near_by else "two values are nearly as common as each other"
     else:
         reason = f"the commonest value differs by {apart:,}, exactly"
+        if len(pairs) > 1:
+            reason = f"the commonest values, and those that are nearly as common, differ by at least {apart:,}"
         if hashed and apart <= HASH_EFFECT:
             reason = f"{apart:,} apart; up to {HASH_EFFECT} instructions cannot be told from hash effects"
             apart = 0
@@ -134,6 +138,16 @@ def _contrast_counted(
     if apart <= ROUNDING and spread > SHIFT and reason == "the same commonest value":
         reason += f", but {spread:.0%} of the calls cost otherwise"
     return Contrast(what, services, tuple(figures), 1.0, apart > ROUNDING, reason, distance=spread)
+
+
+def _bound_counted(costs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Figure:
+    """Bound the difference of the commonest values by that of all values which chance may make the commonest."""
+    plain = _plain("commonest", *costs)
+    if not plain.ratio or len(pairs) == 1:
+        return plain
+    apart, ratios = [y - x for x, y in pairs], [y / x for x, y in pairs if x]
+    difference = Bounded(costs[1] - costs[0], min(apart), max(apart))
+    return replace(plain, difference=difference, ratio=Bounded(plain.ratio.estimate, min(ratios), max(ratios)))
 
 
 def merge_values(probes: Sequence[Probe]) -> Counter[int]:
@@ -212,8 +226,12 @@ def _bound(
     # For a histogram's values, the least and the greatest value of the bucket bound the difference.
     exact = a_low is a_high and b_low is b_high
 
+    def divide(x: float, y: float) -> float:
+        return x / y if y > 0 else math.inf
+
     def bound(operate: Callable[[float, float], float]) -> Bounded:
         lo, hi = stats.bounds(map(operate, b_low, a_high), level)
         return Bounded(operate(b, a), lo, hi if exact else stats.bounds(map(operate, b_high, a_low), level)[1])
 
-    return Figure(name, a, b, bound(sub), bound(truediv) if min(a_low) > 0 else None)
+    # With A's own bound above 0, too few replicates lie below it to reach the ratio's bounds.
+    return Figure(name, a, b, bound(sub), bound(divide) if stats.bounds(a_low, level)[0] > 0 else None)

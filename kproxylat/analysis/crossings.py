@@ -12,8 +12,8 @@ from kproxylat.results import Bounded
 def find_crossing(a: Series, b: Series) -> Bounded | None:
     """Find the number of Services at which two series cost the same, with bounds.
 
-    The bounds are those of all lines that differ from a series' own at both ends by at most its largest residual; they
-    are exact if that residual is the clock's rounding.
+    The bounds are those of all lines that differ from a series' own at both ends by at most its largest residual, or
+    the clock's rounding if that is more. Where rounding alone leaves the number of Services as it is, they are exact.
 
     :return: None if the lines do not certainly meet, a series has no line ("unclear"), or a measured point is on the
         wrong side.
@@ -21,18 +21,18 @@ def find_crossing(a: Series, b: Series) -> Bounded | None:
     lines = [line for series in (a, b) if (line := series.line)]
     if len(lines) < 2 or (where := crossing(*lines)) is None:
         return None
-    places = [where]
-    if any(_worst(series) > ROUNDING for series in (a, b)):
-        meetings = [crossing(x, y) for x, y in product(_lines_within(a), _lines_within(b))]
-        places = [place for place in meetings if place is not None]
-        if len(places) < len(meetings):
-            return None
+    meetings = [crossing(x, y) for x, y in product(_lines_within(a), _lines_within(b))]
+    places = [place for place in meetings if place is not None]
+    if len(places) < len(meetings):
+        return None
     interval = Bounded(where, min(places), max(places))
+    if max(map(_worst, (a, b))) <= ROUNDING and round(interval.lo) == round(interval.hi):
+        interval = Bounded(where, where, where)
     return interval if agrees(a, b, interval) else None
 
 
 def _worst(series: Series) -> float:
-    return max(abs(point.residual or 0) for point in series.points)
+    return max(ROUNDING, *(abs(point.residual or 0) for point in series.points))
 
 
 def _lines_within(series: Series) -> list[tuple[float, float]]:

@@ -86,7 +86,8 @@ def _find_drift(cells: Mapping[int, list[Result]], middles: Mapping[int, list[fl
         return drift
     costs = [(size, cost) for size, [cost] in middles.items()]
     slope, base = fit_line(costs, choose_pairs(len(costs)))
-    squares = sum((cost / (base + slope * size) - 1) ** 2 for size, cost in costs)
+    fitted = [(base + slope * size, cost) for size, cost in costs]
+    squares = sum((cost / line - 1) ** 2 for line, cost in fitted if line)
     return Drift(math.sqrt(squares / (len(costs) - 2)), len(costs) - 2, "line")
 
 

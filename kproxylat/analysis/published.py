@@ -286,7 +286,8 @@ def _judge_crossing(published: Published, times: Times) -> Iterator[Verdict]:
     for one, other in product(times, times):
         if (published.shapes.get(one[0]), published.shapes.get(other[0])) != ("line", "flat"):
             continue
-        sizes = sorted(times[one])
+        # Of a sweep that was cut short, a mode may lack numbers of Services.
+        sizes = sorted(times[one].keys() & times[other].keys())
         if len(sizes) < 2:
             continue
         lines = [fit_line([(size, times[key][size]["50"].estimate) for size in sizes]) for key in (one, other)]

@@ -1,13 +1,19 @@
-"""How much a counter rose in a window, of which readings show only what it had before, in, and after it. Pure."""
+"""How much a counter rose in a window, of which readings show only what it had before, in, and after it; its comparison
+with a bill. Pure."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from kproxylat.analysis.bill import Check, Window, add_passed
 from kproxylat.results import Bounded
+
+_SURE = 4
+"""Standard deviations that chance exceeds in one sampled bill of 16,000."""
 
 
 class Reading(NamedTuple):
@@ -46,3 +52,23 @@ def _interpolate(readings: Sequence[Reading], time_s: float) -> float:
     at = bisect(middles, time_s, 1, len(middles) - 1)
     part = (time_s - middles[at - 1]) / max(middles[at] - middles[at - 1], 1e-9)
     return readings[at - 1].total + part * (readings[at].total - readings[at - 1].total)
+
+
+def compare_counter(windows: Sequence[Window], counter: str) -> Check:
+    """Compare the windows' lookups with those of another counter.
+
+    Without sampling, no chance is allowed for: each lookup is in both counts.
+    """
+    counted = sum(window.total.lookups << window.shift for window in windows)
+    passed = add_passed(windows)
+    if not passed:
+        return Check(counter, None, counted, None)
+    # Of a flow in 2^k, drawn by its hash: the binomial's variance, times 4^k. Of few drawn, the counter knows more.
+    variance = sum(
+        max(window.total.lookups << window.shift, window.passed.estimate if window.passed else 0)
+        * ((1 << window.shift) - 1)
+        for window in windows
+    )
+    chance = _SURE * math.sqrt(variance)
+    closed = passed.lo - chance <= counted <= passed.hi + chance
+    return Check(counter, passed.estimate, counted, closed, passed.lo, passed.hi)

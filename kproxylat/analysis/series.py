@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
         commonest = [merge_values([result]).most_common(1)[0][0] for result in cell]
         cost = values.most_common(1)[0][0]
         others = {str(value): count for value, count in sorted(values.items()) if abs(value - cost) > ROUNDING}
-        lo, hi = min(commonest), max(commonest)
+        lo, hi = min(cost, *commonest), max(cost, *commonest)
         points.append(Point(services, len(cell), values.total(), cost, lo, hi, others=others))
     if len(points) < 2:
         return replace(series, points=tuple(points), evidence="one number of Services shows no growth")
@@ -208,6 +209,8 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     elif not is_ordered(series.mode) and spread <= HASH_EFFECT and not rising:
         verdict = "O(1)"
         evidence = f"no growth beyond hash effects (up to {HASH_EFFECT}): {min(costs):,.0f} to {max(costs):,.0f}"
+    elif spread <= 2 * ROUNDING:
+        verdict, evidence = "unclear", f"it changes by {spread:,.0f}, no more than the clock's rounding of two values"
     elif len(points) < 3:
         verdict, evidence = "unclear", f"it changes by {growth:+,.0f}, but two points show no line"
     elif worst <= ROUNDING and growth > 0:
@@ -229,6 +232,11 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     )
 
 
+def _round_up(share: float) -> str:
+    """Write a part of the base in percent, so that it is certainly less."""
+    return f"{math.floor(100 * share) + 1}%" if math.isfinite(share) else "any part"
+
+
 def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random) -> Series:
     """Judge medians of nanoseconds by the bootstrap of the line through them."""
     points, drawn, drift = draw_medians(cells, rng)
@@ -242,6 +250,8 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
     worst = max(abs(point.residual or 0) for point in points)
     span = points[-1].services - points[0].services
     growth, most = slope * span, max(abs(per_service.lo), abs(per_service.hi)) * span
+    # A line does not see a jump at its end: the points themselves have to be as near to each other.
+    most = max(most, max(point.cost for point in points) - min(point.cost for point in points))
     ends = f"between {points[0].services:,} and {points[-1].services:,} Services"
     share = most / base if base > 0 else float("inf")
     least, verdict = FLAT if drift.freedom else 1, "unclear"
@@ -250,13 +260,15 @@ def _judge_timed(series: Series, cells: Mapping[int, list[Result]], rng: Random)
         verdict = "O(n)"
         evidence = f"the slope is above 0, residuals are at most {worst / growth:.0%} of the growth"
     elif share < FLAT and points[-1].services >= max(DECADE * points[0].services, 100):
-        verdict, evidence = "O(1)", f"it grows by less than {share:.0%} of the base {ends}"
+        verdict, evidence = "O(1)", f"it changes by less than {_round_up(share)} of the base {ends}"
     elif share < FLAT:
-        evidence = f"too few Services to tell: it grows by less than {share:.0%} of the base {ends}"
+        evidence = f"too few Services to tell: it changes by less than {_round_up(share)} of the base {ends}"
     elif len(points) < 3:
         evidence = "two points show no line"
+    elif per_service.hi < 0:
+        evidence = f"it falls by {-growth / base:.0%} of the base {ends}"
     elif per_service.lo <= 0:
-        evidence = f"the slope may be 0, but a growth by {share:.0%} of the base is not ruled out {ends}"
+        evidence = f"the slope may be 0, but a change by {_round_up(share)} of the base is not ruled out {ends}"
     elif is_line:
         evidence = f"it grows by {growth / base:.0%} of the base {ends}: too much for O(1), and too little for O(n)"
     else:

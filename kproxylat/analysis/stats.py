@@ -16,8 +16,6 @@ from random import Random
 from statistics import fmean, median
 from typing import NamedTuple
 
-from kproxylat.trace.percentiles import compute_percentiles
-
 LEVEL = 0.95
 """The confidence level of bounds, unless stated otherwise."""
 ROUNDS = 2000
@@ -61,10 +59,11 @@ class Distribution:
         return self.lows[at], self.highs[at]
 
     def estimate(self, p: float) -> float:
-        """Return the estimate of quantile ``p`` that ``parse`` prints as percentile."""
+        """Estimate quantile ``p`` as ``parse`` does: of exact values by numpy's default."""
         if self.exact:
-            values = dict(zip(map(int, self.lows), self.counts, strict=True))
-            return compute_percentiles(values, [p * 100])[f"{p * 100:g}"].estimate or 0
+            rank = (self.count - 1) * p
+            low, high = (self.lows[bisect_right(self.ends, at)] for at in (math.floor(rank), math.ceil(rank)))
+            return low + (high - low) * (rank - math.floor(rank))
         estimate = self._estimate(p)
         return fmean(self.quantile(p)) if estimate is None else estimate
 

@@ -290,7 +290,7 @@ def end(results: list[Result], ended: Interrupted | KproxylatError | None) -> No
     if ended:
         raise ended
     interrupts.check()
-    open_books = [each.accounting.difference for each in results if each.accounting and not each.accounting.closed]
+    open_books = [each.accounting.difference for each in results if each.accounting and each.accounting.closed is False]
     if open_books:
         say(f"kproxylat: the books don't close: {open_books[0]}", ESSENTIAL)
         sys.exit(BOOKS_OPEN)

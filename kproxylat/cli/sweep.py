@@ -308,5 +308,6 @@ def show_sweep(finished: Sweep, form: str) -> None:
         show_series(finished.series)
         if any(result.services for result in finished.results):
             show("Services: those before the one that is looked up; the document has each by name")
-        closed = sum(bool(result.accounting and result.accounting.closed) for result in finished.results)
-        show(f"books closed: {closed} of {len(finished.results)} runs")
+        states = [result.accounting.closed if result.accounting else None for result in finished.results]
+        unknown = f"; {states.count(None)} have no second counter" if None in states else ""
+        show(f"books closed: {states.count(True)} of {len(states)} runs{unknown}")

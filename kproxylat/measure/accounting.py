@@ -119,7 +119,8 @@ def reconcile(
         The number of packets sent is unknown then; the lookups must lie between the counts of ``inner`` and in all.
     :param broken: links of the lab that are down or gone.
     :param counts_calls: whether the script counts the engine's calls, as kproxylat's template does.
-    :return: the accounting; a counter that is not available is None and is not compared.
+    :return: the accounting; a counter that is not available is None and is not compared. If there
+        is none, ``closed`` is None.
     """
     sent = result.traffic.sent if result.traffic else None
     lookups = result.lookup.count if result.lookup else 0 if counts_calls else None
@@ -163,7 +164,7 @@ def reconcile(
         tally.get("delivered"),
         tally.get("untranslated"),
         tally.get("rejected"),
-        closed=not wrong and total is not None,
+        closed=(not wrong and total is not None) if rows or wrong else None,
         difference="; ".join(wrong) or None,
         entries=tally.get("entries"),
         strayed=tally.get("strayed"),

@@ -13,8 +13,8 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, compare_counter, fold
-from kproxylat.analysis.readings import Reading
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, OTHER, Bill, Count, Usage, Window, add_up, fold
+from kproxylat.analysis.readings import Reading, compare_counter
 from kproxylat.analysis.windows import SECOND, SHORTEST_S, USEFUL_S, Costs, Windows, plan_windows
 from kproxylat.console import say
 from kproxylat.errors import Interrupted, MachineError
@@ -172,6 +172,8 @@ class _Account:
             warnings["the kernel did not measure the probes (BPF statistics): their share is expected, by bench/"] = (
                 None
             )
+        if sum(window.parts for window in windows) == 1:
+            warnings["one window: how the traffic varies is not in the bounds"] = None
         if any(row.key == OTHER for row in rows):
             warnings["a map was full: some destinations are in the row 'other'"] = None
         period_s, starts_s = monotonic() - self._began_s, _read_children_s() - self._children_s

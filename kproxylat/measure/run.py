@@ -255,7 +255,7 @@ def close_books(mode: Mode, result: Result, observation: Observation, network: N
     """Add the accounting to a result."""
     account = partial(reconcile, mode, result, observation.before, observation.after, observation.within)
     books, broken = account((), counts_calls), list[str]()
-    if not books.closed:
+    if books.closed is False:
         broken = find_broken_links(network)
         books = account(broken, counts_calls)
     # A lower rate does not mend a link.

@@ -28,7 +28,7 @@ _RUN_FIELDS = (
     "clock", "kernel", "cut_short", "probes",
 )  # fmt: skip
 _PROBE_FIELDS = ("engine", "table", "chain", "hook", "unit", "count", "min", "mean", "max", "sum")
-_AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s")
+_AFTER_FIELDS = ("position_after", "chain_length_after", "sync_s", "variant")
 _AROUND_FIELDS = ("envelope_mean", "rules_share", "empty_adds", "script_adds", "untraced_lo", "untraced_hi")
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from kproxylat.analysis.contrast import merge_values
 from kproxylat.cluster.nodes import Outcome
 from kproxylat.report.columns import draw_table
-from kproxylat.report.run_table import list_figures, name_figures
+from kproxylat.report.run_table import SHOWN, list_figures, name_figures
 from kproxylat.results import Probe, Result, name_unit
 from kproxylat.results_json import from_json
-from kproxylat.trace.percentiles import compute_percentiles
+from kproxylat.trace.percentiles import add_percentiles
+from kproxylat.trace.probes import exact_probe
 
 SCHEMA = "kproxylat-nodes/1"
 _ALIKE = ("kernel", "bpftrace", "processor", "mitigations", "mode", "backend", "origin", "position", "clock",
@@ -49,33 +50,33 @@ def pool(results: Mapping[str, Result]) -> dict[tuple[str, ...], Probe]:
 
 def _merge(probes: Sequence[Probe]) -> Probe:
     """Return one probe with the calls of all, each of which has every distinct value."""
-    first, values = probes[0], merge_values(probes)
-    count, total = values.total(), sum(value * number for value, number in values.items())
-    [(commonest, _)] = values.most_common(1)
-    percentiles = compute_percentiles(values, map(float, first.percentiles))
-    kept = {str(value): number for value, number in sorted(values.items())}
-    return replace(first, count=count, min=min(values), max=max(values), mean=total / count, mode=commonest, sum=total,
-                   percentiles=percentiles, values=kept, targets=None)  # fmt: skip
+    first, place = probes[0], (probes[0].table, probes[0].chain, probes[0].hook)
+    percents = map(float, first.percentiles)
+    return exact_probe(first.engine, place, merge_values(probes), first.unit, first.lookup, percents)
 
 
 def draw_runs(results: Mapping[str, Result]) -> str:
     """Draw a table of runs by node, in their order."""
     rows = []
+    results = {node: add_percentiles(result, SHOWN) for node, result in results.items()}
     probes = {node: result.headline for node, result in results.items()}
+    measured = next((probe.measured for probe in probes.values() if probe), "lookup")
     units = {name_unit(probe.unit, results[node].run.emulated) for node, probe in probes.items() if probe}
     columns = name_figures(next(iter(units), ""))
     for node, result in results.items():
         probe, run = probes[node], result.run
         figures = list_figures(probe) if probe else ["-"] * len(columns)
-        books = "" if result.accounting is None else "closed" if result.accounting.closed else "open"
+        closed = result.accounting.closed if result.accounting else None
+        books = {True: "closed", False: "open", None: ""}[closed]
         rows.append((node, f"{run.mode}/{run.backend}", *figures, books))
     pools = pool(results)
     for nodes, probe in pools.items():
         accounts = [results[node].accounting for node in nodes]
-        closed = all(account and account.closed for account in accounts)
+        states = {account.closed if account else None for account in accounts}
         mode = f"{results[nodes[0]].run.mode}/{results[nodes[0]].run.backend}"
-        rows.append((f"these {len(nodes)}*", mode, *list_figures(probe), "closed" if closed else "open"))
-    title = f"a Service lookup by node, the slowest first, {' or '.join(sorted(units))}"
+        books = "open" if False in states else "closed" if states == {True} else ""
+        rows.append((f"these {len(nodes)}*", mode, *list_figures(probe), books))
+    title = f"{measured} by node, the slowest first, {' or '.join(sorted(units))}"
     table = draw_table(title, ("node", "mode", *columns, "books"), rows, ("node", "mode", "books"))
     return "\n".join(
         [table, *(f"* {', '.join(nodes)}: alike in kernel, processor, rules and script" for nodes in pools)]

@@ -25,12 +25,12 @@ _SERIES, _CHAR, _ENDS = 1000, 4, 3
 """Bytes of a series, and of each character of its labels; the series of a histogram beside its buckets."""
 _BACKENDS = {row.engine: row.backend for row in MODES}
 """Engine -> backend: old logs may hold both engines in one run."""
-_RUN = ("mode", "backend", "services", "kernel", "bpftrace")
+_RUN = ("mode", "backend", "variant", "services", "kernel", "bpftrace")
 """The labels of a run. Runs that differ in one of them are never added up."""
 _Labels = tuple[str, ...]
 _SUBJECTS = {
-    "latency": ("in the engine's call", ("table", "hook")),
-    "envelope": ("in the whole hook around the engine's calls", ("table", "hook")),
+    "latency": ("in the engine's call", ("table", "chain", "hook")),
+    "envelope": ("in the whole hook around the engine's calls", ("table", "chain", "hook")),
     "send_time": ("of the sender's system call", ("to",)),
     "first_packet": ("from a connection's SYN to its SYN-ACK", ()),
 }
@@ -68,7 +68,7 @@ def export_openmetrics(results: Iterable[Result]) -> Iterator[str]:
             if probe.histogram.buckets:
                 run = _label(result.run, _BACKENDS.get(probe.engine))
                 subject = "envelope" if probe.envelope else "latency"
-                merge(probe, time, subject, probe.unit, *run, *_clean(probe.table, probe.hook), target)
+                merge(probe, time, subject, probe.unit, *run, *_clean(probe.table, probe.chain, probe.hook), target)
         for kind, probe in result.send_time.by_kind.items() if result.send_time else ():
             merge(probe, time, "send_time", probe.unit, *_label(result.run), kind, target)
         if result.first_packet:
@@ -149,7 +149,7 @@ def _weigh_map(labels: _Labels, content: Map) -> int:
 
 
 def _label(run: Run, backend: str | None = None) -> _Labels:
-    return _clean(run.mode, backend or run.backend, run.services, run.kernel, run.bpftrace)
+    return _clean(run.mode, backend or run.backend, run.variant, run.services, run.kernel, run.bpftrace)
 
 
 def _clean(*facts: object) -> _Labels:

@@ -30,7 +30,7 @@ _ENTRIES = 10
 """Most entries of a map, and """
 _BUCKETS = 40
 """most rows of a histogram on the screen; JSON has all."""
-_SHOWN = (50, 90, 99)
+SHOWN = (50, 90, 99)
 """Percentiles in the table of a time."""
 
 
@@ -82,7 +82,7 @@ def _draw_setting(result: Result) -> Iterator[str]:
 
 def _draw_calls(result: Result) -> Iterator[str]:
     """Yield the tables of the engines' calls, of the whole hooks, and of what tracing adds."""
-    calls, emulated = add_percentiles(result, _SHOWN).calls, result.run.emulated
+    calls, emulated = add_percentiles(result, SHOWN).calls, result.run.emulated
     for engine, unit in dict.fromkeys((probe.engine, probe.unit) for probe in calls):
         probes = [probe for probe in calls if (probe.engine, probe.unit) == (engine, unit)]
         rows = [(_place(probe), probe.hook or "?", *list_figures(probe)) for probe in probes]
@@ -99,7 +99,7 @@ def _draw_calls(result: Result) -> Iterator[str]:
         per_packet = write_figure(result.path.per_packet, result.path.unit)
         counted = " instructions" if result.path.unit == "instructions" else ""
         yield f"* the Service lookup; all hooks together: {per_packet}{counted} a packet"
-    hooks = [probe for probe in add_percentiles(result, _SHOWN).probes if probe.envelope]
+    hooks = [probe for probe in add_percentiles(result, SHOWN).probes if probe.envelope]
     if hooks:
         shares = ["-" if probe.share is None else f"{probe.share:.1%}" for probe in hooks]
         rows = [(probe.hook or "?", *list_figures(probe), share) for probe, share in zip(hooks, shares, strict=True)]
@@ -177,14 +177,14 @@ def name_figures(unit: str) -> tuple[str, ...]:
     """Name the columns of :func:`list_figures`."""
     if unit == "instructions":
         return ("calls", "min", "commonest", "mean", "p99", "max")
-    return ("calls", "min", *(f"p{percent}" for percent in _SHOWN), "max")
+    return ("calls", "min", *(f"p{percent}" for percent in SHOWN), "max")
 
 
 def list_figures(probe: Probe) -> list[str]:
     """Write a probe's figures: of a time percentiles, since a few long calls make its mean."""
     known = {name: percentile.estimate for name, percentile in probe.percentiles.items()}
     counted: tuple[float | None, ...] = (probe.mode, probe.mean, known.get("99"))
-    shown = counted if probe.unit == "instructions" else [known.get(f"{percent}") for percent in _SHOWN]
+    shown = counted if probe.unit == "instructions" else [known.get(f"{percent}") for percent in SHOWN]
     return [f"{probe.count:,}", *(write_figure(figure, probe.unit) for figure in (probe.min, *shown, probe.max))]
 
 
@@ -285,9 +285,11 @@ def _draw_accounting(books: Accounting, traffic: Traffic) -> Iterator[str]:
         "conntrack entries": books.entries,
     }
     counted = ", ".join(f"{name} {count}" for name, count in counts.items() if count is not None)
-    yield f"books: {counted}: {'closed' if books.closed else 'NOT CLOSED, ' + (books.difference or '')}"
+    verdicts = {True: "closed", False: f"NOT CLOSED, {books.difference or ''}", None: "no second counter here"}
+    yield f"books: {counted}: {verdicts[books.closed]}"
     if traffic.rate_pps:
-        yield f"rate: {traffic.pps or 0:,.0f} packets per second, {traffic.rate_pps:,} asked for"
+        reached = "unknown" if traffic.pps is None else f"{traffic.pps:,.0f} packets per second"
+        yield f"rate: {reached}, {traffic.rate_pps:,} asked for"
     lost = ", ".join(f"{name} {count}" for name, count in (books.drops or {}).items() if count)
     yield f"drops counted: {lost or 'none'}" if books.drops is not None else "drops counted: unknown"
     if books.other_calls is not None:

@@ -79,7 +79,7 @@ def build_runs(document: Mapping[str, Any], complain: Complain) -> Section:
         [list_series(series), Table("Evidence", ("of each series",), evidence, ("of each series",))] if series else []
     )
     if len(results) == 1:
-        tables += [_list_probes("Calls", dict(_name_probes(results[0])), results[0])]
+        tables += [_list_probes("Calls", dict(_name_probes(results[0])), results)]
         maps = [(name, content.kind, len(content.entries)) for name, content in results[0].maps.items()]
         tables += [Table("Maps of the probe script", ("map", "kind", "entries"), maps, ("map", "kind"))] if maps else []
         unit = head_unit(results[0].run.clock or "unknown unit", results[0].run.emulated)
@@ -87,7 +87,7 @@ def build_runs(document: Mapping[str, Any], complain: Complain) -> Section:
     elif len(results) <= MANY:
         probes = {f"{number}. {plot.name_run(result)}": probe for number, result in enumerate(results, 1)
                   if (probe := result.main_probe)}  # fmt: skip
-        tables += [_list_probes("Runs", probes, results[0])]
+        tables += [_list_probes("Runs", probes, results)]
     kind = "Sweep" if series else "Run" if len(results) == 1 else f"{len(results)} runs"
     return _complete(kind, sentences, partial(plot.picture_results, results), tables, results)
 
@@ -103,9 +103,9 @@ def _complete(
     """Add what all documents with runs have: accounting, methods, facts, warnings."""
     books = [(f"{number}. {plot.name_run(result)}", result.accounting) for number, result in enumerate(results, 1)]
     known = [(name, counts) for name, counts in books if counts]
-    closed = sum(counts.closed for _, counts in known)
+    closed, broken = (sum(counts.closed is state for _, counts in known) for state in (True, False))
     rows = [(name, *map(_number, (counts.sent, counts.lookups, counts.rule_hits, counts.delivered)),
-             "yes" if counts.closed else f"NO: {counts.difference or 'unknown'}")
+             {True: "yes", None: "no second counter"}.get(counts.closed, f"NO: {counts.difference or 'unknown'}"))
             for name, counts in known if len(known) <= MANY or not counts.closed]  # fmt: skip
     header = ("run", "sent", "lookups", "rule hits", "delivered", "balanced")
     title = f"Packet accounting: balanced in {closed} of {len(known)} runs"
@@ -115,8 +115,8 @@ def _complete(
         prefix = f"run {number}: " if results[1:] else ""
         noted |= dict.fromkeys(prefix + warning for warning in result.quality.warnings)
         noted |= {f"{prefix}cut short": None} if result.run.cut_short else {}
-    if len(known) > closed:
-        noted |= {f"the packet accounting does not balance in {len(known) - closed} runs": None}
+    if broken:
+        noted |= {f"the packet accounting does not balance in {broken} runs": None}
     if len(known) < len(results):
         noted |= {f"{len(results) - len(known)} of {len(results)} runs have no packet accounting": None}
     methods = dict.fromkeys(METHODS[probe.measured] for result in results if (probe := result.main_probe))
@@ -161,16 +161,17 @@ def _name_probes(result: Result) -> Iterator[tuple[str, Probe]]:
         yield "first packet, SYN to SYN-ACK", result.first_packet.probe
 
 
-def _list_probes(title: str, probes: Mapping[str, Probe], result: Result) -> Table:
+def _list_probes(title: str, probes: Mapping[str, Probe], results: Sequence[Result]) -> Table:
     names = sorted({name for probe in probes.values() for name in probe.percentiles} - {"100"}, key=float)
     rows = []
     for name, probe in probes.items():
         shares = [percentile.estimate if (percentile := probe.percentiles.get(part)) else None for part in names]
         costs = (write_figure(cost, probe.unit) for cost in (probe.min, *shares, probe.mean, probe.max))
         rows.append((name, f"{probe.count:,}", *costs))
-    unit = name_unit(" and ".join(dict.fromkeys(probe.unit for probe in probes.values())), result.run.emulated)
+    emulated = dict.fromkeys(result.run.emulated for result in results)
+    units = dict.fromkeys(name_unit(probe.unit, each) for probe in probes.values() for each in emulated)
     header = ("", "calls", "least", *(f"p{name}" for name in names), "mean", "most")
-    return Table(f"{title}, {unit}", header, rows, header[:1])
+    return Table(f"{title}, {' and '.join(units)}", header, rows, header[:1])
 
 
 def build_whatif(document: Mapping[str, Any], complain: Complain) -> Section:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from kproxylat.report.columns import write_figure
+from kproxylat.report.columns import write_digits, write_figure
 from kproxylat.results import Bounded, Result, target_text
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kproxylat.analysis.series import Series
 
 _KINDS = {"tcp": "TCP connection", "udp": "UDP flow"}
-_NEARLY = 0.02
+_TWICE, _NEARLY = 2, 0.02
 """Costs that differ by less than this part are about the same."""
 
 
@@ -50,6 +50,8 @@ def describe_result(result: Result) -> str:
         text += f"; the rules hold {run.services:,} other Services"
     books = result.accounting
     verdict = "every packet is accounted for" if books and books.closed else "the packet counters do not balance"
+    if books and books.closed is None:
+        verdict = "no counter on this machine tells whether the packets arrived"
     return f"{text}{f'; {verdict}' if books else ''}."
 
 
@@ -65,6 +67,9 @@ def describe_series(every: Sequence[Series]) -> Iterator[str]:
                 for point in (*series.points[:1], *series.points[1:][-1:])
             )
             yield f"{series.name}: {series.measured} {costs}; what each Service adds is unclear."
+        elif series.verdict == "O(1)" and per.lo > 0:
+            added = _add_unit(write_figure(per.hi, series.unit), series.unit)
+            yield f"{series.name}: each Service adds at most {added} to a {series.measured}, next to nothing: O(1)."
         elif series.verdict == "O(1)":
             yield f"{series.name}: Services add nothing to a {series.measured}, O(1)."
         else:
@@ -87,7 +92,8 @@ def describe_alternative(mode: Alternative, outcome: WhatIf) -> str:
     if now is None or mode is now:
         return f"{name}: a lookup costs {own} on average now."
     ratio, equal = mode.mean / now.mean if now.mean else 1, equal_at(mode, outcome)
-    change = f"{100 * (1 - ratio):.3g}% less than" if ratio < 1 else f"{ratio:.2g} times as much as"
+    change = f"{100 * (1 - ratio):.3g}% less than" if ratio < 1 else f"{100 * (ratio - 1):.3g}% more than"
+    change = f"{write_digits(ratio, 2)} times as much as" if ratio >= _TWICE else change
     costs = "about as much as" if abs(ratio - 1) < _NEARLY else change
     grows_more = (mode.per_service or 0) > (now.per_service or 0)
     verdicts = {

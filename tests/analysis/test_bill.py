@@ -20,18 +20,18 @@ from kproxylat.analysis.bill import (
     OTHER,
     SCHEMA,
     Count,
+    Window,
     add_up,
-    compare_counter,
     cut,
     fold,
     name_rows,
     save_by_mode,
 )
-from kproxylat.analysis.readings import Reading, count_between
+from kproxylat.analysis.readings import Reading, compare_counter, count_between
 from kproxylat.report.bill import describe_bill, draw_bill, export_bill_csv
 from kproxylat.report.openmetrics import BillTotals
 from kproxylat.report.sections import build_bill
-from kproxylat.results import Bounded
+from kproxylat.results import Bounded, Bucket, Histogram
 from tests.support import TESTS
 from tests.support.bills import NAMES, WINDOWS, count, make_bill, window
 
@@ -292,3 +292,33 @@ def test_prometheus_scrapes_what_was_added_up() -> None:
 def test_no_flow_drawn_of_a_few_is_chance(shift: int, passed: tuple[int, int], closed: bool) -> None:
     none = replace(window({}, 1, shift=shift), passed=Bounded(sum(passed) / 2, *passed))
     assert compare_counter([none], "name").closed == closed
+
+
+def draw_window(rng: Random, rate: float, shift: int = 0) -> Window:
+    """Draw a second of traffic, of which one flow in ``2**shift`` is counted."""
+    mean = max(rate, 1) / (1 << shift)
+    number = max(round(rng.gauss(mean, mean**0.5)), 0)
+    return window({"a": Count(number, number * 768, Histogram((Bucket(512, 1024, number),)))}, 1, shift)
+
+
+@pytest.mark.parametrize(("varies", "shifts"), [(0.2, (0, 0)), (0.2, (0, 0, 0)), (0, (0, 0)), (0, (0, 5)), (0, (3, 0))])
+def test_bounds_hold_with_few_windows_and_mixed_sampling(varies: float, shifts: tuple[int, ...]) -> None:
+    """95 of 100 bills have the true rate and the true cost within their bounds; fewer than 92 are no chance of 600."""
+    rng, rate, held = Random(11), 5000, [0, 0]
+    for _ in range(600):
+        windows = [draw_window(rng, rate * (1 + rng.gauss(0, varies)), shift) for shift in shifts]
+        _, lookups, day = add_up(windows, {})
+        held[0] += lookups.lo <= rate <= lookups.hi
+        held[1] += day.lo <= rate * 768e-9 * 86_400 <= day.hi
+    assert min(held) > 0.92 * 600
+
+
+def test_a_percentile_counts_each_window_by_its_sampling() -> None:
+    windows = [
+        window({"a": Count(100, 76_800, Histogram((Bucket(512, 1024, 100),)))}, 1, 0),
+        window({"a": Count(10, 60_000, Histogram((Bucket(4096, 8192, 10),)))}, 1, 5),
+    ]
+    [row] = add_up(windows, {})[0]
+    assert row.p99_ns
+    assert (row.p99_ns.lo, row.p99_ns.hi) == (4096, 8192)
+    assert row.mean_ns == (76_800 + 32 * 60_000) / 420

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kproxylat.analysis.compare import CompareError, compare, find_allowed, read_results
-from kproxylat.analysis.comparison import Comparison, check_worse, to_json
+from kproxylat.analysis.compare import CompareError, compare, find_allowed, find_worse, read_results
+from kproxylat.analysis.comparison import Comparison, check_worse, state, to_json
 from kproxylat.analysis.contrast import ALARMS, contrast
 from kproxylat.cli import app
 from kproxylat.errors import LogError, UsageError
@@ -427,3 +427,55 @@ def test_emulated_nanoseconds_are_called_so_in_the_sentence(tmp_path: Path) -> N
     assert "emulated ns more than" in comparison.statement
     section = build_comparisons(json.loads(to_json([comparison])), print)
     assert "emulated" in section.methods[-1]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.07])
+def test_few_repeats_that_differ_still_tell_how_much(tmp_path: Path, spread: float) -> None:
+    """Student's t of two repeats draws costs below 0, which say nothing of the ratio."""
+    rng = Random(8)
+    a, b = ([resample(SLOW, rng, 2000, factor * (1 + drift)) for drift in (0, spread)] for factor in (1, 5))
+    found = pair(tmp_path, a, b)
+    assert found.differs
+    assert found.worse_pct
+    assert check_worse([found], 5)
+
+
+def test_a_difference_without_a_ratio_cannot_be_judged(tmp_path: Path) -> None:
+    found = pair(tmp_path, SLOW, resample(SLOW, Random(3), 2000, 3))
+    main = replace(found.lookups[0].main, ratio=None)
+    lookup = replace(found.lookups[0], figures=(main,))
+    assert (lookup.differs, find_worse([lookup]), find_worse(found.lookups)) == (True, None, found.worse_pct)
+    with pytest.raises(UsageError, match="cannot tell"):
+        check_worse([replace(found, worse_pct=None)], 5)
+
+
+def test_values_that_are_nearly_as_common_bound_the_difference(tmp_path: Path) -> None:
+    a, b = with_values(LEGACY, {1000: 50, 1100: 48}), with_values(LEGACY, {1102: 50})
+    found = pair(tmp_path, a, b)
+    difference = found.lookups[0].main.difference
+    assert difference
+    assert (difference.estimate, difference.lo, difference.hi) == (102, 2, 102)
+    assert "2 to 102 instructions more" in found.statement
+    assert "exactly" not in found.statement
+    assert not check_worse([found], 5)
+    between = pair(tmp_path, a, with_values(LEGACY, {1050: 50}))
+    assert between.differs is False, "chance decides which side costs more"
+
+
+def test_hash_effects_count_between_releases_and_modes(tmp_path: Path) -> None:
+    a, b = (change_run(with_values(NFTABLES, {cost: 50}), kube_proxy=release)
+            for cost, release in ((2514, "1.33"), (2560, "1.36")))  # fmt: skip
+    found = pair(tmp_path, a, b)
+    assert (found.differs, "hash effects" in found.lookups[0].reason) == (False, True)
+
+
+def test_a_lookup_is_not_compared_with_another_call(tmp_path: Path) -> None:
+    """A trace may have seen no lookup."""
+    other = replace(NFTABLES, probes=(replace(lookup(NFTABLES), lookup=False, hook="POSTROUTING"),), accounting=None)
+    with pytest.raises(CompareError, match=r"lookups in .* and calls of"):
+        pair(tmp_path, LEGACY, other)
+
+
+def test_great_ratios_are_written_as_numbers(tmp_path: Path) -> None:
+    found = pair(tmp_path, with_values(LEGACY, {100: 50}), with_values(LEGACY, {16_500: 50}))
+    assert "165 times as much as" in state(found, on_screen=True)

@@ -108,3 +108,10 @@ def test_the_table_fits_and_names_what_may_differ() -> None:
     for words in ("this machine: Linux 9; a processor", "AS PUBLISHED", "each before it", "2025-02-28"):
         assert words in text
     assert all(str(json.loads(json.dumps(figure.published))) in text for figure in reproduce((1, 2), (3, 4)).figures)
+
+
+def test_a_sweep_that_was_cut_short_is_compared_as_far_as_it_came() -> None:
+    runs = [make_run("iptables", size, us) for size, us in ((5000, 1000), (10_000, 2000))]
+    some = compare_published(BLOG, read_published(BLOG), [*runs, make_run("nftables", 5000, 20)])
+    assert not [verdict for verdict in some.verdicts if "cross" in verdict.subject]
+    assert [verdict for verdict in some.verdicts if "order of the modes" in verdict.subject]

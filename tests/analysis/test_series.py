@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -11,7 +12,8 @@ import pytest
 
 from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.series import HASH_EFFECT, Series, build_series
-from kproxylat.analysis.stats import choose_pairs, fit_line
+from kproxylat.analysis.stats import Distribution, choose_pairs, fit_line
+from kproxylat.report.sentences import describe_series
 from kproxylat.report.tables import show_series
 from kproxylat.results import Accounting, Bounded, Quality, Result
 from tests.results import COUNTED, TIMED, change_run, load, untraced, with_values
@@ -264,3 +266,67 @@ def test_a_measured_point_on_the_wrong_side_contradicts_a_crossing() -> None:
         assert not agrees(line, flat, wrong)
         assert not agrees(flat, line, wrong)
     assert agrees(line, flat, Bounded(200, 90, 300)), "within the bounds nobody knows"
+
+
+@pytest.mark.parametrize("last", [1000, 1200, 1300, 10_000])
+def test_a_jump_at_the_end_is_not_o1(last: int) -> None:
+    """The median of the slopes of five points does not see the last one."""
+    runs = []
+    for size, cost in {100: 1000, 500: 1000, 1000: 1000, 5000: 1000, 10_000: last}.items():
+        runs += [with_values(load(TIMED)[0], {cost + part: 100 for part in range(-9, 10)}, size)] * 3
+    [series] = build_series(runs)
+    flat = last < 1250
+    assert (series.verdict, "not ruled out" in series.evidence) == ("O(1)" if flat else "unclear", not flat)
+
+
+def test_evidence_says_no_less_than_the_bounds() -> None:
+    """A share is rounded up, a falling cost is said to fall, and what certainly grows adds something."""
+    falling = timed(lambda size: 20_000 - 1.9 * size, (10, 100, 1000, 10_000))
+    assert falling.verdict == "unclear"
+    assert re.match(r"it falls by 9\d% of the base between 10 and 10,000 Services", falling.evidence)
+    growing = timed(lambda size: 10_000 + 0.1 * size, (10, 100, 1000, 10_000), 9)
+    per = growing.per_service
+    assert per
+    assert growing.base
+    assert (growing.verdict, per.lo > 0) == ("O(1)", True)
+    limit = re.match(r"it changes by less than (\d+)% of the base", growing.evidence)
+    assert limit
+    assert per.hi * 9990 < int(limit[1]) / 100 * growing.base.estimate
+    [sentence] = describe_series([growing])
+    assert re.search(r"each Service adds at most 0\.\d+ ns to a lookup, next to nothing: O\(1\)\.$", sentence)
+
+
+def test_rounding_is_no_growth() -> None:
+    """Each value of the instruction clock may be off by one."""
+    series = counted({1: 1000, 2: 1001, 3: 1002})
+    assert (series.verdict, "rounding" in series.evidence) == ("unclear", True)
+    assert counted({1: 1000, 2: 1002, 3: 1004}).verdict == "O(n)"
+
+
+def test_a_points_cost_lies_within_its_bounds() -> None:
+    """Values that are second in each repeat may be the commonest of all."""
+    runs = [with_values(LEGACY[0], values, 10) for values in ({100: 5, 105: 4}, {101: 5, 105: 4})]
+    [series] = build_series([*runs, with_values(LEGACY[0], {130: 9}, 11)])
+    point = series.points[0]
+    assert (point.cost, point.lo, point.hi) == (105, 100, 105)
+
+
+def test_equal_blocks_all_count_and_halves_stay() -> None:
+    """The cost of a run is its blocks' median, as the run itself prints it."""
+    hiccup = Distribution((block, block, 1) for block in [10_000.0] * 19 + [20_000.0])
+    assert hiccup.estimate(0.5) == 10_000
+    assert Distribution((block, block, 1) for block in (1.5, 1.5, 2.5)).estimate(0.5) == 1.5
+
+
+def test_a_line_that_passes_zero_has_a_drift() -> None:
+    runs = [untraced(cost, 0, Random(1), size) for size, cost in ((1, 0.0), (2, 1000.0), (3, 2000.0), (4, 3000.0))]
+    runs = [replace(run, send_time=replace(run.send_time, blocks=run.send_time.blocks[:1])) for run in runs
+            if run.send_time]  # fmt: skip
+    assert [point.cost for point in build_series(runs)[0].points] == [0, 1000, 2000, 3000]
+
+
+def test_rounding_moves_where_nearly_parallel_lines_cross() -> None:
+    a, b = counted({100: 1005, 10_000: 1500, 20_000: 2000}), counted({100: 4014, 10_000: 4410, 20_000: 4810})
+    where = find_crossing(a, b)
+    assert where
+    assert (where.lo < where.estimate < where.hi, where.hi - where.lo > 100) == (True, True)

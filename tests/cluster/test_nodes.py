@@ -272,6 +272,7 @@ def test_nodes_that_are_alike_are_pooled(capsys: Captured, pods: Cluster) -> Non
     assert pooled["probe"]["values"] == {"10": 3, "20": 1, "30": 2}
     assert [pooled["probe"][name] for name in ("count", "min", "max", "sum", "mode")] == [6, 10, 30, 110, 10]
     assert pooled["probe"]["percentiles"]["50"]["estimate"] == 15
+    assert sum(bucket["count"] for bucket in pooled["probe"]["histogram"]["buckets"]) == 6
     _, out, _ = call(capsys, "run", "--all-nodes", *TARGET)
     assert re.search(r"^ these 2\*.* 6 .*closed$", out, re.M)
     assert re.search(r"^\* n[23], n[23]: alike in kernel, processor, rules and script$", out, re.M)

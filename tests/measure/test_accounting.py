@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from kproxylat.analysis.comparable import find_flaws
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.accounting import Snapshot, check_losses, check_rate, reconcile
 from kproxylat.measure.options import Lab, Options, Sending, parse_source
@@ -15,10 +17,13 @@ from kproxylat.measure.replay import plan_replay
 from kproxylat.measure.run import check_source
 from kproxylat.modes import find_mode
 from kproxylat.node.service_rule import ServiceRule
+from kproxylat.report.run_table import draw_result
+from kproxylat.report.sentences import describe_result
 from kproxylat.results import Accounting, Probe, Quality, Result, Run, Traffic
 from kproxylat.system import kernel
 from kproxylat.trace.dump import parse_dump
 from kproxylat.trace.result import check_envelopes, count_rest, judge
+from tests.results import untraced
 
 SENT = 2000
 LEGACY, IPVS = find_mode("iptables", "legacy"), find_mode("ipvs", None)
@@ -402,3 +407,15 @@ def test_drops_without_a_count_of_passed_packets_are_not_a_loss() -> None:
     books = reconcile(LEGACY, replace(RESULT, probes=()), Snapshot(HIT), Snapshot(HIT, counts), counts_calls=False)
     assert (books.lookups, books.delivered, books.drops) == (None, None, counts)
     assert check_losses(TRAFFIC, books) == ()
+
+
+def test_without_a_second_counter_nothing_is_closed() -> None:
+    """On a node in mode nftables nothing but the sender counts an untraced run's packets."""
+    rule = ServiceRule(True)
+    books = reconcile(find_mode("nftables", "nft"), replace(RESULT, probes=()), Snapshot(rule, {"rejected": 0}),
+                      Snapshot(rule, {"rejected": SENT}), counts_calls=False)  # fmt: skip
+    assert (books.closed, books.difference, books.rejected) == (None, None, SENT)
+    result = replace(untraced(20_000, 0, Random(1)), accounting=books, traffic=RESULT.traffic)
+    assert "no counter on this machine tells whether the packets arrived" in describe_result(result)
+    assert f"books: sent {SENT}, rejected {SENT}: no second counter here" in "\n".join(draw_result(result))
+    assert find_flaws(result) == {}

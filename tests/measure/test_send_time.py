@@ -249,7 +249,8 @@ def test_on_a_node_its_own_rules_are_measured(rules: str, mode: str, protocol: s
     assert result.send_time.late == 0
     books = result.accounting
     assert books
-    assert (books.closed, books.sent, books.delivered) == (True, PACKETS, None)
+    # In mode nftables nothing on a node counts packets.
+    assert (books.closed, books.sent, books.delivered) == (True if mode == "iptables" else None, PACKETS, None)
     assert books.rule_hits == (PACKETS if mode == "iptables" else None)
 
 
@@ -267,7 +268,7 @@ def test_on_a_container_its_own_rules_are_measured(tmp_path: Path, monkeypatch: 
     assert result.send_time
     assert dict(result.send_time.sent) == {"target": PACKETS}
     assert result.accounting
-    assert result.accounting.closed
+    assert result.accounting.closed is None
     refused = run_on_node("", *words, directory=tmp_path, place="--node-container=other")
     assert refused.returncode == 1
     assert "container other not found" in refused.stderr

@@ -129,12 +129,14 @@ def test_openmetrics_is_accepted() -> None:
     latency = families["kproxylat_latency_seconds"]
     assert latency.type == "histogram"
     labels = {
+        "variant": "",
         "mode": "nftables",
         "backend": "nft",
         "services": "",
         "kernel": "",
         "bpftrace": "",
         "table": "nat",
+        "chain": "services",
         "hook": "PREROUTING",
         "target": "10.96.0.10:50051/UDP",
     }
@@ -456,3 +458,17 @@ def test_the_screens_tables_of_them_fit_80_columns(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "20.5 (18 to 23)" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_openmetrics_adds_up_neither_chains_nor_variants() -> None:
+    """In mode nftables two chains of one table share a hook; rules of two releases are two series."""
+    one = ours(5)
+    other = replace(one, probes=(*one.probes, replace(one.probes[0], chain="filter", lookup=False)))
+    newer = replace(one, run=replace(one.run, kube_proxy="1.37", endpoints=50))
+    families = text_string_to_metric_families("".join(export_openmetrics([other, newer])))
+    [latency] = [family for family in families if family.name == "kproxylat_latency_seconds"]
+    counts = {(each.labels["variant"], each.labels["chain"]): each.value for each in latency.samples
+              if each.name.endswith("_count")}  # fmt: skip
+    assert counts == {("", "services"): 6, ("", "filter"): 6, ("1.37 50 endpoints", "services"): 6}
+    rows = list(csv.DictReader(io.StringIO("".join(export_csv([one, newer])))))
+    assert [row["variant"] for row in rows] == ["", "1.37 50 endpoints"]

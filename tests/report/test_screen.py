@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -20,8 +21,9 @@ from kproxylat.logs.reader import LogReader
 from kproxylat.modes import MODES
 from kproxylat.report import columns
 from kproxylat.report.columns import fill, paint, write_figure
-from kproxylat.report.export import export_table
+from kproxylat.report.export import export_json, export_table
 from kproxylat.report.run_table import draw_result
+from kproxylat.report.sections import build_runs
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series, equal_at
 from kproxylat.report.tables import show_result
 from kproxylat.results import Accounting, Result, Run, Target
@@ -198,3 +200,20 @@ def test_a_pipe_has_80_columns_and_no_colours(monkeypatch: pytest.MonkeyPatch) -
 @given(st.lists(st.text("ab-cdé", min_size=1, max_size=120), min_size=1))
 def test_a_line_ends_between_words(words: list[str]) -> None:
     assert fill(" ".join(words)).split() == words
+
+
+def test_a_small_change_is_said_in_percent_and_a_great_one_as_a_number() -> None:
+    outcome = judge(RULES, [measured(mode) for mode in MODES])
+    now = outcome.alternatives[0]
+    words = [describe_alternative(replace(outcome.alternatives[1], mean=now.mean * ratio), outcome)
+             for ratio in (1.04, 170)]  # fmt: skip
+    assert "a lookup would cost 4% more than now" in words[0]
+    assert "a lookup would cost 170 times as much as now" in words[1]
+
+
+def test_runs_of_two_machines_have_both_units() -> None:
+    one = timed()
+    other = replace(one, run=replace(one.run, emulated=True, mode="ipvs", backend="ipvs", services=None))
+    for results in ([one, other], [other, one]):
+        section = build_runs(json.loads("".join(export_json(results))), print)
+        assert any("ns and " in table.title and "emulated ns" in table.title for table in section.tables)

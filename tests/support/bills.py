@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up, compare_counter
+from kproxylat.analysis.bill import IPV6, NO_SERVICE, Bill, Count, Usage, Window, add_up
+from kproxylat.analysis.readings import compare_counter
 from kproxylat.results import Bounded, Bucket, Histogram
 
 NAMES = {"10.96.0.10:53/udp": "kube-system/kube-dns:dns", "10.96.0.9:80/tcp": "default/web:http"}
