@@ -84,7 +84,6 @@ class Mode:
     :param output_chain: the base chain that looks up the node's own packets, at OUTPUT.
     :param modules: kernel modules to load before the rules and the probes.
     :param tools: programs that load and show the rules.
-    :param counts_hits: whether the rules count packets.
     :param report: section of the old FINAL REPORT: its title and the prefix of its map names.
     :param loading_cost: how long the rules of many Services take to load, compared with other modes; 1 is the shortest.
     :param form: the form in which the kernel holds the rules.
@@ -112,7 +111,6 @@ class Mode:
     output_chain: str | None
     modules: tuple[str, ...]
     tools: tuple[str, ...]
-    counts_hits: bool
     report: tuple[str, str]
     loading_cost: int
     form: RuleForm
@@ -223,7 +221,6 @@ MODES: tuple[Mode, ...] = (
         output_chain=None,
         modules=("ip_tables", "iptable_nat", "nf_conntrack", "nfnetlink_acct", "xt_nfacct"),
         tools=("iptables-legacy", "iptables-legacy-restore", "nfacct"),
-        counts_hits=True,
         report=("IPTABLES", "ipt"),
         loading_cost=1,
         form=CHAIN,
@@ -244,7 +241,6 @@ MODES: tuple[Mode, ...] = (
         output_chain="OUTPUT",
         modules=("nf_tables", "nft_compat", "nf_conntrack", "nfnetlink_acct", "xt_nfacct"),
         tools=("iptables-nft", "iptables-nft-restore", "nfacct"),
-        counts_hits=True,
         report=("IPTABLES", "ipt"),
         loading_cost=1,
         form=CHAIN,
@@ -262,7 +258,6 @@ MODES: tuple[Mode, ...] = (
         output_chain="nat-output",
         modules=("nf_tables", "nf_conntrack"),
         tools=("nft",),
-        counts_hits=False,
         report=("NFTABLES", "nft"),
         # For each map the kernel goes through all others (net/netfilter/nf_tables_api.c, nf_tables_newset).
         loading_cost=3,
@@ -289,7 +284,6 @@ MODES: tuple[Mode, ...] = (
         output_chain=None,
         modules=("ip_vs", "ip_vs_rr", "nf_conntrack", "nf_tables", "nft_compat", "xt_set", "dummy"),
         tools=("ipvsadm", "ipset", "iptables-nft-restore"),
-        counts_hits=True,
         report=("IPVS", "ipvs"),
         # Four tools load the rules.
         loading_cost=2,

@@ -5,6 +5,7 @@ Longer than 350 lines: the dataclasses of one document stay together.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
@@ -36,6 +37,11 @@ class Histogram:
     """Buckets in ascending order, those without events left out."""
 
     buckets: tuple[Bucket, ...] = ()
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Histogram:
+        """Return the histogram of a map's value, as :func:`kproxylat.trace.dump.parse_dump` returns it."""
+        return cls(tuple(Bucket(**row) for row in value["buckets"] if row["count"]))
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,11 @@ class Probe:
     targets: Mapping[str, Mapping[str, int]] | None = None
     envelope: bool = False
     share: float | None = None
+
+    @property
+    def counts(self) -> Counter[int]:
+        """Every distinct value, as a number -> its count; empty if the script did not keep them."""
+        return Counter({int(value): count for value, count in (self.values or {}).items()})
 
     @property
     def measured(self) -> str:

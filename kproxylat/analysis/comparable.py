@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from kproxylat.analysis.stats import Distribution
@@ -16,7 +17,7 @@ REASONS = ("clock", "probe", "sender", "kernel", "bpftrace", "mitigations", "scr
 def distribution(probe: Probe) -> Distribution | None:
     """Return the distribution of a probe's calls: exact, else from its histogram; None if it has neither."""
     if probe.values:
-        return Distribution.of_values({int(value): count for value, count in probe.values.items()})
+        return Distribution.of_values(probe.counts)
     rows = [
         (
             bucket.lo if bucket.lo is not None else probe.min if probe.min is not None else float("-inf"),
@@ -32,6 +33,11 @@ def distribution(probe: Probe) -> Distribution | None:
         return estimates[name].estimate
 
     return Distribution(rows, estimate) if rows else None
+
+
+def merge_counts(probes: Iterable[Probe]) -> Counter[int]:
+    """Add up how often each distinct value occurred in several probes."""
+    return sum((probe.counts for probe in probes), Counter())
 
 
 def refuse_mixed_time(results: Iterable[Result]) -> Iterator[Result]:

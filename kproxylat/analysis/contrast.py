@@ -7,7 +7,6 @@ replicates; all of the figures that decide share one rate of false alarms (Bonfe
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import sub
@@ -15,7 +14,7 @@ from random import Random
 from statistics import fmean
 
 from kproxylat.analysis import stats
-from kproxylat.analysis.comparable import distribution
+from kproxylat.analysis.comparable import distribution, merge_counts
 from kproxylat.analysis.series import HASH_EFFECT, ROUNDING
 from kproxylat.results import Bounded, Probe
 
@@ -111,10 +110,10 @@ def _plain(name: str, a: float | None, b: float | None) -> Figure:
 def _contrast_counted(
     what: str, a: Sequence[Probe], b: Sequence[Probe], services: tuple[int | None, int | None], hashed: bool
 ) -> Contrast:
-    merged = [merge_values(side) for side in (a, b)]
+    merged = [merge_counts(side) for side in (a, b)]
     costs = [values.most_common(1)[0][0] for values in merged]
     sides = [stats.Distribution.of_values(values) for values in merged]
-    near = [{value for probe in side for value in _find_commonest(merge_values([probe]))} for side in (a, b)]
+    near = [{value for probe in side for value in _find_commonest(probe.counts)} for side in (a, b)]
     pairs = [(x, y) for x in near[0] for y in near[1]]
     figures = [_bound_counted(costs, pairs), _plain("min", *(float(side.lows[0]) for side in sides))]
     figures += [_plain(f"p{p * 100:g}", *(side.estimate(p) for side in sides)) for p in QUANTILES[2:]]
@@ -148,14 +147,6 @@ def _bound_counted(costs: Sequence[int], pairs: Sequence[tuple[int, int]]) -> Fi
     apart, ratios = [y - x for x, y in pairs], [y / x for x, y in pairs if x]
     difference = Bounded(costs[1] - costs[0], min(apart), max(apart))
     return replace(plain, difference=difference, ratio=Bounded(plain.ratio.estimate, min(ratios), max(ratios)))
-
-
-def merge_values(probes: Sequence[Probe]) -> Counter[int]:
-    """Add up how often each distinct value occurred in several probes."""
-    merged: Counter[int] = Counter()
-    for probe in probes:
-        merged.update({int(value): count for value, count in (probe.values or {}).items()})
-    return merged
 
 
 def _find_commonest(values: Mapping[int, int]) -> set[int]:

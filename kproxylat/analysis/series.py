@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from random import Random
 
-from kproxylat.analysis.comparable import distribution, find_differences, find_flaws
+from kproxylat.analysis.comparable import distribution, find_differences, find_flaws, merge_counts
 from kproxylat.analysis.points import LINEAR, Point, draw_lines, draw_medians
 from kproxylat.analysis.stats import LEVEL, bounds, fit_line, slopes
 from kproxylat.modes import is_ordered
@@ -129,15 +128,6 @@ def build_series(results: Iterable[Result], seed: int = 0) -> tuple[Series, ...]
     return tuple(_build_one(key, cells, Random(seed)) for key, cells in group_results(results).items())  # noqa: S311
 
 
-def merge_values(results: Iterable[Result]) -> Counter[int]:
-    """Add the exact values of repeats' lookups up: value -> count."""
-    merged: Counter[int] = Counter()
-    for result in results:
-        if result.headline:
-            merged.update({int(value): count for value, count in (result.headline.values or {}).items()})
-    return merged
-
-
 def _build_one(key: Key, cells: Mapping[int, list[Result]], rng: Random) -> Series:
     runs = [result for cell in cells.values() for result in cell]
     lookups = [result.headline for result in runs if result.headline]
@@ -185,8 +175,9 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     """Judge exact integers, without averages or chance; residuals are shown."""
     points = []
     for services, cell in cells.items():
-        values = merge_values(cell)
-        commonest = [merge_values([result]).most_common(1)[0][0] for result in cell]
+        lookups = [result.headline for result in cell if result.headline]
+        values = merge_counts(lookups)
+        commonest = [lookup.counts.most_common(1)[0][0] for lookup in lookups]
         cost = values.most_common(1)[0][0]
         others = {str(value): count for value, count in sorted(values.items()) if abs(value - cost) > ROUNDING}
         lo, hi = min(cost, *commonest), max(cost, *commonest)
@@ -198,7 +189,7 @@ def _judge_counted(series: Series, cells: Mapping[int, list[Result]]) -> Series:
     worst = max(abs(point.residual or 0) for point in points)
     costs = [point.cost for point in points]
     spread, growth = max(costs) - min(costs), slope * (points[-1].services - points[0].services)
-    all_slopes = list(slopes([(point.services, point.cost) for point in points]))
+    all_slopes = list(slopes(combinations([(point.services, point.cost) for point in points], 2)))
     bases = [point.cost - slope * point.services for point in points]
     # By chance of seeds three points rise once in six times, four once in 24; but three points do not lie on a line.
     enough = len(points) > 3 or (len(points) == 3 and worst <= ROUNDING)

@@ -222,12 +222,8 @@ def merge_draws(runs: Sequence[Draws], drift: Drift, rng: Random) -> Draws:
     return lows, highs
 
 
-def slopes(points: Sequence[tuple[float, float]]) -> Iterator[float]:
+def slopes(pairs: Iterable[tuple[tuple[float, float], tuple[float, float]]]) -> Iterator[float]:
     """Yield the slope of every pair of points that differ in x."""
-    yield from _slopes(combinations(points, 2))
-
-
-def _slopes(pairs: Iterable[tuple[tuple[float, float], tuple[float, float]]]) -> Iterator[float]:
     for (x0, y0), (x1, y1) in pairs:
         if x0 != x1:
             yield (y1 - y0) / (x1 - x0)
@@ -254,7 +250,7 @@ def fit_line(
     :return: slope, and intercept: the median of what the slope leaves.
     """
     chosen = combinations(points, 2) if pairs is None else ((points[x], points[y]) for x, y in pairs)
-    slope = median(_slopes(chosen))
+    slope = median(slopes(chosen))
     return slope, median(y - slope * x for x, y in points)
 
 

@@ -34,14 +34,8 @@ START_S = 120
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
-class BillFormat(StrEnum):
-    """How a bill is written to stdout."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
-    CSV = "csv"
-    OPENMETRICS = "openmetrics"
+BillFormat = StrEnum("BillFormat", ["TABLE", "JSON", "YAML", "CSV", "OPENMETRICS"])
+"""How a bill is written to stdout."""
 
 
 def read_seconds(text: str) -> float:

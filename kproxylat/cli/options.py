@@ -27,13 +27,8 @@ if TYPE_CHECKING:
     from kproxylat.results import Result
 
 
-class Family(StrEnum):
-    """IP family."""
-
-    IPV4 = "4"
-    IPV6 = "6"
-
-
+Family = StrEnum("Family", {"IPV4": "4", "IPV6": "6"})
+"""IP family."""
 Position = StrEnum("Position", ["FIRST", "MIDDLE", "LAST"])
 """Where the worker's rule stands."""
 WorkerPorts = StrEnum("WorkerPorts", ["BOTH", "UDP", "TCP"])

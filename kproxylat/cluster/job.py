@@ -184,15 +184,11 @@ def _name_volume(path: str) -> str:
     return re.sub("[/.]", "-", path.strip("/"))
 
 
-def find_changes(job: Object, answer: Object) -> list[str]:
+def find_changes(sent: object, got: object, path: str = "spec") -> list[str]:
     """Return the fields of a Job that the cluster's admission rewrote; additions do not count.
 
-    :param answer: the Job as the API server returned it.
+    :param sent: the Job's ``spec``, or a part of it; ``got``: the same as the API server returned it.
     """
-    return list(_compare(job["spec"], answer.get("spec"), "spec"))
-
-
-def _compare(sent: object, got: object, path: str) -> list[str]:
     if isinstance(sent, dict) and isinstance(got, dict):
         pairs = [(value, got.get(name), f"{path}.{name}") for name, value in sent.items()]
     elif isinstance(sent, list) and isinstance(got, list) and len(sent) <= len(got):
@@ -201,4 +197,4 @@ def _compare(sent: object, got: object, path: str) -> list[str]:
         # The server leaves out false; before Kubernetes 1.30 it does not know appArmorProfile.
         is_left_out = got is None and (not sent or path.endswith("appArmorProfile"))
         return [] if sent == got or is_left_out else [path]
-    return [change for value, other, place in pairs for change in _compare(value, other, place)]
+    return [change for value, other, place in pairs for change in find_changes(value, other, place)]

@@ -188,7 +188,7 @@ class _Run:
             if error.status == 403:
                 error.remedy = f"{error.remedy}\n  or without Jobs, as an administrator: {self._write_debug()}"
             raise
-        if changes := find_changes(self._job, answer):
+        if changes := find_changes(self._job["spec"], answer.get("spec")):
             raise MachineError(
                 f"the cluster's admission rewrote the Job: {', '.join(changes)[:300]}",
                 "exempt the namespace of the Jobs from this policy, or pass --job-namespace",

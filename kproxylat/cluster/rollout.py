@@ -13,6 +13,7 @@ from functools import partial
 
 from kproxylat.cluster.api import JSON_PATCH, MERGE_PATCH, Api, join_path
 from kproxylat.cluster.kubeconfig import Object
+from kproxylat.cluster.nodes import find_fault
 from kproxylat.cluster.proxy_config import (
     BY_HAND,
     CONFIGMAPS,
@@ -255,12 +256,7 @@ def _find_unready_nodes(api: Api) -> list[str]:
         nodes = list(api.list("/api/v1/nodes"))
     except ApiError:
         return []
-    return [
-        node["metadata"]["name"]
-        for node in nodes
-        for condition in (node.get("status") or {}).get("conditions") or ()
-        if condition["type"] == "Ready" and condition["status"] != "True"
-    ]
+    return [node["metadata"]["name"] for node in nodes if find_fault(node)]
 
 
 def wait_for_rollout(api: Api, change: Change, limit_s: float = LIMIT_S) -> float:

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from kproxylat.modes import only_backend
-from kproxylat.results import Bucket, Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
+from kproxylat.results import Histogram, Map, Percentile, Probe, Result, Run, Sample, Samples, Target, Traffic
 
 FUNCTIONS = {
     "iptables": ("ipt_do_table", "ipt"),
@@ -244,7 +244,7 @@ def _find_histogram(maps: Mapping[str, Map]) -> Histogram:
     for content in maps.values():
         entry = content.entries[0]
         if content.kind == "hist" and not entry.key and entry.value["count"]:
-            return Histogram(tuple(Bucket(**row) for row in entry.value["buckets"] if row["count"]))
+            return Histogram.of(entry.value)
     return Histogram()
 
 

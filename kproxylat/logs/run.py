@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kproxylat.logs.files import LONG
@@ -133,9 +134,9 @@ class OpenRun:
 
     def judge(self, quality: Quality) -> Quality:
         """Add to the quality of a result what the run's lines say."""
-        return Quality(
+        return replace(
+            quality,
             lost_events=max(self._lost, self._total_lost),
-            missed_probes=quality.missed_probes,
             full_maps=quality.full_maps or (("?",) if self._has_full_map else ()),
             warnings=quality.warnings + tuple(self.text.warnings),
         )

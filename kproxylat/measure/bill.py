@@ -27,7 +27,7 @@ from kproxylat.measure.stage import check_machine
 from kproxylat.modes import CHAIN, Mode, find_mode
 from kproxylat.node import lock
 from kproxylat.node.node import Node
-from kproxylat.results import Bucket, Histogram, Map, Target
+from kproxylat.results import Histogram, Map, Target
 from kproxylat.system import bpf_stats, interrupts, kernel
 from kproxylat.system.bpf_stats import Used, read_used
 from kproxylat.trace.bpftrace import Tracer, trace
@@ -315,7 +315,7 @@ def parse_window(tracer: Tracer, shift: int) -> Window | None:
         return None
     counts = {
         _SPECIAL.get(key[0]) or name_target(key[0] % (1 << 64)): Count(
-            value["count"], value["total"], _read_histogram(shapes.get(key))
+            value["count"], value["total"], Histogram.of(shapes[key]) if key in shapes else Histogram()
         )
         for key, value in _read(maps, "cost").items()
     }
@@ -326,7 +326,3 @@ def parse_window(tracer: Tracer, shift: int) -> Window | None:
 
 def _read(maps: Mapping[str, Map], name: str) -> dict[tuple[int, ...], Any]:
     return {entry.key: entry.value for entry in maps[name].entries} if name in maps else {}
-
-
-def _read_histogram(value: Any) -> Histogram:
-    return Histogram(tuple(Bucket(**row) for row in value["buckets"] if row["count"])) if value else Histogram()

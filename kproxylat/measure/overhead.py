@@ -98,8 +98,7 @@ def cross_check(result: Result) -> LookupCheck | None:
     overhead, times, lookup = result.overhead, result.send_time, result.lookup
     if not (overhead and times and lookup and lookup.middle is not None):
         return None
-    values = Counter({int(value): count for value, count in (times.target.values or {}).items()})
-    way = bound_median(values, times.blocks, overhead.unit)
+    way = bound_median(times.target.counts, times.blocks, overhead.unit)
     lo, hi = overhead.untraced(lookup.middle)
     part = Bounded((lo + hi) / 2, lo, hi)
     return LookupCheck(overhead.unit, part, way, times.over_endpoint, lo <= way.hi) if way else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
 from kproxylat.lab.services import Service
 from kproxylat.results import Probe, Result, ServiceCost, Target
-from kproxylat.trace.probes import build_histogram
+from kproxylat.trace.probes import exact_probe
 
 
 def rank_services(lookup: Probe, services: Sequence[Service]) -> tuple[ServiceCost, ...]:
@@ -35,12 +36,8 @@ def split_services(result: Result) -> list[Result]:
     for row in sorted(result.services, key=lambda service: service.before):
         values = {int(value): count for value, count in ((lookup and lookup.targets) or {})[row.target].items()}
         if lookup:
-            total = sum(value * count for value, count in values.items())
-            probe = replace(
-                lookup, count=row.calls, min=row.min, max=row.max, mean=total / row.calls, mode=row.cost,
-                sum=total, histogram=build_histogram(values), percentiles={}, targets=None,
-                values={str(value): values[value] for value in sorted(values)},
-            )  # fmt: skip
+            place = lookup.table, lookup.chain, lookup.hook
+            probe = exact_probe(lookup.engine, place, Counter(values), lookup.unit, lookup=True, percents=())
             address, _, protocol = row.target.partition("/")
             ip, _, port = address.partition(":")
             about = replace(result.run, services=row.before, position=None)

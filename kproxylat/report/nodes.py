@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from kproxylat.analysis.contrast import merge_values
+from kproxylat.analysis.comparable import merge_counts
 from kproxylat.cluster.nodes import Outcome
 from kproxylat.report.columns import draw_table
 from kproxylat.report.run_table import SHOWN, list_figures, name_figures
@@ -52,7 +52,7 @@ def _merge(probes: Sequence[Probe]) -> Probe:
     """Return one probe with the calls of all, each of which has every distinct value."""
     first, place = probes[0], (probes[0].table, probes[0].chain, probes[0].hook)
     percents = map(float, first.percentiles)
-    return exact_probe(first.engine, place, merge_values(probes), first.unit, first.lookup, percents)
+    return exact_probe(first.engine, place, merge_counts(probes), first.unit, first.lookup, percents)
 
 
 def draw_runs(results: Mapping[str, Result]) -> str:

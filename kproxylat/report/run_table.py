@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 
 from kproxylat.console import plain, plain_line
-from kproxylat.report.columns import Table, draw_table, fill, width, write_figure
+from kproxylat.report.columns import Table, draw_table, fill, width, write_bounded, write_figure
 from kproxylat.report.sentences import describe_result
 from kproxylat.results import (
     Accounting,
@@ -248,10 +248,7 @@ def _draw_overhead(overhead: Overhead, calls: Iterable[Probe], emulated: bool | 
     middle = "commonest" if overhead.unit == "instructions" else "p50"
     title = f"\nuntraced: less what tracing adds, {head_unit(overhead.unit, emulated)}"
     yield _draw_places(title, (middle, "untraced at least", "at most"), rows)
-    pair, script = (
-        f"{added.estimate:,.6g}" + (f" ({added.lo:,.6g} to {added.hi:,.6g})" if added.lo < added.hi else "")
-        for added in (overhead.empty, overhead.script)
-    )
+    pair, script = (write_bounded(added, ",.6g") for added in (overhead.empty, overhead.script))
     yield fill(
         f"the script adds {script} to a call, most of it after its time is taken; an empty pair of probes {pair}; "
         f"inside the time are {overhead.stored:,} and a part of the pair",

@@ -28,18 +28,6 @@ MEMORY_KIB = 3 << 20
 """Memory of a machine: the guest's 2 GiB, and QEMU's translated code."""
 
 
-class RunError(KproxylatError):
-    """A run in a machine failed.
-
-    :param text: its stderr.
-    :param status: its exit status.
-    """
-
-    def __init__(self, text: str, status: int) -> None:
-        super().__init__(*_read_error(text, status))
-        self.exit_code = status if status in (1, 2, BUG) else 1
-
-
 def _read_error(text: str, status: int) -> tuple[str, str]:
     """Return the message and the remedy at the end of a command's stderr."""
     match = re.search(r"^kproxylat: (.*)\n(?:  (.*)\n)?\Z", text, re.M)
@@ -138,7 +126,7 @@ class Pool:
         """Measure one run, in a thread of its own.
 
         :return: None if a signal ended it before it had a result.
-        :raises RunError: it failed.
+        :raises KproxylatError: it failed.
         """
         begun_s, mode = time.monotonic(), run[0].mode
         out, err = io.StringIO(), io.StringIO() if self.at_once > 1 else _Echo()
@@ -147,7 +135,9 @@ class Pool:
         if not text and (status > 128 or interrupts.pending()):
             return None
         if not text and status not in (0, BOOKS_OPEN):
-            raise RunError(err.getvalue(), status)
+            error = KproxylatError(*_read_error(err.getvalue(), status))
+            error.exit_code = status if status in (1, 2, BUG) else 1
+            raise error
         ended: Ended = None
         if status > 128:
             ended = Interrupted(status - 128)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor
 
-from kproxylat.results import Bucket, Entry, Histogram, Map, Percentile, Result
+from kproxylat.results import Bucket, Histogram, Map, Percentile, Result
 
 PERCENTILES = (50, 95, 99)
 """The default percentiles."""
@@ -25,7 +25,7 @@ def add_percentiles(result: Result, percents: Sequence[float]) -> Result:
     probes = []
     for probe in result.probes:
         if probe.values:
-            percentiles = compute_percentiles({int(value): count for value, count in probe.values.items()}, percents)
+            percentiles = compute_percentiles(probe.counts, percents)
         else:
             linear = result.maps.get(_LINEAR.get(probe.engine, ""))
             histograms = [probe.histogram, *([_from_map(linear)] if linear and linear.kind == "lhist" else [])]
@@ -42,17 +42,13 @@ def add_to_maps(maps: Mapping[str, Map], percents: Sequence[float] = PERCENTILES
 
 
 def _from_map(content: Map) -> Histogram:
-    return Histogram() if content.entries[0].key else _from_entry(content.entries[0])
-
-
-def _from_entry(entry: Entry) -> Histogram:
-    return Histogram(tuple(Bucket(**row) for row in entry.value["buckets"] if row["count"]))
+    return Histogram() if content.entries[0].key else Histogram.of(content.entries[0].value)
 
 
 def _add_to_map(content: Map, percents: Sequence[float]) -> Map:
     if content.kind not in ("hist", "lhist"):
         return content
-    percentiles = (estimate_percentiles([_from_entry(entry)], percents) for entry in content.entries)
+    percentiles = (estimate_percentiles([Histogram.of(entry.value)], percents) for entry in content.entries)
     entries = (replace(entry, percentiles=own) for entry, own in zip(content.entries, percentiles, strict=True))
     return replace(content, entries=tuple(entries))
 

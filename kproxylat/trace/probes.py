@@ -251,8 +251,7 @@ def exact_probe(
 
 
 def _summed_probe(key: Key, stats: Mapping[str, int], shape: Mapping[str, Any], mode: Mode, unit: str) -> Probe:
-    buckets = shape["hist"]["buckets"] if shape["hist"] else []
-    histogram = Histogram(tuple(Bucket(**bucket) for bucket in buckets if bucket["count"]))
+    histogram = Histogram.of(shape["hist"]) if shape["hist"] else Histogram()
     return Probe(
         mode.engine,
         *key,

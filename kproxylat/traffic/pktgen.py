@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -58,25 +57,16 @@ class _File:
             self.process.end()
 
 
-@contextmanager
-def _open(name: str, netns: str | None) -> Iterator[_File]:
-    file = _File(name, netns)
-    try:
-        yield file
-    finally:
-        file.close()
-
-
 def start_pktgen(burst: Burst) -> Sender:
     """Set pktgen up and start it.
 
     :return: the writer of ``start``, which ends when all is sent.
     :raises MachineError: pktgen refuses a command, or this kernel has none.
     """
-    with _open(THREAD, burst.netns) as thread:
+    with closing(_File(THREAD, burst.netns)) as thread:
         thread.write("rem_device_all")
         thread.write(f"add_device {burst.device}")
-    with _open(burst.device, burst.netns) as device:
+    with closing(_File(burst.device, burst.netns)) as device:
         for line in (
             f"count {burst.count}",
             "clone_skb 0",

@@ -52,30 +52,6 @@ def open_socket(kind: int, source: tuple[str, int]) -> socket.socket:
     return flow
 
 
-def send_udp(source: tuple[str, int], target: tuple[str, int]) -> None:
-    """Send one datagram.
-
-    :raises OSError: it was not sent.
-    """
-    with open_socket(socket.SOCK_DGRAM, source) as flow:
-        flow.sendto(PAYLOAD, target)
-
-
-def send_syn(source: tuple[str, int], target: tuple[str, int]) -> None:
-    """Begin a connection and give it up at once.
-
-    :raises OSError: the SYN was not sent.
-    """
-    with open_socket(socket.SOCK_STREAM | socket.SOCK_NONBLOCK, source) as flow:
-        try:
-            flow.connect(target)
-        except BlockingIOError:
-            return
-
-
-SENDERS = {"udp": send_udp, "tcp": send_syn}
-
-
 def send_flows(
     targets: list[list[Any]], first: str, addresses: int, ports: list[int], count: int, rate_pps: float
 ) -> dict[str, Any]:
@@ -94,7 +70,8 @@ def send_flows(
         if (ahead_s > 0 or number % 64 == 0) and signal.sigtimedwait(STOP, max(ahead_s, 0)):
             break
         try:
-            SENDERS[protocol](source, (ip, port))
+            with open_flow(protocol, source) as flow:
+                time_call(flow, protocol == "udp", (ip, port))
             sent += 1
         except OSError:
             errors += 1

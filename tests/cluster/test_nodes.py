@@ -177,10 +177,10 @@ def test_what_admission_rewrites() -> None:
     spec["tolerations"].append({"key": "added"})
     for mount in spec["containers"][0]["volumeMounts"]:
         mount["readOnly"] or mount.pop("readOnly")
-    assert find_changes(job, answer) == []
+    assert find_changes(job["spec"], answer["spec"]) == []
     spec["containers"][0]["securityContext"]["capabilities"]["add"].remove("SYS_ADMIN")
     spec["hostNetwork"] = False
-    assert {change.rpartition(".")[2].partition("[")[0] for change in find_changes(job, answer)} == {
+    assert {change.rpartition(".")[2].partition("[")[0] for change in find_changes(job["spec"], answer["spec"])} == {
         "hostNetwork",
         "add",
     }

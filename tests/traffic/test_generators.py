@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import IPv4Network
 from math import gcd
@@ -250,7 +251,8 @@ def test_sockets_send_every_packet_from_another_flow_at_the_rate() -> None:
 def test_sockets_step_address_and_port_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
     flows: list[tuple[str, int]] = []
-    monkeypatch.setitem(sender_program.SENDERS, "udp", lambda source, _: flows.append(source))
+    monkeypatch.setattr(sender_program, "open_flow", lambda _, source: nullcontext(flows.append(source)))
+    monkeypatch.setattr(sender_program, "time_call", lambda *_: 0)
     outcome = send_flows([["", 0, "udp"]], "10.0.0.1", 2, [10, 3], 6, 1e6)
     assert (outcome["sent"], outcome["errors"]) == (6, 0)
     a, b = "10.0.0.1", "10.0.0.2"
