@@ -1,11 +1,13 @@
 """HTTP/1.1 requests over urllib3's connections, with a deadline and a largest size for each answer.
 
-urllib3 opens the connections, through TLS and proxies. Its own requests are not used: their timeout holds for a single
-read, so a server that sends a byte a second never exceeds it, and they take twice the CPU time.
+urllib3 opens the connections, through TLS and proxies, and http.client reads the answers. urllib3's own requests are
+not used: their timeout holds for a single read, so a server that sends a byte a second never exceeds it, and they take
+twice the CPU time.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 LARGEST = 64 * 2**20
-"""Bytes of an answer, head included. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
+"""Bytes of an answer. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
 _LOOK_S = 0.2
 """How often a wait for an answer looks for signals."""
 _PIECE = 2**16
-"""Bytes of one read, and the largest head of an answer."""
+"""Bytes of one read."""
 
 
 _DAY_S = 86_400.0
@@ -98,6 +100,8 @@ class Transport:
         :raises TransportError: the server cannot be reached, or the answer is incomplete or no HTTP.
         :raises MachineError: the answer is too large.
         """
+        from http.client import HTTPException
+
         length = [] if body is None else [("Content-Length", str(len(body)))]
         head = f"{method} {self._base}{path} HTTP/1.1\r\n{self._head}{_format_headers([*headers, *length])}\r\n"
         connection = self._pool._get_conn()
@@ -106,11 +110,11 @@ class Transport:
             self._connect(connection, ends_s)
             connection.sock.settimeout(max(ends_s - time.monotonic(), 0.001))
             connection.sock.sendall(head.encode("ascii") + (body or b""))
-            answer, reusable = _Reader(connection.sock, ends_s, may_end=method == "GET").read_answer()
+            answer, reusable = _read_answer(_Stream(connection.sock, ends_s, may_end=method == "GET"))
             return answer
         except TimeoutError:
             raise TransportError("Read timed out: the answer is incomplete", lost=True) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise TransportError(str(error) or type(error).__name__, lost=True) from None
         finally:
             if not reusable:
@@ -139,88 +143,27 @@ def _format_headers(headers: Iterable[tuple[str, str]]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in headers)
 
 
-class _Reader:
-    """Read one answer from a socket.
+class _Stream(io.RawIOBase):
+    """The bytes of one answer, read from a socket.
 
     :param may_end: raise a signal that was deferred: the request changes nothing, so that its answer may be missed.
-    :raises TimeoutError: the deadline has passed. Any OSError of the socket.
-    :raises ValueError: the text is not HTTP.
-    :raises MachineError: the answer is larger than :data:`LARGEST`.
+    :raises TimeoutError: the deadline has passed.
     """
 
     def __init__(self, sock: Any, ends_s: float, may_end: bool = False) -> None:
-        self._sock, self._may_end = sock, may_end
-        self._ends_s = ends_s
-        self._buffer = bytearray()
-        self._left = LARGEST
+        self._sock, self._ends_s, self._may_end = sock, ends_s, may_end
 
-    def read_answer(self) -> tuple[Answer, bool]:
-        """Return the answer, and whether the connection can carry another request."""
-        version, status, headers = self._read_head()
-        while 100 <= status < 200:
-            version, status, headers = self._read_head()
-        reusable = version == "HTTP/1.1" and "close" not in headers.get("connection", "").lower()
-        if status in (204, 304):
-            data = b""
-        elif "chunked" in headers.get("transfer-encoding", "").lower():
-            data = self._read_chunks()
-        elif "content-length" in headers:
-            data = self._take(int(headers["content-length"]))
-        else:
-            data, reusable = self._read_rest(), False
-        return Answer(status, headers, data), reusable and not self._buffer
+    def makefile(self, _: str) -> io.BufferedReader:
+        """As http.client asks for it."""
+        return io.BufferedReader(self, _PIECE)
 
-    def _read_head(self) -> tuple[str, int, dict[str, str]]:
-        words = self._read_line().split(None, 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1."):
-            raise ValueError("the answer is not HTTP/1.1")
-        headers: dict[str, str] = {}
-        size = 0
-        while line := self._read_line():
-            size += len(line)
-            if size > _PIECE:
-                raise ValueError("the head of the answer is too long")
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        return words[0], int(words[1]), headers
+    def readable(self) -> bool:
+        """As io asks for it."""
+        return True
 
-    def _read_line(self) -> str:
-        while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > _PIECE:
-                raise ValueError("a line of the answer is too long")
-            self._receive()
-        return self._take(end + 1).decode("latin-1").rstrip("\r\n")
-
-    def _read_chunks(self) -> bytes:
-        data = bytearray()
-        while size := int(self._read_line().partition(";")[0], 16):
-            data += self._take(size)
-            self._read_line()
-        while self._read_line():
-            pass  # Trailers have no use here.
-        return bytes(data)
-
-    def _read_rest(self) -> bytes:
+    def readinto(self, buffer: Any) -> int:
+        """Read what there is, and look for signals while there is nothing."""
         while True:
-            try:
-                self._receive()
-            except ConnectionError:
-                return bytes(self._buffer)
-
-    def _take(self, size: int) -> bytes:
-        if size < 0:
-            raise ValueError("the answer has a negative length")
-        if size > len(self._buffer) + self._left:
-            raise _too_large()
-        while len(self._buffer) < size:
-            self._receive()
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
-
-    def _receive(self) -> None:
-        piece: bytes | None = None
-        while piece is None:
             if self._may_end:
                 interrupts.check()
             left_s = self._ends_s - time.monotonic()
@@ -228,13 +171,27 @@ class _Reader:
                 raise TimeoutError
             self._sock.settimeout(min(left_s, _LOOK_S))
             with suppress(TimeoutError):
-                piece = self._sock.recv(_PIECE)
-        if not piece:
-            raise ConnectionError("the server closed the connection")
-        self._left -= len(piece)
-        if self._left < 0:
-            raise _too_large()
-        self._buffer += piece
+                return int(self._sock.recv_into(buffer))
+
+
+def _read_answer(stream: _Stream) -> tuple[Answer, bool]:
+    """Return the answer, and whether the connection can carry another request.
+
+    :raises HTTPException: it is not HTTP, or a part of it is missing.
+    :raises MachineError: it is larger than :data:`LARGEST`.
+    """
+    from http.client import HTTPResponse, IncompleteRead
+
+    answer, data = HTTPResponse(stream), bytearray()  # type: ignore[arg-type]
+    answer.begin()
+    while len(data) + (answer.length or 0) <= LARGEST and (piece := answer.read(_PIECE)):
+        data += piece
+    if len(data) + (answer.length or 0) > LARGEST:
+        raise _too_large()
+    if answer.length:
+        raise IncompleteRead(bytes(data), answer.length)
+    headers = {name.lower(): value for name, value in answer.getheaders()}
+    return Answer(answer.status, headers, bytes(data)), not answer.will_close
 
 
 def _too_large() -> MachineError:

@@ -743,13 +743,13 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
         (CHUNKED + b"fffffffffff\r\n", b"x" * 65536, 0, "more than 1 MiB"),
         (OK + b"Content-Length: 99999999999\r\n\r\n", b"x", 0, "more than 1 MiB"),
         (OK + b"Content-Length: 900\r\n\r\n", b"x", 0.05, "Read timed out"),
-        (OK, b"X: y\r\n" * 1000, 0, "the head of the answer is too long|Read timed out"),
+        (OK, b"X: y\r\n" * 1000, 0, "got more than 100 headers|Read timed out"),
         (OK + b"X: ", b"y", 0.05, "Read timed out"),
-        (OK, b"y" * 1024, 0, "a line of the answer is too long|Read timed out"),
+        (OK, b"y" * 1024, 0, "got more than 65536 bytes when reading header line|Read timed out"),
         (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", 0, "more than 1 MiB|Read timed out"),
-        (OK + b"Content-Length: -5\r\n\r\n", b"", 0, "negative length"),
-        (OK + b"Content-Length: many\r\n\r\n", b"", 0, "no API server answers"),
-        (b"SSH-2.0-OpenSSH\r\n", b"", 0, r"not HTTP/1\.1|Read timed out"),
+        (OK + b"Content-Length: -5\r\n\r\n", b"", 0, "not a Kubernetes API|Read timed out"),
+        (OK + b"Content-Length: many\r\n\r\n", b"", 0, "not a Kubernetes API|Read timed out"),
+        (b"SSH-2.0-OpenSSH\r\n", b"", 0, r"SSH-2\.0-OpenSSH|Read timed out"),
         (OK + b"Content-Length: 2\r\n\r\n[]", b"", 0, "not a Kubernetes API"),
         (OK + b"Content-Length: 40000\r\n\r\n" + b"[" * 40000, b"", 0, "not a Kubernetes API"),
     ],
@@ -841,12 +841,12 @@ def test_an_answer_is_read_however_it_is_cut(body: bytes, cuts: list[int], chunk
         def settimeout(self, _: float) -> None:
             pass
 
-        def recv(self, most: int) -> bytes:
-            size = min(next(sizes, most), most)
-            piece, self.left = self.left[:size], self.left[size:]
-            return piece
+        def recv_into(self, buffer: bytearray) -> int:
+            size = min(next(sizes, len(buffer)), len(buffer), len(self.left))
+            buffer[:size], self.left = self.left[:size], self.left[size:]
+            return size
 
-    answer, reusable = transport._Reader(Cut(), time.monotonic() + 60).read_answer()
+    answer, reusable = transport._read_answer(transport._Stream(Cut(), time.monotonic() + 60))
     assert (answer, reusable) == (transport.Answer(201, dict([*answer.headers.items()]), body), True)
     assert answer.headers["a"] == "b"
 
