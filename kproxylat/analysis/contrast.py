@@ -95,9 +95,10 @@ def contrast(
     least = [min((probe.min for probe in side if probe.min is not None), default=None) for side in (a, b)]
     most = [max((probe.max for probe in side if probe.max is not None), default=None) for side in (a, b)]
     plain = [_plain("min", *least), _plain("max", *most)]
-    if not all(means) or any(len(side) < len(probes) for side, probes in zip(sides, (a, b), strict=True)):
+    runs = [len(a), len(b)]
+    if not all(means) or [*map(len, sides)] != runs or [*map(len, means)] != runs:
         mean = _plain("mean", *(fmean(side) if side else None for side in means))
-        return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "a side has no distribution")
+        return Contrast(what, services, (mean, *plain), 1 - ALARMS, None, "a run has no distribution, or no mean")
     return _contrast_timed(what, sides, means, plain, rng, services, tests, rounds, parts)
 
 

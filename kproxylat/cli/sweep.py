@@ -309,5 +309,5 @@ def show_sweep(finished: Sweep, form: str) -> None:
         if any(result.services for result in finished.results):
             show("Services: those before the one that is looked up; the document has each by name")
         states = [result.accounting.closed if result.accounting else None for result in finished.results]
-        unknown = f"; {states.count(None)} have no second counter" if None in states else ""
+        unknown = f"; without a second counter: {states.count(None)}" if None in states else ""
         show(f"books closed: {states.count(True)} of {len(states)} runs{unknown}")

@@ -479,3 +479,9 @@ def test_a_lookup_is_not_compared_with_another_call(tmp_path: Path) -> None:
 def test_great_ratios_are_written_as_numbers(tmp_path: Path) -> None:
     found = pair(tmp_path, with_values(LEGACY, {100: 50}), with_values(LEGACY, {16_500: 50}))
     assert "165 times as much as" in state(found, on_screen=True)
+
+
+def test_a_repeat_without_a_mean_is_named(tmp_path: Path) -> None:
+    probe = replace(lookup(SLOW), mean=None)
+    found = pair(tmp_path, [SLOW, replace(SLOW, probes=(probe,))], [SLOW, SLOW])
+    assert (found.differs, found.lookups[0].reason) == (None, "a run has no distribution, or no mean")
