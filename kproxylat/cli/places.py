@@ -99,7 +99,9 @@ class OnNode(Namespaced, Place):
     port: Annotated[str | None, typer.Option("--port", help="Its port, by number or name, if it has several.")] = None
     allow: Annotated[
         list[str] | None,
-        typer.Option("--allow", metavar="SETTING", help="What may be set for the run, and back: net.ipv4.ip_forward."),
+        typer.Option(
+            "--allow", metavar="SETTING", help="May be set, and back: net.netfilter.nf_conntrack_max."
+        ),
     ] = None
 
     @property

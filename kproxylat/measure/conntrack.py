@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kproxylat.errors import MachineError
+from kproxylat.errors import CommandError, MachineError
 from kproxylat.measure.options import Options
 from kproxylat.node.changes import CONNTRACK_MAX
 from kproxylat.node.network import Network
@@ -27,6 +27,8 @@ RESET_TIMEOUT = "net.netfilter.nf_conntrack_tcp_timeout_close"
 """The setting of how long a connection is kept after its RST."""
 MASQUERADED_FLOWS = 50_000
 """Most flows at a time where all get one address: masquerade has 64,512 ports, and others want some, too."""
+DELETE_TRIES = 1000
+"""How often flows are deleted at most: with each try there are fewer."""
 FORGET_S = 1.0
 """How often our flows are removed from a node's conntrack, where they would be too many."""
 
@@ -109,7 +111,24 @@ def name_timeout(options: Options) -> str:
 
 
 def forget_flows(network: Network, source: IpNetwork) -> None:
-    """Remove our flows from the node's conntrack, and those that late answers to them made."""
+    """Remove our flows from the node's conntrack, and those that late answers to them made.
+
+    :raises MachineError: some cannot be removed.
+    """
     with interrupts.shielded():
         for end in ("-s", "-d"):
-            run("conntrack", "-D", "-f", f"ipv{source.version}", end, str(source), netns=network.node, ok=(0, 1))
+            _delete_flows(("-f", f"ipv{source.version}", end, str(source)), network.node)
+
+
+def _delete_flows(which: tuple[str, ...], netns: str | None) -> None:
+    """Delete flows. conntrack(8) stops at one that has ended by itself since it was listed: then it begins again."""
+    for _ in range(DELETE_TRIES):
+        try:
+            run("conntrack", "-D", *which, netns=netns)
+        except CommandError as error:
+            if "such conntrack doesn't exist" in error.output:
+                continue
+            if "0 flow entries" not in error.output:
+                raise
+        return
+    raise MachineError(f"conntrack still has flows of ours: {' '.join(which)}", f"conntrack -D {' '.join(which)}")

@@ -138,7 +138,7 @@ def _warm_up(options: Options, network: Network, changes: Changes, stack: ExitSt
 
     :raises Interrupted: a signal came.
     """
-    open_node(options, network, changes, stack)
+    open_node(options, network, stack)
     may_raise = options.on_node and CONNTRACK_MAX in options.on_node.allow
     room = make_room(options, network, changes.raise_limit if may_raise else None)
     bursts = plan_bursts(options, network)

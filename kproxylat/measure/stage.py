@@ -14,7 +14,7 @@ from kproxylat.modes import Mode
 from kproxylat.node import addresses, counters, doctor
 from kproxylat.node import lock as node_lock
 from kproxylat.node import network as net
-from kproxylat.node.changes import FORWARD, Changes, clean_up
+from kproxylat.node.changes import ALLOWABLE, FORWARD, Changes, clean_up
 from kproxylat.system import kernel
 from kproxylat.system.files import make_directory
 from kproxylat.system.processes import run
@@ -101,14 +101,14 @@ def build(options: Options, changes: Changes, standing: Standing | None, stack: 
     return network
 
 
-def open_node(options: Options, network: net.Network, changes: Changes, stack: ExitStack) -> None:
+def open_node(options: Options, network: net.Network, stack: ExitStack) -> None:
     """On a node, let our packets through, and take their flows out of conntrack at the end.
 
     :param stack: removes them.
     :raises MachineError: the node does not forward, and we may not let it.
     """
     if options.on_node and options.sending.generator.sends:
-        _let_forward(options.on_node, options.family, changes)
+        _let_forward(options.on_node, network)
         stack.callback(forget_flows, network, options.sources)
 
 
@@ -117,12 +117,17 @@ def _restore(changes: Changes) -> None:
         say(f"warning: {warning}")
 
 
-def _let_forward(where: NodeUnderTest, family: int, changes: Changes) -> None:
-    name = FORWARD[family]
-    if run("sysctl", "-n", name, netns=where.node.netns).strip() == "0":
+def _let_forward(where: NodeUnderTest, network: net.Network) -> None:
+    """Let the node forward what comes in by our link, which disappears with its setting.
+
+    In IPv6 no link can do so alone (kernel, net/ipv6/ip6_output.c, ip6_forward).
+    """
+    name = FORWARD[network.family]
+    if run("sysctl", "-n", name, netns=network.node).strip() == "0":
         if name not in where.allow:
-            raise MachineError(f"{name} is 0: is this a node?", f"to have it set for the run: --allow {name}")
-        changes.set(name, "1")
+            fix = f"--allow {name} lets our link forward" if name in ALLOWABLE else f"if it is: sysctl -w {name}=1"
+            raise MachineError(f"{name} is 0: is this a node?", fix)
+        run("sysctl", "-q", "-w", f"net.ipv4.conf.{network.pod_link}.forwarding=1", netns=network.node)
 
 
 def check_machine(mode: Mode, probe: str, *uses: str) -> None:

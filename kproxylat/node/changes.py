@@ -21,10 +21,12 @@ from kproxylat.system import interrupts, kernel
 from kproxylat.system.processes import run
 
 FORWARD = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-"""IP family -> the setting that lets a node forward (kernel, Documentation/networking/ip-sysctl.rst)."""
+"""IP family -> the setting that lets a node forward (kernel, Documentation/networking/ip-sysctl.rst). Nothing here sets
+them: that resets accept_redirects, and the forwarding of each link, which the old value does not bring back
+(net/ipv4/devinet.c, inet_forward_change; net/ipv6/addrconf.c, addrconf_forward_change)."""
 CONNTRACK_MAX = "net.netfilter.nf_conntrack_max"
 """The limit of connections that conntrack tracks (kernel, Documentation/networking/nf_conntrack-sysctl.rst)."""
-ALLOWABLE = (*FORWARD.values(), CONNTRACK_MAX)
+ALLOWABLE = (FORWARD[4], CONNTRACK_MAX)
 """Settings that ``--allow`` accepts."""
 Note = tuple[str, ...]
 """Kind, network namespace ("": the current one), its inode, and the arguments of the kind in :data:`RESTORERS`."""

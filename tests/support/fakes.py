@@ -120,7 +120,8 @@ esac
 here=ns/${NETNS:-host}/sysctls
 [ "$1" != -n ] || exec cat $here/$2
 for each; do
-    case $each in *=*) echo "${each#*=}" >new && mv new $here/${each%%=*} ;; esac
+    # A link's own settings go with it.
+    case $each in *.kpl-*) ;; *=*) echo "${each#*=}" >new && mv new $here/${each%%=*} ;; esac
 done
 """,
     "tee": """
