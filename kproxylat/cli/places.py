@@ -99,9 +99,7 @@ class OnNode(Namespaced, Place):
     port: Annotated[str | None, typer.Option("--port", help="Its port, by number or name, if it has several.")] = None
     allow: Annotated[
         list[str] | None,
-        typer.Option(
-            "--allow", metavar="SETTING", help="May be set, and back: net.netfilter.nf_conntrack_max."
-        ),
+        typer.Option("--allow", metavar="SETTING", help="May be set, and back: net.netfilter.nf_conntrack_max."),
     ] = None
 
     @property

@@ -1,23 +1,20 @@
 """HTTP/1.1 requests over urllib3's connections, with a deadline and a largest size for each answer.
 
-urllib3 opens the connections, through TLS and proxies, and http.client reads the answers. urllib3's own requests are
-not used: their timeout holds for a single read, so a server that sends a byte a second never exceeds it, and they take
-twice the CPU time.
+urllib3 opens the connections, through TLS and proxies; :mod:`kproxylat.system.http` reads the answers. urllib3's own
+requests are not used: their timeout holds for a single read, and they take twice the CPU time.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kproxylat.errors import MachineError, UsageError
-from kproxylat.system import interrupts
+from kproxylat.system.http import Answer, TooLargeError, read_answer
 
 if TYPE_CHECKING:
     import urllib3
@@ -25,10 +22,6 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 LARGEST = 64 * 2**20
 """Bytes of an answer. A page of 500 EndpointSlices with 100 endpoints each has about 20 MB."""
-_LOOK_S = 0.2
-"""How often a wait for an answer looks for signals."""
-_PIECE = 2**16
-"""Bytes of one read."""
 
 
 _DAY_S = 86_400.0
@@ -59,14 +52,6 @@ class TransportError(Exception):
     def __init__(self, reason: str, *, lost: bool) -> None:
         super().__init__(reason)
         self.lost = lost
-
-
-class Answer(NamedTuple):
-    """A server's answer; names of headers are in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    data: bytes
 
 
 class Transport:
@@ -110,8 +95,10 @@ class Transport:
             self._connect(connection, ends_s)
             connection.sock.settimeout(max(ends_s - time.monotonic(), 0.001))
             connection.sock.sendall(head.encode("ascii") + (body or b""))
-            answer, reusable = _read_answer(_Stream(connection.sock, ends_s, may_end=method == "GET"))
+            answer, reusable = read_answer(connection.sock, ends_s, LARGEST, may_end=method == "GET")
             return answer
+        except TooLargeError:
+            raise _too_large() from None
         except TimeoutError:
             raise TransportError("Read timed out: the answer is incomplete", lost=True) from None
         except (OSError, ValueError, HTTPException) as error:
@@ -141,57 +128,6 @@ class Transport:
 
 def _format_headers(headers: Iterable[tuple[str, str]]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in headers)
-
-
-class _Stream(io.RawIOBase):
-    """The bytes of one answer, read from a socket.
-
-    :param may_end: raise a signal that was deferred: the request changes nothing, so that its answer may be missed.
-    :raises TimeoutError: the deadline has passed.
-    """
-
-    def __init__(self, sock: Any, ends_s: float, may_end: bool = False) -> None:
-        self._sock, self._ends_s, self._may_end = sock, ends_s, may_end
-
-    def makefile(self, _: str) -> io.BufferedReader:
-        """As http.client asks for it."""
-        return io.BufferedReader(self, _PIECE)
-
-    def readable(self) -> bool:
-        """As io asks for it."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what there is, and look for signals while there is nothing."""
-        while True:
-            if self._may_end:
-                interrupts.check()
-            left_s = self._ends_s - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
-            self._sock.settimeout(min(left_s, _LOOK_S))
-            with suppress(TimeoutError):
-                return int(self._sock.recv_into(buffer))
-
-
-def _read_answer(stream: _Stream) -> tuple[Answer, bool]:
-    """Return the answer, and whether the connection can carry another request.
-
-    :raises HTTPException: it is not HTTP, or a part of it is missing.
-    :raises MachineError: it is larger than :data:`LARGEST`.
-    """
-    from http.client import HTTPResponse, IncompleteRead
-
-    answer, data = HTTPResponse(stream), bytearray()  # type: ignore[arg-type]
-    answer.begin()
-    while len(data) + (answer.length or 0) <= LARGEST and (piece := answer.read(_PIECE)):
-        data += piece
-    if len(data) + (answer.length or 0) > LARGEST:
-        raise _too_large()
-    if answer.length:
-        raise IncompleteRead(bytes(data), answer.length)
-    headers = {name.lower(): value for name, value in answer.getheaders()}
-    return Answer(answer.status, headers, bytes(data)), not answer.will_close
 
 
 def _too_large() -> MachineError:

@@ -18,7 +18,8 @@ def rank_services(lookup: Probe, services: Sequence[Service]) -> tuple[ServiceCo
     :param lookup: with the values of each target. ``services``: all of the rules, in their order.
     """
     costs = []
-    for before, service in enumerate(services):
+    # In modes with an order, a Service without endpoints has no rule on the way.
+    for before, service in enumerate(service for service in services if service.endpoints):
         target = str(Target(service.ip, service.port, service.protocol))
         values = {int(value): count for value, count in (lookup.targets or {}).get(target, {}).items()}
         if values:

@@ -34,7 +34,11 @@ def time_sends(burst: Burst, options: Options, network: Network) -> Burst:
     """Return a burst of which the sender takes the times."""
     arrives = network.backend or network.node
     path = str(netns_path(arrives)) if arrives else f"/proc/{os.getpid()}/ns/net"
-    return replace(burst, arrivals=path, controls=options.controls)
+    counter = "InReceives" if network.backend else "ForwDatagrams"
+    if not network.backend and network.origin == "node":
+        # What a node sends itself passes its rules in the call itself, and no counter of the node knows more.
+        path = counter = ""
+    return replace(burst, arrivals=(path, counter), controls=options.controls)
 
 
 def build_send_time(found: Mapping[str, Any], unit: str) -> SendTime:

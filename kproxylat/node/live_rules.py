@@ -5,14 +5,13 @@ Reading changes nothing: ``iptables-legacy -t nat -S`` would create a missing ta
 
 from __future__ import annotations
 
-import errno
-import http.client
 import os
 import re
 import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from ipaddress import ip_address
 
 from kproxylat.errors import CommandError, MachineError
@@ -21,6 +20,7 @@ from kproxylat.node.iptables_save import read_chain
 from kproxylat.node.service_rule import call_nft, parse_elements
 from kproxylat.results import Target
 from kproxylat.system import kernel
+from kproxylat.system.http import TooLargeError, read_answer
 from kproxylat.system.processes import call_inside, run
 
 METRICS_PORT = 10249
@@ -156,34 +156,22 @@ def read_proxy(path: str, netns: str | None = None) -> str:
     return call_inside(netns, lambda: _read_proxy(path))
 
 
-def _read_body(answer: http.client.HTTPResponse) -> bytes:
-    """Read to the end. Another program than kube-proxy may listen on the port, and never send one.
-
-    :raises OSError: it is too long, or takes too long.
-    """
-    body, ends_s = bytearray(), time.monotonic() + ANSWER_S
-    while piece := answer.read1(1 << 16):
-        body += piece
-        if len(body) > LARGEST or time.monotonic() > ends_s:
-            raise OSError(errno.EMSGSIZE, f"its answer has no end within {LARGEST >> 20} MiB and {ANSWER_S:.0f} s")
-    return bytes(body)
-
-
 def _read_proxy(path: str) -> str:
-    port = METRICS_PORT
-    connection = http.client.HTTPConnection("localhost", port, timeout=PROBE_S)
+    port, ends_s = METRICS_PORT, time.monotonic() + ANSWER_S
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        text = _read_body(answer).decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+        with socket.create_connection(("localhost", port), PROBE_S) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            answer, _ = read_answer(connection, ends_s, LARGEST, may_end=True)
+    except (TimeoutError, TooLargeError):
+        # Another program than kube-proxy may listen on the port.
+        reason = f"its answer has no end within {LARGEST >> 20} MiB and {ANSWER_S:.0f} s"
+        raise MachineError(f"no kube-proxy answers on port {port} of this machine: {reason}") from None
+    except (OSError, HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MachineError(f"no kube-proxy answers on port {port} of this machine: {reason}") from None
-    finally:
-        connection.close()
     if answer.status != 200:
         raise MachineError(f"port {port} of this machine answers {answer.status} to {path}")
-    return text
+    return answer.data.decode(errors="replace")
 
 
 def probe(rules: Iterable[LiveRules], netns: str | None = None) -> frozenset[str]:

@@ -123,14 +123,20 @@ def _draw_send_time(times: SendTime, unit: str | None, emulated: bool | None) ->
     yield draw_table(title, header, rows, header[:1])
     for kind, over in (("the endpoint", times.over_endpoint), ("no Service", times.over_no_service)):
         if over:
-            estimate, lo, hi = (write_figure(figure, times.target.unit) for figure in astuple(over))
+            word, sign = ("shorter", -1) if over.hi < 0 else ("longer", 1)
+            ordered = sorted(sign * figure for figure in (over.lo, over.estimate, over.hi))
+            lo, estimate, hi = (write_figure(figure, times.target.unit) for figure in ordered)
             bounds = f" ({lo} to {hi})" if over.lo < over.hi else ""
-            time = "emulated: " if emulated else ""
-            yield fill(f"{time}a packet to the target takes {estimate}{bounds} longer than one to {kind}")
+            time, than = "emulated: " if emulated else "", f"than one to {kind}"
+            if over.lo < 0 < over.hi:
+                yield fill(f"{time}a packet to the target takes no longer {than}, as far as this tells{bounds}")
+            else:
+                yield fill(f"{time}a packet to the target takes {estimate}{bounds} {word} {than}")
     lost, arrived = sum(times.preempted.values()), times.checked - times.late
+    checked = f"{arrived:,} of {times.checked:,} checked packets arrived within the call"
     yield fill(
         f"reading the clock adds {write_figure(times.clock, unit)} to each; the sender lost the CPU during {lost:,} "
-        f"packets, which are left out; {arrived:,} of {times.checked:,} checked packets arrived within the call",
+        f"packets, which are left out; {checked if times.checked else 'their arrival was not checked'}",
         indent="",
     )
 

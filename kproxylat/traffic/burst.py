@@ -28,8 +28,9 @@ class Burst:
     :param mac: the link-layer address of the node's end of the link ``device`` in namespace ``netns``.
     :param target: where to send; by TCP, the SYN is sent.
     :param targets: where many are sent to in turn, in place of the one.
-    :param arrivals: the network namespace, a path, in which a packet must arrive within the system call that sends it:
-        the time of each call is taken (None: it is not). ``controls``: where a packet goes beside each to a target.
+    :param arrivals: a network namespace, as a path, and a counter of its IP packets, which must rise within the system
+        call that sends a packet ("": no check): the time of each call is taken (None: it is not). ``controls``: where a
+        packet goes beside each to a target.
     :param connects: open a connection with each packet, and take the time until it is answered.
     """
 
@@ -42,7 +43,7 @@ class Burst:
     mac: str
     skip: int = 0
     targets: tuple[Target, ...] = ()
-    arrivals: str | None = None
+    arrivals: tuple[str, str] | None = None
     controls: tuple[Target, ...] = ()
     connects: bool = False
 

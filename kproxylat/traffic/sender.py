@@ -90,12 +90,16 @@ CHECKED_EVERY = 50
 """Of so many rounds one checks that its packet arrives within the system call. Its times are not kept."""
 
 
-def open_arrivals(netns: str, is_ipv6: bool) -> Callable[[], int]:
-    """Return a function that returns how many IP packets have arrived in another network namespace.
+def open_arrivals(netns: str, counter: str, is_ipv6: bool) -> Callable[[], int]:
+    """Return a function that reads a counter of another network namespace's IP packets.
 
-    Kernel, net/ipv4/proc.c, snmp_seq_show: the third number of the second line is InReceives; net/ipv6/proc.c:
-    Ip6InReceives comes first. An open file of /proc/net shows the namespace in which it was opened.
+    An open file of /proc/net shows the namespace in which it was opened.
+
+    :param counter: "InReceives", or "ForwDatagrams": those that were forwarded (kernel, net/ipv4/proc.c, snmp_seq_show;
+        net/ipv6/proc.c).
     """
+    name = {"InReceives": b"Ip6InReceives", "ForwDatagrams": b"Ip6OutForwDatagrams"}[counter]
+    name = name if is_ipv6 else counter.encode()
     libc = ctypes.CDLL(None, use_errno=True)
     with open("/proc/thread-self/ns/net") as own, open(netns) as other:  # noqa: PTH123 - as light as can be
         if libc.setns(other.fileno(), CLONE_NEWNET):
@@ -106,7 +110,7 @@ def open_arrivals(netns: str, is_ipv6: bool) -> Callable[[], int]:
     def read() -> int:
         words = os.pread(file, 4096, 0).split()
         # Of IPv4 the names come first, "Ip:" and one each; then "Ip:" and the numbers.
-        return int(words[1] if is_ipv6 else words[words.index(b"Ip:", 1) + 3])
+        return int(words[words.index(name) + (1 if is_ipv6 else words.index(b"Ip:", 1))])
 
     return read
 
@@ -189,7 +193,7 @@ def send_timed(
     ports: list[int],
     count: int,
     rate_pps: float,
-    netns: str,
+    arrivals: tuple[str, str],
 ) -> dict[str, Any]:
     """Send rounds of packets: one to a target, and one to each control; take the time of each system call.
 
@@ -199,14 +203,14 @@ def send_timed(
     :param targets: address, port and protocol; sent to in turn. ``controls``: likewise, each in every round.
     :param ports: the first source port, and their number.
     :param count: rounds, ``rate_pps`` of them a second.
-    :param netns: the path of the network namespace in which the packets arrive within the system call.
+    :param arrivals: as :func:`open_arrivals` takes them: the network namespace, and the counter ("": no check).
     :return: ``sent`` and ``errors``; ``seconds``; ``clock``: what reading the clock adds; ``checked`` rounds, of which
         ``late`` packets had not arrived at the return; by kind (target first, then controls): ``totals`` sent,
         ``times``: value -> packets; ``preempted`` packets, whose times are not in these; ``blocks``: medians;
         ``apart``: for each control the difference of the target's time and its own, value -> rounds.
     """
     hold_still()
-    arrived = open_arrivals(netns, ":" in first)
+    arrived = open_arrivals(*arrivals, ":" in first) if arrivals[1] else None
     kinds = 1 + len(controls)
     flows = list_flows(first, addresses, ports)
     destinations = cycle(targets)
@@ -223,7 +227,7 @@ def send_timed(
             aims = [next(destinations), *controls]
             rounds.append([(open_flow(aim[2], next(flows)), aim[2] == "udp", (aim[0], aim[1])) for aim in aims])
         for packets in rounds:
-            checks = done % CHECKED_EVERY == 0
+            checks = arrived and done % CHECKED_EVERY == 0
             taken: list[int | None] = [None] * kinds
             while time.monotonic() - started_s < done / rate_pps:
                 pass

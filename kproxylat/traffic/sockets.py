@@ -26,7 +26,7 @@ def start_sockets(burst: Burst) -> Sender:
     }
     form = "connect" if burst.connects else "timed" if burst.takes_times else "flows"
     if form == "timed":
-        parameters |= {"controls": _name_targets(burst.controls), "netns": burst.arrivals}
+        parameters |= {"controls": _name_targets(burst.controls), "arrivals": burst.arrivals}
     # -I: modules of ours that lie beside it must not stand for Python's own.
     sender = Sender(sys.executable, "-I", str(SENDER), form, netns=burst.netns)
     sender.write(json.dumps(parameters))

@@ -30,6 +30,7 @@ from kproxylat.cluster.api import Api, connect, join_path
 from kproxylat.cluster.transport import parse_timeout
 from kproxylat.errors import ApiError, Interrupted, MachineError, UsageError
 from kproxylat.system import interrupts
+from kproxylat.system.http import Answer, read_answer
 from tests.support import fake_api
 from tests.support.fake_api import TOKEN, FakeApi, Refused, serving
 from tests.support.kube_proxy import RECORDED
@@ -846,8 +847,8 @@ def test_an_answer_is_read_however_it_is_cut(body: bytes, cuts: list[int], chunk
             buffer[:size], self.left = self.left[:size], self.left[size:]
             return size
 
-    answer, reusable = transport._read_answer(transport._Stream(Cut(), time.monotonic() + 60))
-    assert (answer, reusable) == (transport.Answer(201, dict([*answer.headers.items()]), body), True)
+    answer, reusable = read_answer(Cut(), time.monotonic() + 60, 10_000)
+    assert (answer, reusable) == (Answer(201, dict([*answer.headers.items()]), body), True)
     assert answer.headers["a"] == "b"
 
 

@@ -239,7 +239,10 @@ def test_a_number_of_rules_that_is_none_is_unknown(value: str) -> None:
     assert count_nat_rules(f'kubeproxy_sync_proxy_rules_iptables_total{{table="nat"}} {value}\n') is None
 
 
-def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("head", "piece"), [(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), (b"", b"HTTP/1.1 100 Continue\r\n\r\n")]
+)
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes) -> None:
     """Where no kube-proxy holds the port, anybody may listen there."""
     monkeypatch.setattr(live_rules, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -249,9 +252,9 @@ def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             with suppress(OSError):
                 connection, _ = server.accept()
                 with connection:
-                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    connection.sendall(head)
                     while True:
-                        connection.sendall(b"x")
+                        connection.sendall(piece)
                         time.sleep(0.01)
 
         threading.Thread(target=drip, daemon=True).start()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from collections import Counter
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ import pytest
 from kproxylat.errors import MachineError
 from kproxylat.measure import conntrack
 from kproxylat.measure.options import Lab, Options, Sending, Tracing
-from kproxylat.measure.send_time import build_send_time
+from kproxylat.measure.send_time import build_send_time, time_sends
 from kproxylat.modes import find_mode
 from kproxylat.node.network import Network
 from kproxylat.results import Result, SendTime, Target
 from kproxylat.results_json import from_json, to_json
 from kproxylat.system import kernel
+from kproxylat.traffic.burst import Burst
 from kproxylat.traffic.generators import GENERATORS
+from kproxylat.traffic.sender import open_arrivals
 from tests.support.command import RULES
 from tests.support.namespaces import measure_alone, run_alone, run_on_node, run_python, sweep_alone
 
@@ -252,6 +256,31 @@ def test_on_a_node_its_own_rules_are_measured(rules: str, mode: str, protocol: s
     # In mode nftables nothing on a node counts packets.
     assert (books.closed, books.sent, books.delivered) == (True if mode == "iptables" else None, PACKETS, None)
     assert books.rule_hits == (PACKETS if mode == "iptables" else None)
+
+
+@pytest.mark.parametrize(
+    ("backend", "origin", "arrivals"),
+    [
+        ("b", "pod", ("/run/netns/b", "InReceives")),
+        ("b", "node", ("/run/netns/b", "InReceives")),
+        (None, "pod", ("/run/netns/n", "ForwDatagrams")),
+        (None, "node", ("", "")),
+    ],
+)
+def test_where_a_packet_has_to_arrive(backend: str | None, origin: str, arrivals: tuple[str, str]) -> None:
+    """Other traffic of a node raises its InReceives; no counter tells of the node's own packets."""
+    burst = Burst(1, 1, IPv4Network("10.0.0.0/24"), Target("10.96.0.1", 1, "udp"), None, "pod0", "")
+    options = Options(find_mode("nftables", "nft"))
+    assert time_sends(burst, options, Network("c", "n", backend, origin)).arrivals == arrivals
+
+
+@pytest.mark.parametrize(("counter", "first"), [("InReceives", "127.0.0.1"), ("ForwDatagrams", "::1")])
+def test_a_counter_of_packets_is_read(counter: str, first: str) -> None:
+    read = open_arrivals("/proc/self/ns/net", counter, ":" in first)
+    before = read()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
+        flow.sendto(b"x", ("127.0.0.1", 9))
+    assert (read() - before > 0) == (counter == "InReceives")
 
 
 def test_on_a_container_its_own_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,14 +361,13 @@ def test_a_syn_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, rate_pps: floa
 
     for name, value in {
         "hold_still": lambda: None,
-        "open_arrivals": lambda *_: lambda: 0,
         "open_flow": lambda *_: Flow(),
         "time_packet": time_packet,
         "time": SimpleNamespace(monotonic=iter(range(1000, 10000)).__next__, perf_counter_ns=time.perf_counter_ns),
     }.items():
         monkeypatch.setattr(sender_program, name, value)
     target = ["10.96.100.50", 50051, "tcp"]
-    sent = sender_program.send_timed([target], [], "10.244.128.1", 6, [1000, 50000], 100, rate_pps, "")
+    sent = sender_program.send_timed([target], [], "10.244.128.1", 6, [1000, 50000], 100, rate_pps, ("", ""))
     assert (sent["sent"], max(counts), len(opened)) == (100, most, 0)
 
 
