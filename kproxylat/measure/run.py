@@ -84,11 +84,13 @@ def measure(
         else:
             traced = _time(options, network, room, bursts[1], log, started)
         result, observation, interrupted = traced
-        options = add_warnings(options, *changes.restore("rule"))
-        result = complete(result, options, rule, observation.after.rule, interrupted, read_target)
-        result = close_books(options.mode, rank(result, options), observation, network, counts_calls(script))
-        result = check_source(result, options)
-        log.write(render_report(options.mode, result.headline))
+        with interrupts.postponed():
+            options = add_warnings(options, *changes.restore("rule"))
+            result = complete(result, options, rule, observation.after.rule, interrupted, read_target)
+            result = close_books(options.mode, rank(result, options), observation, network, counts_calls(script))
+            result = check_source(result, options)
+            log.write(render_report(options.mode, result.headline))
+        interrupted = interrupted or interrupts.take()
         # After the report, which ends the maps' text.
         if plan and options.tracing.overhead and not interrupted:
             send_again = partial(send, generator=options.sending.generator)
@@ -179,19 +181,21 @@ def _trace(
 
     before, room = _look_before(options, network, room)
     say("[6/7] Starting bpftrace, waiting until its probes are attached...")
-    try:
-        with trace(script, log.write) as tracer:
-            attached = look_within()
-            sent, interrupted = _send(options, network, room, burst)
-            detached = look_within()
-            tracer.stop()
-        same = render_script(plan.anonymous, options.tracing.template, options.tracing.settings)
-        reasons = plan.reasons if plan.others else None
-        result = _add_traffic(assemble(options.mode, plan.kind, started, same, tracer, reasons), options, sent, log)
-    except KproxylatError as error:
-        error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
-        raise
-    observation = Observation(before, attached, detached, look(options, network, room))
+    with ExitStack() as end:
+        try:
+            with trace(script, log.write) as tracer:
+                attached = look_within()
+                sent, interrupted = _send(options, network, room, burst)
+                end.enter_context(interrupts.postponed())
+                detached = look_within()
+                tracer.stop()
+            same = render_script(plan.anonymous, options.tracing.template, options.tracing.settings)
+            reasons = plan.reasons if plan.others else None
+            result = _add_traffic(assemble(options.mode, plan.kind, started, same, tracer, reasons), options, sent, log)
+        except KproxylatError as error:
+            error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
+            raise
+        observation = Observation(before, attached, detached, look(options, network, room))
     return result, observation, interrupted
 
 
@@ -205,7 +209,8 @@ def _time(
     before, room = _look_before(options, network, room)
     say(f"[6/7] Timing {'connections' if options.sending.connects else 'system calls'} by the sender's clock...")
     sent, interrupted = _send(options, network, room, burst)
-    after = look(options, network, room)
+    with interrupts.postponed():
+        after = look(options, network, room)
     result = _add_traffic(Result(describe_run(options.mode, "none", started)), options, sent, log)
     return result, Observation(before, None, None, after), interrupted
 

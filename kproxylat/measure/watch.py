@@ -76,7 +76,8 @@ def watch(
                 tracer.wait(duration_s, report.unread)
             except Interrupted:
                 say("Stopping...")
-            tracer.stop()
+            with interrupts.postponed():
+                tracer.stop()
         except KproxylatError as error:
             error.remedy = error.remedy or f"what bpftrace printed is in {log.path}"
             raise

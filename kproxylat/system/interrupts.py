@@ -27,6 +27,7 @@ class _State:
     :param pending: the signal that is not raised yet (0: none).
     :param came: whether a signal came, raised or not.
     :param depth: how many blocks that defer signals are nested at the moment; ``shields``: that shield from them.
+    :param postponed: how many blocks that postpone them.
     :param arrivals: the two ends of a pipe with the numbers of the signals as they came: Python calls the handlers of
         those that come together in the order of their numbers.
     """
@@ -35,6 +36,7 @@ class _State:
     came: bool = False
     depth: int = 0
     shields: int = 0
+    postponed: int = 0
     arrivals: tuple[int, ...] = ()
 
 
@@ -43,7 +45,7 @@ _state = _State()
 
 def install() -> None:
     """Let the signals raise Interrupted from now on."""
-    _state.pending = _state.depth = _state.shields = 0
+    _state.pending = _state.depth = _state.shields = _state.postponed = 0
     _state.came = False
     for descriptor in _state.arrivals:
         os.close(descriptor)
@@ -108,9 +110,26 @@ def shielded() -> Iterator[None]:
         _state.shields -= 1
 
 
+@contextmanager
+def postponed() -> Iterator[None]:
+    """In the block, which ends by itself and must not lose its work, no signal is raised; :func:`take` tells of it."""
+    _state.postponed += 1
+    try:
+        with deferred():
+            yield
+    finally:
+        _state.postponed -= 1
+
+
 def pending() -> int:
     """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
-    return 0 if _state.shields else _state.pending
+    return 0 if _state.shields or _state.postponed else _state.pending
+
+
+def take() -> Interrupted | None:
+    """Return the pending signal, which is then not raised any more."""
+    signum, _state.pending = _state.pending, 0
+    return Interrupted(signum) if signum else None
 
 
 def are_ignored() -> bool:

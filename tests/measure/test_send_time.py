@@ -309,3 +309,31 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert result.accounting
     after = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
     assert after == before
+
+
+SIGNALLED = """
+import os, runpy, signal, sys
+from kproxylat.measure import run
+
+look, calls = run.look, []
+
+def look_late(*words):
+    calls.append(words)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return look(*words)
+
+run.look = look_late
+runpy.run_module("kproxylat", run_name="__main__")
+"""
+"""A signal comes when all packets are sent, while the counters are read."""
+
+
+def test_a_signal_after_the_last_packet_loses_nothing(tmp_path: Path) -> None:
+    words = ("run", "--lab", "--mode", "nftables", "--probe", "none", "--format", "json", *SHORT)
+    done = run_python("-c", SIGNALLED, *words, "--output-dir", str(tmp_path), directory=tmp_path)
+    assert done.returncode == 130, done.stderr
+    result = from_json(done.stdout)
+    assert result.accounting
+    assert (result.accounting.closed, result.accounting.sent, result.run.cut_short) == (True, PACKETS, False)
+    assert len(list(tmp_path.glob("*.json"))) == 1
