@@ -164,8 +164,10 @@ def _build_fields(kind: Any, data: Mapping[str, Any], place: str) -> Any:
             raise TypeError(f"{field_place}: {_quote(value)} is impossible")
     try:
         return kind(**known)
-    except TypeError as error:
-        raise TypeError(f"{place}: {error}".removeprefix(": ")) from None
+    except TypeError:
+        needed = [item.name for item in fields(kind) if item.default is item.default_factory]
+        missing = [name for name in needed if name not in known]
+        raise TypeError(f"{place}: {', '.join(missing)} is missing".removeprefix(": ")) from None
 
 
 def _are_counts(values: Any) -> bool:

@@ -110,7 +110,8 @@ def _group(name: str) -> dict[Key, Cells]:
             groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
     if not groups:
         raise LogError(f"{name}: no call was measured in it")
-    return groups
+    # A sweep measures in random order.
+    return dict(sorted(groups.items(), key=lambda pair: (pair[0][2], *pair[0][:2])))
 
 
 def _compare_pair(

@@ -14,7 +14,9 @@ from kproxylat.results import Bounded, name_unit
 from kproxylat.results_json import build, load_document
 
 SCHEMA = "kproxylat-comparison/1"
-_TWICE, _MANY = 2, 10
+_TWICE = 2
+_LARGE = 99.5
+"""From here on two digits would take an exponent."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str
     exact = f" ({low:,.0f} against {high:,.0f} {unit}, exactly)" if is_exact else ""
     verb = "costs" if comparison.measured == "lookup" else "takes"
     if ratios[0] >= _TWICE and on_screen:
-        times = _range(ratios[0], ratios[1], ",.0f" if ratios[1] >= _MANY else ".2g")
+        times = _range(ratios[0], ratios[1], ".2g")
         exact = f" ({high:,.0f} against {low:,.0f} {unit}, exactly)" if is_exact else ""
         return f"{dearer}'s {comparison.measured} {verb} {times} times as much as {cheaper}'s{where}{exact}."
     if ratios[0] >= _TWICE:
@@ -129,6 +131,7 @@ def _state_one(comparison: Comparison, lookup: Contrast, on_screen: bool) -> str
 
 
 def _range(lo: float, hi: float, form: str) -> str:
+    form = ",.0f" if form == ".2g" and max(abs(lo), abs(hi)) >= _LARGE else form
     low, high = format(lo, form), format(hi, form)
     return low if low == high else f"{low} to {high}"
 

@@ -117,7 +117,8 @@ def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]
     for result in sorted(results, key=lambda result: result.run.services or 0):
         if result.headline and result.run.services is not None:
             groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
-    return groups
+    # A sweep measures in random order.
+    return dict(sorted(groups.items(), key=lambda pair: (pair[0][2], *pair[0][:2])))
 
 
 def build_series(results: Iterable[Result], seed: int = 0) -> tuple[Series, ...]:

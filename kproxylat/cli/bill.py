@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kproxylat.cli.nodes import Errand, Nodes, list_words, run_on_nodes
-from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind
+from kproxylat.cli.options import Backend, Kind, ModeName, ProbeKind, refuse_untraced
 from kproxylat.cli.places import Cluster, Place
 from kproxylat.cli.spread import spread
 from kproxylat.console import ESSENTIAL, can_draw, drawing, plain_line, say, show, waiting
@@ -110,8 +110,7 @@ def bill(
     address = read_address(serve) if serve is not None else None
     if not 0.001 <= budget <= 5:
         raise UsageError(f"a budget of {budget:g} % is not possible", "--budget takes 0.001 to 5, percent of one CPU")
-    if probe is Kind.NONE:
-        raise UsageError("--probe none counts nothing", "leave it out")
+    refuse_untraced(probe)
     if nodes.asked():
         nodes.refuse(place, serve=serve, whatif=whatif, watch=watch)
         if form in (BillFormat.CSV, BillFormat.OPENMETRICS):

@@ -48,6 +48,8 @@ def compare(
     """
     if force:
         refuse_options("--force overrules every reason", allow=allow or None)
+    if b is None:
+        refuse_options("without B no side is before the other", "name B", fail_if_worse=fail_if_worse)
     comparisons = comparing.compare(a, b, comparing.find_allowed(allow, force), seed)
     worse = fail_if_worse is not None and check_worse(comparisons, fail_if_worse)
     if form is Format.JSON:
@@ -57,7 +59,8 @@ def compare(
             show_comparison(comparison)
     if worse:
         missing = ", ".join(name for comparison in comparisons for name in comparison.missing)
-        costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A"
+        worst = max(comparisons, key=lambda comparison: comparison.worse_pct or 0)
+        costs = f"kproxylat: B costs over {fail_if_worse:g} % more than A: {worst.b.mode}/{worst.b.backend}"
         say(f"kproxylat: B lacks what A has: {missing}" if missing else costs, ESSENTIAL)
         sys.exit(WORSE)
 

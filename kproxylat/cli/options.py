@@ -264,6 +264,15 @@ def read_settings(words: list[str] | None) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def refuse_untraced(probe: Kind) -> None:
+    """Refuse what only a probe can do.
+
+    :raises UsageError: there is none.
+    """
+    if probe is Kind.NONE:
+        raise UsageError("--probe none: this command has nothing to trace then", "leave it out")
+
+
 def show_runs(command: str, runs: Sequence[Mapping[str, Any]], form: str, **facts: object) -> None:
     """Print what a command would measure.
 

@@ -269,6 +269,7 @@ def trace(
     from kproxylat.measure.preview import preview_trace
     from kproxylat.modes import find_mode
 
+    opt.refuse_untraced(probe)
     if duration is not None and not 0 < duration <= 86400 * 365:
         raise UsageError(f"a duration of {duration:g} s is not possible", "--duration takes seconds")
     if not dry_run:
@@ -314,6 +315,7 @@ def render(
     from kproxylat.trace.engine import KINDS
     from kproxylat.trace.script import render_script
 
+    opt.refuse_untraced(options.probe)
     machine = InVm(vm, kernel=kernel)
     machine.check()
     plan = options.plan(node, Record())

@@ -20,6 +20,7 @@ from kproxylat.errors import UsageError, refuse_options
 from kproxylat.lab.ruleset import read_ruleset
 from kproxylat.measure.defaults import look_up
 from kproxylat.measure.options import NodeUnderTest, Options, Record
+from kproxylat.measure.plan import keep_possible
 from kproxylat.measure.preview import preview
 from kproxylat.measure.replay import plan_backends
 from kproxylat.modes import find_mode
@@ -224,6 +225,8 @@ def sweep(
         finished, ended = sweep_in_vms(options, points, machine.its_clock, machine.kernel)
     else:
         options.enter_namespace()
+        if not options.mode and not options.ruleset:
+            points = keep_possible(points, "send time" if options.probe is opt.Kind.NONE else "trace")
         finished, ended = sweeping.sweep(points, options.repeats, options.seed, options.fresh)
     show_sweep(finished, form)
     opt.end(finished.results, ended)

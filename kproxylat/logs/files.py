@@ -14,9 +14,11 @@ from typing import IO, cast
 
 from kproxylat.errors import LogError
 from kproxylat.logs.containers import unwrap
+from kproxylat.logs.record import MARK, TIMES_MARK
 
-LONG = 1 << 20
-"""Longer lines are truncated to this many bytes."""
+LONG, LONGEST = 1 << 20, 8 << 20
+"""Longer lines are truncated to this many bytes; our own, which hold every time of a run, to the second number."""
+_OWN = MARK.encode(), TIMES_MARK.encode()
 WHOLE = 256 << 20
 """Bytes of a document that is read at once."""
 _PIECE = 1 << 16
@@ -59,9 +61,14 @@ def _read_pieces(stream: IO[bytes], damage: list[str]) -> Iterator[bytes]:
         elif ended:
             yield bytes(held[: len(held) - len(data) + ended])
             held = bytearray(data[ended:])
-        elif len(held) > LONG:
+        elif len(held) > find_longest(held):
             yield bytes(held) + b"\n"
             held, skipping = bytearray(), True
+
+
+def find_longest(line: bytes | bytearray) -> int:
+    """Return how many bytes of a line are read: of those with every time of a run, more."""
+    return LONGEST if line.startswith(_OWN) else LONG
 
 
 def _find_decoder(start: bytes) -> codecs.IncrementalDecoder | None:

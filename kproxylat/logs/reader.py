@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 from kproxylat.errors import LogError
 from kproxylat.logs import legacy
-from kproxylat.logs.files import LONG, open_log, read_pieces
+from kproxylat.logs.files import find_longest, open_log, read_pieces
 from kproxylat.logs.json_lines import SIGN as JSON_SIGN
 from kproxylat.logs.json_lines import read_event
 from kproxylat.logs.legacy import RunText
@@ -181,9 +181,9 @@ class LogReader:
         run = self._run
         run.line_no += 1
         raw = raw.rstrip(b"\r").removeprefix(b"^C")
-        if len(raw) > LONG:
-            run.warn(f"longer than {LONG} bytes; the rest is left out")
-            raw = raw[:LONG]
+        if len(raw) > (longest := find_longest(raw)):
+            run.warn(f"longer than {longest} bytes; the rest is left out")
+            raw = raw[:longest]
         if not ended and raw.strip() and not raw.rstrip().endswith((b"|", b" us", b")", b"}")):
             run.warn("the last line has no end and was left out")
             return

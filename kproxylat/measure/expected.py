@@ -16,7 +16,9 @@ _EMULATED = 7
 def expect_s(options: Options, emulated: bool) -> float:
     """Estimate how long a run takes, from its packets and rules."""
     sending = options.sending
-    sent_s = (options.packets_in_all + sending.warmup) / sending.rate_pps if sending.generator.sends else 0
+    # Packets to the controls go beside the others, at the same rate.
+    packets = options.packets_in_all / options.round_packets + sending.warmup
+    sent_s = packets / sending.rate_pps if sending.generator.sends else 0
     services = options.lab.services * options.mode.loading_cost if options.lab else 0
     tracing_s = _ATTACHED_S if options.tracing.traces else 0
     taken_s = _PREPARED_S + services / _SERVICES_PER_S + tracing_s + max(sent_s, sending.duration_s)

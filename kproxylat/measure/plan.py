@@ -69,6 +69,8 @@ def check_options(options: Options) -> None:
         options.targets or not options.sending.generator.sends or options.sending.connects
     ):
         raise UsageError("--send-time is for single packets of ours to one Service", "leave it out")
+    if options.targets and options.tracing.envelope:
+        raise UsageError("--envelope is for one Service", "leave it out")
     if options.targets and options.packets < len(options.targets):
         raise UsageError(
             f"{options.packets} packets are too few for {len(options.targets)} Services",

@@ -31,7 +31,7 @@ def plan_replay(
     matches = tuple(service for service in ruleset.targets if protocol in ("", service.protocol))
     first = matches[0] if matches and every else ruleset.find(target or "", protocol)
     needs_sockets = every or first.protocol != "udp" or base.sending.origin == "node"
-    usual = "sockets" if needs_sockets or base.sending.connects else "pktgen"
+    usual = "sockets" if needs_sockets or base.sending.connects or not base.tracing.traces else "pktgen"
     if every and generator not in ("", "sockets"):
         raise UsageError(f"{generator} sends to one Service only", "--every-service takes --generator sockets")
     plan = replace(

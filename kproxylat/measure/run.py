@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 
 from kproxylat.console import say
-from kproxylat.errors import Interrupted, KproxylatError, MachineError
+from kproxylat.errors import CommandError, Interrupted, KproxylatError, MachineError
 from kproxylat.logs.record import TIMES_MARK
 from kproxylat.logs.writer import RunLog, log_header, render_report
 from kproxylat.measure.accounting import Snapshot, check_losses, reconcile
@@ -129,9 +129,14 @@ def _build(options: Options, changes: Changes, standing: Standing | None, stack:
 
 
 def _find_rule(options: Options, network: Network) -> ServiceRule:
-    rule = read_service_rule(options.mode, options.target, network.node, options.targets[1:], at_rest=False)
+    mode = options.mode
+    try:
+        rule = read_service_rule(mode, options.target, network.node, options.targets[1:], at_rest=False)
+    except CommandError as error:
+        fix = "kproxylat mode show says which rules this node has: pass --mode and --backend"
+        raise MachineError(f"rules of mode {mode.name} on {mode.backend} cannot be read: {error}", fix) from error
     many = f"{len(options.targets)} Services in turn, first " if options.targets else ""
-    say(f"[4/7] Target: {many}{options.target}, {_describe(options.mode, rule)}")
+    say(f"[4/7] Target: {many}{options.target}, {_describe(mode, rule)}")
     return rule
 
 

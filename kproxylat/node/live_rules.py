@@ -5,6 +5,7 @@ Reading changes nothing: ``iptables-legacy -t nat -S`` would create a missing ta
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -156,10 +157,17 @@ def read_proxy(path: str, netns: str | None = None) -> str:
     return call_inside(netns, lambda: _read_proxy(path))
 
 
+def _connect(port: int) -> socket.socket:
+    try:
+        return socket.create_connection(("localhost", port), PROBE_S)
+    except TimeoutError:
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+
+
 def _read_proxy(path: str) -> str:
     port, ends_s = METRICS_PORT, time.monotonic() + ANSWER_S
     try:
-        with socket.create_connection(("localhost", port), PROBE_S) as connection:
+        with _connect(port) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer, _ = read_answer(connection, ends_s, LARGEST, may_end=True)
     except (TimeoutError, TooLargeError):

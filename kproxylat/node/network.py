@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ FORWARDING = {
 (For IPv6 the mask is a list; 2 is Packet Too Big.) Kernel, Documentation/networking/ip-sysctl.rst."""
 BACKEND_LINK = "kpl-be"
 NETNS = Path("/run/netns")
-LINKS = Path("/sys/class/net")
 MAC = {"pod0": "02:00:00:00:4b:01", POD_LINK: "02:00:00:00:4b:02", BACKEND_LINK: "02:00:00:00:4b:03"}
 MAC["be0"] = "02:00:00:00:4b:04"
 
@@ -87,7 +87,12 @@ def _claim(name: str) -> Iterator[None]:
 def find_leftovers() -> list[str]:
     """Return the namespaces and links of an interrupted run, or of one that kept its lab."""
     names = sorted(path.name for path in NETNS.glob(f"{PREFIX}*"))
-    return names + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if (LINKS / link).exists()]
+    return names + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if link in list_links()]
+
+
+def list_links() -> list[str]:
+    """Return the links of this network namespace; /sys/class/net has those of the one in which it was mounted."""
+    return [name for _, name in socket.if_nameindex()]
 
 
 def remove_leftovers() -> list[str]:

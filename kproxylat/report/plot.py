@@ -329,7 +329,7 @@ def _draw_shares(axes: Axes, drawn: Mapping[str, Sequence[Distribution]], axis: 
             axes.step([calls.lows[0], *calls.highs], [0, *shares], where="post", label="_" if number else label,
                       color=style.color, linestyle=style.line, linewidth=1 if runs[1:] else 1.8)  # fmt: skip
             for p in MARKS:
-                x, name = calls.quantile(p)[1], f"p{100 * p:g}"
+                x, name = calls.estimate(p), f"p{100 * p:g}"
                 axes.plot(x, p, marker=style.marker, color=style.color, markersize=7)
                 if len(every) < 3:
                     left = every.index(calls) == 0 and len(every) > 1

@@ -21,7 +21,7 @@ from kproxylat.report.columns import Table, write_bounded, write_figure
 from kproxylat.report.reproduction import list_times, list_verdicts
 from kproxylat.report.run_table import head_unit, list_services
 from kproxylat.report.sentences import describe_alternative, describe_result, describe_series
-from kproxylat.report.tables import ALTERNATIVES, explain_series, list_alternatives, list_series
+from kproxylat.report.tables import ALTERNATIVES, explain_series, list_alternatives, list_points, list_series
 from kproxylat.results import Probe, Result, name_unit, target_text
 from kproxylat.results_json import build, build_results, build_valid
 
@@ -76,7 +76,13 @@ def build_runs(document: Mapping[str, Any], complain: Complain) -> Section:
         sentences = [describe_result(result) or f"{plot.name_run(result)}: {nothing}" for result in results[:MANY]]
     evidence = [(line.strip(),) for line in explain_series(series)]
     tables = (
-        [list_series(series), Table("Evidence", ("of each series",), evidence, ("of each series",))] if series else []
+        [
+            list_series(series),
+            list_points(series),
+            Table("Evidence", ("of each series",), evidence, ("of each series",)),
+        ]
+        if series
+        else []
     )
     if len(results) == 1:
         tables += [_list_probes("Calls", dict(_name_probes(results[0])), results)]

@@ -42,7 +42,7 @@ def describe_result(result: Result) -> str:
     }
     text = texts[probe.measured]
     if run.path == "miss":
-        text += ", and no rule matches it"
+        text = text.replace("is delivered in", "leaves the node as it came after") + "; no rule matches it"
     elif run.position:
         before = run.position - 1
         text += f"; {before:,} Service rule{' stands' if before == 1 else 's stand'} before its own"

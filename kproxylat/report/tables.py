@@ -108,14 +108,17 @@ def show_series(every: Sequence[Series]) -> None:
     for line in explain_series(every):
         show(fill(line, indent="    " if line.startswith(" ") else "  "))
     show()
-    first = every[0]
-    unit = head_unit(first.unit, first.emulated)
+    show(list_points(every).draw())
+
+
+def list_points(every: Sequence[Series]) -> Table:
+    """List what a lookup costs over numbers of Services, in one or more series."""
     costs = [
         {point.services: write_figure(round(point.cost), series.unit) for point in series.points} for series in every
     ]
-    sizes = sorted(set().union(*costs))
-    rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sizes]
-    show(draw_table(f"{first.figure} {first.measured}, {unit}", ("Services", *(series.name for series in every)), rows))
+    rows = [(f"{size:,}", *(points.get(size, "-") for points in costs)) for size in sorted(set().union(*costs))]
+    title = f"{every[0].figure} {every[0].measured}, {head_unit(every[0].unit, every[0].emulated)}"
+    return Table(title, ("Services", *(series.name for series in every)), rows, ())
 
 
 def show_clocks(every: Sequence[Sequence[Series]]) -> None:

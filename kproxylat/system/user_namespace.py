@@ -9,6 +9,8 @@ from pathlib import Path
 from kproxylat.errors import CommandError, MachineError
 from kproxylat.system.processes import CLONE_NEWNET, run
 
+_KEPT = ("/run/user", "/run/media")
+"""Places below /run where users have files."""
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 """Kernel, include/uapi/linux/sched.h."""
 
@@ -31,7 +33,13 @@ def enter_user_namespace() -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
             Path("/proc/self", name).write_text(text)
         # The names of network namespaces, and the lock, lie below /run, which is the real root's.
+        kept = {place: os.open(place, os.O_PATH) for place in _KEPT if Path(place).is_dir()}
         run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        for place, descriptor in kept.items():
+            Path(place).mkdir()
+            # Else mount(8) writes the path out, which is covered now.
+            run("mount", "--no-canonicalize", "--rbind", f"/proc/{os.getpid()}/fd/{descriptor}", place)
+            os.close(descriptor)
     except (OSError, CommandError) as error:
         raise MachineError(
             f"not root, and this kernel gives ordinary users no namespaces of their own: {error}",

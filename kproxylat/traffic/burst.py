@@ -73,7 +73,7 @@ class Burst:
         :param most: how many source addresses the generator can use (None: any number).
         :raises UsageError: they don't.
         """
-        free = self.source.num_addresses - 2 - self.skip
+        free = max(self.source.num_addresses - 2 - self.skip, 0)
         if most is not None and self.addresses > most:
             raise UsageError(
                 f"{self.count} packets are more than the {most * len(PORTS)} flows that this generator can make",

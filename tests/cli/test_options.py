@@ -128,7 +128,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "ruleset": IN_LAB
         | NO_VM
         | OWN
-        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
+        | {"--target", "--keep", "--overhead", "--envelope", "--send-time", "--mode", "--generator", "--yes"},
         "vm": IN_LAB | {"--target", "--every-service", "--keep", "--yes"},
         "node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
         "cluster": NO_VM | NO_LAB | {"--keep"},
@@ -136,12 +136,12 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "dry ruleset": IN_LAB
         | NO_VM
         | OWN
-        | {"--target", "--keep", "--overhead", "--send-time", "--mode", "--generator", "--yes"},
+        | {"--target", "--keep", "--overhead", "--envelope", "--send-time", "--mode", "--generator", "--yes"},
         "dry node": API | NO_VM | NO_LAB | {"--lab", "--keep", "--family"},
     },
     "render": {
         "lab": IN_LAB | {"--kernel", "--target", "--every-service"},
-        "ruleset": IN_LAB | OWN | {"--kernel", "--target", "--mode", "--generator"},
+        "ruleset": IN_LAB | OWN | {"--kernel", "--target", "--mode", "--generator", "--envelope"},
         "vm": IN_LAB | {"--target", "--every-service"},
         "node": API | NO_LAB | {"--kernel", "--lab", "--family"},
         "cluster": NO_LAB | {"--kernel"},
@@ -151,7 +151,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "ruleset": IN_LAB
         | NO_VM
         | (OWN - {"rule_position"})
-        | {"--target", "--overhead", "--generator", "--yes", "--mode"},
+        | {"--target", "--overhead", "--envelope", "--generator", "--yes", "--mode"},
         "vm": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes"},
         "instructions": IN_LAB | {"--target", "--ruleset", "--every-service", "--yes", "--seed"},
         "cluster": NO_VM | (NO_LAB - {"--services"}) | {"--target", "--seed"},
@@ -183,7 +183,7 @@ REFUSED: dict[str, dict[str, set[str]]] = {
         "prints": NO_PERCENTILES | {"--intervals", "--csv-dialect", "--format"},
         "intervals": NO_PERCENTILES | {"--prints", "--csv-dialect"},
     },
-    "compare": {"forced": {"--allow"}},
+    "compare": {"one": {"--fail-if-worse"}, "forced": {"--allow"}},
     "plot": {"one": {"--allow"}},
     "services create": {"cluster": NO_NODE | {"--worker-image"}},
     "services delete": {"cluster": NO_NODE},

@@ -93,8 +93,8 @@ def system(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lock]:
     monkeypatch.setattr(node_lock, "LOCK", tmp_path / "lock")
-    for name in ("NETNS", "LINKS"):
-        monkeypatch.setattr(network, name, tmp_path / name)
+    monkeypatch.setattr(network, "NETNS", tmp_path / "NETNS")
+    monkeypatch.setattr(network, "list_links", list)
     with node_lock.lock() as held:
         yield held
 

@@ -213,7 +213,8 @@ def enter() -> None:
     kernel.release = lambda: "6.1.0-fake"
     engine.has_function = lambda _: False
     btf.struct_offset = lambda *_: 64  # type: ignore[assignment]
-    lock.LOCK, network.NETNS, network.LINKS = path("run/lock"), path("run/netns"), path("ns/host/links")
+    lock.LOCK, network.NETNS = path("run/lock"), path("run/netns")
+    network.list_links = lambda: [link.name for link in path("ns/host/links").iterdir()]
     pktgen.PROC = "pktgen"
     pktgen.Path = lambda text: path("pktgen", path(text).name)  # type: ignore[assignment,misc]
     kernel.INITIAL_USER = path("/proc/self/ns/user").stat().st_ino
