@@ -56,6 +56,10 @@ def check_options(options: Options) -> None:
             f"source {options.sources} is not IPv{options.family}, as the target is",
             "pass another --source, or --family",
         )
+    first = options.sources.network_address
+    odd = first.is_loopback or first.is_link_local or first.is_multicast or first.is_unspecified
+    if options.sending.source and generator.sends and odd:
+        raise UsageError(f"source {options.sources}: no packet can come from there", "pass another --source")
     if options.lab and options.pod and options.sources != options.pod.sources:
         _check_sources(options.lab, options.sources)
     if options.mode.origin == "node" and not generator.from_node:

@@ -111,7 +111,7 @@ def _list_checks(mode: Mode, probe: str = "auto") -> Iterator[Check]:
         yield Check(f"{name}: rights", checks.check_raw_sockets, option, "run", _SUDO, mode=mode, in_vm=True)
 
 
-_ALL = "every measurement"
+_ALL = "every traced measurement"
 _check_pktgen = partial(checks.check_modules, "pktgen")
 _MAX_FLOWS = "sysctl -w net.netfilter.nf_conntrack_max=1048576"
 _SUDO = "sudo kproxylat ..."

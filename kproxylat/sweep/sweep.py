@@ -94,7 +94,8 @@ class Here:
     def describe(self) -> dict[str, Any]:
         """As :class:`Place` says."""
         kernel.check_root()
-        return {"clock": list(kernel.detect_clock()), "kernel": kernel.release()}
+        about = {"clock": list(kernel.detect_clock()), "kernel": kernel.release()}
+        return about | {"processor": kernel.describe_processor()}
 
     def measure(self, runs: Sequence[Run], begin: Callable[[Run], None]) -> Iterator[Done]:
         """As :class:`Place` says."""
@@ -322,16 +323,21 @@ def sweep(
             state.add(_key(*done.run), done.result, done.seconds)
             ended = ended or done.ended
     except (KproxylatError, Interrupted):
-        kept = sum(_key(*run) in state.results for run in runs)
-        say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")
+        _say_kept(runs, state)
         raise
     for key in [_key(*run) for run in runs if _key(*run) in state.results]:
         result = state.results[key]
         finished.results.append(result)
         finished.seconds[Path(result.run.log).name if result.run.log else str(key)] = round(state.seconds[key], 1)
     if ended:
+        _say_kept(runs, state)
         return finished, ended
     finished.complete = True
     finished.saved = state.close([_key(*run) for run in runs], finished.to_json())
     say(f"saved: {finished.saved}")
     return finished, None
+
+
+def _say_kept(runs: Sequence[Run], state: State) -> None:
+    kept = sum(_key(*run) in state.results for run in runs)
+    say(f"      {kept} of {len(runs)} runs are kept: the same command goes on from there")

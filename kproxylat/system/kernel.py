@@ -25,7 +25,8 @@ INITIAL_USER = 0xEFFFFFFD
 def name_remedies(machine: str) -> tuple[str, str]:
     """Return the remedy for anything that a machine of this architecture cannot provide, and its kernel's package."""
     if machine == "x86_64":
-        return "add --vm (run, sweep: --lab --vm) to measure in a virtual machine", "linux-image-amd64"
+        vm = "add --vm (run, sweep: --lab --vm) to measure in a virtual machine; run, sweep: or --probe none"
+        return vm, "linux-image-amd64"
     return "use an x86-64 machine, where --vm works", f"linux-image-{'arm64' if machine == 'aarch64' else machine}"
 
 

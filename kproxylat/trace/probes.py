@@ -101,7 +101,8 @@ def build_probes(maps: Mapping[str, Map], mode: Mode, unit: str) -> tuple[Probe,
     for call, value, count in _counts(maps.get("n")):
         exact[place(call)][value] += count
     targets: dict[Key, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
-    for target, call, value, count in _counts(maps.get("targets")):
+    # Of an IPv6 address a word of the map's key has but a part.
+    for target, call, value, count in _counts(maps.get("targets") if mode.family == 4 else None):
         targets[place(call)][name_target(target)][str(value)] = count
     probes = []
     for key, values in exact.items():

@@ -49,7 +49,6 @@ TARGET = ("run", "--mode", "nftables", "--target")
         (("bill", "--budget", "nan"), "a budget of nan % is not possible"),
         (("render", "--lab", "--probe", "none"), "--probe none: this command has nothing to trace"),
         (("trace", "--mode", "nftables", "--probe", "none"), "--probe none: this command has nothing to trace"),
-        (("run", "--lab", "--places", "3", "--envelope"), "--envelope is for one Service"),
         (("compare", "a.json", "--fail-if-worse", "5"), "without B no side is before the other"),
         (("bill", "--probe", "none"), "--probe none: this command has nothing to trace"),
         (("bill", "--serve", "9105"), "invalid address '9105'"),

@@ -119,7 +119,7 @@ def test_a_machine_that_has_everything(good: Path, capsys: pytest.CaptureFixture
         "name": "rights",
         "state": "ok",
         "found": "root, with the capabilities needed",
-        "breaks": "every measurement",
+        "breaks": "every traced measurement",
         "apt": "sudo kproxylat ...",
         "dnf": "sudo kproxylat ...",
     }
@@ -293,7 +293,7 @@ def test_a_kernel_that_is_installed_is_not_installed_again(good: Path, monkeypat
     assert states()["function tracing"].apt == states()["function tracing"].dnf == reboot
     with pytest.raises(MachineError) as caught:
         require(LEGACY, "trace", probe="fentry")
-    assert caught.value.remedy == f"{reboot}; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine"
+    assert caught.value.remedy == f"{reboot}; or: {kernel.IN_VM}"
 
 
 @pytest.mark.usefixtures("good")
@@ -402,7 +402,7 @@ def test_missing_modules_stop_only_their_mode(monkeypatch: pytest.MonkeyPatch) -
     require(find_mode("nftables", None), "trace", "run")
     with pytest.raises(MachineError, match="module not found for this kernel: iptable_nat, xt_nfacct") as caught:
         require(LEGACY, "trace", "run")
-    assert caught.value.remedy.endswith("; or: add --vm (run, sweep: --lab --vm) to measure in a virtual machine")
+    assert caught.value.remedy.endswith(f"; or: {kernel.IN_VM}")
     assert missing_to_trace([find_mode("nftables", None)]) == []
     assert missing_to_trace([LEGACY, LEGACY]) == ["iptables on legacy: kernel"]
 
