@@ -119,6 +119,11 @@ def build(name: str = "") -> typer.Typer:
     return app
 
 
+def _end_by(error: Interrupted) -> NoReturn:
+    say(f"kproxylat: ended by {signal.Signals(error.exit_code - 128).name}")
+    sys.exit(error.exit_code)
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; print an error on one line of stderr and its remedy on another, and set the exit status.
 
@@ -141,8 +146,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _say_errors(error)
         sys.exit(error.exit_code)
     except Interrupted as error:
-        say(f"kproxylat: ended by {signal.Signals(error.exit_code - 128).name}")
-        sys.exit(error.exit_code)
+        _end_by(error)
     except BrokenPipeError:
         _forget_output()
         sys.exit(1)
@@ -151,6 +155,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _forget_output()
         sys.exit(1)
     except Exception as error:
+        # Python 3.11 wraps what a signal raises while a class is made (Objects/typeobject.c, type_new_set_names).
+        if isinstance(error.__cause__, Interrupted):
+            _end_by(error.__cause__)
         from kproxylat.system.crash import report_bug
 
         report_bug(error, arguments)

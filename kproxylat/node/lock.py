@@ -70,7 +70,11 @@ def lock() -> Iterator[Lock]:
     :raises MachineError: another run holds the lock, or its path is not a regular file of this user.
     """
     with interrupts.deferred(), _take_lock() as file:
-        held = Lock(file)
+        try:
+            held = Lock(file)
+        except OSError as error:
+            LOCK.unlink()
+            raise MachineError(f"the lock {LOCK} cannot be written: {error.strerror}", "make room there") from None
         try:
             yield held
         finally:

@@ -52,8 +52,15 @@ def write_new(path: Path, content: str | bytes, mode: int = 0o666) -> None:
 
     :raises OSError: the file exists, or cannot be written.
     """
-    with os.fdopen(create(path, mode), "wb") as file:
-        file.write(_encode(content))
+    descriptor = create(path, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encode(content))
+    except OSError:
+        # On a full disk: what is left would have to be overwritten by force.
+        with suppress(OSError), hold_directory(path.parent) as directory:
+            os.unlink(path.name, dir_fd=directory)
+        raise
 
 
 def create(path: Path, mode: int = 0o666) -> int:
@@ -146,14 +153,15 @@ def _encode(content: str | bytes) -> bytes:
 def explain_errors(path: Path, option: str = "--output-dir", action: str = "written") -> Iterator[None]:
     """Turn an OSError of the block into an error that names the file and a remedy.
 
-    :param option: the option that chooses another place.
+    :param option: the option that chooses another place; after a comma what helps if the file exists.
     :param action: completes "PATH cannot be ...".
     :raises MachineError: the block raised OSError.
     """
     try:
         yield
     except OSError as error:
-        raise MachineError(f"{path} cannot be {action}: {error.strerror or error}", f"pass another {option}") from None
+        fix = option if error.errno == errno.EEXIST else option.partition(",")[0]
+        raise MachineError(f"{path} cannot be {action}: {error.strerror or error}", f"pass another {fix}") from None
 
 
 def make_directory(directory: Path) -> None:

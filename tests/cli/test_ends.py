@@ -11,8 +11,10 @@ import time
 
 import pytest
 
-from kproxylat.errors import ENDING
+from kproxylat.cli import app
+from kproxylat.errors import ENDING, Interrupted
 from tests.support import ROOT
+from tests.support.command import Captured, call
 
 RESULT = str(ROOT / "tests/results/counted.json")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -91,3 +93,14 @@ def test_a_signal_in_a_callback_ends_the_program() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == ""
+
+
+def test_a_signal_while_a_class_is_made(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Python 3.11 wraps it: commands import their modules when they are needed."""
+
+    class Late:
+        def __set_name__(self, *_: object) -> None:
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(app, "build", lambda _: type("Made", (), {"late": Late()}))
+    assert call(capsys, "doctor") == (143, "", "kproxylat: ended by SIGTERM\n")
