@@ -145,6 +145,8 @@ def _state_crossing(comparison: Comparison, on_screen: bool) -> str:
     signs = {lookup.main.difference.estimate > 0 for lookup in comparison.lookups if lookup.main.difference}
     if where is None and len(signs) == 1 and all(lookup.differs for lookup in comparison.lookups):
         return " So it is at every number of Services that was measured."
+    if where is None and on_screen and not any(lookup.differs for lookup in comparison.lookups):
+        return ""
     if where is None and len(signs) > 1:
         unclear = "At how many Services they cost the same is unclear."
         return f" {unclear}" if on_screen else " Where they are equal, the lines do not tell for certain."

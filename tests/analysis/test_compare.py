@@ -485,3 +485,11 @@ def test_a_repeat_without_a_mean_is_named(tmp_path: Path) -> None:
     probe = replace(lookup(SLOW), mean=None)
     found = pair(tmp_path, [SLOW, replace(SLOW, probes=(probe,))], [SLOW, SLOW])
     assert (found.differs, found.lookups[0].reason) == (None, "a run has no distribution, or no mean")
+
+
+def test_equal_sweeps_say_nothing_of_where_they_cross(tmp_path: Path) -> None:
+    rng = Random(5)
+    a, b = ([change_run(resample(SLOW, rng, 2000), services=size) for size in (10, 100, 1000)] for _ in range(2))
+    found = pair(tmp_path, a, b)
+    assert found.differs is False
+    assert "unclear" not in state(found, on_screen=True)
