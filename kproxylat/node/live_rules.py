@@ -5,7 +5,6 @@ Reading changes nothing: ``iptables-legacy -t nat -S`` would create a missing ta
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -157,22 +156,15 @@ def read_proxy(path: str, netns: str | None = None) -> str:
     return call_inside(netns, lambda: _read_proxy(path))
 
 
-def _connect(port: int) -> socket.socket:
-    try:
-        return socket.create_connection(("localhost", port), PROBE_S)
-    except TimeoutError:
-        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
-
-
 def _read_proxy(path: str) -> str:
-    port, ends_s = METRICS_PORT, time.monotonic() + ANSWER_S
+    port, ends_s, reason = METRICS_PORT, time.monotonic() + ANSWER_S, "no connection"
     try:
-        with _connect(port) as connection:
+        with socket.create_connection(("localhost", port), PROBE_S) as connection:
+            # Another program than kube-proxy may listen on the port.
+            reason = f"its answer has no end within {LARGEST >> 20} MiB and {ANSWER_S:.0f} s"
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer, _ = read_answer(connection, ends_s, LARGEST, may_end=True)
     except (TimeoutError, TooLargeError):
-        # Another program than kube-proxy may listen on the port.
-        reason = f"its answer has no end within {LARGEST >> 20} MiB and {ANSWER_S:.0f} s"
         raise MachineError(f"no kube-proxy answers on port {port} of this machine: {reason}") from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
