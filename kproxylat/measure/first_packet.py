@@ -66,6 +66,8 @@ def build_first_packet(found: Mapping[str, Any], options: Options, unit: str) ->
     targets = options.targets or (options.target,)
     times = [Counter(chain.from_iterable(parts)) for parts in places]
     names = [str(target) for target in targets]
+    lab = options.lab if options.lab and options.lab.places else None
+    placed = [service.ip for service in lab.place_services(options.family)] if lab else []
     by_target = {
         name: {str(value): count for value, count in sorted(own.items())}
         for name, own in zip(names, times, strict=True)
@@ -79,11 +81,11 @@ def build_first_packet(found: Mapping[str, Any], options: Options, unit: str) ->
         preempted=found["preempted"],
         blocks=tuple(median(block) for block in blocks if block),
         places=tuple(
-            _describe_place(before, name, parts, rng)
-            for before, name, parts in zip(options.lab.list_places(), names, places, strict=True)
+            _describe_place(placed.index(target.ip), name, parts, rng)
+            for target, name, parts in zip(targets, names, places, strict=True)
             if any(parts)
         )
-        if options.lab and options.lab.places
+        if lab
         else (),
     )
 

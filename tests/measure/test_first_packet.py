@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,15 @@ def test_a_node_is_asked_kindly() -> None:
     assert RunOptions(first_packet=True, lab=True).choose_rate(None, 10000) == 1000
     assert RunOptions(first_packet=True).choose_rate(7, 10000) == 7
     assert RunOptions().choose_rate(None, 10000) == 10000
+
+
+def test_the_workers_rules_count_as_before_a_place() -> None:
+    """Its two ports have a rule each, which come first, or in the middle."""
+    found = make_found([[10, 12], [30]], [[20], [40, 40]])
+    for position, before in (("first", [6, 11]), ("middle", [4, 11]), ("last", [4, 9])):
+        options = replace(make_options(), where=Lab(10, position, places=2))
+        times = build_first_packet(found, options, "ns")
+        assert [place.before for place in times.places] == before
 
 
 def test_times_become_percentiles_with_bounds_and_places() -> None:
