@@ -52,6 +52,8 @@ def describe_result(result: Result) -> str:
     verdict = "every packet is accounted for" if books and books.closed else "the packet counters do not balance"
     if books and books.closed is None:
         verdict = "no counter on this machine tells whether the packets arrived"
+        if first := result.first_packet:
+            verdict = f"{first.sent - first.unanswered - first.refused:,} of {first.sent:,} connections were answered"
     return f"{text}{f'; {verdict}' if books else ''}."
 
 

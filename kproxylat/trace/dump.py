@@ -100,11 +100,11 @@ class PrintAssembler:
     Format: see the module's docstring.
 
     :param find_room: returns how much a print of a map of this name may weigh.
-    :param most: how many entries, and how many rows, a print may have.
+    :param most: how many entries, and how many rows, a print may have (None: as many as in a text of unknown origin).
     """
 
-    def __init__(self, find_room: Callable[[str], int] = lambda _: BUDGET, most: int = _ENTRIES) -> None:
-        self._find_room, self._most = find_room, most
+    def __init__(self, find_room: Callable[[str], int] = lambda _: BUDGET, most: int | None = None) -> None:
+        self._find_room, self._most = find_room, _ENTRIES if most is None else most
         self._prints: list[Print] = []
         self._notes: list[str] = []
         self._multiline_maps: set[str] = set()  # maps whose values were not on one line
