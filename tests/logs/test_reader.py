@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kproxylat.errors import LogError
 from kproxylat.logs import reader
+from kproxylat.logs.files import read_pieces
 from kproxylat.logs.legacy import RunText
 from kproxylat.logs.reader import Dialect, LogReader, read_intervals, read_log
 from kproxylat.logs.recurring import Collector
@@ -620,3 +621,11 @@ def test_histograms_of_our_own_logs_have_the_saved_results_percentiles() -> None
     (entry,) = read(text)[0].maps["lat"].entries
     assert entry.percentiles
     assert entry.percentiles["50"] == Percentile(3, 2, 4)
+
+
+def test_lines_of_ours_with_every_time_are_whole() -> None:
+    """A run of 300,000 packets has a record of 1.5 MB."""
+    own, other = b"kproxylat record: " + b"x" * (3 << 20), b"y" * (3 << 20)
+    lines = b"".join(read_pieces(io.BytesIO(own + b"\n" + other + b"\n"), [])).split(b"\n")
+    assert lines[0] == own
+    assert len(lines[1]) < 2 << 20

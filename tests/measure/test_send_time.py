@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from kproxylat.errors import MachineError
+from kproxylat.cli.options import Kind
+from kproxylat.errors import CommandError, MachineError
 from kproxylat.measure import conntrack
+from kproxylat.measure.expected import expect_s
 from kproxylat.measure.options import Lab, Options, Sending, Tracing
 from kproxylat.measure.send_time import build_send_time, time_sends
 from kproxylat.modes import find_mode
@@ -337,3 +339,32 @@ def test_a_signal_after_the_last_packet_loses_nothing(tmp_path: Path) -> None:
     assert result.accounting
     assert (result.accounting.closed, result.accounting.sent, result.run.cut_short) == (True, PACKETS, False)
     assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+def test_flows_are_deleted_until_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """conntrack(8) stops at a flow that ended by itself since it was listed."""
+    said = ["such conntrack doesn't exist", "such conntrack doesn't exist", "0 flow entries have been deleted."]
+
+    def run(*argv: str, **_: object) -> str:
+        if not said:
+            return ""
+        raise CommandError(list(argv), 1, said.pop(0))
+
+    monkeypatch.setattr(conntrack, "run", run)
+    conntrack.forget_flows(Network(None, "n", None), IPv4Network("10.0.0.0/24"))
+    assert said == []
+    said += ["Operation not permitted"]
+    with pytest.raises(CommandError, match="not permitted"):
+        conntrack.forget_flows(Network(None, "n", None), IPv4Network("10.0.0.0/24"))
+    monkeypatch.setattr(conntrack, "DELETE_TRIES", 3)
+    said += ["such conntrack doesn't exist"] * 9
+    with pytest.raises(MachineError, match="conntrack still has flows of ours"):
+        conntrack.forget_flows(Network(None, "n", None), IPv4Network("10.0.0.0/24"))
+
+
+def test_packets_beside_each_other_take_no_longer() -> None:
+    """Those to the endpoint and to no Service go at the rate of the others."""
+    sending = Sending(GENERATORS["sockets"], 10, 1000, 0)
+    untraced = Options(find_mode("nftables", "nft"), where=Lab(10), sending=sending, tracing=Tracing(Kind.NONE))
+    assert len(untraced.controls) == 2
+    assert 10 < expect_s(untraced, False) < 15

@@ -217,3 +217,10 @@ def test_runs_of_two_machines_have_both_units() -> None:
     for results in ([one, other], [other, one]):
         section = build_runs(json.loads("".join(export_json(results))), print)
         assert any("ns and " in table.title and "emulated ns" in table.title for table in section.tables)
+
+
+def test_a_sweeps_report_has_the_costs_by_services() -> None:
+    section = build_runs(json.loads(COUNTED.read_text()), print)
+    [table] = [table for table in section.tables if table.title == "commonest lookup, emulated instructions"]
+    assert [row[0] for row in table.rows] == ["10", "100", "1,000"]
+    assert table.rows[-1][1:] == ("27,846", "86,912", "2,678")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,11 +22,11 @@ from kproxylat.measure.replay import plan_replay
 from kproxylat.modes import MODES, Mode, find_mode
 from kproxylat.node.network import Network
 from kproxylat.report.tables import show_result, show_whatif
-from kproxylat.results import Probe, Result, Traffic
+from kproxylat.results import Probe, Result, Target, Traffic
 from kproxylat.results_json import from_json, to_json
 from kproxylat.sweep.whatif import judge, plan_modes, save, whatif
 from kproxylat.trace.dump import parse_dump
-from kproxylat.trace.probes import build_probes, split_maps
+from kproxylat.trace.probes import build_probes, exact_probe, split_maps
 from tests.results import change_run
 from tests.support import TESTS
 from tests.support.costs import RULES, measured
@@ -199,3 +200,14 @@ def test_what_rewritten_rules_leave_out_is_said(capsys: pytest.CaptureFixture[st
     assert "note: rewritten rules leave out what the captured ones pay for: session" in out
     assert "before counts Services, not rules" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_only_services_with_endpoints_stand_before_another() -> None:
+    """A virtual server of ipvs may have none, and has no rule in mode iptables then."""
+    [first, *_] = [service for service in RULES.services if service.endpoints]
+    target = str(Target(first.ip, first.port, first.protocol))
+    probe = exact_probe("x", (None, None, None), Counter({5: 1}), "ns", lookup=True)
+    lookup = replace(probe, targets={target: {"5": 1}})
+    empty = replace(first, ip="10.96.77.7", endpoints=())
+    [row] = rank_services(lookup, [empty, replace(first, ip="10.96.77.8"), empty, first])
+    assert row.before == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -237,3 +238,13 @@ def test_only_one_module_makes_files() -> None:
                 assert not writers.match(called), f"{name}:{node.lineno}"
                 assert not modes, f"{name}:{node.lineno}"
                 assert not (owner == "os" and "O_CREAT" in ast.dump(node)), f"{name}:{node.lineno}"
+
+
+def test_a_full_disk_leaves_no_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(_: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_encode", fill)
+    with pytest.raises(MachineError, match="No space left") as caught:
+        files.save_file(tmp_path / "x.html", "text", "--output, or --force")
+    assert (caught.value.remedy, list(tmp_path.iterdir())) == ("pass another --output", [])
