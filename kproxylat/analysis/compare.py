@@ -13,7 +13,7 @@ from kproxylat.analysis.comparison import Comparison, Side, from_json, state
 from kproxylat.analysis.contrast import ALARMS, Contrast, contrast
 from kproxylat.analysis.crossings import agrees, find_crossing
 from kproxylat.analysis.points import draw_lines, draw_medians
-from kproxylat.analysis.series import Key, Series, build_series, find_key, group_results, name_key
+from kproxylat.analysis.series import Key, Series, build_series, find_key, group_results, name_key, sort_groups
 from kproxylat.analysis.stats import bounds, crossing
 from kproxylat.console import leave_out
 from kproxylat.errors import KproxylatError, LogError, UsageError
@@ -110,8 +110,7 @@ def _group(name: str) -> dict[Key, Cells]:
             groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
     if not groups:
         raise LogError(f"{name}: no call was measured in it")
-    # A sweep measures in random order.
-    return dict(sorted(groups.items(), key=lambda pair: (pair[0][2], *pair[0][:2])))
+    return sort_groups(groups)
 
 
 def _compare_pair(

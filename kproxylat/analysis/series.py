@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, pairwise
 from random import Random
+from typing import TypeVar
 
 from kproxylat.analysis.comparable import distribution, find_differences, find_flaws, merge_counts
 from kproxylat.analysis.points import LINEAR, Point, draw_lines, draw_medians
@@ -33,6 +34,7 @@ _SINGLE = {
 }
 """Source of the drift of single runs -> what the evidence says of it."""
 
+T = TypeVar("T")
 Key = tuple[str, str, str]
 """Mode and backend as :attr:`kproxylat.results.Run.rules`, and the packets' protocol ("": unknown)."""
 
@@ -117,7 +119,11 @@ def group_results(results: Iterable[Result]) -> dict[Key, dict[int, list[Result]
     for result in sorted(results, key=lambda result: result.run.services or 0):
         if result.headline and result.run.services is not None:
             groups.setdefault(find_key(result), {}).setdefault(result.run.services, []).append(result)
-    # A sweep measures in random order.
+    return sort_groups(groups)
+
+
+def sort_groups(groups: Mapping[Key, T]) -> dict[Key, T]:
+    """Sort what belongs to series by protocol, mode and backend: a sweep measures in random order."""
     return dict(sorted(groups.items(), key=lambda pair: (pair[0][2], *pair[0][:2])))
 
 

@@ -16,6 +16,8 @@ from random import Random
 from statistics import fmean, median
 from typing import NamedTuple
 
+from kproxylat.trace.percentiles import interpolate
+
 LEVEL = 0.95
 """The confidence level of bounds, unless stated otherwise."""
 ROUNDS = 2000
@@ -61,9 +63,7 @@ class Distribution:
     def estimate(self, p: float) -> float:
         """Estimate quantile ``p`` as ``parse`` does: of exact values by numpy's default."""
         if self.exact:
-            rank = (self.count - 1) * p
-            low, high = (self.lows[bisect_right(self.ends, at)] for at in (math.floor(rank), math.ceil(rank)))
-            return low + (high - low) * (rank - math.floor(rank))
+            return interpolate(self.count, p * 100, lambda at: self.lows[bisect_right(self.ends, at)])
         estimate = self._estimate(p)
         return fmean(self.quantile(p)) if estimate is None else estimate
 

@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterable
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -85,8 +86,6 @@ class Transport:
         :raises TransportError: the server cannot be reached, or the answer is incomplete or no HTTP.
         :raises MachineError: the answer is too large.
         """
-        from http.client import HTTPException
-
         length = [] if body is None else [("Content-Length", str(len(body)))]
         head = f"{method} {self._base}{path} HTTP/1.1\r\n{self._head}{_format_headers([*headers, *length])}\r\n"
         connection = self._pool._get_conn()
@@ -111,8 +110,6 @@ class Transport:
     def _connect(self, connection: Any, ends_s: float) -> None:
         if connection.sock is not None:
             return
-        from http.client import HTTPException
-
         from urllib3.exceptions import HTTPError
 
         connection.timeout = max(min(CONNECT_S, ends_s - time.monotonic()), 0.001)

@@ -86,8 +86,8 @@ def _claim(name: str) -> Iterator[None]:
 
 def find_leftovers() -> list[str]:
     """Return the namespaces and links of an interrupted run, or of one that kept its lab."""
-    names = sorted(path.name for path in NETNS.glob(f"{PREFIX}*"))
-    return names + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if link in list_links()]
+    names, links = sorted(path.name for path in NETNS.glob(f"{PREFIX}*")), list_links()
+    return names + [link for link in (POD_LINK, BACKEND_LINK, NODE_LINK) if link in links]
 
 
 def list_links() -> list[str]:

@@ -104,7 +104,7 @@ def shielded() -> Iterator[None]:
     """In the block, which cleans up, :func:`check` and :func:`wait` do not raise a signal, either."""
     _state.shields += 1
     try:
-        with deferred():
+        with postponed():
             yield
     finally:
         _state.shields -= 1
@@ -123,7 +123,7 @@ def postponed() -> Iterator[None]:
 
 def pending() -> int:
     """Return the number of the signal that :func:`check` would raise in the main thread; 0 if there is none."""
-    return 0 if _state.shields or _state.postponed else _state.pending
+    return 0 if _state.postponed else _state.pending
 
 
 def take() -> Interrupted | None:

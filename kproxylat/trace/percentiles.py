@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor
 
@@ -83,11 +83,19 @@ def compute_percentiles(values: Mapping[int, int], percents: Iterable[float]) ->
     rows = Histogram(tuple(Bucket(value, value + 1, count) for value, count in sorted(values.items()) if count))
     total, percentiles = sum(bucket.count for bucket in rows.buckets), {}
     for percent in percents if total else ():
-        rank = (total - 1) * percent / 100
-        low, high = (_find(rows, index)[1].lo or 0 for index in (floor(rank), ceil(rank)))
-        value = low + (high - low) * (rank - floor(rank))
+        value = interpolate(total, percent, lambda index: _find(rows, index)[1].lo or 0)
         percentiles[f"{percent:g}"] = Percentile(value, value, value)
     return percentiles
+
+
+def interpolate(count: int, percent: float, find: Callable[[int], float]) -> float:
+    """Interpolate a percentile between two of ``count`` values, as numpy's default method does.
+
+    :param find: returns the value number ``index`` (from 0, ascending).
+    """
+    rank = (count - 1) * percent / 100
+    low, high = find(floor(rank)), find(ceil(rank))
+    return low + (high - low) * (rank - floor(rank))
 
 
 def _locate(histogram: Histogram, percent: float, minimum: float | None, maximum: float | None) -> Percentile:
